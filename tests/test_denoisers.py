@@ -1,0 +1,67 @@
+"""The two networks: shapes, the published architecture written a second time, widths the image must fit."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmlib.denoisers import ActivationDiffusionModel, MLPDenoiser, UNetDenoiser, count_parameters, image_shape
+
+
+@pytest.mark.parametrize("d, shape", [(5120, (32, 160)), (640, (20, 32)), (768, (24, 32)), (2048, (32, 64)), (100, (4, 28)), (1, (4, 4))])
+def test_image_shape(d, shape):
+    assert image_shape(d) == shape
+
+
+@pytest.mark.parametrize("d", range(1, 3000, 37))
+def test_any_width_fits_and_both_halvings_are_whole(d):
+    height, width = image_shape(d)
+    assert height * width >= d and height % 4 == 0 and width % 4 == 0 and height * width - d < 16 and height <= width
+
+
+@pytest.mark.parametrize("d", [64, 100])
+def test_unet_keeps_the_vector_shape_and_uses_time(d):
+    torch.manual_seed(0)
+    network = UNetDenoiser(d, (32, 32, 32), 1).eval()
+    x = torch.randn(2, d)
+    with torch.inference_mode():
+        early, late = network(x, torch.tensor([5.0, 5.0])), network(x, torch.tensor([900.0, 900.0]))
+    assert early.shape == x.shape and not torch.allclose(early, late)
+
+
+def test_the_articles_size():
+    model = ActivationDiffusionModel()
+    assert model.config.activation_dim == 5120 and model.image == (32, 160)
+    assert count_parameters(model) == pytest.approx(58.9e6, rel=0.01)
+
+
+def test_mlp_against_the_published_equations_written_again():
+    """The forward pass from the published description, with plain tensor operations on the same weights."""
+    torch.manual_seed(0)
+    network = MLPDenoiser(d_input=6, n_layers=2).eval()
+    w, x, t = dict(network.named_parameters()), torch.randn(5, 6), torch.tensor([0.0, 1.0, 250.0, 777.0, 1000.0])
+
+    def linear(name, value):
+        return value @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def norm(name, value):
+        return (value - value.mean(-1, keepdim=True)) / (value.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    m = 12
+    frequencies = torch.tensor([10000 ** (-i / (m / 2)) for i in range(m // 2)])
+    angles = t[:, None] * frequencies
+    embedding = linear("time_embed.2", F.silu(linear("time_embed.0", torch.cat([angles.cos(), angles.sin()], 1))))
+    h = linear("in_proj", x)
+    for layer in ("layers.0", "layers.1"):
+        n = norm(f"{layer}.ln", h)
+        gate = F.silu(linear(f"{layer}.gate_proj", n) * linear(f"{layer}.time_proj", embedding))
+        h = h + linear(f"{layer}.down_proj", gate * linear(f"{layer}.up_proj", n))
+    with torch.inference_mode():
+        assert torch.allclose(network(x, t), linear("out_proj", norm("ln", h)), atol=1e-5)
+
+
+def test_mlp_default_widths_are_the_published_ratios():
+    network = MLPDenoiser(d_input=640)
+    assert network.in_proj.out_features == 1280 and network.layers[0].up_proj.out_features == 2560
+    assert count_parameters(network) == pytest.approx(44.3e6, rel=0.01) and math.isfinite(network.ln.eps)

@@ -1,0 +1,172 @@
+"""The loss comparison: every method on one denoising objective, on the same tokens and the same noise, with intervals.
+
+Losses are means over test tokens and the 100 levels of the evaluation grid, so tokens weigh equally and long documents weigh
+more. Documents are the independent units. Intervals are paired and clustered by document: a jackknife standard error of the
+logarithm and Student's t with the effective number of documents less one as its degrees of freedom. In simulations with 20
+documents of very unequal length it covers 94 % where it says 95 %; a bootstrap-t covers 92 %, percentiles less.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mmlib.corpus import effective_clusters
+from mmlib.noise import Denoiser, noise_process
+from mmlib.store import spread_rows
+
+CLAIM = 0.47
+LEAST_SIGMA, MOST_SIGMA = 0.05, 0.95  # mean losses are also given without the levels beyond
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Summed losses of one objective, by method, level and test document."""
+
+    sigma_l: np.ndarray
+    sums: dict[str, np.ndarray]  # (levels, documents)
+    counts_ld: np.ndarray  # tokens
+
+    def curve(self, method: str) -> np.ndarray:
+        """Mean loss at each level, (levels,)."""
+        return self.sums[method].sum(1) / self.counts_ld.sum(1)
+
+    def by_document(self, method: str) -> tuple[np.ndarray, np.ndarray]:
+        """(summed loss, number of (token, level) pairs) of each document that has any, two (documents,)."""
+        present = self.counts_ld.sum(0) > 0
+        return self.sums[method].sum(0)[present], self.counts_ld.sum(0)[present]
+
+    def mean(self, method: str, levels: np.ndarray | slice = slice(None)) -> float:
+        """Mean loss over tokens and the chosen levels."""
+        return float(self.curve(method)[levels].mean())
+
+
+@torch.inference_mode()
+def evaluate(methods: Mapping[str, Denoiser], slow_methods: Mapping[str, Denoiser], objective: str, z_nd: Tensor,
+             document_n: np.ndarray, *, tokens: int, common_tokens: int, seed: int) -> tuple[Losses, Losses]:
+    """Losses of all methods on the evaluation grid of one objective.
+
+    Each level draws its own `tokens` test tokens, evenly spread, and noise for them; all methods see the same. Slow methods see
+    only every (tokens / common_tokens)-th of them.
+
+    Args:
+        z_nd: standardised activations of the test documents.
+        document_n: index of each one's document, from 0.
+    Returns:
+        (losses of `methods` on all tokens, losses of both kinds on the common subset).
+    Raises:
+        ValueError: `common_tokens` does not divide `tokens`, or there are fewer test tokens.
+    """
+    if tokens % common_tokens or tokens > len(z_nd):
+        raise ValueError(f"{tokens} tokens a level, {common_tokens} in common, {len(z_nd)} in the test documents: expected the "
+                         "second to divide the first and the first not to exceed the third")
+    grid, n_documents, stride = noise_process(objective).grid(), int(document_n.max()) + 1, tokens // common_tokens
+    everyone = {**methods, **slow_methods}
+    full = Losses(np.array([level.sigma for level in grid]), {m: np.zeros((len(grid), n_documents)) for m in methods},
+                  np.zeros((len(grid), n_documents)))
+    common = Losses(full.sigma_l, {m: np.zeros((len(grid), n_documents)) for m in everyone}, np.zeros_like(full.counts_ld))
+    for i, level in enumerate(tqdm(grid, desc=f"comparing on {objective}", unit="level", mininterval=2)):
+        rng = np.random.default_rng([seed, i, len(objective)])
+        rows = spread_rows(len(z_nd), tokens, rng)
+        clean_nd, documents = z_nd[rows], document_n[rows]
+        noise_nd = torch.from_numpy(rng.standard_normal(clean_nd.shape, dtype=np.float32))
+        x_nd = (1 - level.sigma) * clean_nd + level.sigma * noise_nd
+        full.counts_ld[i] = np.bincount(documents, minlength=n_documents)
+        common.counts_ld[i] = np.bincount(documents[::stride], minlength=n_documents)
+        for name, method in everyone.items():
+            seen = slice(None, None, stride if name in slow_methods else 1)
+            loss_n = level.weight * (method(x_nd[seen], level.sigma) - clean_nd[seen]).double().square().mean(1).numpy()
+            if name in methods:
+                full.sums[name][i] = np.bincount(documents, loss_n, n_documents)
+                loss_n = loss_n[::stride]
+            common.sums[name][i] = np.bincount(documents[::stride], loss_n, n_documents)
+    return full, common
+
+
+def document_interval(sums_d: np.ndarray, counts_d: np.ndarray, baseline_d: np.ndarray | None = None, level: float = 0.95) -> tuple[float, float]:
+    """Interval for a mean loss, Σ sums / Σ counts, or with a baseline for the ratio of losses, Σ sums / Σ baseline.
+
+    Args:
+        sums_d, counts_d, baseline_d: one number a document.
+    Raises:
+        ValueError: fewer than two documents, which have no spread.
+    """
+    if len(sums_d) < 2:
+        raise ValueError(f"{len(sums_d)} test document: an interval needs at least two")
+    below_d = counts_d if baseline_d is None else baseline_d
+    share_d = below_d / below_d.sum()
+    left_out_d = (sums_d / sums_d.sum() - share_d) / (1 - share_d)  # change of the log ratio when a document is left out
+    error = np.sqrt((1 - 1 / len(sums_d)) * (left_out_d**2).sum())
+    reach = scipy.stats.t.ppf((1 + level) / 2, effective_clusters(counts_d) - 1) * error
+    ratio = sums_d.sum() / below_d.sum()
+    return float(ratio * np.exp(-reach)), float(ratio * np.exp(reach))
+
+
+def verdict(low: float, high: float, claim: float = CLAIM) -> str:
+    """Where an interval lies against the claim: "below", "consistent with" or "above"."""
+    return "below" if high < claim else "above" if low > claim else "consistent with"
+
+
+def loss_rows(losses: Losses, objective: str, evaluation: str, budgets: Mapping[str, dict]) -> list[dict]:
+    """One row a method: loss with interval, the loss without extreme levels, the mean over documents, and the budget."""
+    inner_low, inner_high = losses.sigma_l >= LEAST_SIGMA, losses.sigma_l <= MOST_SIGMA
+    rows = []
+    for method in losses.sums:
+        sums_d, counts_d = losses.by_document(method)
+        rows.append({
+            "objective": objective, "method": method, "evaluation": evaluation, "loss": losses.mean(method),
+            "ci95": list(document_interval(sums_d, counts_d)),
+            "loss_without_sigma_below_0.05": losses.mean(method, inner_low),
+            "loss_without_sigma_above_0.95": losses.mean(method, inner_high),
+            "loss_documents_equal": float((sums_d / counts_d).mean()),
+            **budgets[method]})
+    return rows
+
+
+def reduction_rows(losses: Losses, objective: str, evaluation: str, methods: list[str], baselines: list[str]) -> list[dict]:
+    """1 − L_method / L_baseline with its paired interval, the same without the lowest noise, and the verdict on the claim."""
+    rows, inner = [], losses.sigma_l >= LEAST_SIGMA
+    for method in methods:
+        for baseline in baselines:
+            (sums_d, counts_d), (baseline_d, _) = losses.by_document(method), losses.by_document(baseline)
+            low, high = document_interval(sums_d, counts_d, baseline_d)
+            interval = [1 - high, 1 - low]
+            rows.append({"objective": objective, "method": method, "baseline": baseline, "evaluation": evaluation,
+                         "reduction": 1 - losses.mean(method) / losses.mean(baseline), "ci95": interval, "claim": CLAIM,
+                         "reduction_without_sigma_below_0.05": 1 - losses.mean(method, inner) / losses.mean(baseline, inner),
+                         "verdict": verdict(*interval)})
+    return rows
+
+
+PRIMARY = (  # fixed before the numbers: (what it is, method, baseline, objective)
+    ("the article as printed: its UNet over PCA", "unet", "pca_k64", "ddpm_epsilon"),
+    ("the article as printed: its UNet over a sparse autoencoder", "unet", "sae", "ddpm_epsilon"),
+    ("the method at its best: the MLP over the full Gaussian", "mlp", "gaussian", "flow_velocity"),
+)
+
+
+def primary_rows(reductions: list[dict]) -> list[dict]:
+    """The reductions of the definitions fixed in advance; all others are exploratory."""
+    by_key = {(row["method"], row["baseline"], row["objective"]): row for row in reductions}
+    return [{"definition": text, **by_key[method, baseline, objective]} for text, method, baseline, objective in PRIMARY]
+
+
+def plain_words(reductions: list[dict]) -> str:
+    """The verdict as one paragraph, assembled from the numbers."""
+    sentences = []
+    for row in primary_rows(reductions):
+        low, high = (f"{100 * bound:.0f}" for bound in row["ci95"])
+        change = f"{100 * row['reduction']:.0f} % lower" if row["reduction"] >= 0 else f"{-100 * row['reduction']:.0f} % higher"
+        sentences.append(f"For {row['definition']} ({row['objective']}), the loss is {change} (95 % interval of the reduction {low} to "
+                         f"{high} %; {100 * row['reduction_without_sigma_below_0.05']:.0f} % without σ < {LEAST_SIGMA}): {row['verdict']} the claimed "
+                         f"{100 * CLAIM:.0f} %.")
+    fitting = sum(row["verdict"] == "consistent with" for row in reductions)
+    spread = [100 * row["reduction"] for row in reductions]
+    sentences.append(f"Across all {len(reductions)} pairs of network, baseline and objective the reduction runs from {min(spread):,.0f} % to "
+                     f"{max(spread):,.0f} %, and {fitting} of them are consistent with {100 * CLAIM:.0f} %: the choice of comparator "
+                     "and reading decides the number.")
+    return " ".join(sentences)

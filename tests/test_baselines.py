@@ -1,0 +1,42 @@
+"""SAEs trained by SAELens, on activations that really are sparse combinations."""
+
+import pytest
+import torch
+
+from mmlib.baselines import SAEDenoiser, load_sae, sae_quality, save_sae, train_sae
+from mmlib.gaussian import clean_input
+from mmlib.presets import SAESize
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """64 directions in 16 dimensions, 3 active at a time: what an SAE assumes of activations."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(64, 16, generator=generator), dim=1)
+
+    def batch(n=256):
+        active = torch.rand(n, 64, generator=generator).argsort(1) < 3
+        return (active * torch.rand(n, 64, generator=generator)) @ directions
+
+    sae = train_sae(iter(batch, None), 16, SAESize(latents=64, k=3, steps=300, batch=256, lr=3e-3), seed=0)
+    return sae, batch(2000)
+
+
+def test_sae_learns_sparse_data(trained):
+    quality = sae_quality(*trained)
+    assert quality["l0"] <= 3 and quality["fvu"] < 0.45 and len(quality["frequency"]) == 64
+
+
+def test_round_trip(trained, tmp_path):
+    sae, z = trained
+    save_sae(sae, tmp_path)
+    assert torch.allclose(load_sae(tmp_path)(z), sae(z), atol=1e-5)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_denoiser_is_the_reconstruction_of_what_it_is_fed(trained):
+    sae, z = trained
+    for fed in ("rescaled", "mean_estimate"):
+        assert torch.allclose(SAEDenoiser(sae, fed)(z, 0.3), sae(clean_input(z, 0.3, fed)))
+    with pytest.raises(ValueError, match="expected 'mean_estimate' or 'rescaled'"):
+        SAEDenoiser(sae, "as it is")(z, 0.3)

@@ -1,0 +1,121 @@
+"""The comparison: known losses, identical draws, honest intervals."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmlib.baselines import MixedDenoiser
+from mmlib.compare import CLAIM, Losses, document_interval, evaluate, loss_rows, plain_words, reduction_rows, verdict
+from mmlib.gaussian import Projection, standard_normal
+from mmlib.noise import FlowMatching
+
+
+class Scaled:
+    """Estimates `factor` times the input."""
+
+    parameters = 0
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x, sigma):
+        return self.factor * x
+
+
+@pytest.fixture(scope="module")
+def z():
+    return torch.randn(3000, 5, generator=torch.Generator().manual_seed(0))
+
+
+DOCUMENTS = np.repeat(np.arange(6), (50, 100, 200, 400, 750, 1500))
+
+
+def test_estimating_zero_has_the_known_velocity_loss(z):
+    """ẑ = 0: the error is z, so the loss at σ is mean(z²)/σ² ≈ 1/σ²."""
+    losses, _ = evaluate({"zero": Scaled(0.0)}, {}, "flow_velocity", z, DOCUMENTS, tokens=3000, common_tokens=3000, seed=0)
+    assert np.allclose(losses.curve("zero"), z.square().mean().item() / losses.sigma_l**2, rtol=1e-4)
+
+
+def test_all_methods_see_the_same_tokens_and_noise_and_the_subset_is_part_of_the_whole(z):
+    full, common = evaluate({"a": standard_normal(5)}, {"b": standard_normal(5)}, "ddpm_epsilon", z, DOCUMENTS, tokens=300, common_tokens=100, seed=0)
+    assert np.array_equal(common.sums["a"], common.sums["b"]) and "b" not in full.sums
+    assert full.counts_ld.sum() == 30_000 and common.counts_ld.sum() == 10_000 and (common.counts_ld <= full.counts_ld).all()
+    again, _ = evaluate({"a": standard_normal(5)}, {}, "ddpm_epsilon", z, DOCUMENTS, tokens=300, common_tokens=100, seed=0)
+    assert np.array_equal(again.sums["a"], full.sums["a"])
+
+
+def test_every_document_gets_its_share(z):
+    full, _ = evaluate({"a": Scaled(1.0)}, {}, "flow_velocity", z, DOCUMENTS, tokens=600, common_tokens=600, seed=0)
+    assert np.allclose(full.counts_ld.sum(0) / 60_000, np.bincount(DOCUMENTS) / 3000, atol=0.005)
+
+
+def test_impossible_numbers_of_tokens_are_refused(z):
+    for tokens, common in ((300, 200), (3001, 3001)):
+        with pytest.raises(ValueError, match="in the test documents"):
+            evaluate({}, {"a": Scaled(1.0)}, "flow_velocity", z, DOCUMENTS, tokens=tokens, common_tokens=common, seed=0)
+
+
+def test_identity_projection_equals_the_naive_estimate(z):
+    identity = Projection(torch.zeros(5), torch.eye(5), "rescaled")
+    x = torch.randn(4, 5)
+    assert torch.allclose(identity(x, 0.2), x / 0.8)
+
+
+def test_mix_finds_the_linear_optimum(z):
+    """Mixing x with a useless ẑ must find the mean model's own gain (1 − σ)/((1 − σ)² + σ²)."""
+    levels = FlowMatching().grid()[::30]
+    mixed = MixedDenoiser(Scaled(0.0), levels, z, torch.Generator().manual_seed(0))
+    for level in levels:
+        s = level.sigma
+        assert mixed.weights[s][1] == pytest.approx((1 - s) / ((1 - s) ** 2 + s**2), abs=0.03)
+    with pytest.raises(ValueError, match="no mix was fitted at σ = 0.123"):
+        mixed(z, 0.123)
+
+
+@pytest.mark.parametrize("effect", [0.05, 0.3])
+def test_intervals_cover_with_few_unequal_documents(effect):
+    """20 documents, sizes over a factor of 70, an effect of its own for each: 95 % intervals must hold the truth that often."""
+    rng, trials = np.random.default_rng(0), 2000
+    covered = 0
+    for _ in range(trials):
+        sizes = np.exp(rng.uniform(0, np.log(70), 20))
+        baseline = sizes * np.exp(effect * rng.standard_normal(20))
+        method = 0.7 * baseline * np.exp(effect * rng.standard_normal(20) - effect**2 / 2)
+        low, high = document_interval(method, sizes, baseline)
+        covered += low < 0.7 < high
+    assert 0.93 < covered / trials < 0.98
+
+
+def test_one_document_has_no_interval():
+    with pytest.raises(ValueError, match="1 test document"):
+        document_interval(np.ones(1), np.ones(1))
+
+
+def test_a_method_against_itself_is_reduced_by_exactly_nothing(z):
+    losses, _ = evaluate({"a": standard_normal(5), "b": standard_normal(5)}, {}, "flow_velocity", z, DOCUMENTS, tokens=300, common_tokens=300, seed=0)
+    row, = reduction_rows(losses, "flow_velocity", "all", ["a"], ["b"])
+    assert row["reduction"] == 0 and row["ci95"] == [0, 0] and row["verdict"] == "below"
+
+
+def test_rows_by_hand():
+    losses = Losses(np.array([0.01, 0.5]), {"m": np.array([[4.0, 2.0], [1.0, 1.0]]), "b": np.array([[8.0, 4.0], [2.0, 2.0]])}, np.array([[2.0, 1], [2, 1]]))
+    row = loss_rows(losses, "o", "all", {"m": {"parameters": 1}, "b": {}})[0]
+    assert row["loss"] == pytest.approx((2 + 2 / 3) / 2) and row["loss_without_sigma_below_0.05"] == pytest.approx(2 / 3)
+    assert row["loss_documents_equal"] == pytest.approx((5 / 4 + 3 / 2) / 2) and row["parameters"] == 1
+    assert reduction_rows(losses, "o", "all", ["m"], ["b"])[0]["reduction"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("interval, expected", [((0.1, 0.3), "below"), ((0.4, 0.5), "consistent with"), ((0.5, 0.9), "above")])
+def test_verdict(interval, expected):
+    assert verdict(*interval) == expected and CLAIM == 0.47
+
+
+def test_plain_words_quote_the_numbers():
+    def row(method, baseline, objective, reduction):
+        return {"method": method, "baseline": baseline, "objective": objective, "reduction": reduction, "reduction_without_sigma_below_0.05": 0.11,
+                "ci95": [reduction - 0.02, reduction + 0.02], "verdict": verdict(reduction - 0.02, reduction + 0.02)}
+
+    text = plain_words([row("unet", "pca_k64", "ddpm_epsilon", -0.31), row("unet", "sae", "ddpm_epsilon", 0.46),
+                        row("mlp", "gaussian", "flow_velocity", 0.23)])
+    assert "31 % higher" in text and "23 % lower (95 % interval of the reduction 21 to 25 %; 11 % without σ < 0.05): below" in text
+    assert "46 % lower" in text and "1 of them are consistent with 47 %" in text and "from -31 % to 46 %" in text

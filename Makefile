@@ -1,0 +1,71 @@
+# make help lists the targets. PRESET=smoke|default|gpu sets the sizes (mmlib/presets.py).
+PRESET ?= default
+PYTHON ?= python3
+BIN := .venv/bin
+DATA := $(or $(MMLIB_DATA),data)
+STAMPS := $(DATA)/stamps/$(PRESET)
+READY := .venv/ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# The main line of notebooks. Applications (11_…) and studies (21_…) will be lists of their own, with targets of their own.
+MAIN := 01_extract_activations 02_fit_baselines 03_train_meta_model 04_compare_losses 05_sample_quality 31_figures
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: reproduce main test figures lab publish clean help
+
+reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
+	@due="$$($(MAKE) -n --no-print-directory main PRESET=$(PRESET) | sed -n 's/.*mmlib.reproduce run [^ ]* \([^ ]*\) .*/\1/p' | xargs)"; \
+	if [ -z "$$due" ]; then echo "preset $(PRESET): nothing has changed since the last run, nothing to do"; exit 0; fi; \
+	$(BIN)/python -m mmlib.reproduce plan $(PRESET) $$due && \
+	$(MAKE) --no-print-directory main PRESET=$(PRESET) && \
+	$(BIN)/python -m mmlib.reproduce summary $(PRESET) $$due
+
+test: $(READY) ## unit tests, then every notebook at the smoke preset
+	$(BIN)/python -m pytest tests
+	rm -rf $(DATA)/runs/smoke
+	PRESET=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks
+
+figures: $(READY) ## redraw figures/ from results/ alone
+	@mkdir -p $(STAMPS)
+	@$(BIN)/python -m mmlib.reproduce run $(PRESET) 31_figures $(STAMPS)/figures_alone
+
+lab: $(READY) ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+publish: $(READY) ## put the executed notebooks of a complete run in place of those in git
+	$(BIN)/python -m mmlib.reproduce publish $(PRESET) $(MAIN)
+	@$(MAKE) --no-print-directory --touch main PRESET=$(PRESET)
+
+clean: ## forget all runs; keeps .venv and the converted language model
+	rm -rf $(DATA)/runs $(DATA)/executed $(DATA)/stamps
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+$(READY): requirements.txt pyproject.toml
+	@echo "installing the pinned packages into .venv: about two minutes and 3 GB"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+# Make's own tracking: a notebook is due when it, a file of mmlib that it imports, or a notebook whose outputs it reads is newer
+# than its stamp.
+main: $(addprefix $(STAMPS)/,$(MAIN))
+
+$(STAMPS)/%: requirements.txt | $(READY)
+	@mkdir -p $(@D)
+	@$(BIN)/python -m mmlib.reproduce run $(PRESET) $* $@
+
+$(STAMPS)/02_fit_baselines: $(STAMPS)/01_extract_activations
+$(STAMPS)/03_train_meta_model: $(STAMPS)/02_fit_baselines
+$(STAMPS)/04_compare_losses: $(STAMPS)/03_train_meta_model
+$(STAMPS)/05_sample_quality: $(STAMPS)/03_train_meta_model
+$(STAMPS)/31_figures: $(STAMPS)/04_compare_losses $(STAMPS)/05_sample_quality
+
+$(DATA)/stamps/dependencies.mk: mmlib/dependencies.py $(wildcard notebooks/*.ipynb mmlib/*.py)
+	@mkdir -p $(@D)
+	@$(PYTHON) mmlib/dependencies.py > $@
+include $(DATA)/stamps/dependencies.mk

@@ -1,0 +1,194 @@
+"""House style and one function per figure. Reads results, never models: drawing takes seconds and needs no torch."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+TEXT_WIDTH = 7.0  # inches, two columns of a paper
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (  # Okabe and Ito's palette, told apart by all kinds of colour vision
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+LABELS = {
+    "mean": "mean only", "pca_k64": "PCA-64", "pca_k64_naive": "PCA-64, naive", "sae": "SAE, mixed per level",
+    "sae_naive": "SAE, naive", "ppca_k64": "probabilistic PCA-64", "gaussian": "full Gaussian", "unet": "UNet (article)",
+    "mlp": "MLP (paper)", "mlp_unet_seconds": "MLP, UNet's seconds", "mlp_unet_activations": "MLP, UNet's activations",
+}
+LINES = {  # colour and dashes: told apart in grey too
+    "mean": (BLACK, (1, 1)), "pca_k64": (ORANGE, (4, 1.5)), "pca_k64_naive": (ORANGE, (1, 1)), "sae": (GREEN, (4, 1.5)),
+    "sae_naive": (GREEN, (1, 1)), "ppca_k64": (SKY, (4, 1, 1, 1)), "gaussian": (BLUE, (6, 1.5)), "unet": (PURPLE, ()), "mlp": (RED, ()),
+}
+OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
+MARKERS = {"flow_velocity": "o", "ddpm_epsilon": "s"}
+
+
+def set_style() -> None:
+    """Paper sizes and type; called by every notebook that draws."""
+    sns.set_theme(context="paper", style="ticks", palette=[BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK])
+    plt.rcParams.update({
+        "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5,
+        "legend.fontsize": 7.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
+        "figure.dpi": 110, "savefig.dpi": 200, "savefig.bbox": "tight", "pdf.fonttype": 42, "figure.constrained_layout.use": True})
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write NAME.pdf and NAME.png, the same bytes for the same numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+
+
+def activations(result: dict) -> Figure:
+    """Anatomy of the stored activations: norms by position, spread and kurtosis by dimension, PCA spectrum."""
+    figure, ((norms, spread), (kurtosis, spectrum)) = plt.subplots(2, 2, figsize=(TEXT_WIDTH, 4.4))
+    quantiles = result["norm_by_position"]
+    norms.fill_between(quantiles["position"], quantiles["q01"], quantiles["q99"], color=SKY, alpha=0.45, lw=0, label="1–99 %")
+    norms.plot(quantiles["position"], quantiles["q50"], color=BLUE, label="median")
+    norms.set(title="norm by position in the window", xlabel="position (tokens after <bos>)", ylabel="norm of the activation",
+              yscale="log")
+    norms.legend(loc="upper right", ncol=2)
+    spread.plot(np.sort(result["std"])[::-1], color=BLUE)
+    spread.set(title="spread by dimension", xlabel="dimension, sorted", ylabel="standard deviation", yscale="log")
+    values = np.sort(result["kurtosis"])[::-1]
+    kurtosis.plot(values, color=BLUE)
+    kurtosis.axhline(0, color=BLACK, lw=0.8, ls=":")
+    kurtosis.annotate("a Gaussian's: 0", (len(values), 0), xytext=(0, 4), textcoords="offset points", ha="right", va="bottom", fontsize=7)
+    kurtosis.set(title="tails by dimension", xlabel="dimension, sorted", ylabel="excess kurtosis")
+    kurtosis.set_yscale("symlog", linthresh=1)
+    variances = np.asarray(result["variances"])
+    spectrum.plot(np.arange(1, len(variances) + 1), variances.cumsum() / variances.sum(), color=BLUE)
+    spectrum.axvline(result["effective_rank"], color=BLACK, lw=0.8, ls=":")
+    spectrum.annotate(f"effective rank {result['effective_rank']:.0f}", (result["effective_rank"], 0.05), xytext=(4, 0),
+                      textcoords="offset points", fontsize=7)
+    spectrum.set(title="PCA spectrum", xlabel="components", ylabel="share of variance", ylim=(0, 1.02))
+    return figure
+
+
+def baselines(result: dict) -> Figure:
+    """Reconstruction of clean activations by PCA-k and the SAE, and how often the SAE's latents fire."""
+    figure, (fvu, firing) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.4))
+    pca, sae = result["pca"], result["sae"]
+    fvu.plot(pca["k"], pca["fvu"], color=ORANGE, marker="o", ms=3, label="PCA-k")
+    fvu.plot(sae["l0"], sae["fvu"], color=GREEN, marker="D", ms=5, ls="", label=f"TopK SAE, {sae['latents']:,} latents")
+    fvu.set(title="clean activations of validation documents", xlabel="components or active latents", ylabel="FVU", xscale="log", ylim=(0, 1))
+    fvu.legend()
+    frequency = np.asarray(sae["frequency"])
+    firing.hist(np.log10(frequency[frequency > 0]), bins=40, color=GREEN)
+    firing.set(title=f"SAE latents ({100 * sae['dead']:.1f} % never fire)", xlabel="log₁₀ share of activations", ylabel="latents")
+    return figure
+
+
+def training(result: dict) -> Figure:
+    """Training and validation loss of both networks against activations seen and against seconds."""
+    figure, axes = plt.subplots(2, 2, figsize=(TEXT_WIDTH, 4.2), sharey="row")
+    for row, name in zip(axes, ("mlp", "unet")):
+        run = result[name]
+        for ax, key, label in zip(row, ("activations", "seconds"), ("activations seen", "seconds of training")):
+            colour = LINES[name][0]
+            ax.plot([e[key] for e in run["log"]], [e["loss"] for e in run["log"]], color=colour, alpha=0.35, lw=1)
+            measured = [e for e in run["log"] if "validation_loss" in e]
+            ax.plot([e[key] for e in measured], [e["validation_loss"] for e in measured], color=colour, marker="o", ms=3)
+            for method in ("mean", "gaussian"):
+                ax.axhline(run["references"][method], color=LINES[method][0], dashes=LINES[method][1], lw=1, label=LABELS[method])
+            ax.set(xscale="log", xlabel=label)
+        lowest = min(run["references"]["gaussian"], *(e["loss"] for e in run["log"]))
+        row[0].set(ylabel=f"{OBJECTIVES[run['objective']]} per dimension", ylim=(0.95 * lowest, (1.35 if name == "mlp" else 3) * run["references"]["mean"]))
+        row[0].set_title(f"{LABELS[name]}, {run['parameters'] / 1e6:.1f} M parameters", loc="left")
+    neutral = [Line2D([], [], color="0.4", alpha=0.5, lw=1, label="training batches"),
+               Line2D([], [], color="0.4", marker="o", ms=3, label="validation, averaged weights"),
+               *(line for line in axes[0, 0].get_lines() if line.get_label() in (LABELS["mean"], LABELS["gaussian"]))]
+    figure.legend(handles=neutral, loc="outside lower center", ncol=4)
+    return figure
+
+
+def loss_by_noise(result: dict) -> Figure:
+    """Loss of every method against the noise level, on the tokens that all methods saw."""
+    figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.3))
+    for ax, (objective, label) in zip(axes, OBJECTIVES.items()):
+        curves = result["curves"][objective]
+        for method, (colour, dashes) in LINES.items():
+            ax.plot(curves["sigma"], curves["loss"][method], color=colour, dashes=dashes, lw=1.3, label=LABELS[method])
+        ax.set(yscale="log", xlabel="noise level σ", ylabel=f"{label} per dimension", xlim=(0, 1))
+        ax.set_ylim((0.5, 20) if objective == "flow_velocity" else (1e-3, 20))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=5)
+    return figure
+
+
+def reductions(result: dict) -> Figure:
+    """Reduction of the loss by each trained network over each baseline, beside the claimed 47 %."""
+    figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.4), sharey=True, sharex=True)
+    least = -0.5
+    baselines_ = list(dict.fromkeys(row["baseline"] for row in result["reductions"]))
+    methods = [m for m in LINES if any(row["method"] == m for row in result["reductions"])]
+    for ax, method in zip(axes, methods):
+        for j, objective in enumerate(OBJECTIVES):
+            for i, baseline in enumerate(baselines_):
+                row = next((r for r in result["reductions"] if (r["method"], r["baseline"], r["objective"]) == (method, baseline, objective)), None)
+                if row is not None:
+                    _reduction(ax, row, i + 0.17 * (2 * j - 1), BLUE if objective == "flow_velocity" else RED, least)
+        ax.axvline(0, color=BLACK, lw=0.8)
+        ax.axvline(0.47, color=BLACK, lw=1, ls="--")
+        ax.annotate("claimed 47 %", (0.47, -0.75), xytext=(-3, 0), textcoords="offset points", ha="right", va="center", fontsize=7)
+        ax.set(title=LABELS[method], xlabel="reduction of the loss over the baseline", xlim=(least, 1.05), yticks=range(len(baselines_)),
+               ylim=(len(baselines_) - 0.5, -1))
+        ax.set_yticklabels([LABELS[b] for b in baselines_])
+        ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    axes[0].set_ylabel("baseline")
+    for j, (objective, label) in enumerate(OBJECTIVES.items()):
+        axes[0].plot([], [], color=(BLUE, RED)[j], marker=MARKERS[objective], ms=4, label=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
+    return figure
+
+
+def _reduction(ax: Axes, row: dict, y: float, colour: str, least: float) -> None:
+    low, high = row["ci95"]
+    if high < least:
+        ax.annotate(f"◂ {100 * row['reduction']:,.0f} %".replace("-", "−"), (least, y), xytext=(2, 0), textcoords="offset points", color=colour, va="center", fontsize=7)
+        return
+    ax.plot([max(low, least), high], [y, y], color=colour, lw=1.4)
+    ax.plot(max(row["reduction"], least), y, marker=MARKERS[row["objective"]], color=colour, ms=4)
+
+
+def samples(result: dict) -> Figure:
+    """Generated against real activations: first principal components, norms, Fréchet distance."""
+    figure, (scatter, norms, distance) = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 2.6), width_ratios=(1.1, 1, 1.25))
+    colours = {"real": BLACK, "gaussian": BLUE, "mlp": RED}
+    names = {"real": "real (test)", "gaussian": "Gaussian", "mlp": "MLP"}
+    for name, marker in (("real", "."), ("gaussian", "x"), ("mlp", "+")):
+        points = np.asarray(result["scatter"][name])
+        scatter.plot(points[:, 0], points[:, 1], marker, color=colours[name], ms=2.5, mew=0.6, alpha=0.6, label=names[name])
+        histogram = result["norms"][name]
+        norms.stairs(histogram["density"], histogram["edges"], color=colours[name], lw=1.3, ls="-" if name != "gaussian" else "--", label=names[name])
+    scatter.set(title="principal components", xlabel="PC 1 of z", ylabel="PC 2 of z")
+    norms.set(title="norms", xlabel="norm of z", ylabel="density")
+    figure.legend(handles=[Line2D([], [], color=colours[n], marker=m, ms=5, ls="--" if n == "gaussian" else "-", label=names[n])
+                           for n, m in (("real", "."), ("gaussian", "x"), ("mlp", "+"))], loc="outside lower left", ncol=3)
+    rows = result["frechet"]["all_dimensions"]
+    labels = {"floor": "real (training)", **{name: LABELS[name] for name in rows if name in LABELS}}
+    order = sorted(rows, key=lambda name: rows[name]["distance"])
+    distance.barh([labels[name] for name in order], [rows[name]["distance"] for name in order], color=[
+        "0.6" if name == "floor" else LINES[name][0] for name in order], height=0.6)
+    for y, name in enumerate(order):
+        distance.annotate(f"{rows[name]['distance']:.0f}", (rows[name]["distance"], y), xytext=(2, 0), textcoords="offset points", va="center", fontsize=7)
+    distance.set(title="distance from test documents", xlabel="Fréchet distance of z")
+    distance.margins(x=0.15)
+    return figure
+
+
+FIGURES = {  # name of the figure → (drawing function, name of the results file)
+    "activations": (activations, "activations"),
+    "baselines": (baselines, "baselines"),
+    "training": (training, "training"),
+    "loss_by_noise": (loss_by_noise, "loss_comparison"),
+    "reductions": (reductions, "loss_comparison"),
+    "samples": (samples, "sample_quality"),
+}
+
+NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_baselines", "training": "03_train_meta_model",
+             "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality"}

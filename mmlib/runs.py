@@ -1,0 +1,94 @@
+"""One run of the notebooks: a preset, what departs from it, and where its files live."""
+
+import ast
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mmlib.files import require
+from mmlib.presets import Preset, get_preset
+from mmlib.results import provenance, read_json, write_json
+
+_PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+ROOT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
+DATA = Path(os.environ.get("MMLIB_DATA", ROOT / "data")).resolve()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A preset with its overrides applied. The name lists the departures: "default", "smoke+seed1", "default+gpt2+layer3"."""
+
+    preset: Preset
+    seed: int
+    name: str
+
+    @property
+    def data(self) -> Path:
+        """Stores and checkpoints (git-ignored)."""
+        return DATA / "runs" / self.name
+
+    @property
+    def cache(self) -> Path:
+        """Converted language models, shared by all runs (git-ignored)."""
+        return DATA / "models"
+
+    @property
+    def store(self) -> Path:
+        """The activation store; the error of a missing one names notebook 01."""
+        return require(self.data / "activations.h5", "01_extract_activations")
+
+    @property
+    def figures(self) -> Path:
+        """Where figures are saved: figures/ for the default run, a folder of its own for any other."""
+        return ROOT / "figures" / ("" if self.name == "default" else self.name)
+
+    def write(self, name: str, content: dict, notebook: str) -> Path:
+        """Write results/<run>/<name>.json with provenance."""
+        facts = {"preset": self.preset.name, "run": self.name, "seed": self.seed, "model": self.preset.model,
+                 "corpus": self.preset.corpus, "command": f"make reproduce PRESET={self.preset.name}",
+                 "notebook": f"notebooks/{notebook}.ipynb"}
+        return write_json(ROOT / "results" / self.name / f"{name}.json", {"provenance": provenance(ROOT, **facts), **content})
+
+    def read(self, name: str, notebook: str) -> dict:
+        """Read results/<run>/<name>.json; the error of a missing one names the notebook that writes it."""
+        return read_json(require(ROOT / "results" / self.name / f"{name}.json", notebook))
+
+
+def start(*, preset: str, seed: int, model: str | None = None, corpus: str | None = None, layer: int | None = None) -> Run:
+    """Begin a notebook: check its parameters and find its run. None takes the preset's value.
+
+    Raises:
+        ValueError: a parameter that the notebook does not declare was passed by papermill, or a value is impossible; the
+            message lists what is allowed.
+    """
+    allowed = ("preset", "seed", "model", "corpus", "layer")
+    if unknown := sorted(set(_injected_names()) - set(allowed)):
+        raise ValueError(f"unknown parameter {', '.join(unknown)}: this notebook takes {', '.join(allowed)}")
+    base = get_preset(preset)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed {seed!r}: expected an integer of 0 or more")
+    wanted = {"model": model, "corpus": corpus, "layer": layer}
+    changes = {key: value for key, value in wanted.items() if value is not None and value != getattr(base, key)}
+    chosen = replace(base, **changes)
+    if layer is not None:
+        from mmlib.llm import count_blocks, resolve_layer  # takes seconds to import; drawing figures does not need it
+
+        resolve_layer(layer, count_blocks(chosen.model, DATA / "models"))
+    labels = [(key if key == "layer" else "") + str(value).strip("/").replace("/", "--") for key, value in changes.items()]
+    name = "+".join([preset, *labels, *([f"seed{seed}"] if seed else [])])
+    return Run(chosen, seed, name)
+
+
+def _injected_names() -> list[str]:
+    """Names assigned in the cell that papermill adds after the `parameters` cell; none outside papermill.
+
+    Papermill itself only warns about a parameter that the notebook does not declare.
+    """
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return []
+    shell = get_ipython()
+    cells = [cell for cell in (shell.user_ns.get("In", []) if shell else []) if cell.startswith("# Parameters\n")]
+    return [target.id for cell in cells for node in ast.parse(cell).body if isinstance(node, ast.Assign)
+            for target in node.targets if isinstance(target, ast.Name)]

@@ -1,0 +1,118 @@
+"""What a reader of the repository relies on: pins, notebooks, figures, dependencies, and numbers in the README."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from mmlib import dependencies, figures
+from mmlib.runs import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_every_requirement_is_pinned_once():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    names = [re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines]
+    assert len(names) == len(set(names)) and "torch==2.13.0" in lines
+
+
+def test_conda_takes_its_versions_from_the_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert pip == {"pip": ["-r requirements.txt"]} and environment["channels"] == ["conda-forge"]
+    assert [re.split(r"[<>=]", line)[0] for line in conda] == ["python", "pip", "make"]
+
+
+def test_installed_versions_are_the_pinned_ones():
+    from importlib.metadata import version
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, pinned = line.split("==")
+            assert version(name).split("+")[0] == pinned
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_fit_to_read(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].source.startswith(f"# {path.stem[:2]} · ") and "**" in notebook.cells[0].source
+    assert "What this does not show" in notebook.cells[-1].source
+    assert [cell.metadata.get("tags") for cell in code].count(["parameters"]) == 1
+    assert any("nbval-check-output" in cell.metadata.get("tags", []) for cell in code)
+    assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in code)
+    assert max(len(cell.source.splitlines()) for cell in code) <= 40
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run from top to bottom: make reproduce publish"
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    assert not re.search(r"/home/|/work/|/root/|/tmp/|/Users/", path.read_text())
+
+
+def test_import_order_is_the_one_of_the_readme():
+    """A room imports only rooms below it in the README's table."""
+    table = re.findall(r"^\| `(\w+)\.py`", (ROOT / "README.md").read_text(), flags=re.M)
+    assert set(table) == {path.stem for path in (ROOT / "mmlib").glob("*.py")} - {"__init__"}
+    for i, room in enumerate(table):
+        below = set(table[i + 1 :])
+        assert dependencies.imported_rooms((ROOT / "mmlib" / f"{room}.py").read_text()) <= below, room
+
+
+def test_drawing_loads_no_torch():
+    code = "import sys; from mmlib import figures, runs; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_changed_room_is_known_to_the_notebooks_that_use_it():
+    users = {path.stem[:2]: dependencies.rooms_of(path) for path in NOTEBOOKS}
+    assert all("store" in users[n] for n in ("01", "02", "03", "04", "05")) and "compare" in users["04"]
+    assert "train" not in users["01"] and "compare" not in users["03"] and "store" not in users["31"]
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_every_figure_is_committed_as_vector_and_image(name):
+    assert (ROOT / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert (ROOT / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def committed(name):
+    return json.loads((ROOT / "results" / "default" / f"{name}.json").read_text())
+
+
+def test_committed_comparison_has_what_its_readers_need():
+    result = committed("loss_comparison")
+    assert result["test"]["documents"] >= 20
+    methods = {"mean", "pca_k64", "sae", "pca_k64_naive", "sae_naive", "ppca_k64", "gaussian", "unet", "mlp"}
+    for objective in ("ddpm_epsilon", "flow_velocity"):
+        rows = {row["method"]: row for row in result["rows"] if row["objective"] == objective}
+        assert methods <= set(rows)
+        assert all({"loss", "ci95", "parameters", "train_seconds", "train_activations"} <= set(row) for row in rows.values())
+        assert all(row["ci95"][0] <= row["loss"] <= row["ci95"][1] for row in rows.values())
+        assert rows["mlp"]["loss"] < rows["gaussian"]["loss"] < rows["ppca_k64"]["loss"] < rows["mean"]["loss"]
+        assert abs(result["closed_form"][objective]["relative_difference"]) < 0.01
+    for row in result["reductions"]:
+        assert row["claim"] == 0.47 and row["verdict"] in ("below", "consistent with", "above")
+        assert row["ci95"][0] <= row["reduction"] <= row["ci95"][1]
+
+
+@pytest.mark.parametrize("name", ["activations", "baselines", "training", "loss_comparison", "sample_quality"])
+def test_committed_results_say_where_they_come_from(name):
+    provenance = committed(name)["provenance"]
+    assert provenance["preset"] == "default" and provenance["seed"] == 0 and "+changes" not in provenance["commit"]
+
+
+def test_numbers_quoted_in_the_readme_stand_in_results():
+    """Each number in the README is written `number<!-- file:path.to.value -->` and must equal the value as rounded."""
+    quoted = re.findall(r"(−?[\d.,]+)(?: %)?<!-- (\w+):([\w.\[\]-]+) (%|)-->", (ROOT / "README.md").read_text())
+    assert len(quoted) >= 6
+    for text, name, path, percent in quoted:
+        value = committed(name)
+        for key in path.split("."):
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        number = float(text.replace("−", "-").replace(",", ""))
+        decimals = len(text.split(".")[1]) if "." in text else 0
+        assert number == pytest.approx(round(value * (100 if percent else 1), decimals), abs=1e-9), (text, name, path)

@@ -1,0 +1,68 @@
+"""`make`: what is due after a change, and that two runs of one preset with one seed give the same results."""
+
+import json
+import os
+import re
+import subprocess
+
+import pytest
+
+from mmlib.runs import DATA, ROOT
+
+TIMES = {"seconds", "train_seconds", "fit_seconds", "minutes", "peak_gib", "provenance"}
+
+
+def make(data, *arguments):
+    return subprocess.run(("make", "--no-print-directory", *arguments, "PRESET=smoke"), cwd=ROOT, capture_output=True, text=True,
+                          check=True, env={**os.environ, "MMLIB_DATA": str(data)}).stdout
+
+
+def due(data, *changed):
+    """Notebooks that make would run, if the named files had just changed."""
+    plan = make(data, "--dry-run", "main", *(f"--what-if={path}" for path in changed))
+    return [name[:2] for name in re.findall(r"mmlib.reproduce run smoke (\w+)", plan)]
+
+
+def results():
+    def without_times(value):
+        if isinstance(value, dict):
+            return {key: without_times(inner) for key, inner in value.items() if key not in TIMES}
+        return [without_times(inner) for inner in value] if isinstance(value, list) else value
+
+    paths = (ROOT / "results" / "smoke").glob("*.json")
+    return {path.name: without_times(json.loads(path.read_text())) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The data folder of a finished smoke run, and its results; the converted language model is shared with other runs."""
+    data = tmp_path_factory.mktemp("data")
+    (DATA / "models").mkdir(parents=True, exist_ok=True)
+    (data / "models").symlink_to(DATA / "models")
+    make(data, "reproduce")
+    return data, results()
+
+
+def test_a_second_run_does_nothing_and_says_so(finished):
+    assert "nothing to do" in make(finished[0], "reproduce") and due(finished[0]) == []
+
+
+@pytest.mark.parametrize("changed, expected", [
+    ("mmlib/extract.py", ["01", "02", "03", "04", "05", "31"]),
+    ("mmlib/baselines.py", ["02", "03", "04", "05", "31"]),
+    ("mmlib/train.py", ["03", "04", "05", "31"]),
+    ("mmlib/compare.py", ["04", "31"]),
+    ("mmlib/fidelity.py", ["05", "31"]),
+    ("mmlib/figures.py", ["31"]),
+    ("notebooks/05_sample_quality.ipynb", ["05", "31"]),
+    ("README.md", []),
+])
+def test_a_change_reruns_what_depends_on_it_and_no_more(finished, changed, expected):
+    assert due(finished[0], changed) == expected
+
+
+def test_two_runs_give_identical_results(finished):
+    data, first = finished
+    make(data, "clean")
+    make(data, "reproduce")
+    assert len(first) == 6 and results() == first

@@ -1,0 +1,95 @@
+"""Parameters, run names, results with provenance, and the errors a user meets first."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import papermill
+import pytest
+
+from mmlib import reproduce, results, runs
+from mmlib.files import MissingInput, require, require_disk, written_whole
+from mmlib.presets import PRESETS, get_preset
+
+NOTEBOOKS = runs.ROOT / "notebooks"
+
+
+def test_unknown_preset_lists_those_there_are():
+    with pytest.raises(ValueError, match="unknown preset 'big': expected one of smoke, default, gpu"):
+        get_preset("big")
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "0", True])
+def test_impossible_seed(seed):
+    with pytest.raises(ValueError, match="expected an integer of 0 or more"):
+        runs.start(preset="smoke", seed=seed)
+
+
+def test_departures_from_the_preset_name_the_run():
+    assert runs.start(preset="smoke", seed=0).name == "smoke"
+    run = runs.start(preset="default", seed=2, model="EleutherAI/pythia-160m", corpus="texts/")
+    assert run.name == "default+EleutherAI--pythia-160m+texts+seed2" and run.preset.model == "EleutherAI/pythia-160m"
+    assert run.figures != runs.start(preset="default", seed=0).figures == runs.ROOT / "figures"
+    assert runs.start(preset="default", seed=0, model="gemma3-270m").name == "default"
+
+
+@pytest.mark.parametrize("notebook", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+def test_papermill_parameter_that_a_notebook_does_not_declare_fails_at_once(notebook, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter sed, stepz: this notebook takes preset, seed, model, corpus, layer"):
+        papermill.execute_notebook(NOTEBOOKS / f"{notebook}.ipynb", tmp_path / "out.ipynb", progress_bar=False,
+                                   parameters={"preset": "smoke", "sed": 1, "stepz": 3}, kernel_name="python3")
+
+
+@pytest.mark.parametrize("parameters, message", [
+    ({"preset": "huge"}, "unknown preset 'huge': expected one of smoke, default, gpu"),
+    ({"preset": "smoke", "seed": -1}, "seed -1: expected an integer of 0 or more"),
+    ({"preset": "smoke", "layer": 99}, "layer 99: this model has 18 blocks, expected an integer from 0 to 17"),
+    ({"preset": "smoke", "seed": 987}, "activations.h5 is missing: run notebooks/01_extract_activations.ipynb first"),
+])
+def test_impossible_papermill_values_fail_at_once(parameters, message, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
+        papermill.execute_notebook(NOTEBOOKS / "02_fit_baselines.ipynb", tmp_path / "out.ipynb", progress_bar=False,
+                                   parameters=parameters, kernel_name="python3")
+
+
+def test_missing_input_names_the_notebook(tmp_path):
+    with pytest.raises(MissingInput, match="run notebooks/02_fit_baselines.ipynb first"):
+        require(tmp_path / "pca.safetensors", "02_fit_baselines")
+
+
+def test_full_disk_is_refused_with_both_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2_000_000_000))
+    with pytest.raises(OSError, match="extraction needs 3.00 GB at .*, where 2.00 GB are free"):
+        require_disk(tmp_path, 3_000_000_000, "extraction")
+    with pytest.raises(OSError, match="the default preset needs 6.00 GB"):
+        reproduce.plan("default", ["01_extract_activations"])
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    results.write_json(path, {"x": 1})
+    with pytest.raises(KeyboardInterrupt), written_whole(path) as partial:
+        partial.write_text("{")
+        raise KeyboardInterrupt
+    assert json.loads(path.read_text()) == {"x": 1}
+
+
+def test_results_refuse_what_is_not_a_number_by_its_place(tmp_path):
+    with pytest.raises(ValueError, match=r"a.json.rows\[1\].loss is nan"):
+        results.write_json(tmp_path / "a.json", {"rows": [{"loss": 1.0}, {"loss": float("nan")}]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_provenance_says_where_a_number_comes_from():
+    facts = results.provenance(runs.ROOT, preset="smoke", seed=3)
+    assert facts["preset"] == "smoke" and facts["seed"] == 3 and set(facts["packages"]) == set(results.PACKAGES)
+    assert len(facts["commit"].removesuffix("+changes")) == 40 or facts["commit"] == "unknown"
+
+
+def test_every_preset_is_consistent():
+    for preset in PRESETS.values():
+        assert preset.eval_tokens % preset.eval_tokens_common == 0 and preset.samples_unet <= preset.samples
+        for training in (preset.mlp_training, preset.unet_training):
+            assert all(step <= training.steps for _, step in training.keep)
+        seen = preset.unet_training.steps * preset.unet_training.batch / preset.mlp_training.batch
+        assert dict(preset.mlp_training.keep)["unet_activations"] == pytest.approx(seen, rel=0.35)

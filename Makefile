@@ -2,9 +2,11 @@
 PRESET ?= default
 PYTHON ?= python3
 BIN := .venv/bin
-DATA := $(or $(MMLIB_DATA),data)
+DATA := $(abspath $(or $(MMLIB_DATA),data))
+export MMLIB_DATA := $(DATA)
 STAMPS := $(DATA)/stamps/$(PRESET)
 READY := .venv/ready
+SUBMAKE := $(MAKE) --no-print-directory PRESET=$(PRESET)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # The main line of notebooks. Applications (11_…) and studies (21_…) will be lists of their own, with targets of their own.
@@ -16,15 +18,16 @@ MAIN := 01_extract_activations 02_fit_baselines 03_train_meta_model 04_compare_l
 .PHONY: reproduce main test figures lab publish clean help
 
 reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
-	@due="$$($(MAKE) -n --no-print-directory main PRESET=$(PRESET) | sed -n 's/.*mmlib.reproduce run [^ ]* \([^ ]*\) .*/\1/p' | xargs)"; \
+	@commands="$$($(SUBMAKE) --dry-run main)" || exit 1; \
+	due="$$(echo "$$commands" | sed -n 's/.*mmlib.reproduce run [^ ]* \([^ ]*\) .*/\1/p' | xargs)"; \
 	if [ -z "$$due" ]; then echo "preset $(PRESET): nothing has changed since the last run, nothing to do"; exit 0; fi; \
 	$(BIN)/python -m mmlib.reproduce plan $(PRESET) $$due && \
-	$(MAKE) --no-print-directory main PRESET=$(PRESET) && \
+	$(SUBMAKE) main && \
 	$(BIN)/python -m mmlib.reproduce summary $(PRESET) $$due
 
 test: $(READY) ## unit tests, then every notebook at the smoke preset
 	$(BIN)/python -m pytest tests
-	rm -rf $(DATA)/runs/smoke
+	rm -rf $(DATA)/runs/smoke $(DATA)/stamps/smoke results/smoke figures/smoke
 	PRESET=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks
 
 figures: $(READY) ## redraw figures/ from results/ alone
@@ -34,9 +37,10 @@ figures: $(READY) ## redraw figures/ from results/ alone
 lab: $(READY) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-publish: $(READY) ## put the executed notebooks of a complete run in place of those in git
-	$(BIN)/python -m mmlib.reproduce publish $(PRESET) $(MAIN)
-	@$(MAKE) --no-print-directory --touch main PRESET=$(PRESET)
+publish: $(READY) ## put the executed notebooks of a complete default run in place of those in git
+	@$(SUBMAKE) --question main PRESET=default || { echo "not everything is up to date: make reproduce first"; exit 1; }
+	$(BIN)/python -m mmlib.reproduce publish $(MAIN)
+	@$(SUBMAKE) --touch main PRESET=default
 
 clean: ## forget all runs; keeps .venv and the converted language model
 	rm -rf $(DATA)/runs $(DATA)/executed $(DATA)/stamps

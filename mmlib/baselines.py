@@ -12,6 +12,7 @@ from torch import Tensor
 from mmlib.gaussian import clean_input
 from mmlib.noise import Denoiser, Level
 from mmlib.presets import SAESize
+from mmlib.store import ActivationStore
 
 
 def train_sae(batches: Iterator[Tensor], d: int, size: SAESize, *, seed: int, device: str = "cpu") -> SAE:
@@ -32,14 +33,21 @@ def train_sae(batches: Iterator[Tensor], d: int, size: SAESize, *, seed: int, de
     return SAETrainer(config, sae, batches).fit().eval().to("cpu")
 
 
-def save_sae(sae: SAE, folder: Path) -> None:
-    """Write SAELens's inference format (cfg.json and safetensors)."""
+def save_sae(sae: SAE, folder: Path, documents: str) -> None:
+    """Write SAELens's inference format (cfg.json and safetensors), with the identity of the documents it was trained on."""
+    sae.cfg.metadata.documents = documents
     sae.save_inference_model(folder)
 
 
-def load_sae(folder: Path) -> SAE:
-    """Read what `save_sae` wrote."""
-    return SAE.load_from_disk(folder, device="cpu").eval()
+def load_sae(folder: Path, store: ActivationStore) -> SAE:
+    """Read what `save_sae` wrote.
+
+    Raises:
+        StoreError: it was trained on another store's documents.
+    """
+    sae = SAE.load_from_disk(folder, device="cpu").eval()
+    store.check_documents(sae.cfg.metadata.documents, folder)
+    return sae
 
 
 @torch.inference_mode()
@@ -47,7 +55,7 @@ def sae_quality(sae: SAE, z_nd: Tensor) -> dict[str, float]:
     """How well an SAE reconstructs clean activations.
 
     Returns:
-        fvu: fraction of variance unexplained, Σ‖z − ẑ‖² / Σ‖z − mean‖²; l0: active latents per activation; dead: fraction of
+        fvu: fraction of variance unexplained, Σ‖z − ẑ‖² / Σ‖z‖² (the training mean of z is 0); l0: active latents per activation; dead: fraction of
         latents that fire on none of these activations; frequency: list, each latent's share of activations.
     """
     error, fired, active = 0.0, torch.zeros(sae.cfg.d_sae), 0.0
@@ -56,8 +64,7 @@ def sae_quality(sae: SAE, z_nd: Tensor) -> dict[str, float]:
         error += (sae.decode(latents) - part_nd).double().square().sum().item()
         fired += (latents > 0).sum(0)
         active += (latents > 0).sum().item()
-    variance = (z_nd - z_nd.mean(0)).double().square().sum().item()
-    return {"fvu": error / variance, "l0": active / len(z_nd), "dead": (fired == 0).double().mean().item(),
+    return {"fvu": error / z_nd.double().square().sum().item(), "l0": active / len(z_nd), "dead": (fired == 0).double().mean().item(),
             "frequency": (fired / len(z_nd)).tolist()}
 
 

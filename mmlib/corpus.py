@@ -1,6 +1,7 @@
 """Documents, and their split into training, validation and test: always by document, never by token."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -25,8 +26,8 @@ def load_documents(corpus: str, *, limit: int | None = None) -> list[Document]:
     """Documents of a corpus, in a fixed order, without empty ones.
 
     Args:
-        corpus: `"wikipedia"` (the sample inside gensim's wheel), the path of a text file or of a folder of `*.txt` files
-            (one document each), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face dataset with a `text` column, streamed).
+        corpus: `"wikipedia"` (the sample inside gensim's wheel), the path of a folder of `*.txt` files (one
+            document each) or of one text file (a document for each paragraph, with an empty line between), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face dataset with a `text` column, streamed).
         limit: read at most so many documents; needed for endless streams.
     Raises:
         ValueError: the corpus is unknown or holds no text.
@@ -85,7 +86,7 @@ def _source(corpus: str) -> Iterator[Document]:
 
 
 def _wikipedia() -> Iterator[Document]:
-    """The 107 articles of gensim's test data, cleaned by gensim's own filters; redirect pages are no articles."""
+    """The 106 articles of gensim's test data, cleaned by gensim's own filters; redirect pages are no articles."""
     from gensim.corpora.wikicorpus import extract_pages, filter_wiki
     from gensim.test.utils import datapath
     from gensim.utils import open as open_compressed
@@ -97,8 +98,12 @@ def _wikipedia() -> Iterator[Document]:
 
 
 def _text_files(path: Path) -> Iterator[Document]:
-    for file in sorted(path.rglob("*.txt")) if path.is_dir() else [path]:
-        yield Document(str(file.relative_to(path)) if path.is_dir() else file.name, file.read_text(encoding="utf-8"))
+    if path.is_dir():
+        for file in sorted(path.rglob("*.txt")):
+            yield Document(str(file.relative_to(path)), file.read_text(encoding="utf-8"))
+    else:
+        for index, paragraph in enumerate(re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))):
+            yield Document(f"{path.name}[{index}]", paragraph)
 
 
 def _hugging_face(spec: str) -> Iterator[Document]:

@@ -28,7 +28,9 @@ def imported_rooms(source: str) -> set[str]:
 def rooms_of(notebook: Path) -> set[str]:
     """Files of mmlib that a notebook imports, directly or through others."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    todo = set().union(*(imported_rooms("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"))
+    code = ["".join(line for line in cell["source"] if not line.lstrip().startswith(("%", "!")))  # IPython's own commands
+            for cell in cells if cell["cell_type"] == "code"]
+    todo = set().union(*map(imported_rooms, code))
     found = set()
     while todo:
         room = todo.pop()

@@ -83,15 +83,14 @@ def extract(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, batc
         OSError: the disk lacks room for it, found before any work is done.
         StoreError: an activation is NaN or infinite.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    require_disk(path.parent, plan.bytes, "extraction")
-    with (written_whole(path) as partial,
-          StoreWriter(partial, plan.documents, plan.layers, plan.d, plan.dtype, attributes) as writer,
-          tqdm(total=plan.tokens, desc="extracting", unit=" tokens", **PROGRESS) as bar):
-        for windows in _batches(plan.windows, batch):
-            writer.append(*_forward(windows, lm, plan.layers))
-            bar.update(sum(len(window.token_ids) for window in windows))
-        writer.finish()
+    with written_whole(path) as partial:
+        require_disk(path.parent, plan.bytes, "extraction")
+        with (StoreWriter(partial, plan.documents, plan.layers, plan.d, plan.dtype, attributes) as writer,
+              tqdm(total=plan.tokens, desc="extracting", unit=" tokens", **PROGRESS) as bar):
+            for windows in _batches(plan.windows, batch):
+                writer.append(*_forward(windows, lm, plan.layers))
+                bar.update(sum(len(window.token_ids) for window in windows))
+            writer.finish()
 
 
 def _batches(windows: list[Window], batch: int) -> Iterator[list[Window]]:

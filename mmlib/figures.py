@@ -11,16 +11,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 TEXT_WIDTH = 7.0  # inches, two columns of a paper
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (  # Okabe and Ito's palette, told apart by all kinds of colour vision
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (  # Okabe and Ito's palette, told apart by all kinds of colour vision
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
 
 LABELS = {
-    "mean": "mean only", "pca_k64": "PCA-64", "pca_k64_naive": "PCA-64, naive", "sae": "SAE, mixed per level",
+    "mean": "mean only", "pca_k64": "PCA-64", "pca_k64_naive": "PCA-64, naive", "pca_k64_mixed": "PCA-64, mixed", "sae": "SAE, mixed",
     "sae_naive": "SAE, naive", "ppca_k64": "probabilistic PCA-64", "gaussian": "full Gaussian", "unet": "UNet (article)",
     "mlp": "MLP (paper)", "mlp_unet_seconds": "MLP, UNet's seconds", "mlp_unet_activations": "MLP, UNet's activations",
 }
 LINES = {  # colour and dashes: told apart in grey too
-    "mean": (BLACK, (1, 1)), "pca_k64": (ORANGE, (4, 1.5)), "pca_k64_naive": (ORANGE, (1, 1)), "sae": (GREEN, (4, 1.5)),
+    "mean": (BLACK, (1, 1)), "pca_k64": (ORANGE, (4, 1.5)), "pca_k64_naive": (ORANGE, (1, 1)), "pca_k64_mixed": ("0.5", (6, 1.5)), "sae": (GREEN, (4, 1.5)),
     "sae_naive": (GREEN, (1, 1)), "ppca_k64": (SKY, (4, 1, 1, 1)), "gaussian": (BLUE, (6, 1.5)), "unet": (PURPLE, ()), "mlp": (RED, ()),
 }
 OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
@@ -51,13 +51,14 @@ def activations(result: dict) -> Figure:
     norms.plot(quantiles["position"], quantiles["q50"], color=BLUE, label="median")
     norms.set(title="norm by position in the window", xlabel="position (tokens after <bos>)", ylabel="norm of the activation",
               yscale="log")
-    norms.legend(loc="upper right", ncol=2)
+    norms.legend(loc="lower right", ncol=2)
+    norms.margins(y=0.2)
     spread.plot(np.sort(result["std"])[::-1], color=BLUE)
     spread.set(title="spread by dimension", xlabel="dimension, sorted", ylabel="standard deviation", yscale="log")
     values = np.sort(result["kurtosis"])[::-1]
     kurtosis.plot(values, color=BLUE)
     kurtosis.axhline(0, color=BLACK, lw=0.8, ls=":")
-    kurtosis.annotate("a Gaussian's: 0", (len(values), 0), xytext=(0, 4), textcoords="offset points", ha="right", va="bottom", fontsize=7)
+    kurtosis.annotate("a Gaussian's: 0", (0.35 * len(values), 0), xytext=(0, -3), textcoords="offset points", va="top", fontsize=7)
     kurtosis.set(title="tails by dimension", xlabel="dimension, sorted", ylabel="excess kurtosis")
     kurtosis.set_yscale("symlog", linthresh=1)
     variances = np.asarray(result["variances"])
@@ -79,7 +80,7 @@ def baselines(result: dict) -> Figure:
     fvu.legend()
     frequency = np.asarray(sae["frequency"])
     firing.hist(np.log10(frequency[frequency > 0]), bins=40, color=GREEN)
-    firing.set(title=f"SAE latents ({100 * sae['dead']:.1f} % never fire)", xlabel="log₁₀ share of activations", ylabel="latents")
+    firing.set(title=f"SAE latents ({100 * sae['dead']:.1f} % silent here)", xlabel="log₁₀ share of activations", ylabel="latents")
     return figure
 
 
@@ -135,9 +136,10 @@ def reductions(result: dict) -> Figure:
         ax.axvline(0, color=BLACK, lw=0.8)
         ax.axvline(0.47, color=BLACK, lw=1, ls="--")
         ax.annotate("claimed 47 %", (0.47, -0.75), xytext=(-3, 0), textcoords="offset points", ha="right", va="center", fontsize=7)
-        ax.set(title=LABELS[method], xlabel="reduction of the loss over the baseline", xlim=(least, 1.05), yticks=range(len(baselines_)),
+        ax.set(title=LABELS[method] + (", common subset" if method == "unet" else ", full sample"), xlabel="reduction of the loss over the baseline", xlim=(least, 1.05), yticks=range(len(baselines_)),
                ylim=(len(baselines_) - 0.5, -1))
         ax.set_yticklabels([LABELS[b] for b in baselines_])
+        ax.set_xticks((-0.5, 0, 0.5, 1))
         ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes[0].set_ylabel("baseline")
     for j, (objective, label) in enumerate(OBJECTIVES.items()):

@@ -37,11 +37,15 @@ def require_disk(folder: Path, needed: int, purpose: str) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a path to write to; it takes the name `path` only when the block ends without an error."""
+    """Yields a path to write to; it takes the name `path` only when the block ends without an error, else it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    yield partial
-    os.replace(partial, path)
+    partial.unlink(missing_ok=True)  # of a run that was killed
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

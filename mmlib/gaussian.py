@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from sklearn.decomposition import PCA
 from torch import Tensor
 
 from mmlib.files import written_whole
 from mmlib.noise import noise_process
+from mmlib.store import ActivationStore
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,7 @@ class GaussianDenoiser:
     mean_d: Tensor
     basis_dd: Tensor  # columns are eigenvectors
     eigenvalues_d: Tensor
-
-    @property
-    def parameters(self) -> int:
-        """Free numbers: the mean and the covariance's upper triangle, where it is not a multiple of I."""
-        d = len(self.mean_d)
-        distinct = len(self.eigenvalues_d.unique())
-        return 0 if distinct == 1 else d + d * (d + 1) // 2 if distinct == d else d + (distinct - 1) * d + 1
+    parameters: int  # free numbers
 
     def gain(self, sigma: float) -> Tensor:
         """g(σ), (d,)."""
@@ -98,7 +94,7 @@ def clean_input(x_nd: Tensor, sigma: float, fed: str) -> Tensor:
 
 def standard_normal(d: int) -> GaussianDenoiser:
     """The mean model: posterior mean under N(0, I)."""
-    return GaussianDenoiser(torch.zeros(d), torch.eye(d), torch.ones(d))
+    return GaussianDenoiser(torch.zeros(d), torch.eye(d), torch.ones(d), 0)
 
 
 @dataclass(frozen=True)
@@ -123,16 +119,21 @@ class PrincipalComponents:
                                  (pca.mean_, pca.components_.T, pca.explained_variance_))
         return cls(mean, axes.contiguous(), variances)
 
-    def save(self, path: Path) -> None:
-        """Write as safetensors."""
+    def save(self, path: Path, documents: str) -> None:
+        """Write as safetensors, with the identity of the documents it was fitted to."""
         with written_whole(path) as partial:
-            save_file({"mean": self.mean_d, "axes": self.axes_dd, "variances": self.variances_d}, partial)
+            save_file({"mean": self.mean_d, "axes": self.axes_dd, "variances": self.variances_d}, partial, {"documents": documents})
 
     @classmethod
-    def load(cls, path: Path) -> "PrincipalComponents":
-        """Read what `save` wrote."""
-        tensors = load_file(path)
-        return cls(tensors["mean"], tensors["axes"], tensors["variances"])
+    def load(cls, path: Path, store: ActivationStore) -> "PrincipalComponents":
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: it was fitted to another store's documents.
+        """
+        with safe_open(path, "pt") as file:
+            store.check_documents(file.metadata()["documents"], path)
+            return cls(*(file.get_tensor(name) for name in ("mean", "axes", "variances")))
 
     def scores(self, z_nd: Tensor, k: int) -> Tensor:
         """Coordinates of activations along the first k axes, (n, k)."""
@@ -140,14 +141,16 @@ class PrincipalComponents:
 
     def gaussian(self) -> GaussianDenoiser:
         """The full-covariance Gaussian."""
-        return GaussianDenoiser(self.mean_d, self.axes_dd, self.variances_d)
+        d = len(self.mean_d)
+        return GaussianDenoiser(self.mean_d, self.axes_dd, self.variances_d, d + d * (d + 1) // 2)
 
     def probabilistic(self, k: int) -> GaussianDenoiser:
         """Probabilistic PCA (Tipping and Bishop 1999, eq. 8): the variances beyond the first k are replaced by their mean."""
-        variances = self.variances_d.clone()
-        if k < len(variances):
-            variances[k:] = variances[k:].mean()
-        return GaussianDenoiser(self.mean_d, self.axes_dd, variances)
+        variances, d = self.variances_d.clone(), len(self.variances_d)
+        if k >= d:
+            return self.gaussian()
+        variances[k:] = variances[k:].mean()
+        return GaussianDenoiser(self.mean_d, self.axes_dd, variances, d + d * k + 1 - k * (k - 1) // 2)
 
     def projection(self, k: int, fed: str) -> Projection:
         """PCA-k as people use it."""

@@ -1,6 +1,7 @@
 """Load any causal language model and read its residual stream.
 
-Layer ℓ means the output of block ℓ, counting from 0 (transformers' `hidden_states[ℓ + 1]`).
+Layer ℓ means the output of block ℓ, counting from 0: transformers' `hidden_states[ℓ + 1]`, save for the last block, whose entry
+there is normed already.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ class LanguageModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    identity: str  # "name@hash": the Hub revision, or the sha256 of the weights
+    identity: str  # "name@hash", of the packaged file or of the weights as loaded
 
     @property
     def opening_token(self) -> int:
@@ -51,18 +52,21 @@ def load_language_model(name: str, *, dtype: str = "bfloat16", device: str = "cp
         raise ValueError(f"dtype {dtype!r} is not supported: expected bfloat16 or float32 (activations overflow float16)")
     folder = _locate(name, cache)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True,
+                                                     trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unknown(name) from error
+    identity = f"{name}@{EMBEDDED_SHA256[:12] if name == EMBEDDED else _weights_id(model)}"
     model.eval().requires_grad_(False).to(device)
-    return LanguageModel(model, tokenizer, f"{name}@{_weights_id(name, folder, model)}")
+    return LanguageModel(model, tokenizer, identity)
 
 
 def count_blocks(name: str, cache: Path) -> int:
     """Number of residual blocks of a model, from its configuration alone."""
+    folder = _locate(name, cache)
     try:
-        config = AutoConfig.from_pretrained(_locate(name, cache), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unknown(name) from error
     return config.get_text_config().num_hidden_layers
@@ -172,12 +176,8 @@ def _embedded_folder(cache: Path) -> Path:
     return folder
 
 
-def _weights_id(name: str, folder: str, model: PreTrainedModel) -> str:
-    if name == EMBEDDED:
-        return EMBEDDED_SHA256[:12]
-    if commit := getattr(model.config, "_commit_hash", None):
-        return commit[:12]
+def _weights_id(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        digest.update(sha256(path).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode() + weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]

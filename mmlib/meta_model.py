@@ -23,17 +23,18 @@ class MetaModel:
         objective: what it predicts, "flow_velocity" or "ddpm_epsilon".
         language_model: identity of the model whose activations it learnt, as the store records it.
         layer: block index.
+        documents: identity of the documents it was trained on and of their split.
     """
 
-    def __init__(self, network: nn.Module, objective: str, normaliser: Normaliser, language_model: str, layer: int):
+    def __init__(self, network: nn.Module, objective: str, normaliser: Normaliser, language_model: str, layer: int, documents: str):
         self.network, self.normaliser = network, normaliser
         self.process: FlowMatching | DDPM = noise_process(objective)
-        self.language_model, self.layer = language_model, layer
+        self.language_model, self.layer, self.documents = language_model, layer, documents
 
     @classmethod
     def for_store(cls, network: nn.Module, objective: str, store: ActivationStore) -> "MetaModel":
         """An untrained model for the activations of a store."""
-        return cls(network, objective, Normaliser.of(store), store.model, store.layer)
+        return cls(network, objective, Normaliser.of(store), store.model, store.layer, store.documents)
 
     @property
     def d(self) -> int:
@@ -50,16 +51,21 @@ class MetaModel:
         self.network.to(device)
         return self
 
-    def check_store(self, store: ActivationStore) -> None:
+    def check_store(self, store: ActivationStore, *, same_documents: bool = True) -> None:
         """Refuse a store that this model was not made for.
 
+        Args:
+            same_documents: also refuse other documents or another split of them, where the store's test documents may be this
+                model's training documents.
         Raises:
-            StoreError: it holds another language model, layer or width.
+            StoreError: it holds another language model, layer or width, or other documents.
         """
         ours, theirs = (self.language_model, self.layer, self.d), (store.model, store.layer, store.d)
         if ours != theirs:
             raise StoreError("this meta-model was trained on {} layer {} (width {}), the store holds {} layer {} (width {}): "
                              "extract or train again with the same model and layer".format(*ours, *theirs))
+        if same_documents:
+            store.check_documents(self.documents, "this meta-model")
 
     def loss(self, z_nd: Tensor, generator: torch.Generator) -> Tensor:
         """Training loss of a batch: mean squared error per dimension of the prediction, levels uniform over the process's 1000.
@@ -106,7 +112,7 @@ class MetaModel:
         self.network.save_pretrained(folder / "network")
         save_file({"mean": self.normaliser.mean_d, "std": self.normaliser.std_d}, folder / "normaliser.safetensors")
         facts = {"network": type(self.network).__name__, "objective": self.process.objective,
-                 "language_model": self.language_model, "layer": self.layer}
+                 "language_model": self.language_model, "layer": self.layer, "documents": self.documents}
         with written_whole(folder / "meta_model.json") as partial:
             partial.write_text(json.dumps(facts, indent=1) + "\n")
 
@@ -124,4 +130,5 @@ class MetaModel:
         facts = json.loads((folder / "meta_model.json").read_text())
         network = DENOISERS[facts["network"]].from_pretrained(folder / "network").eval()
         numbers = load_file(folder / "normaliser.safetensors")
-        return cls(network, facts["objective"], Normaliser(numbers["mean"], numbers["std"]), facts["language_model"], facts["layer"])
+        return cls(network, facts["objective"], Normaliser(numbers["mean"], numbers["std"]), facts["language_model"], facts["layer"],
+                   facts["documents"])

@@ -5,7 +5,7 @@ Steps of the `default` preset were calibrated once on two CPU cores to the minut
 
 from dataclasses import dataclass, field
 
-OBJECTIVES = ("flow_velocity", "ddpm_epsilon")
+PCA_K = 64  # components of the PCA methods, in every preset: the methods are named by it
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Preset:
     layer: int | None = None  # block index from 0; None: the middle block, L/2 − 1
     dtype: str = "bfloat16"  # of the language model, and so of the stored activations
     window: int = 256  # tokens in one forward pass, the opening <bos> included
+    documents: int = 2000  # read at most so many of the corpus; a streamed one may have no end
     document_tokens: int | None = None  # read only so many tokens of each document
     validation_documents: int = 8
     test_documents: int = 20
     split_seed: int = 0  # apart from `seed`, so that training seeds share their documents
-    pca_k: int = 64
     mlp: MLPSize = field(default_factory=MLPSize)
     unet: UNetSize = field(default_factory=UNetSize)
     eval_tokens: int = 1000  # test tokens at each of the 100 noise levels, fresh ones at each
@@ -89,7 +89,7 @@ PRESETS = {
     for preset in (
         Preset(
             name="smoke",  # every line of code in about a minute a notebook; its numbers mean nothing
-            document_tokens=192,
+            documents=200, document_tokens=192,
             sae=SAESize(latents=1024, k=32, steps=30, batch=512),
             mlp=MLPSize(layers=2, d_model=256, d_mlp=512),
             mlp_training=Training("flow_velocity", steps=60, batch=256, lr=2e-3, ema=0.9, validate_every=30,
@@ -110,6 +110,7 @@ PRESETS = {
         ),
         Preset(
             name="gpu",  # the article's full-size UNet, longer budgets; any CUDA device of 16 GB
+            documents=100_000,
             sae=SAESize(latents=8192, k=64, steps=8000, batch=4096),
             mlp_training=Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999,
                                   keep=(("unet_seconds", 4000), ("unet_activations", 500))),

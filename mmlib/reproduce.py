@@ -3,7 +3,7 @@
     python -m mmlib.reproduce plan PRESET NOTEBOOK…       table of what will run, with the times it took on the reference machine
     python -m mmlib.reproduce run PRESET NOTEBOOK STAMP   run one by papermill, with its progress on the terminal, then touch STAMP
     python -m mmlib.reproduce summary PRESET NOTEBOOK…    table of what ran, with times, memory and outputs
-    python -m mmlib.reproduce publish PRESET NOTEBOOK…    put the executed notebooks in place of those in notebooks/
+    python -m mmlib.reproduce publish NOTEBOOK…           put the executed notebooks in place of those in notebooks/
 """
 
 import json
@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 from mmlib.files import require_disk, written_whole
+from mmlib.presets import get_preset
 from mmlib.results import provenance, read_json, write_json
 from mmlib.runs import DATA, ROOT
 
-DISK = {"smoke": 3_000_000_000, "default": 6_000_000_000, "gpu": 12_000_000_000}  # bytes, language model and checkpoints included
+DISK = {"smoke": 2_000_000_000, "default": 5_000_000_000, "gpu": 12_000_000_000}  # bytes, language model and checkpoints included
 
 
 def executed(preset: str, notebook: str) -> Path:
@@ -32,8 +33,10 @@ def times_file(preset: str) -> Path:
 
 def plan(preset: str, notebooks: list[str]) -> None:
     """Print what will run and for how long; refuse if the disk cannot hold it."""
+    get_preset(preset)
     DATA.mkdir(parents=True, exist_ok=True)
-    require_disk(DATA, DISK.get(preset, 0), f"the {preset} preset")
+    if "01_extract_activations" in notebooks:
+        require_disk(DATA, DISK[preset], f"the {preset} preset")
     known = read_json(times_file(preset))["notebooks"] if times_file(preset).exists() else {}
     print(f"\npreset {preset}: {len(notebooks)} notebook{'s' if len(notebooks) > 1 else ''} to run"
           " (minutes as last measured; `?` where never)\n")
@@ -49,15 +52,16 @@ def run(preset: str, notebook: str, stamp: str) -> None:
     import papermill
 
     print(f"── {notebook}", flush=True)
-    output, began = executed(preset, notebook), time.perf_counter()
+    output, began = executed(preset, notebook), time.time()
     output.parent.mkdir(parents=True, exist_ok=True)
     os.environ["PRESET"] = preset
     papermill.execute_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", output, progress_bar=False, kernel_name="python3",
                                stdout_file=sys.stdout, stderr_file=sys.stderr)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    took = {"minutes": round((time.perf_counter() - began) / 60, 2), "peak_gib": round(peak / 2**30, 2)}
+    took = {"minutes": round((time.time() - began) / 60, 2), "peak_gib": round(peak / 2**30, 2)}
     write_json(output.with_suffix(".time.json"), took)
     Path(stamp).touch()
+    os.utime(stamp, (began, began))  # what was edited while it ran is newer, so make runs it again
 
 
 def summary(preset: str, notebooks: list[str]) -> None:
@@ -70,24 +74,38 @@ def summary(preset: str, notebooks: list[str]) -> None:
           f"results: {_shown(ROOT / 'results' / preset)}    figures: {_shown(ROOT / 'figures' / ('' if preset == 'default' else preset))}\n")
     facts = {"preset": preset, "command": f"make reproduce PRESET={preset}", "cores": os.cpu_count()}
     known = read_json(times_file(preset))["notebooks"] if times_file(preset).exists() else {}
-    write_json(times_file(preset), {"provenance": provenance(ROOT, **facts), "notebooks": {**known, **took}})
+    measured = {path.name.removesuffix(".time.json"): read_json(path) for path in executed(preset, "any").parent.glob("*.time.json")}
+    write_json(times_file(preset), {"provenance": provenance(ROOT, **facts), "notebooks": dict(sorted({**known, **measured}.items()))})
 
 
-def publish(preset: str, notebooks: list[str]) -> None:
-    """Replace the notebooks in git by their executed copies, without papermill's traces, progress bars and file paths."""
-    for notebook in notebooks:
-        content = json.loads(executed(preset, notebook).read_text(encoding="utf-8"))
-        content["metadata"].pop("papermill", None)
-        for cell in content["cells"]:
-            for trace in ("papermill", "execution"):
-                cell["metadata"].pop(trace, None)
-            if cell["cell_type"] == "code":
-                cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        if str(ROOT) in text:
-            raise ValueError(f"{notebook} shows the path {ROOT}: a reader's machine has none of it; print it relative to the repository")
+def publish(notebooks: list[str]) -> None:
+    """Replace the notebooks in git by their executed copies of the default preset; all of them or none.
+
+    Raises:
+        ValueError: a notebook was edited since it ran, or shows a path of this machine.
+    """
+    texts = {notebook: _readable(notebook) for notebook in notebooks}
+    for notebook, text in texts.items():
         with written_whole(ROOT / "notebooks" / f"{notebook}.ipynb") as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def _readable(notebook: str) -> str:
+    """The executed copy without papermill's traces and progress bars."""
+    content = json.loads(executed("default", notebook).read_text(encoding="utf-8"))
+    original = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))
+    if ["".join(c["source"]) for c in content["cells"]] != ["".join(c["source"]) for c in original["cells"]]:
+        raise ValueError(f"{notebook} was edited since it ran: make reproduce first")
+    content["metadata"].pop("papermill", None)
+    for cell in content["cells"]:
+        for trace in ("papermill", "execution"):
+            cell["metadata"].pop(trace, None)
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    if str(ROOT) in text:
+        raise ValueError(f"{notebook} shows the path {ROOT}, which no reader's machine has: print it relative to the repository")
+    return text
 
 
 def _shown(path: Path) -> str:
@@ -95,8 +113,10 @@ def _shown(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    command, preset_name, *names = sys.argv[1:]
-    if command == "run":
-        run(preset_name, *names)
+    command, *names = sys.argv[1:]
+    if command in ("plan", "summary"):
+        {"plan": plan, "summary": summary}[command](names[0], names[1:])
+    elif command == "run":
+        run(*names)
     else:
-        {"plan": plan, "summary": summary, "publish": publish}[command](preset_name, names)
+        publish(names)

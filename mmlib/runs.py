@@ -11,7 +11,7 @@ from mmlib.results import provenance, read_json, write_json
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 ROOT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
-DATA = Path(os.environ.get("MMLIB_DATA", ROOT / "data")).resolve()
+DATA = (ROOT / (os.environ.get("MMLIB_DATA") or "data")).resolve()  # a relative path counts from the repository
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,17 @@ class Run:
     preset: Preset
     seed: int
     name: str
+    overrides: dict
 
     @property
     def data(self) -> Path:
-        """Stores and checkpoints (git-ignored)."""
+        """What depends on the seed: autoencoders and checkpoints (git-ignored)."""
         return DATA / "runs" / self.name
+
+    @property
+    def shared(self) -> Path:
+        """What runs of all seeds share: the store and its principal components (git-ignored)."""
+        return DATA / "runs" / self.name.removesuffix(f"+seed{self.seed}")
 
     @property
     def cache(self) -> Path:
@@ -35,17 +41,23 @@ class Run:
     @property
     def store(self) -> Path:
         """The activation store; the error of a missing one names notebook 01."""
-        return require(self.data / "activations.h5", "01_extract_activations")
+        return require(self.shared / "activations.h5", "01_extract_activations")
 
     @property
     def figures(self) -> Path:
         """Where figures are saved: figures/ for the default run, a folder of its own for any other."""
         return ROOT / "figures" / ("" if self.name == "default" else self.name)
 
-    def write(self, name: str, content: dict, notebook: str) -> Path:
-        """Write results/<run>/<name>.json with provenance."""
-        facts = {"preset": self.preset.name, "run": self.name, "seed": self.seed, "model": self.preset.model,
-                 "corpus": self.preset.corpus, "command": f"make reproduce PRESET={self.preset.name}",
+    def write(self, name: str, content: dict, notebook: str, **identities) -> Path:
+        """Write results/<run>/<name>.json with provenance.
+
+        Args:
+            identities: of the language model, corpus and layer, as the store records them.
+        """
+        command = f"make reproduce PRESET={self.preset.name}" if self.name == self.preset.name else " ".join(
+            [f"papermill notebooks/{notebook}.ipynb out.ipynb -p preset {self.preset.name} -p seed {self.seed}",
+             *(f"-p {key} {value}" for key, value in self.overrides.items())])
+        facts = {"preset": self.preset.name, "run": self.name, "seed": self.seed, **identities, "command": command,
                  "notebook": f"notebooks/{notebook}.ipynb"}
         return write_json(ROOT / "results" / self.name / f"{name}.json", {"provenance": provenance(ROOT, **facts), **content})
 
@@ -69,14 +81,16 @@ def start(*, preset: str, seed: int, model: str | None = None, corpus: str | Non
         raise ValueError(f"seed {seed!r}: expected an integer of 0 or more")
     wanted = {"model": model, "corpus": corpus, "layer": layer}
     changes = {key: value for key, value in wanted.items() if value is not None and value != getattr(base, key)}
-    chosen = replace(base, **changes)
     if layer is not None:
         from mmlib.llm import count_blocks, resolve_layer  # takes seconds to import; drawing figures does not need it
 
-        resolve_layer(layer, count_blocks(chosen.model, DATA / "models"))
+        blocks = count_blocks(changes.get("model", base.model), DATA / "models")
+        if resolve_layer(layer, blocks) == resolve_layer(base.layer, blocks):
+            changes.pop("layer", None)
+    chosen = replace(base, **changes)
     labels = [(key if key == "layer" else "") + str(value).strip("/").replace("/", "--") for key, value in changes.items()]
     name = "+".join([preset, *labels, *([f"seed{seed}"] if seed else [])])
-    return Run(chosen, seed, name)
+    return Run(chosen, seed, name, changes)
 
 
 def _injected_names() -> list[str]:

@@ -23,6 +23,7 @@ Bare h5py reads it in five lines:
         mean = file["statistics/layer_08/mean"][:]
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +177,22 @@ class ActivationStore:
         if not self.attributes["complete"]:
             raise StoreError(f"{self.path} was not finished: run 01_extract_activations again")
 
+    @property
+    def documents(self) -> str:
+        """Identity of the corpus and of its split: what was trained here must not be tested where that differs."""
+        listing = "\0".join(f"{title}\1{split}" for title, split in zip(self.titles, self.splits))
+        return f"{self.corpus}/{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
+
+    def check_documents(self, documents: str, what: Path | str) -> None:
+        """Refuse something fitted to other documents, or to another split of them.
+
+        Raises:
+            StoreError: `documents` is not this store's identity.
+        """
+        if documents != self.documents:
+            raise StoreError(f"{what} was fitted to documents {documents}, the store holds {self.documents}: its test documents may have been "
+                             "trained on; run the notebooks again from 02")
+
     def rows(self, split: str) -> range:
         """The run of rows that a split occupies."""
         documents = np.flatnonzero(self.splits == split)
@@ -206,6 +223,11 @@ class ActivationStore:
     def column(self, name: str, rows: range | slice | None = None) -> np.ndarray:
         """`token_ids`, `document` or `position` of consecutive rows (all rows if None), (n,)."""
         return self._file[name][:] if rows is None else self._file[name][rows.start : rows.stop]
+
+    @property
+    def identities(self) -> dict:
+        """What a results file says of the activations it was made from."""
+        return {"language_model": self.model, "corpus": self.corpus, "layer": self.layer}
 
     def summary(self) -> dict[str, str]:
         """What the store holds, for a reader."""
@@ -267,7 +289,13 @@ def _epoch(chunks: list[range], store: ActivationStore, batch: int, per_group: i
 
 
 def spread_rows(n_rows: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n rows spread evenly over n_rows from a random start: every document gets its share. (n,) increasing."""
+    """n rows spread evenly over n_rows from a random start: every document gets its share. (n,) increasing.
+
+    Raises:
+        ValueError: there are fewer than n.
+    """
+    if n > n_rows:
+        raise ValueError(f"{n} different rows were asked for, there are {n_rows}: extract more text or use a smaller preset")
     return np.floor((np.arange(n) + rng.random()) * n_rows / n).astype(np.int64)
 
 

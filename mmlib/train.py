@@ -1,7 +1,7 @@
 """One training loop for every denoiser: AdamW, warm-up and cosine decay, clipping, averaged weights, exact resume.
 
-Batches, noise levels and noise are functions of (seed, step), so a run that was killed and resumed ends with the same bytes as
-one that was not, and a checkpoint needs no random-number state.
+Batches, noise levels and noise are functions of (seed, step), so on a CPU a run that was killed and resumed ends with the same
+bytes as one that was not, and a checkpoint needs no random-number state.
 """
 
 import json
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.files import require_disk, written_whole
+from mmlib.files import require_disk, sha256, written_whole
 from mmlib.meta_model import MetaModel
 from mmlib.presets import Training
 
@@ -60,6 +60,8 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
           *, seed: int, device: str | None = None) -> list[dict]:
     """Train `model.network` in place; it ends with the averaged weights, saved in `folder`.
 
+    A training that was interrupted is resumed; one that was finished with the same settings, data and code is loaded.
+
     Args:
         batches: called with a step, gives the raw activations (batch, d) of that step and those after it.
         validation_nd: standardised activations of validation documents.
@@ -70,22 +72,25 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
         TrainingDiverged: the loss is no longer finite.
     """
     run = _TrainingRun(model, settings, folder, seed, device or default_device())
+    if run.done():
+        return run.log
     source = batches(run.step)
     with tqdm(total=settings.steps, initial=run.step, desc=f"training {type(model.network).__name__}", mininterval=2) as bar:
         while run.step < settings.steps:
             run.advance(source)
             bar.update()
             step, last = run.step, run.step == settings.steps
-            if step % settings.log_every == 0 or last:
-                entry = run.entry()
-                if step % settings.validate_every == 0 or last:
-                    entry["validation_loss"] = run.validation_loss(validation_nd)
-                    run.save_state()
-                run.write(entry)
-                bar.set_postfix(loss=f"{entry['loss']:.3f}")
             for name in [name for name, kept in settings.keep if kept == step]:
                 with run.averaged_weights():
                     model.save_pretrained(folder / name)
+            if step % settings.log_every == 0 or last:
+                entry = run.entry()
+                if validated := step % settings.validate_every == 0 or last:
+                    entry["validation_loss"] = run.validation_loss(validation_nd)
+                run.write(entry)
+                if validated:
+                    run.save_state()  # last: what it does not cover is done again on resuming
+                bar.set_postfix(loss=f"{entry['loss']:.3f}")
     return run.finish()
 
 
@@ -100,11 +105,17 @@ class _TrainingRun:
         self.ema = EMAModel(self.parameters, decay=settings.ema)
         self.step, self.seconds, self.log, self._losses = 0, 0.0, [], []
         self.bf16 = settings.bf16 and bf16_pays(device)
-        self.fingerprint = json.dumps([asdict(settings), seed, dict(self.network.config), model.language_model, model.layer],
-                                      default=str)
+        self.fingerprint = self._fingerprint()
         self.folder.mkdir(parents=True, exist_ok=True)
         require_disk(self.folder, 2 * 4 * 4 * sum(p.numel() for p in self.parameters), "checkpoints of this training")
         self._resume()
+
+    def _fingerprint(self) -> str:
+        """Everything that decides the outcome: settings, data and code. Only a run with the same one is resumed or taken as done."""
+        config = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
+        code = [sha256(Path(__file__).with_name(f"{room}.py")) for room in ("train", "meta_model", "denoisers", "noise", "normaliser", "store")]
+        return json.dumps([asdict(self.settings), self.seed, config, self.bf16, self.model.language_model, self.model.layer,
+                           self.model.documents, self.model.normaliser.mean_d.double().sum().item(), code], sort_keys=True, default=str)
 
     def advance(self, source: Iterator[Tensor]) -> None:
         """One optimiser step on the next batch; reading it is counted in the seconds."""
@@ -165,16 +176,20 @@ class _TrainingRun:
 
     @torch.no_grad()
     def _resume(self) -> None:
-        path, log = self.folder / "state.safetensors", self.folder / "log.jsonl"
-        if not path.exists():
-            log.unlink(missing_ok=True)
+        path = self.folder / "state.safetensors"
+        if self.done():
+            self.log = self._read_log()
+            self.network.load_state_dict(MetaModel.from_pretrained(self.folder).network.state_dict())
+            self.network.eval().to("cpu")
+            print("already trained with these settings, data and code")
             return
+        if not path.exists():
+            return self._forget()
         with safe_open(path, "pt", device=self.device) as file:
             facts = file.metadata()
             if facts["fingerprint"] != self.fingerprint:
-                print(f"{path} is of another configuration: training starts afresh")
-                log.unlink(missing_ok=True)
-                return
+                print(f"{path.name} is of another configuration: training starts afresh")
+                return self._forget()
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
             for i, p in enumerate(self.parameters):
                 p.copy_(file.get_tensor(f"weight.{i}"))
@@ -182,16 +197,33 @@ class _TrainingRun:
                 self.optimizer.state[p] = {"step": torch.tensor(float(self.step)), "exp_avg": file.get_tensor(f"m.{i}"),
                                            "exp_avg_sq": file.get_tensor(f"v.{i}")}
             self.ema.optimization_step = self.step
-        entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        self.log = [entry for entry in entries if entry["step"] <= self.step]
-        log.write_text("".join(json.dumps(entry) + "\n" for entry in self.log), encoding="utf-8")
+        self.log = [entry for entry in self._read_log() if entry["step"] <= self.step]
+        (self.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in self.log), encoding="utf-8")
         print(f"resuming at step {self.step}")
+
+    def done(self) -> bool:
+        """Whether the folder holds the outcome of this very training."""
+        path = self.folder / "done.json"
+        return path.exists() and path.read_text(encoding="utf-8") == self.fingerprint
+
+    def _read_log(self) -> list[dict]:
+        text = (self.folder / "log.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n")[:-1]]  # a kill may have cut the last line
+
+    def _forget(self) -> None:
+        """Remove what an earlier training left, so that nothing of it can be taken for this one's."""
+        for name in ("log.jsonl", "done.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        for name in (".", *(name for name, _ in self.settings.keep)):
+            (self.folder / name / "meta_model.json").unlink(missing_ok=True)
 
     def finish(self) -> list[dict]:
         """Keep the averaged weights, save the model, drop the state."""
         self.ema.copy_to(self.parameters)
         self.network.eval().to("cpu")
         self.model.save_pretrained(self.folder)
+        with written_whole(self.folder / "done.json") as partial:
+            partial.write_text(self.fingerprint, encoding="utf-8")
         (self.folder / "state.safetensors").unlink(missing_ok=True)
         return self.log
 

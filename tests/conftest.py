@@ -1,5 +1,9 @@
 """Shared by the tests: a small store of synthetic activations with known statistics."""
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it: no test asks a network for anything
+
 import numpy as np
 import pytest
 import torch

@@ -6,6 +6,7 @@ import torch
 from mmlib.baselines import SAEDenoiser, load_sae, sae_quality, save_sae, train_sae
 from mmlib.gaussian import clean_input
 from mmlib.presets import SAESize
+from mmlib.store import ActivationStore, StoreError
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +28,13 @@ def test_sae_learns_sparse_data(trained):
     assert quality["l0"] <= 3 and quality["fvu"] < 0.45 and len(quality["frequency"]) == 64
 
 
-def test_round_trip(trained, tmp_path):
-    sae, z = trained
-    save_sae(sae, tmp_path)
-    assert torch.allclose(load_sae(tmp_path)(z), sae(z), atol=1e-5)
-    assert not list(tmp_path.glob("*.pt"))
+def test_round_trip_and_refusal_of_other_documents(trained, tmp_path, make_store):
+    (sae, z), store = trained, ActivationStore(make_store()[0])
+    save_sae(sae, tmp_path / "sae", store.documents)
+    assert torch.allclose(load_sae(tmp_path / "sae", store)(z), sae(z), atol=1e-5)
+    assert not list(tmp_path.glob("**/*.pt"))
+    with pytest.raises(StoreError, match="may have been trained on"):
+        load_sae(tmp_path / "sae", ActivationStore(make_store(seed=1, corpus="other")[0]))
 
 
 def test_denoiser_is_the_reconstruction_of_what_it_is_fed(trained):

@@ -113,9 +113,11 @@ def test_verdict(interval, expected):
 def test_plain_words_quote_the_numbers():
     def row(method, baseline, objective, reduction):
         return {"method": method, "baseline": baseline, "objective": objective, "reduction": reduction, "reduction_without_sigma_below_0.05": 0.11,
+                "baseline_share_of_one_level": 0.65 if baseline == "pca_k64" else 0.02,
                 "ci95": [reduction - 0.02, reduction + 0.02], "verdict": verdict(reduction - 0.02, reduction + 0.02)}
 
     text = plain_words([row("unet", "pca_k64", "ddpm_epsilon", -0.31), row("unet", "sae", "ddpm_epsilon", 0.46),
                         row("mlp", "gaussian", "flow_velocity", 0.23)])
     assert "31 % higher" in text and "23 % lower (95 % interval of the reduction 21 to 25 %; 11 % without σ < 0.05): below" in text
     assert "46 % lower" in text and "1 of them are consistent with 47 %" in text and "from -31 % to 46 %" in text
+    assert text.count("65 % of the baseline's loss") == 1 and "decides" not in text

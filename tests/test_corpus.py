@@ -42,7 +42,8 @@ def test_text_files(tmp_path):
     (tmp_path / "a.txt").write_text("first")
     (tmp_path / "empty.txt").write_text("  \n")
     assert [(d.title, d.text) for d in load_documents(str(tmp_path))] == [("a.txt", "first"), ("b.txt", "second")]
-    assert load_documents(str(tmp_path / "a.txt"))[0].text == "first"
+    (tmp_path / "one.txt").write_text("a paragraph\nof two lines\n\n  \nand another\n")
+    assert [d.text.strip() for d in load_documents(str(tmp_path / "one.txt"))] == ["a paragraph\nof two lines", "and another"]
 
 
 def test_empty_and_unknown_corpora_are_refused(tmp_path):

@@ -7,6 +7,7 @@ from sklearn.decomposition import PCA
 from mmlib.compare import evaluate
 from mmlib.gaussian import GaussianDenoiser, PrincipalComponents, clean_input, standard_normal
 from mmlib.noise import PROCESSES
+from mmlib.store import ActivationStore, StoreError
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def data():
 
 def test_one_dimension_by_hand():
     """λ = 4, σ = ½: x = z/2 + ε/2, E[z | x] = Cov(z, x)/Var(x) x = 2/(1 + ¼) x = 1.6 x; error λ − 2·1.6 = 0.8."""
-    model = GaussianDenoiser(torch.zeros(1), torch.eye(1), torch.tensor([4.0]))
+    model = GaussianDenoiser(torch.zeros(1), torch.eye(1), torch.tensor([4.0]), 2)
     assert model(torch.tensor([[1.0]]), 0.5).item() == pytest.approx(1.6)
     assert model.expected_mse(0.5, torch.tensor([4.0], dtype=torch.double)) == pytest.approx(0.8)
 
@@ -49,7 +50,7 @@ def test_no_linear_denoiser_beats_it_on_its_own_data(data):
     model = PrincipalComponents.fit(data).gaussian()
     best = model.expected_mse(0.5, model.eigenvalues_d.double())
     for factor in (0.5, 0.9, 1.1, 2.0):
-        other = GaussianDenoiser(model.mean_d, model.basis_dd, factor * model.eigenvalues_d)
+        other = GaussianDenoiser(model.mean_d, model.basis_dd, factor * model.eigenvalues_d, 0)
         assert other.expected_mse(0.5, model.eigenvalues_d.double()) > best
 
 
@@ -69,10 +70,19 @@ def test_projection_on_all_components_returns_its_input(data):
     assert torch.allclose(PrincipalComponents.fit(data).projection(6, "rescaled")(x, 0.25), x / 0.75, atol=1e-4)
 
 
-def test_round_trip(data, tmp_path):
-    components = PrincipalComponents.fit(data)
-    components.save(tmp_path / "pca.safetensors")
-    assert torch.equal(PrincipalComponents.load(tmp_path / "pca.safetensors").axes_dd, components.axes_dd)
+def test_round_trip_and_refusal_of_other_documents(data, tmp_path, make_store):
+    components, store = PrincipalComponents.fit(data), ActivationStore(make_store()[0])
+    components.save(tmp_path / "pca.safetensors", store.documents)
+    assert torch.equal(PrincipalComponents.load(tmp_path / "pca.safetensors", store).axes_dd, components.axes_dd)
+    other = ActivationStore(make_store(seed=1, corpus="other")[0])
+    with pytest.raises(StoreError, match="may have been trained on"):
+        PrincipalComponents.load(tmp_path / "pca.safetensors", other)
+
+
+def test_parameters_by_hand():
+    """d = 3: a mean and six covariances; with k = 1 a mean, one axis with its variance, and one variance for the rest."""
+    components = PrincipalComponents(torch.zeros(3), torch.eye(3), torch.tensor([3.0, 2.0, 1.0]))
+    assert components.gaussian().parameters == 9 and components.probabilistic(1).parameters == 7
 
 
 def test_too_few_rows_are_refused(data):

@@ -84,14 +84,18 @@ def committed(name):
 
 
 def test_committed_comparison_has_what_its_readers_need():
-    result = committed("loss_comparison")
-    assert result["test"]["documents"] >= 20
+    result, splits = committed("loss_comparison"), committed("activations")["splits"]
+    assert result["test"]["documents"] == splits["test"]["documents"] >= 20
+    assert splits["validation"]["documents"] >= 8 and splits["train"]["tokens"] >= 500_000
     methods = {"mean", "pca_k64", "sae", "pca_k64_naive", "sae_naive", "ppca_k64", "gaussian", "unet", "mlp"}
     for objective in ("ddpm_epsilon", "flow_velocity"):
         rows = {row["method"]: row for row in result["rows"] if row["objective"] == objective}
         assert methods <= set(rows)
         assert all({"loss", "ci95", "parameters", "train_seconds", "train_activations"} <= set(row) for row in rows.values())
         assert all(row["ci95"][0] <= row["loss"] <= row["ci95"][1] for row in rows.values())
+        assert rows["mlp_unet_activations"]["train_activations"] == pytest.approx(rows["unet"]["train_activations"], rel=0.02)
+        assert rows["mlp_unet_seconds"]["train_seconds"] == pytest.approx(rows["unet"]["train_seconds"], rel=0.25)
+        assert objective == "ddpm_epsilon" or rows["mlp"]["loss"] <= 1.10
         assert rows["mlp"]["loss"] < rows["gaussian"]["loss"] < rows["ppca_k64"]["loss"] < rows["mean"]["loss"]
         assert abs(result["closed_form"][objective]["relative_difference"]) < 0.01
     for row in result["reductions"]:

@@ -30,7 +30,9 @@ def test_departures_from_the_preset_name_the_run():
     run = runs.start(preset="default", seed=2, model="EleutherAI/pythia-160m", corpus="texts/")
     assert run.name == "default+EleutherAI--pythia-160m+texts+seed2" and run.preset.model == "EleutherAI/pythia-160m"
     assert run.figures != runs.start(preset="default", seed=0).figures == runs.ROOT / "figures"
-    assert runs.start(preset="default", seed=0, model="gemma3-270m").name == "default"
+    assert runs.start(preset="default", seed=0, model="gemma3-270m", layer=8).name == "default"
+    assert runs.start(preset="default", seed=0, layer=3).name == "default+layer3"
+    assert runs.start(preset="smoke", seed=3).shared == runs.start(preset="smoke", seed=0).data != runs.start(preset="smoke", seed=3).data
 
 
 @pytest.mark.parametrize("notebook", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
@@ -44,7 +46,7 @@ def test_papermill_parameter_that_a_notebook_does_not_declare_fails_at_once(note
     ({"preset": "huge"}, "unknown preset 'huge': expected one of smoke, default, gpu"),
     ({"preset": "smoke", "seed": -1}, "seed -1: expected an integer of 0 or more"),
     ({"preset": "smoke", "layer": 99}, "layer 99: this model has 18 blocks, expected an integer from 0 to 17"),
-    ({"preset": "smoke", "seed": 987}, "activations.h5 is missing: run notebooks/01_extract_activations.ipynb first"),
+    ({"preset": "smoke", "layer": 17}, "activations.h5 is missing: run notebooks/01_extract_activations.ipynb first"),
 ])
 def test_impossible_papermill_values_fail_at_once(parameters, message, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match=message):
@@ -61,8 +63,10 @@ def test_full_disk_is_refused_with_both_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2_000_000_000))
     with pytest.raises(OSError, match="extraction needs 3.00 GB at .*, where 2.00 GB are free"):
         require_disk(tmp_path, 3_000_000_000, "extraction")
-    with pytest.raises(OSError, match="the default preset needs 6.00 GB"):
+    with pytest.raises(OSError, match="the default preset needs 5.00 GB"):
         reproduce.plan("default", ["01_extract_activations"])
+    with pytest.raises(ValueError, match="unknown preset 'huge'"):
+        reproduce.plan("huge", ["01_extract_activations"])
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -71,7 +75,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt), written_whole(path) as partial:
         partial.write_text("{")
         raise KeyboardInterrupt
-    assert json.loads(path.read_text()) == {"x": 1}
+    assert json.loads(path.read_text()) == {"x": 1} and list(tmp_path.iterdir()) == [path]
 
 
 def test_results_refuse_what_is_not_a_number_by_its_place(tmp_path):

@@ -82,6 +82,8 @@ def test_spread_rows_cover_evenly():
     rows = spread_rows(100, 10, np.random.default_rng(0))
     assert len(rows) == 10 and set(np.diff(rows)) <= {10} and rows.max() < 100
     assert spread_rows(10, 10, np.random.default_rng(1)).tolist() == list(range(10))
+    with pytest.raises(ValueError, match="11 different rows were asked for, there are 10"):
+        spread_rows(10, 11, np.random.default_rng(0))
 
 
 def writer(path):

@@ -1,6 +1,10 @@
 """Training: exact resume, refusal of divergence, checkpoints, and what the loss converges to."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,6 +74,24 @@ def test_state_of_another_configuration_is_not_resumed(make_store, tmp_path, cap
     assert "another configuration" in capsys.readouterr().out and log[0]["step"] == 2
 
 
+def test_a_finished_training_is_loaded_not_repeated(make_store, tmp_path, capsys):
+    store = ActivationStore(make_store(dtype="float32")[0])
+    first, first_log = run(store, tmp_path)
+    again, log = run(store, tmp_path, kill_at=0)
+    assert torch.equal(weights(first), weights(again)) and log == first_log and "already trained" in capsys.readouterr().out
+
+
+def test_resume_survives_a_new_process(make_store, tmp_path):
+    """Python's string hashes differ between processes, and must not decide what counts as the same configuration."""
+    path = make_store(dtype="float32")[0]
+    code = ("import sys, torch; from pathlib import Path; sys.path.insert(0, sys.argv[3]); import test_train as t;"
+            "store = t.ActivationStore(Path(sys.argv[1])); t.run(store, Path(sys.argv[2]), kill_at=9 if sys.argv[4] == 'kill' else None)")
+    arguments = (sys.executable, "-c", code, str(path), str(tmp_path / "run"), str(Path(__file__).parent))
+    subprocess.run((*arguments, "kill"), env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True)
+    done = subprocess.run((*arguments, "on"), env={**os.environ, "PYTHONHASHSEED": "2"}, capture_output=True, text=True)
+    assert "resuming at step 8" in done.stdout, done.stderr
+
+
 def test_divergence_names_the_step(make_store, tmp_path):
     store = ActivationStore(make_store(dtype="float32")[0])
     with pytest.raises(TrainingDiverged, match="loss (nan|inf) at step .* of 12"):
@@ -92,6 +114,33 @@ def test_store_of_another_model_layer_or_width_is_refused(make_store, tmp_path, 
     other = ActivationStore(make_store(seed=5, **change)[0])
     with pytest.raises(StoreError, match="was trained on toy@1 layer 1 \\(width 8\\), the store holds"):
         model.check_store(other)
+
+
+def test_store_of_other_documents_is_refused_unless_asked_for(make_store):
+    model, other = fresh(ActivationStore(make_store()[0])), ActivationStore(make_store(seed=5, corpus="other")[0])
+    with pytest.raises(StoreError, match="may have been trained on"):
+        model.check_store(other)
+    model.check_store(other, same_documents=False)
+
+
+def test_a_cut_last_line_of_the_log_does_not_stop_a_resume(make_store, tmp_path):
+    store = ActivationStore(make_store(dtype="float32")[0])
+    with pytest.raises(Killed):
+        run(store, tmp_path, kill_at=6)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 6, "los')
+    _, log = run(store, tmp_path)
+    assert [entry["step"] for entry in log] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_fresh_training_forgets_the_copies_of_an_earlier_one(make_store, tmp_path):
+    store = ActivationStore(make_store(dtype="float32")[0])
+    run(store, tmp_path)
+    with pytest.raises(Killed):
+        run(store, tmp_path, dataclasses.replace(SETTINGS, lr=2e-3), kill_at=2)
+    for folder in (tmp_path, tmp_path / "early"):
+        with pytest.raises(FileNotFoundError):
+            MetaModel.from_pretrained(folder)
 
 
 def test_missing_checkpoint_names_the_notebook(tmp_path):

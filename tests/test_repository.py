@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -107,6 +106,11 @@ def test_committed_comparison_has_what_its_readers_need():
 def test_committed_results_say_where_they_come_from(name):
     provenance = committed(name)["provenance"]
     assert provenance["preset"] == "default" and provenance["seed"] == 0 and "+changes" not in provenance["commit"]
+
+
+def test_the_readme_quotes_the_verdict_as_computed():
+    readme = " ".join((ROOT / "README.md").read_text().replace("\n> ", " ").split())
+    assert committed("loss_comparison")["plain_words"] in readme and "@@" not in readme
 
 
 def test_numbers_quoted_in_the_readme_stand_in_results():

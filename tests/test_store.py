@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.store import (ActivationStore, DocumentRows, RunningMoments, StoreError, StoreWriter, shuffled_batches, spread_rows)
+from mmlib.store import ActivationStore, DocumentRows, RunningMoments, StoreError, StoreWriter, shuffled_batches, spread_rows
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -162,8 +162,8 @@ def plain_words(reductions: list[dict]) -> str:
     """The verdict as one paragraph, assembled from the numbers."""
     sentences = []
     for row in primary_rows(reductions):
-        low, high = (f"{100 * bound:.0f}" for bound in row["ci95"])
-        change = f"{100 * row['reduction']:.0f} % lower" if row["reduction"] >= 0 else f"{-100 * row['reduction']:.0f} % higher"
+        low, high = (f"{100 * bound:.1f}" for bound in row["ci95"])
+        change = f"{100 * row['reduction']:.1f} % lower" if row["reduction"] >= 0 else f"{-100 * row['reduction']:.1f} % higher"
         sentences.append(f"For {row['definition']} ({row['objective']}), the loss is {change} (95 % interval of the reduction {low} to "
                          f"{high} %; {100 * row['reduction_without_sigma_below_0.05']:.0f} % without σ < {LEAST_SIGMA}): {row['verdict']} the claimed "
                          f"{100 * CLAIM:.0f} %.")

@@ -115,7 +115,10 @@ def loss_by_noise(result: dict) -> Figure:
         for method, (colour, dashes) in LINES.items():
             ax.plot(curves["sigma"], curves["loss"][method], color=colour, dashes=dashes, lw=1.3, label=LABELS[method])
         ax.set(yscale="log", xlabel="noise level σ", ylabel=f"{label} per dimension", xlim=(0, 1))
-        ax.set_ylim((0.5, 20) if objective == "flow_velocity" else (1e-3, 20))
+        ax.set_ylim((0.8, 10) if objective == "flow_velocity" else (1e-3, 10))
+        if objective == "flow_velocity":
+            ax.set_yticks((1, 2, 3, 5, 10), labels=("1", "2", "3", "5", "10"))
+            ax.minorticks_off()
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncol=5)
     return figure

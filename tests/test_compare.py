@@ -118,6 +118,6 @@ def test_plain_words_quote_the_numbers():
 
     text = plain_words([row("unet", "pca_k64", "ddpm_epsilon", -0.31), row("unet", "sae", "ddpm_epsilon", 0.46),
                         row("mlp", "gaussian", "flow_velocity", 0.23)])
-    assert "31 % higher" in text and "23 % lower (95 % interval of the reduction 21 to 25 %; 11 % without σ < 0.05): below" in text
-    assert "46 % lower" in text and "1 of them are consistent with 47 %" in text and "from -31 % to 46 %" in text
+    assert "31.0 % higher" in text and "23.0 % lower (95 % interval of the reduction 21.0 to 25.0 %; 11 % without σ < 0.05): below" in text
+    assert "46.0 % lower" in text and "1 of them are consistent with 47 %" in text and "from -31 % to 46 %" in text
     assert text.count("65 % of the baseline's loss") == 1 and "decides" not in text

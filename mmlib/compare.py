@@ -160,20 +160,25 @@ def primary_rows(reductions: list[dict]) -> list[dict]:
 
 def plain_words(reductions: list[dict]) -> str:
     """The verdict as one paragraph, assembled from the numbers."""
+    def percent(value: float) -> str:
+        return f"{100 * value:.1f}".replace("-", "−")
+
     sentences = []
     for row in primary_rows(reductions):
-        low, high = (f"{100 * bound:.1f}" for bound in row["ci95"])
-        change = f"{100 * row['reduction']:.1f} % lower" if row["reduction"] >= 0 else f"{-100 * row['reduction']:.1f} % higher"
-        sentences.append(f"For {row['definition']} ({row['objective']}), the loss is {change} (95 % interval of the reduction {low} to "
-                         f"{high} %; {100 * row['reduction_without_sigma_below_0.05']:.0f} % without σ < {LEAST_SIGMA}): {row['verdict']} the claimed "
-                         f"{100 * CLAIM:.0f} %.")
+        low, high = map(percent, row["ci95"])
+        sentences.append(f"For {row['definition']} ({row['objective']}), the reduction of the loss is {percent(row['reduction'])} % "
+                         f"(95 % interval {low} to {high} %; {percent(row['reduction_without_sigma_below_0.05'])} % without "
+                         f"σ < {LEAST_SIGMA}): {row['verdict']} the claimed {100 * CLAIM:.0f} %.")
         if row["baseline_share_of_one_level"] > 0.25:
-            sentences.append(f"There {100 * row['baseline_share_of_one_level']:.0f} % of the baseline's loss comes from a single one of the "
+            sentences.append(f"There {percent(row['baseline_share_of_one_level'])} % of the baseline's loss comes from a single one of the "
                              "100 noise levels.")
+    if any(row["reduction"] < 0 for row in primary_rows(reductions)):
+        sentences.append("A negative reduction is a higher loss.")
     fitting = sum(row["verdict"] == "consistent with" for row in reductions)
-    spread = [100 * row["reduction"] for row in reductions]
-    sentences.append(f"Across all {len(reductions)} pairs of network, baseline and objective the reduction runs from {min(spread):,.0f} % to "
-                     f"{max(spread):,.0f} %; {fitting} of them are consistent with {100 * CLAIM:.0f} %.")
-    if min(spread) < 100 * CLAIM < max(spread):
+    spread = [row["reduction"] for row in reductions]
+    sentences.append(f"Over all {len(reductions)} combinations of network, baseline and objective the reduction runs from "
+                     f"{percent(min(spread))} % to {percent(max(spread))} %; {fitting or 'none'} of them "
+                     f"{'is' if fitting < 2 else 'are'} consistent with {100 * CLAIM:.0f} %.")
+    if min(spread) < CLAIM < max(spread):
         sentences.append("The choice of comparator and reading decides on which side of the claim the number falls.")
     return " ".join(sentences)

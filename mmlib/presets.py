@@ -103,10 +103,10 @@ PRESETS = {
         Preset(
             name="default",
             sae=SAESize(latents=4096, k=64, steps=1000),  # 5 minutes
-            mlp_training=Training("flow_velocity", steps=2500, batch=512, lr=2e-3, ema=0.995, weight_decay=0.05,  # 12 minutes
+            mlp_training=Training("flow_velocity", steps=2500, batch=512, lr=2e-3, ema=0.995, weight_decay=0.05,  # 13 minutes
                                   keep=(("unet_seconds", 1060), ("unet_activations", 88))),
             unet=UNetSize(channels=(32, 64, 128), layers_per_block=1),
-            unet_training=Training("ddpm_epsilon", steps=1400, batch=32, lr=1e-3, ema=0.995, bf16=False),  # 5 minutes
+            unet_training=Training("ddpm_epsilon", steps=1400, batch=32, lr=1e-3, ema=0.995, bf16=False),  # 6 minutes
         ),
         Preset(
             name="gpu",  # the article's full-size UNet, longer budgets; any CUDA device of 16 GB

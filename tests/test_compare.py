@@ -118,6 +118,7 @@ def test_plain_words_quote_the_numbers():
 
     text = plain_words([row("unet", "pca_k64", "ddpm_epsilon", -0.31), row("unet", "sae", "ddpm_epsilon", 0.46),
                         row("mlp", "gaussian", "flow_velocity", 0.23)])
-    assert "31.0 % higher" in text and "23.0 % lower (95 % interval of the reduction 21.0 to 25.0 %; 11 % without σ < 0.05): below" in text
-    assert "46.0 % lower" in text and "1 of them are consistent with 47 %" in text and "from -31 % to 46 %" in text
-    assert text.count("65 % of the baseline's loss") == 1 and "decides" not in text
+    assert "the reduction of the loss is −31.0 %" in text and "A negative reduction is a higher loss." in text
+    assert "23.0 % (95 % interval 21.0 to 25.0 %; 11.0 % without σ < 0.05): below the claimed 47 %" in text
+    assert "from −31.0 % to 46.0 %; 1 of them is consistent with 47 %" in text
+    assert text.count("65.0 % of the baseline's loss") == 1 and "decides" not in text

@@ -1,9 +1,9 @@
 """The loss comparison: every method on one denoising objective, on the same tokens and the same noise, with intervals.
 
 Losses are means over a sample of the test tokens and the 100 levels of the evaluation grid, so tokens weigh equally and long
-documents weigh more. Documents are the independent units. Intervals are paired and clustered by document: a jackknife standard error of the
-logarithm and Student's t with the effective number of documents less one as its degrees of freedom. In simulations with 20
-documents of very unequal length it covers 93 to 98 % where it says 95 % (tests/test_compare.py).
+documents weigh more. Documents are the independent units. Intervals are paired and clustered by document: a jackknife standard
+error of the logarithm and Student's t with the effective number of documents less one as its degrees of freedom. In simulations
+with 20 documents of very unequal length it covers 93 to 98 % where it says 95 % (tests/test_compare.py).
 """
 
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ def evaluate(methods: Mapping[str, Denoiser], slow_methods: Mapping[str, Denoise
         z_nd: standardised activations of the test documents.
         document_n: index of each one's document, from 0.
     Returns:
-        (losses of `methods` on all tokens, losses of both kinds on the common subset).
+        (losses of `methods` on every token drawn, losses of both kinds on the common subset).
     Raises:
         ValueError: `common_tokens` does not divide `tokens`, or there are fewer test tokens.
     """

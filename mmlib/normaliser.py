@@ -29,7 +29,3 @@ class Normaliser:
     def __call__(self, activations_nd: Tensor) -> Tensor:
         """Standardised z (n, d) of raw activations (n, d)."""
         return (activations_nd.float() - self.mean_d.to(activations_nd.device)) / self.std_d.to(activations_nd.device)
-
-    def invert(self, z_nd: Tensor) -> Tensor:
-        """Raw activations (n, d) of standardised ones."""
-        return z_nd * self.std_d.to(z_nd.device) + self.mean_d.to(z_nd.device)

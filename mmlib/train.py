@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -143,15 +144,23 @@ class _TrainingRun:
     def validation_loss(self, validation_nd: Tensor) -> float:
         """The training loss of the averaged weights on fixed validation rows, levels and noise."""
         rows_nd = validation_nd[:: max(1, len(validation_nd) // VALIDATION_ROWS)][:VALIDATION_ROWS]
-        generator, losses = step_generator(self.seed, 2**31), []
+        generator = step_generator(self.seed, 2**31)
         with self.averaged_weights(), torch.inference_mode():
             losses = [self._loss(part_nd.to(self.device), generator).item() * len(part_nd)
                       for part_nd in rows_nd.split(self.settings.batch)]
         return sum(losses) / len(rows_nd)
 
-    def averaged_weights(self):
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
         """Within this context the network has its averaged weights."""
-        return _Swapped(self.ema, self.parameters, self.network)
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        self.network.eval()
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+            self.network.train()
 
     def entry(self) -> dict:
         """A log entry: the mean loss since the last one."""
@@ -226,17 +235,3 @@ class _TrainingRun:
             partial.write_text(self.fingerprint, encoding="utf-8")
         (self.folder / "state.safetensors").unlink(missing_ok=True)
         return self.log
-
-
-class _Swapped:
-    def __init__(self, ema: EMAModel, parameters: list, network: torch.nn.Module):
-        self.ema, self.parameters, self.network = ema, parameters, network
-
-    def __enter__(self) -> None:
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
-        self.network.eval()
-
-    def __exit__(self, *exception) -> None:
-        self.ema.restore(self.parameters)
-        self.network.train()

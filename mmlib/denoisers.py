@@ -1,7 +1,8 @@
-"""The two denoising networks: the article's UNet on the vector seen as an image, and the paper's MLP.
+"""The denoising networks: the article's UNet on the vector seen as an image, and the paper's MLP.
 
-A network maps (noisy activations (n, d), time (n,) in [0, 1000]) to a prediction (n, d); what it predicts is the noise process's
-business (`mmlib.noise`).
+A network maps (noisy activations (n, d), time (u,) in [0, 1000]) to a prediction (n, d); what it predicts is the noise process's
+business (`mmlib.noise`). u divides n: rows come in u runs of n/u that share a time, so that what depends on the time alone is
+computed once a run. One time for all (u = 1) and one a row (u = n) are the ends.
 """
 
 import torch
@@ -10,6 +11,17 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def by_run(x_nm: Tensor, runs: int) -> Tensor:
+    """(u, n/u, m): the rows that share a time together.
+
+    Raises:
+        ValueError: the runs cannot have the same length.
+    """
+    if len(x_nm) % runs:
+        raise ValueError(f"{len(x_nm)} rows and {runs} times: expected the second to divide the first")
+    return x_nm.unflatten(0, (runs, -1))
 
 
 class MLPBlock(nn.Module):
@@ -23,9 +35,10 @@ class MLPBlock(nn.Module):
         self.time_proj = nn.Linear(d_model, d_mlp)
         self.down_proj = nn.Linear(d_mlp, d_model)
 
-    def forward(self, x_nm: Tensor, embedding_nm: Tensor) -> Tensor:
-        h_nm = self.ln(x_nm)
-        return x_nm + self.down_proj(F.silu(self.gate_proj(h_nm) * self.time_proj(embedding_nm)) * self.up_proj(h_nm))
+    def forward(self, x_urm: Tensor, embedding_um: Tensor) -> Tensor:
+        h_urm = self.ln(x_urm)
+        gate_urf = self.gate_proj(h_urm) * self.time_proj(embedding_um)[:, None]
+        return x_urm + self.down_proj(F.silu(gate_urf) * self.up_proj(h_urm))
 
 
 class MLPDenoiser(ModelMixin, ConfigMixin):
@@ -36,42 +49,94 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
         d_model: width m of the blocks; None: 2 d.
         d_mlp: width f inside a block; None: 2 m.
         n_layers: number of blocks.
+        multi_layer_n_layers: L, the number of blocks of a language model whose layers share this network; None: one layer.
+        gated_skip: add gate(h) ⊙ x to the output, with a gate per dimension read off the last hidden state (not in the paper).
+            A layer norm comes before the output, so without it a prediction cannot grow with its input.
+        zero_init: start with a prediction of zero.
     """
 
     @register_to_config
-    def __init__(self, d_input: int, d_model: int | None = None, d_mlp: int | None = None, n_layers: int = 3):
+    def __init__(self, d_input: int, d_model: int | None = None, d_mlp: int | None = None, n_layers: int = 3,
+                 multi_layer_n_layers: int | None = None, gated_skip: bool = False, zero_init: bool = False):
         super().__init__()
         m = d_model or 2 * d_input
         f = d_mlp or 2 * m
         self.in_proj = nn.Linear(d_input, m)
         self.time_embed = nn.Sequential(nn.Linear(m, m), nn.SiLU(), nn.Linear(m, m))
+        if multi_layer_n_layers:
+            self.layer_embed = nn.Sequential(nn.Linear(m, m), nn.SiLU(), nn.Linear(m, m))
         self.layers = nn.ModuleList(MLPBlock(m, f) for _ in range(n_layers))
         self.ln = nn.LayerNorm(m)
         self.out_proj = nn.Linear(m, d_input)
+        if gated_skip:
+            self.gate_out = nn.Linear(m, d_input)
+        for projection in (self.out_proj, *([self.gate_out] if gated_skip else [])) if zero_init else ():
+            nn.init.zeros_(projection.weight)
+            nn.init.zeros_(projection.bias)
 
-    def forward(self, x_nd: Tensor, time_n: Tensor) -> Tensor:
-        """Prediction (n, d) from noisy activations (n, d) and times (n,) in [0, 1000]."""
-        sinusoid_nm = get_timestep_embedding(time_n, self.in_proj.out_features, flip_sin_to_cos=True, downscale_freq_shift=0)
-        embedding_nm = self.time_embed(sinusoid_nm)
-        h_nm = self.in_proj(x_nd)
+    @property
+    def units(self) -> dict[str, nn.Module]:
+        """Modules whose inputs are the hidden units ("meta-neurons"), (n, f) each, by name."""
+        return {f"block {i}": block.down_proj for i, block in enumerate(self.layers)}
+
+    def forward(self, x_nd: Tensor, time_u: Tensor, layer_u: Tensor | None = None) -> Tensor:
+        """Prediction (n, d) from noisy activations (n, d).
+
+        Args:
+            time_u: times (u,) in [0, 1000] of u runs of rows.
+            layer_u: block indices (u,), for a network of several layers.
+        Raises:
+            ValueError: a layer is missing, given to a network of one layer, or out of range.
+        """
+        h_urm = by_run(self.in_proj(x_nd), len(time_u))
+        embedding_um = self.embedding(time_u, layer_u)
         for layer in self.layers:
-            h_nm = layer(h_nm, embedding_nm)
-        return self.out_proj(self.ln(h_nm))
+            h_urm = layer(h_urm, embedding_um)
+        h_nm = self.ln(h_urm).flatten(0, 1)
+        return self.out_proj(h_nm) + self.gate_out(h_nm) * x_nd if self.config.gated_skip else self.out_proj(h_nm)
+
+    def embedding(self, time_u: Tensor, layer_u: Tensor | None) -> Tensor:
+        """e (u, m) of the times and layers."""
+        m, n_layers = self.in_proj.out_features, self.config.multi_layer_n_layers
+        if (layer_u is None) != (n_layers is None):
+            raise ValueError(f"layer {layer_u} for a network of {n_layers or 'one'} layers: choose one with MetaModel.at(layer)" if n_layers
+                             else f"layer {layer_u} for a network of one layer: it takes none")
+
+        def sinusoid(value_u: Tensor) -> Tensor:
+            return get_timestep_embedding(value_u, m, flip_sin_to_cos=True, downscale_freq_shift=0)
+
+        embedding_um = self.time_embed(sinusoid(time_u))
+        if layer_u is None:
+            return embedding_um
+        if (layer_u < 0).any() or (layer_u >= n_layers).any():
+            raise ValueError(f"layers {layer_u.unique().tolist()}: expected 0 to {n_layers - 1}")
+        return embedding_um + self.layer_embed(sinusoid(layer_u / (n_layers - 1)))
 
 
-def image_shape(d: int) -> tuple[int, int]:
+def image_shape(d: int, height: int | None = None) -> tuple[int, int]:
     """Height and width of the image that holds a d-vector, row by row; the UNet halves both twice, so 4 divides them.
 
     The height is the largest multiple of 4, at most 32 and at most √d, that divides the vector: 5120 → 32 × 160 as published,
     640 → 20 × 32. A vector that no such height divides is padded with zeros to the next multiple of 16.
+
+    Args:
+        height: another height instead.
+    Raises:
+        ValueError: 4 does not divide the height, or it does not divide the padded vector into a width that 4 divides.
     """
     padded = -(-d // 16) * 16
-    height = max(h for h in range(4, 33, 4) if h == 4 or (h * h <= padded and padded % (4 * h) == 0))
+    if height is None:
+        height = max(h for h in range(4, 33, 4) if h == 4 or (h * h <= padded and padded % (4 * h) == 0))
+    if height % 4 or padded % (4 * height):
+        raise ValueError(f"height {height} for {d} dimensions (padded to {padded}): expected a multiple of 4 that divides {padded // 4}")
     return height, padded // height
 
 
 class UNetDenoiser(ModelMixin, ConfigMixin):
     """The article's denoiser: a `UNet2DModel` on the activation seen as a one-channel image.
+
+    Its convolutions assume that dimensions whose numbers are close, in a row of the image or across rows, belong together, and
+    that every place in the image works alike. Nothing in a language model makes it so; `order` tests it.
 
     Repaired, against the snippet as published: the output is flattened to the input's shape before it meets the noise, and
     any width is accepted.
@@ -79,25 +144,40 @@ class UNetDenoiser(ModelMixin, ConfigMixin):
     Args:
         activation_dim: width d of the activations.
         block_out_channels, layers_per_block: size of the UNet; the defaults are the article's (59 M parameters).
+        height: of the image; None: see `image_shape`.
+        order: dimensions in the order in which they fill the image, a permutation of 0 … d − 1; None: as they come.
+    Raises:
+        ValueError: `order` is no permutation.
     """
 
     @register_to_config
     def __init__(self, activation_dim: int = 5120, block_out_channels: tuple[int, int, int] = (128, 256, 512),
-                 layers_per_block: int = 2):
+                 layers_per_block: int = 2, height: int | None = None, order: list[int] | None = None):
         super().__init__()
-        self.image = image_shape(activation_dim)
+        if order is not None and sorted(order) != list(range(activation_dim)):
+            raise ValueError(f"order has {len(order)} entries: expected a permutation of 0 to {activation_dim - 1}")
+        self.image = image_shape(activation_dim, height)
         self.unet = UNet2DModel(
             sample_size=self.image, in_channels=1, out_channels=1, layers_per_block=layers_per_block,
             block_out_channels=tuple(block_out_channels),
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"))
 
-    def forward(self, x_nd: Tensor, time_n: Tensor) -> Tensor:
-        """Prediction (n, d) from noisy activations (n, d) and times (n,) in [0, 1000]."""
+    @property
+    def units(self) -> dict[str, nn.Module]:
+        """Modules whose inputs are the hidden units, (n, channels, height, width) each, by name: the last convolution of each ResNet block."""
+        return {name.removesuffix(".conv2"): module for name, module in self.unet.named_modules() if name.endswith(".conv2")}
+
+    def forward(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
+        """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of rows."""
         n, d = x_nd.shape
         height, width = self.image
+        time_n = time_u.repeat_interleave(by_run(x_nd, len(time_u)).shape[1])
+        if self.config.order is not None:
+            x_nd = x_nd[:, self.config.order]
         image = F.pad(x_nd, (0, height * width - d)).view(n, 1, height, width)
-        return self.unet(image, time_n).sample.reshape(n, height * width)[:, :d]
+        flat_nd = self.unet(image, time_n).sample.reshape(n, height * width)[:, :d]
+        return flat_nd if self.config.order is None else flat_nd[:, torch.tensor(self.config.order).argsort()]
 
 
 ActivationDiffusionModel = UNetDenoiser  # the article's name for it
@@ -107,5 +187,5 @@ DENOISERS = {"MLPDenoiser": MLPDenoiser, "UNetDenoiser": UNetDenoiser}
 
 
 def count_parameters(network: torch.nn.Module) -> int:
-    """Number of trainable numbers."""
-    return sum(parameter.numel() for parameter in network.parameters())
+    """Number of trained numbers, and of those fitted in closed form."""
+    return sum(parameter.numel() for parameter in network.parameters()) + getattr(network, "fitted_numbers", 0)

@@ -17,11 +17,13 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (  # Okabe and Ito's palette, tol
 LABELS = {
     "mean": "mean only", "pca_k64": "PCA-64", "pca_k64_naive": "PCA-64, naive", "pca_k64_mixed": "PCA-64, mixed", "sae": "SAE, mixed",
     "sae_naive": "SAE, naive", "ppca_k64": "probabilistic PCA-64", "gaussian": "full Gaussian", "unet": "UNet (article)",
-    "mlp": "MLP (paper)", "mlp_unet_seconds": "MLP, UNet's seconds", "mlp_unet_activations": "MLP, UNet's activations",
+    "mlp": "MLP (paper)", "mlp_unet_activations": "MLP, UNet's activations",
+    "gated_mlp": "gated MLP (ours)", "gated_mlp_unet_seconds": "gated MLP, UNet's seconds",
 }
 LINES = {  # colour and dashes: told apart in grey too
     "mean": (BLACK, (1, 1)), "pca_k64": (ORANGE, (4, 1.5)), "pca_k64_naive": (ORANGE, (1, 1)), "pca_k64_mixed": ("0.5", (6, 1.5)), "sae": (GREEN, (4, 1.5)),
-    "sae_naive": (GREEN, (1, 1)), "ppca_k64": (SKY, (4, 1, 1, 1)), "gaussian": (BLUE, (6, 1.5)), "unet": (PURPLE, ()), "mlp": (RED, ()),
+    "sae_naive": (GREEN, (1, 1)), "ppca_k64": (SKY, (4, 1, 1, 1)), "gaussian": (BLUE, (6, 1.5)), "unet": (PURPLE, ()), "mlp": (RED, (3, 1.5)),
+    "gated_mlp": (RED, ()),
 }
 OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
 MARKERS = {"flow_velocity": "o", "ddpm_epsilon": "s"}
@@ -85,26 +87,32 @@ def baselines(result: dict) -> Figure:
 
 
 def training(result: dict) -> Figure:
-    """Training and validation loss of both networks against activations seen and against seconds."""
+    """Training and validation loss of the networks against activations seen and against seconds."""
     figure, axes = plt.subplots(2, 2, figsize=(TEXT_WIDTH, 4.2), sharey="row")
-    for row, name in zip(axes, ("mlp", "unet")):
-        run = result[name]
-        for ax, key, label in zip(row, ("activations", "seconds"), ("activations seen", "seconds of training")):
-            colour = LINES[name][0]
-            ax.plot([e[key] for e in run["log"]], [e["loss"] for e in run["log"]], color=colour, alpha=0.35, lw=1)
-            measured = [e for e in run["log"] if "validation_loss" in e]
-            ax.plot([e[key] for e in measured], [e["validation_loss"] for e in measured], color=colour, marker="o", ms=3)
+    for row, names in zip(axes, (("mlp", "gated_mlp"), ("unet",))):
+        for name in names:
+            for ax, key in zip(row, ("activations", "seconds")):
+                _training_curve(ax, result[name]["log"], key, name)
+        run = result[names[0]]
+        for ax, label in zip(row, ("activations seen", "seconds of training")):
             for method in ("mean", "gaussian"):
                 ax.axhline(run["references"][method], color=LINES[method][0], dashes=LINES[method][1], lw=1, label=LABELS[method])
             ax.set(xscale="log", xlabel=label)
-        lowest = min(run["references"]["gaussian"], *(e["loss"] for e in run["log"]))
-        row[0].set(ylabel=f"{OBJECTIVES[run['objective']]} per dimension", ylim=(0.95 * lowest, (1.35 if name == "mlp" else 3) * run["references"]["mean"]))
-        row[0].set_title(f"{LABELS[name]}, {run['parameters'] / 1e6:.1f} M parameters", loc="left")
+        lowest = min(run["references"]["gaussian"], *(e["loss"] for name in names for e in result[name]["log"]))
+        row[0].set(ylabel=f"{OBJECTIVES[run['objective']]} per dimension", ylim=(0.95 * lowest, (3 if "unet" in names else 1.35) * run["references"]["mean"]))
+        row[0].set_title(", ".join(f"{LABELS[name]}: {result[name]['parameters'] / 1e6:.1f} M parameters" for name in names), loc="left")
     neutral = [Line2D([], [], color="0.4", alpha=0.5, lw=1, label="training batches"),
                Line2D([], [], color="0.4", marker="o", ms=3, label="validation, averaged weights"),
                *(line for line in axes[0, 0].get_lines() if line.get_label() in (LABELS["mean"], LABELS["gaussian"]))]
     figure.legend(handles=neutral, loc="outside lower center", ncol=4)
     return figure
+
+
+def _training_curve(ax: Axes, log: list[dict], key: str, name: str) -> None:
+    colour, dashes = LINES[name]
+    ax.plot([e[key] for e in log], [e["loss"] for e in log], color=colour, alpha=0.35, lw=1)
+    measured = [e for e in log if "validation_loss" in e]
+    ax.plot([e[key] for e in measured], [e["validation_loss"] for e in measured], color=colour, dashes=dashes, marker="o", ms=3)
 
 
 def loss_by_noise(result: dict) -> Figure:
@@ -126,7 +134,7 @@ def loss_by_noise(result: dict) -> Figure:
 
 def reductions(result: dict) -> Figure:
     """Reduction of the loss by each trained network over each baseline, beside the claimed 47 %."""
-    figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.4), sharey=True, sharex=True)
+    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 3.4), sharey=True, sharex=True)
     least = -0.5
     baselines_ = list(dict.fromkeys(row["baseline"] for row in result["reductions"]))
     methods = [m for m in LINES if any(row["method"] == m for row in result["reductions"])]
@@ -139,7 +147,7 @@ def reductions(result: dict) -> Figure:
         ax.axvline(0, color=BLACK, lw=0.8)
         ax.axvline(0.47, color=BLACK, lw=1, ls="--")
         ax.annotate("claimed 47 %", (0.47, -0.75), xytext=(-3, 0), textcoords="offset points", ha="right", va="center", fontsize=7)
-        ax.set(title=LABELS[method] + (", common subset" if method == "unet" else ", full sample"), xlabel="reduction of the loss over the baseline", xlim=(least, 1.05), yticks=range(len(baselines_)),
+        ax.set(title=LABELS[method] + (", common subset" if method == "unet" else ", full sample"), xlabel="reduction of the loss", xlim=(least, 1.05), yticks=range(len(baselines_)),
                ylim=(len(baselines_) - 0.5, -1))
         ax.set_yticklabels([LABELS[b] for b in baselines_])
         ax.set_xticks((-0.5, 0, 0.5, 1))
@@ -163,9 +171,9 @@ def _reduction(ax: Axes, row: dict, y: float, colour: str, least: float) -> None
 def samples(result: dict) -> Figure:
     """Generated against real activations: first principal components, norms, Fréchet distance."""
     figure, (scatter, norms, distance) = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 2.6), width_ratios=(1.1, 1, 1.25))
-    colours = {"real": BLACK, "gaussian": BLUE, "mlp": RED}
-    names = {"real": "real (test)", "gaussian": "Gaussian", "mlp": "MLP"}
-    for name, marker in (("real", "."), ("gaussian", "x"), ("mlp", "+")):
+    colours = {"real": BLACK, "gaussian": BLUE, "gated_mlp": RED}
+    names = {"real": "real (test)", "gaussian": "Gaussian", "gated_mlp": "gated MLP"}
+    for name, marker in (("real", "."), ("gaussian", "x"), ("gated_mlp", "+")):
         points = np.asarray(result["scatter"][name])
         scatter.plot(points[:, 0], points[:, 1], marker, color=colours[name], ms=2.5, mew=0.6, alpha=0.6, label=names[name])
         histogram = result["norms"][name]
@@ -173,7 +181,7 @@ def samples(result: dict) -> Figure:
     scatter.set(title="principal components", xlabel="PC 1 of z", ylabel="PC 2 of z")
     norms.set(title="norms", xlabel="norm of z", ylabel="density")
     figure.legend(handles=[Line2D([], [], color=colours[n], marker=m, ms=5, ls="--" if n == "gaussian" else "-", label=names[n])
-                           for n, m in (("real", "."), ("gaussian", "x"), ("mlp", "+"))], loc="outside lower left", ncol=3)
+                           for n, m in (("real", "."), ("gaussian", "x"), ("gated_mlp", "+"))], loc="outside lower left", ncol=3)
     rows = result["frechet"]["all_dimensions"]
     labels = {"floor": "real (training)", **{name: LABELS[name] for name in rows if name in LABELS}}
     order = sorted(rows, key=lambda name: rows[name]["distance"])

@@ -6,13 +6,22 @@ a + s is flow matching's x at σ = s / (a + s), so σ from 0 (clean) to 1 (noise
 (z − ẑ)/σ and the error of ε is a(z − ẑ)/s.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 from torch import Tensor
 
 LEVELS = 100  # of the evaluation grid
@@ -37,6 +46,7 @@ class FlowMatching:
     """x = (1 − σ) z + σ ε; the network predicts the velocity v = ε − z. Its time runs from 0 to 1000 (Lipman et al. 2023)."""
 
     objective = "flow_velocity"
+    last_sigma = 0.999  # of the likelihood's path
 
     @cached_property
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
@@ -70,15 +80,34 @@ class FlowMatching:
         """σ = (i + ½)/100. A squared error of ẑ counts 1/σ²."""
         return [Level(sigma, 1 / sigma**2) for sigma in ((i + 0.5) / LEVELS for i in range(LEVELS))]
 
-    def sampling_scheduler(self):
-        """Euler steps along the probability-flow ODE."""
-        return FlowMatchEulerDiscreteScheduler()
+    def at_time(self, time_n: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, s), each (n,), of what a network is told."""
+        return 1 - time_n / 1000, time_n / 1000
+
+    solvers = {  # along the probability-flow ODE
+        "euler": FlowMatchEulerDiscreteScheduler,
+        "heun": FlowMatchHeunDiscreteScheduler,
+        "dpm++": partial(DPMSolverMultistepScheduler, use_flow_sigmas=True, prediction_type="flow_prediction"),
+    }
+
+    def schedule(self, solver: str, steps: int, sigma: float = 1.0) -> "Schedule":
+        """Steps of a solver from the level nearest to σ down to 0."""
+        scheduler = make_solver(self, solver)
+        total = max(steps, round(steps / sigma))
+        scheduler.set_timesteps(total)
+        return Schedule(scheduler, 1000 * scheduler.sigmas, total - steps, repeats=2 if solver == "heun" else 1)
+
+    def noised(self, schedule: "Schedule", z_nd: Tensor, noise_nd: Tensor) -> Tensor:
+        """What a solver starts from, (n, d)."""
+        sigma = schedule.scheduler.sigmas[schedule.first].item()
+        return (1 - sigma) * z_nd + sigma * noise_nd
 
 
 class DDPM:
     """x = √ᾱ z + √(1 − ᾱ) ε over 1000 linear betas; the network predicts ε (Ho, Jain and Abbeel 2020, eq. 14)."""
 
     objective = "ddpm_epsilon"
+    last_sigma = 0.9936  # of the likelihood's path: the noisiest training level
 
     @cached_property
     def scheduler(self) -> DDPMScheduler:
@@ -120,9 +149,71 @@ class DDPM:
         bars = [float(self._alpha_bar[t]) for t in range(5, 1000, 10)]
         return [Level(float(np.sqrt(1 - b) / (np.sqrt(b) + np.sqrt(1 - b))), b / (1 - b)) for b in bars]
 
-    def sampling_scheduler(self):
-        """DDIM (Song, Meng and Ermon 2021), which needs few steps."""
-        return DDIMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
+    def at_time(self, time_n: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, s), each (n,), of what a network is told; between training levels log((1 − ᾱ)/ᾱ) is interpolated, as in `estimate`."""
+        log_ratio = torch.from_numpy(np.log((1 - self._alpha_bar) / self._alpha_bar)).float().to(time_n.device)
+        below = time_n.long().clamp(0, 998)
+        between = torch.lerp(log_ratio[below], log_ratio[below + 1], time_n.clamp(0, 999) - below)
+        return torch.sigmoid(-between).sqrt(), torch.sigmoid(between).sqrt()
+
+    solvers = {"ddim": partial(DDIMScheduler, clip_sample=False), "euler": EulerDiscreteScheduler, "heun": HeunDiscreteScheduler,
+               "dpm++": DPMSolverMultistepScheduler}
+
+    def schedule(self, solver: str, steps: int, sigma: float = 1.0) -> "Schedule":
+        """Steps of a solver from the level nearest to σ down to 0."""
+        scheduler = make_solver(self, solver, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing")
+        own_sigma = np.sqrt((1 - self._alpha_bar) / self._alpha_bar)
+        time = np.interp(np.log(sigma / (1 - sigma)), np.log(own_sigma), np.arange(1, 1001)) if sigma < 1 else 1000
+        total = max(steps, round(1000 * steps / time))
+        scheduler.set_timesteps(total)
+        return Schedule(scheduler, scheduler.timesteps.float(), total - steps, repeats=2 if solver == "heun" else 1)
+
+    def noised(self, schedule: "Schedule", z_nd: Tensor, noise_nd: Tensor) -> Tensor:
+        """What a solver starts from, (n, d), in the solver's own scale."""
+        if schedule.first == 0:
+            return noise_nd * schedule.scheduler.init_noise_sigma
+        return schedule.scheduler.add_noise(z_nd, noise_nd, schedule.scheduler.timesteps[schedule.first : schedule.first + 1].repeat(len(z_nd)))
+
+
+class Schedule:
+    """A solver of diffusers that is about to step down from a noise level.
+
+    Args:
+        scheduler: with its time steps set.
+        times: what the network is told at each of its evaluations.
+        skipped: steps left out at the beginning.
+        repeats: evaluations a step.
+    """
+
+    def __init__(self, scheduler, times: Tensor, skipped: int, repeats: int):
+        self.scheduler, self.first = scheduler, skipped * repeats
+        self.times = times[: len(scheduler.timesteps)]
+        if hasattr(scheduler, "set_begin_index"):  # DDIM needs none: it goes by the time
+            scheduler.set_begin_index(self.first)
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network is asked."""
+        return len(self.times) - self.first
+
+    def run(self, network, x_nd: Tensor) -> Iterator[Tensor]:
+        """The state (n, d) after each evaluation; the last is the result."""
+        for time, t in zip(self.times[self.first :], self.scheduler.timesteps[self.first :]):
+            own_x = self.scheduler.scale_model_input(x_nd, t) if hasattr(self.scheduler, "scale_model_input") else x_nd
+            prediction_nd = network(own_x, time[None].to(x_nd.device)).float()
+            x_nd = self.scheduler.step(prediction_nd, t, x_nd).prev_sample
+            yield x_nd
+
+
+def make_solver(process: "FlowMatching | DDPM", solver: str, **config):
+    """A scheduler of diffusers.
+
+    Raises:
+        ValueError: the process has no solver of that name.
+    """
+    if solver not in process.solvers:
+        raise ValueError(f"unknown solver {solver!r} for {process.objective}: expected one of {', '.join(process.solvers)}")
+    return process.solvers[solver](**config)
 
 
 PROCESSES = {process.objective: process for process in (FlowMatching, DDPM)}

@@ -3,7 +3,7 @@
 Steps of the `default` preset were calibrated once on two CPU cores to the minutes stated beside them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 PCA_K = 64  # components of the PCA methods, in every preset: the methods are named by it
 
@@ -19,6 +19,9 @@ class Training:
     warmup: float = 0.02  # fraction of the steps that warms up linearly
     final_lr: float = 0.02  # the cosine ends at this fraction of the peak
     ema: float = 0.99  # decay of the averaged weights, the ones evaluated and saved
+    beta2: float = 0.99  # of AdamW
+    levels: int | None = None  # different noise levels in a batch, shared by runs of rows; None: one a row
+    compile: bool = False  # torch.compile, where a compiler is installed and it pays
     clip: float = 1.0  # gradient norm
     weight_decay: float = 0.0
     bf16: bool = True  # bfloat16 autocast where the device computes in it, float32 elsewhere
@@ -34,6 +37,7 @@ class MLPSize:
     layers: int = 3
     d_model: int | None = None
     d_mlp: int | None = None
+    gated_skip: bool = False  # see `denoisers.MLPDenoiser`
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,17 @@ class UNetSize:
 
     channels: tuple[int, int, int] = (128, 256, 512)
     layers_per_block: int = 2
+    height: int | None = None  # of the image that the activation is seen as; None: see `denoisers.image_shape`
+    order: tuple[int, ...] | None = None  # of the dimensions in it; None: as they come
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A denoiser and how it is trained."""
+
+    size: MLPSize | UNetSize
+    training: Training
+    linear_skip: bool = False  # the network adds to the closed-form Gaussian's prediction
 
 
 @dataclass(frozen=True)
@@ -61,8 +76,7 @@ class Preset:
 
     name: str
     sae: SAESize
-    mlp_training: Training
-    unet_training: Training
+    recipes: dict[str, Recipe]  # "unet": the article's, "mlp": the paper's, "gated_mlp": ours
     model: str = "gemma3-270m"
     corpus: str = "wikipedia"
     layer: int | None = None  # block index from 0; None: the middle block, L/2 − 1
@@ -73,8 +87,6 @@ class Preset:
     validation_documents: int = 8
     test_documents: int = 20
     split_seed: int = 0  # apart from `seed`, so that training seeds share their documents
-    mlp: MLPSize = field(default_factory=MLPSize)
-    unet: UNetSize = field(default_factory=UNetSize)
     eval_tokens: int = 1000  # test tokens at each of the 100 noise levels, fresh ones at each
     eval_tokens_common: int = 200  # of these, the tokens that every method sees, the slow UNet too
     mix_tokens: int = 1000  # training tokens per level on which the per-level mixes are fitted
@@ -84,6 +96,12 @@ class Preset:
     components_unet: int = 16
 
 
+def _recipes(unet: UNetSize, unet_training: Training, mlp: MLPSize, mlp_training: Training, gated_training: Training) -> dict[str, Recipe]:
+    """The three networks of a preset; ours has the size of the paper's."""
+    return {"unet": Recipe(unet, unet_training), "mlp": Recipe(mlp, mlp_training),
+            "gated_mlp": Recipe(replace(mlp, gated_skip=True), gated_training)}
+
+
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -91,30 +109,35 @@ PRESETS = {
             name="smoke",  # every line of code in about a minute a notebook; its numbers mean nothing
             documents=200, document_tokens=192,
             sae=SAESize(latents=1024, k=32, steps=30, batch=512),
-            mlp=MLPSize(layers=2, d_model=256, d_mlp=512),
-            mlp_training=Training("flow_velocity", steps=60, batch=256, lr=2e-3, ema=0.9, validate_every=30,
-                                  keep=(("unet_seconds", 30), ("unet_activations", 2))),
-            unet=UNetSize(channels=(32, 32, 32), layers_per_block=1),
-            unet_training=Training("ddpm_epsilon", steps=12, batch=32, lr=1e-3, ema=0.8, bf16=False,
-                                   log_every=2, validate_every=6),
+            recipes=_recipes(
+                UNetSize(channels=(32, 32, 32), layers_per_block=1),
+                Training("ddpm_epsilon", steps=12, batch=32, lr=1e-3, ema=0.8, bf16=False, log_every=2, validate_every=6),
+                MLPSize(layers=2, d_model=256, d_mlp=512),
+                Training("flow_velocity", steps=30, batch=256, lr=2e-3, ema=0.9, validate_every=15, keep=(("unet_activations", 2),)),
+                Training("flow_velocity", steps=60, batch=256, lr=2e-3, ema=0.9, levels=64, validate_every=30, keep=(("unet_seconds", 30),))),
             eval_tokens=80, eval_tokens_common=20, mix_tokens=100,
             samples=700, sample_steps=10, samples_unet=64, components_unet=8,
         ),
         Preset(
             name="default",
             sae=SAESize(latents=4096, k=64, steps=1000),  # 5 minutes
-            mlp_training=Training("flow_velocity", steps=2500, batch=512, lr=2e-3, ema=0.995, weight_decay=0.05,  # 13 minutes
-                                  keep=(("unet_seconds", 1060), ("unet_activations", 88))),
-            unet=UNetSize(channels=(32, 64, 128), layers_per_block=1),
-            unet_training=Training("ddpm_epsilon", steps=1400, batch=32, lr=1e-3, ema=0.995, bf16=False),  # 6 minutes
+            recipes=_recipes(
+                UNetSize(channels=(32, 64, 128), layers_per_block=1),
+                Training("ddpm_epsilon", steps=1200, batch=32, lr=1e-3, ema=0.995, bf16=False),  # 5 minutes
+                MLPSize(),
+                Training("flow_velocity", steps=1100, batch=512, lr=2e-3, ema=0.99, weight_decay=0.05,  # 5 minutes
+                         keep=(("unet_activations", 75),)),
+                Training("flow_velocity", steps=3000, batch=512, lr=2e-3, ema=0.995, weight_decay=0.05, levels=64,  # 12 minutes
+                         keep=(("unet_seconds", 1250),))),
         ),
         Preset(
             name="gpu",  # the article's full-size UNet, longer budgets; any CUDA device of 16 GB
             documents=100_000,
             sae=SAESize(latents=8192, k=64, steps=8000, batch=4096),
-            mlp_training=Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999,
-                                  keep=(("unet_seconds", 4000), ("unet_activations", 500))),
-            unet_training=Training("ddpm_epsilon", steps=8000, batch=256, lr=3e-4, ema=0.999),
+            recipes=_recipes(
+                UNetSize(), Training("ddpm_epsilon", steps=8000, batch=256, lr=3e-4, ema=0.999),
+                MLPSize(), Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, keep=(("unet_activations", 500),)),
+                Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, levels=256, keep=(("unet_seconds", 4000),))),
             eval_tokens=4000, eval_tokens_common=4000, mix_tokens=4000,
             samples=20_000, sample_steps=100, samples_unet=5000, components_unet=64,
         ),

@@ -48,13 +48,14 @@ class Run:
         """Where figures are saved: figures/ for the default run, a folder of its own for any other."""
         return ROOT / "figures" / ("" if self.name == "default" else self.name)
 
-    def write(self, name: str, content: dict, notebook: str, **identities) -> Path:
+    def write(self, name: str, content: dict, notebook: str, target: str = "reproduce", **identities) -> Path:
         """Write results/<run>/<name>.json with provenance.
 
         Args:
+            target: of make, that writes it.
             identities: of the language model, corpus and layer, as the store records them.
         """
-        command = f"make reproduce PRESET={self.preset.name}" if self.name == self.preset.name else " ".join(
+        command = f"make {target} PRESET={self.preset.name}" if self.name == self.preset.name else " ".join(
             [f"papermill notebooks/{notebook}.ipynb out.ipynb -p preset {self.preset.name} -p seed {self.seed}",
              *(f"-p {key} {value}" for key, value in self.overrides.items())])
         facts = {"preset": self.preset.name, "run": self.name, "seed": self.seed, **identities, "command": command,

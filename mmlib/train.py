@@ -1,9 +1,14 @@
 """One training loop for every denoiser: AdamW, warm-up and cosine decay, clipping, averaged weights, exact resume.
 
+    python -m mmlib.train gated_mlp --preset default          train what a preset names, on the store that notebook 01 wrote
+    torchrun --nproc-per-node 2 -m mmlib.train gated_mlp …    the same, on several processes or machines with a shared disk
+
 Batches, noise levels and noise are functions of (seed, step), so on a CPU a run that was killed and resumed ends with the same
-bytes as one that was not, and a checkpoint needs no random-number state.
+bytes as one that was not, and a checkpoint needs no random-number state. Several processes each take their part of every batch:
+the loss is the one of a single process.
 """
 
+import argparse
 import json
 import math
 import time
@@ -14,21 +19,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.files import require_disk, sha256, written_whole
+from mmlib import runs
+from mmlib.files import require, require_disk, sha256, written_whole
+from mmlib.gaussian import PrincipalComponents, standard_normal
 from mmlib.meta_model import MetaModel
 from mmlib.presets import Training
+from mmlib.recipes import new_model
+from mmlib.store import ActivationStore, shuffled_batches
 
 VALIDATION_ROWS = 1024
+CODE = ("train", "meta_model", "denoisers", "skip", "noise", "normaliser", "store")
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is NaN or infinite; the message says at which step."""
+    """The loss is NaN or infinite, or stays above what the mean alone has; the message says at which step."""
 
 
 def default_device() -> str:
@@ -57,40 +68,44 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
 
 
-def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterator[Tensor]], validation_nd: Tensor, folder: Path,
-          *, seed: int, device: str | None = None) -> list[dict]:
+def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterator[Tensor]], validation: Tensor, folder: Path,
+          *, seed: int, tracker: str | None = None) -> list[dict]:
     """Train `model.network` in place; it ends with the averaged weights, saved in `folder`.
 
     A training that was interrupted is resumed; one that was finished with the same settings, data and code is loaded.
 
     Args:
-        batches: called with a step, gives the raw activations (batch, d) of that step and those after it.
-        validation_nd: standardised activations of validation documents.
+        batches: called with a step, gives the raw activations (batch, d) of that step and those after it; (layers, batch, d) for a
+            model of several layers. From a store or live: the loop does not know.
+        validation: standardised activations of validation documents, (n, d) or (layers, n, d).
         folder: gets log.jsonl, the model, its copies `settings.keep`, and while training runs state.safetensors to resume from.
+        tracker: a tracker of accelerate that also gets the log, such as "tensorboard" (which must be installed).
     Returns:
         The log: per entry step, activations, seconds (of training alone), loss, and where measured validation_loss.
     Raises:
-        TrainingDiverged: the loss is no longer finite.
+        TrainingDiverged: the loss is no longer finite, or stays above the mean predictor's.
     """
-    run = _TrainingRun(model, settings, folder, seed, device or default_device())
+    run = _TrainingRun(model, settings, validation, folder, seed, tracker)
     if run.done():
         return run.log
     source = batches(run.step)
-    with tqdm(total=settings.steps, initial=run.step, desc=f"training {type(model.network).__name__}", mininterval=2) as bar:
+    with tqdm(total=settings.steps, initial=run.step, desc=f"training {type(model.network).__name__}", mininterval=2,
+              disable=not run.main) as bar:
         while run.step < settings.steps:
             run.advance(source)
             bar.update()
             step, last = run.step, run.step == settings.steps
-            for name in [name for name, kept in settings.keep if kept == step]:
+            for name in [name for name, kept in settings.keep if kept == step and run.main]:
                 with run.averaged_weights():
-                    model.save_pretrained(folder / name)
+                    model.save_pretrained(folder / name, {"steps": step, "of": settings.steps})
             if step % settings.log_every == 0 or last:
                 entry = run.entry()
                 if validated := step % settings.validate_every == 0 or last:
-                    entry["validation_loss"] = run.validation_loss(validation_nd)
+                    entry["validation_loss"] = run.validation_loss()
                 run.write(entry)
                 if validated:
                     run.save_state()  # last: what it does not cover is done again on resuming
+                run.check_progress()
                 bar.set_postfix(loss=f"{entry['loss']:.3f}")
     return run.finish()
 
@@ -98,57 +113,80 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
 class _TrainingRun:
     """The state of a run between steps."""
 
-    def __init__(self, model: MetaModel, settings: Training, folder: Path, seed: int, device: str):
-        self.model, self.settings, self.folder, self.seed, self.device = model, settings, Path(folder), seed, device
-        self.network = model.network.to(device).train()
+    def __init__(self, model: MetaModel, settings: Training, validation: Tensor, folder: Path, seed: int, tracker: str | None):
+        self.model, self.settings, self.folder, self.seed = model, settings, Path(folder), seed
+        self.accelerator = Accelerator(log_with=tracker, project_dir=folder if tracker else None)
+        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        self.network = model.network.to(self.device).train()
         self.parameters = list(self.network.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, foreach=True)
-        self.ema = EMAModel(self.parameters, decay=settings.ema)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay,
+                                           fused=True)
+        self.ema = EMAModel(self.parameters, decay=settings.ema, foreach=True)
         self.step, self.seconds, self.log, self._losses = 0, 0.0, [], []
-        self.bf16 = settings.bf16 and bf16_pays(device)
+        self.bf16 = settings.bf16 and bf16_pays(self.device.type)
+        self.validation = validation[..., :: max(1, validation.shape[-2] // VALIDATION_ROWS), :][..., :VALIDATION_ROWS, :]
+        self.mean_loss = standard_normal(model.d).expected_loss(settings.objective, self.validation.flatten(0, -2))
         self.fingerprint = self._fingerprint()
         self.folder.mkdir(parents=True, exist_ok=True)
         require_disk(self.folder, 2 * 4 * 4 * sum(p.numel() for p in self.parameters), "checkpoints of this training")
         self._resume()
+        if not self.done():
+            self.forward = self.accelerator.prepare(torch.compile(self.network) if settings.compile else self.network)
+            if tracker:
+                self.accelerator.init_trackers("mmlib", {k: str(v) for k, v in asdict(settings).items()})
 
     def _fingerprint(self) -> str:
         """Everything that decides the outcome: settings, data and code. Only a run with the same one is resumed or taken as done."""
         config = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
-        code = [sha256(Path(__file__).with_name(f"{room}.py")) for room in ("train", "meta_model", "denoisers", "noise", "normaliser", "store")]
-        return json.dumps([asdict(self.settings), self.seed, config, self.bf16, self.model.language_model, self.model.layer,
-                           self.model.documents, self.model.normaliser.mean_d.double().sum().item(), code], sort_keys=True, default=str)
+        code = [sha256(Path(__file__).with_name(f"{room}.py")) for room in CODE]
+        return json.dumps([asdict(self.settings), self.seed, config, self.bf16, self.model.language_model, self.model.layers,
+                           self.model.documents, self.model.normaliser.mean_ld.double().sum().item(), code], sort_keys=True, default=str)
 
     def advance(self, source: Iterator[Tensor]) -> None:
         """One optimiser step on the next batch; reading it is counted in the seconds."""
         began = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.settings)
-        z_nd = self.model.normaliser(next(source).to(self.device))
-        loss = self._loss(z_nd, step_generator(self.seed, self.step))
-        if not math.isfinite(value := loss.item()):
+        z = self.model.normaliser(next(source).to(self.device))
+        loss = self._loss(z, step_generator(self.seed, self.step), self.forward, (self.accelerator.process_index, self.accelerator.num_processes))
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        value = self.accelerator.reduce(loss.detach(), "mean").item()
+        if not math.isfinite(value):
             raise TrainingDiverged(f"loss {value} at step {self.step + 1} of {self.settings.steps}, learning rate "
                                    f"{learning_rate(self.step, self.settings):.2g}: lower it, or raise the warm-up")
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=True)
         self.optimizer.step()
         self.ema.step(self.parameters)
         self._losses.append(value)
         self.step += 1
         self.seconds += time.perf_counter() - began
 
-    def _loss(self, z_nd: Tensor, generator: torch.Generator) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            return self.model.loss(z_nd, generator)
+    def _loss(self, z: Tensor, generator: torch.Generator, network: torch.nn.Module, part: tuple[int, int]) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.model.loss(z, generator, levels=self.settings.levels, part=part, network=network)
 
-    def validation_loss(self, validation_nd: Tensor) -> float:
-        """The training loss of the averaged weights on fixed validation rows, levels and noise."""
-        rows_nd = validation_nd[:: max(1, len(validation_nd) // VALIDATION_ROWS)][:VALIDATION_ROWS]
-        generator = step_generator(self.seed, 2**31)
-        with self.averaged_weights(), torch.inference_mode():
-            losses = [self._loss(part_nd.to(self.device), generator).item() * len(part_nd)
-                      for part_nd in rows_nd.split(self.settings.batch)]
-        return sum(losses) / len(rows_nd)
+    def validation_loss(self) -> float:
+        """The training loss of the averaged weights on fixed validation rows, with a level each, the same for all seeds."""
+        with self.averaged_weights(), torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            generator, parts = step_generator(0, 2**31), self.validation.split(self.settings.batch, dim=-2)
+            losses = [self.model.loss(part.to(self.device), generator).item() * part.shape[-2] for part in parts]
+        return sum(losses) / self.validation.shape[-2]
+
+    def check_progress(self) -> None:
+        """Stop what does not learn: for a quarter of the steps (at least 200) the loss is above the mean predictor's, and does not fall.
+
+        Raises:
+            TrainingDiverged: it is so.
+        """
+        patience = max(200, self.settings.steps // 4)
+        recent = [entry["loss"] for entry in self.log if entry["step"] > self.step - patience]
+        if self.step < 2 * patience or min(recent) < self.mean_loss:
+            return
+        earlier = [entry["loss"] for entry in self.log if self.step - 2 * patience < entry["step"] <= self.step - patience]
+        if min(recent) > 0.98 * min(earlier):
+            raise TrainingDiverged(f"loss {recent[-1]:.4g} at step {self.step} of {self.settings.steps}: for {patience} steps it has been above the "
+                                   f"{self.mean_loss:.4g} of the mean alone and has not fallen: lower the learning rate ({self.settings.lr:.2g})")
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -171,11 +209,15 @@ class _TrainingRun:
     def write(self, entry: dict) -> None:
         """Append to log.jsonl, flushed, so that a notebook beside it can plot while training runs."""
         self.log.append(entry)
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        self.accelerator.log({key: value for key, value in entry.items() if key != "step"}, step=self.step)
+        if self.main:
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
 
     def save_state(self) -> None:
         """Write everything that `_resume` needs, atomically."""
+        if not self.main:
+            return
         state = self.optimizer.state
         tensors = {f"{kind}.{i}": tensor.detach().contiguous() for i, p in enumerate(self.parameters) for kind, tensor in
                    (("weight", p), ("average", self.ema.shadow_params[i]), ("m", state[p]["exp_avg"]), ("v", state[p]["exp_avg_sq"]))}
@@ -190,25 +232,25 @@ class _TrainingRun:
             self.log = self._read_log()
             self.network.load_state_dict(MetaModel.from_pretrained(self.folder).network.state_dict())
             self.network.eval().to("cpu")
-            print("already trained with these settings, data and code")
-            return
+            return self.accelerator.print("already trained with these settings, data and code")
         if not path.exists():
             return self._forget()
-        with safe_open(path, "pt", device=self.device) as file:
+        with safe_open(path, "pt", device=str(self.device)) as file:
             facts = file.metadata()
             if facts["fingerprint"] != self.fingerprint:
-                print(f"{path.name} is of another configuration: training starts afresh")
+                self.accelerator.print(f"{path.name} is of another configuration: training starts afresh")
                 return self._forget()
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
             for i, p in enumerate(self.parameters):
                 p.copy_(file.get_tensor(f"weight.{i}"))
                 self.ema.shadow_params[i].copy_(file.get_tensor(f"average.{i}"))
-                self.optimizer.state[p] = {"step": torch.tensor(float(self.step)), "exp_avg": file.get_tensor(f"m.{i}"),
+                self.optimizer.state[p] = {"step": torch.tensor(float(self.step), device=p.device), "exp_avg": file.get_tensor(f"m.{i}"),
                                            "exp_avg_sq": file.get_tensor(f"v.{i}")}
             self.ema.optimization_step = self.step
         self.log = [entry for entry in self._read_log() if entry["step"] <= self.step]
-        (self.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in self.log), encoding="utf-8")
-        print(f"resuming at step {self.step}")
+        if self.main:
+            (self.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in self.log), encoding="utf-8")
+        self.accelerator.print(f"resuming at step {self.step}")
 
     def done(self) -> bool:
         """Whether the folder holds the outcome of this very training."""
@@ -221,17 +263,58 @@ class _TrainingRun:
 
     def _forget(self) -> None:
         """Remove what an earlier training left, so that nothing of it can be taken for this one's."""
-        for name in ("log.jsonl", "done.json"):
-            (self.folder / name).unlink(missing_ok=True)
-        for name in (".", *(name for name, _ in self.settings.keep)):
-            (self.folder / name / "meta_model.json").unlink(missing_ok=True)
+        if self.main:
+            for name in ("log.jsonl", "done.json"):
+                (self.folder / name).unlink(missing_ok=True)
+            for name in (".", *(name for name, _ in self.settings.keep)):
+                (self.folder / name / "meta_model.json").unlink(missing_ok=True)
 
     def finish(self) -> list[dict]:
         """Keep the averaged weights, save the model, drop the state."""
         self.ema.copy_to(self.parameters)
         self.network.eval().to("cpu")
-        self.model.save_pretrained(self.folder)
-        with written_whole(self.folder / "done.json") as partial:
-            partial.write_text(self.fingerprint, encoding="utf-8")
-        (self.folder / "state.safetensors").unlink(missing_ok=True)
+        if self.main:
+            self.model.save_pretrained(self.folder, {"training": asdict(self.settings), "seed": self.seed, "outcome": self.log[-1]})
+            with written_whole(self.folder / "done.json") as partial:
+                partial.write_text(self.fingerprint, encoding="utf-8")
+            (self.folder / "state.safetensors").unlink(missing_ok=True)
+        self.accelerator.end_training()
         return self.log
+
+
+def main() -> None:
+    """Train one recipe of a preset from the command line, by one or several processes."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("recipe", help="one of the preset's recipes: unet, mlp, gated_mlp")
+    parser.add_argument("--preset", default="default")
+    parser.add_argument("--seed", type=int, default=0)
+    for name, kind in (("model", str), ("corpus", str), ("layer", int)):
+        parser.add_argument(f"--{name}", type=kind, help="as in the notebooks; left out: the preset's")
+    parser.add_argument("--tracker", help="a tracker of accelerate, such as tensorboard")
+    given = parser.parse_args()
+    run = runs.start(preset=given.preset, seed=given.seed, model=given.model, corpus=given.corpus, layer=given.layer)
+    store = ActivationStore(run.store, given.layer)
+    log = train_recipe(run, given.recipe, store, tracker=given.tracker)[1]
+    if Accelerator().is_main_process:
+        print(f"{run.data / given.recipe}: {log[-1]}")
+
+
+def train_recipe(run: "runs.Run", name: str, store: ActivationStore, *, tracker: str | None = None) -> tuple[MetaModel, list[dict]]:
+    """Train what the run's preset calls `name`; notebook 03 and the command line share it.
+
+    Raises:
+        ValueError: the preset has no such recipe; the message lists those there are.
+    """
+    if name not in run.preset.recipes:
+        raise ValueError(f"unknown recipe {name!r}: preset {run.preset.name} has {', '.join(run.preset.recipes)}")
+    recipe = run.preset.recipes[name]
+    components = PrincipalComponents.load(require(run.shared / "pca.safetensors", "02_fit_baselines"), store) if recipe.linear_skip else None
+    model = new_model(recipe, store, run.seed, components and components.gaussian())
+    validation_nd = model.normaliser(store.read(store.rows("validation")))
+    log = train(model, recipe.training, lambda start: shuffled_batches(store, "train", recipe.training.batch, run.seed, start=start),
+                validation_nd, run.data / name, seed=run.seed, tracker=tracker)
+    return model, log
+
+
+if __name__ == "__main__":
+    main()

@@ -93,7 +93,9 @@ def test_provenance_says_where_a_number_comes_from():
 def test_every_preset_is_consistent():
     for preset in PRESETS.values():
         assert preset.eval_tokens % preset.eval_tokens_common == 0 and preset.samples_unet <= preset.samples
-        for training in (preset.mlp_training, preset.unet_training):
-            assert all(step <= training.steps for _, step in training.keep)
-        seen = preset.unet_training.steps * preset.unet_training.batch / preset.mlp_training.batch
-        assert dict(preset.mlp_training.keep)["unet_activations"] == pytest.approx(seen, rel=0.35)
+        trainings = {name: recipe.training for name, recipe in preset.recipes.items()}
+        assert set(trainings) == {"unet", "mlp", "gated_mlp"}
+        for training in trainings.values():
+            assert all(step <= training.steps for _, step in training.keep) and training.batch % (training.levels or 1) == 0
+        seen = trainings["unet"].steps * trainings["unet"].batch / trainings["mlp"].batch
+        assert dict(trainings["mlp"].keep)["unet_activations"] == pytest.approx(seen, rel=0.35)

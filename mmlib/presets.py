@@ -27,6 +27,7 @@ class Training:
     bf16: bool = True  # bfloat16 autocast where the device computes in it, float32 elsewhere
     log_every: int = 10
     validate_every: int = 100
+    save_every: int = 100  # a state to resume from; both at steps that are logged
     keep: tuple[tuple[str, int], ...] = ()  # (name, step): copies of the averaged weights kept on the way
 
 

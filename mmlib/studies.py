@@ -40,12 +40,12 @@ class Cell:
 
 
 PUBLISHED = Training("flow_velocity", steps=490, batch=4096, lr=5e-5, warmup=0.01, final_lr=0.1, ema=0.0, beta2=0.999, weight_decay=0.01,
-                     validate_every=10)
-PLAIN = Training("flow_velocity", steps=360, batch=1024, lr=2e-3, ema=0.98, weight_decay=0.05, validate_every=10)
+                     validate_every=10, save_every=500)
+PLAIN = Training("flow_velocity", steps=360, batch=1024, lr=2e-3, ema=0.98, weight_decay=0.05, validate_every=10, save_every=500)
 OURS = replace(PLAIN, levels=64)
 SEEDS = (0, 1, 2)
 SIX_MINUTES = 3000  # steps of 1024 by the published architecture on the reference machine
-UNET = Training("ddpm_epsilon", steps=240, batch=32, lr=1e-3, ema=0.98, bf16=False, validate_every=60)
+UNET = Training("ddpm_epsilon", steps=240, batch=32, lr=1e-3, ema=0.98, bf16=False, validate_every=60, save_every=500)
 
 
 def small(d: int, **changes) -> MLPSize:

@@ -100,10 +100,10 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
                     model.save_pretrained(folder / name, {"steps": step, "of": settings.steps})
             if step % settings.log_every == 0 or last:
                 entry = run.entry()
-                if validated := step % settings.validate_every == 0 or last:
+                if step % settings.validate_every == 0 or last:
                     entry["validation_loss"] = run.validation_loss()
                 run.write(entry)
-                if validated:
+                if step % settings.save_every == 0:
                     run.save_state()  # last: what it does not cover is done again on resuming
                 run.check_progress()
                 bar.set_postfix(loss=f"{entry['loss']:.3f}")

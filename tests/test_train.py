@@ -17,7 +17,7 @@ from mmlib.presets import Training
 from mmlib.store import ActivationStore, StoreError, shuffled_batches
 from mmlib.train import TrainingDiverged, learning_rate, train
 
-SETTINGS = Training("flow_velocity", steps=12, batch=64, lr=1e-3, validate_every=4, log_every=2, bf16=False, keep=(("early", 4),))
+SETTINGS = Training("flow_velocity", steps=12, batch=64, lr=1e-3, validate_every=4, save_every=4, log_every=2, bf16=False, keep=(("early", 4),))
 
 
 class Killed(RuntimeError):

@@ -9,20 +9,27 @@ READY := .venv/ready
 SUBMAKE := $(MAKE) --no-print-directory PRESET=$(PRESET)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# The main line of notebooks. Applications (11_…) and studies (21_…) will be lists of their own, with targets of their own.
+# The main line of notebooks, and the studies. Applications (11_…) will be a list of their own, with a target of their own.
 MAIN := 01_extract_activations 02_fit_baselines 03_train_meta_model 04_compare_losses 05_sample_quality 31_figures
+STUDIES := 21_recipes 22_benchmarks
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: reproduce main test figures lab publish clean help
+.PHONY: reproduce main studies all_studies due test figures lab publish clean help
 
 reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
-	@commands="$$($(SUBMAKE) --dry-run main)" || exit 1; \
+	@$(SUBMAKE) due LINE=main
+
+studies: $(READY) ## run what is due of the studies: recipes and benchmarks, about 75 minutes
+	@$(SUBMAKE) due LINE=all_studies
+
+due:
+	@commands="$$($(SUBMAKE) --dry-run $(LINE))" || exit 1; \
 	due="$$(echo "$$commands" | sed -n 's/.*mmlib.reproduce run [^ ]* \([^ ]*\) .*/\1/p' | xargs)"; \
 	if [ -z "$$due" ]; then echo "preset $(PRESET): nothing has changed since the last run, nothing to do"; exit 0; fi; \
 	$(BIN)/python -m mmlib.reproduce plan $(PRESET) $$due && \
-	$(SUBMAKE) main && \
+	$(SUBMAKE) $(LINE) && \
 	$(BIN)/python -m mmlib.reproduce summary $(PRESET) $$due
 
 test: $(READY) ## unit tests, then every notebook at the smoke preset
@@ -40,6 +47,7 @@ lab: $(READY) ## JupyterLab on the notebooks
 publish: $(READY) ## put the executed notebooks of a complete default run in place of those in git
 	@$(SUBMAKE) --question main PRESET=default || { echo "not everything is up to date: make reproduce first"; exit 1; }
 	$(BIN)/python -m mmlib.reproduce publish $(MAIN)
+	@if $(SUBMAKE) --question all_studies PRESET=default; then $(BIN)/python -m mmlib.reproduce publish $(STUDIES); fi
 	@$(SUBMAKE) --touch main PRESET=default
 
 clean: ## forget all runs; keeps .venv and the converted language model
@@ -58,6 +66,7 @@ $(READY): requirements.txt pyproject.toml
 # Make's own tracking: a notebook is due when it, a file of mmlib that it imports, or a notebook whose outputs it reads is newer
 # than its stamp.
 main: $(addprefix $(STAMPS)/,$(MAIN))
+all_studies: $(addprefix $(STAMPS)/,$(STUDIES))
 
 $(STAMPS)/%: requirements.txt | $(READY)
 	@mkdir -p $(@D)
@@ -67,6 +76,8 @@ $(STAMPS)/02_fit_baselines: $(STAMPS)/01_extract_activations
 $(STAMPS)/03_train_meta_model: $(STAMPS)/02_fit_baselines
 $(STAMPS)/04_compare_losses: $(STAMPS)/03_train_meta_model
 $(STAMPS)/05_sample_quality: $(STAMPS)/03_train_meta_model
+$(STAMPS)/21_recipes: $(STAMPS)/02_fit_baselines
+$(STAMPS)/22_benchmarks: $(STAMPS)/21_recipes
 $(STAMPS)/31_figures: $(STAMPS)/04_compare_losses $(STAMPS)/05_sample_quality
 
 $(DATA)/stamps/dependencies.mk: mmlib/dependencies.py $(wildcard notebooks/*.ipynb mmlib/*.py)

@@ -194,6 +194,54 @@ def samples(result: dict) -> Figure:
     return figure
 
 
+def ablation(result: dict) -> Figure:
+    """Validation loss and time to a loss of each variant of the recipe, a mark a seed."""
+    figure, (losses, times) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.3), sharey=True)
+    names = sorted(result["ablation"], key=lambda name: float(np.mean(result["ablation"][name]["loss"])))
+    for y, name in enumerate(names):
+        row = result["ablation"][name]
+        colour = RED if name == "ours" else BLUE
+        losses.plot(row["loss"], [y] * len(row["loss"]), "o", color=colour, ms=4, alpha=0.8)
+        reached = [t for t in row["seconds_to_1.30"] if t is not None]
+        times.plot(reached, [y] * len(reached), "o", color=colour, ms=4, alpha=0.8)
+        if not reached:
+            times.annotate("never", (0, y), va="center", fontsize=7)
+    losses.set(yticks=range(len(names)), yticklabels=names, xlabel="validation velocity loss at the end", ylim=(len(names) - 0.5, -0.5))
+    times.set(xlabel="seconds to a loss of 1.30", xlim=(0, None))
+    return figure
+
+
+def times_to_loss(result: dict) -> Figure:
+    """Validation loss against seconds: the published recipe, its architecture tuned, and ours; a line a seed."""
+    figure, ax = plt.subplots(figsize=(TEXT_WIDTH * 0.62, 2.9))
+    styles = {"published": (BLACK, "published recipe"), "plain": (BLUE, "published architecture, tuned"), "ours": (RED, "ours")}
+    for name, seeds in result["curves"].items():
+        for i, curve in enumerate(seeds):
+            seconds, _, loss = zip(*curve)
+            ax.plot(seconds, loss, color=styles[name][0], lw=1, label=styles[name][1] if not i else None)
+    for loss in result["targets"].values():
+        ax.axhline(loss, color="0.5", lw=0.8, ls=":")
+        ax.annotate(f"{loss:.2f}", (1, loss), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points", va="center", fontsize=7)
+    ax.axhline(result["references"]["flow_velocity"]["gaussian"], color=BLUE, dashes=LINES["gaussian"][1], lw=1, label="full Gaussian, closed form")
+    ax.set(xscale="log", xlabel="seconds of training", ylabel="validation velocity loss", ylim=(None, 2.0))
+    ax.legend(loc="lower left")
+    return figure
+
+
+def solvers(result: dict) -> Figure:
+    """Fréchet distance of samples against the number of evaluations, for each solver."""
+    figure, ax = plt.subplots(figsize=(TEXT_WIDTH * 0.62, 2.7))
+    rows = result["solvers"]["rows"]
+    for (name, label), colour, marker in zip({"euler": "Euler", "heun": "Heun", "dpm++": "DPM-Solver++"}.items(), (BLUE, GREEN, RED), "os^"):
+        points = sorted((row["evaluations"], row["distance"]) for row in rows if row["solver"] == name)
+        ax.plot(*zip(*points), color=colour, marker=marker, ms=4, label=label)
+    reference = result["solvers"]["reference"]
+    ax.axhspan(0.95 * reference, 1.05 * reference, color="0.85", lw=0, label="within 5 % of the most Euler steps")
+    ax.set(xscale="log", yscale="log", xlabel="evaluations of the network a sample", ylabel="Fréchet distance of z from test")
+    ax.legend(loc="upper right")
+    return figure
+
+
 FIGURES = {  # name of the figure → (drawing function, name of the results file)
     "activations": (activations, "activations"),
     "baselines": (baselines, "baselines"),
@@ -201,7 +249,11 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "loss_by_noise": (loss_by_noise, "loss_comparison"),
     "reductions": (reductions, "loss_comparison"),
     "samples": (samples, "sample_quality"),
+    "ablation": (ablation, "recipes"),
+    "times_to_loss": (times_to_loss, "recipes"),
+    "solvers": (solvers, "benchmarks"),
 }
 
 NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_baselines", "training": "03_train_meta_model",
-             "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality"}
+             "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "recipes": "21_recipes", "benchmarks": "22_benchmarks"}
+STUDIES = ("recipes", "benchmarks")  # results that `make studies` writes, not `make reproduce`

@@ -62,6 +62,10 @@ class Run:
                  "notebook": f"notebooks/{notebook}.ipynb"}
         return write_json(ROOT / "results" / self.name / f"{name}.json", {"provenance": provenance(ROOT, **facts), **content})
 
+    def has(self, name: str) -> bool:
+        """Whether results/<run>/<name>.json is there."""
+        return (ROOT / "results" / self.name / f"{name}.json").exists()
+
     def read(self, name: str, notebook: str) -> dict:
         """Read results/<run>/<name>.json; the error of a missing one names the notebook that writes it."""
         return read_json(require(ROOT / "results" / self.name / f"{name}.json", notebook))

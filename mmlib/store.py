@@ -263,6 +263,12 @@ def shuffled_batches(store: ActivationStore, split: str, batch: int, seed: int, 
         epoch, skip = epoch + 1, 0
 
 
+def multi_layer_batches(stores: list[ActivationStore], split: str, batch: int, seed: int, *, start: int = 0) -> Iterator[Tensor]:
+    """As `shuffled_batches`, from several layers of the same texts: (layers, batch, d), the same rows of each."""
+    for parts in zip(*(shuffled_batches(store, split, batch, seed, start=start, buffer_bytes=2**29 // len(stores)) for store in stores)):
+        yield torch.stack(parts)
+
+
 def _epoch(chunks: list[range], store: ActivationStore, batch: int, per_group: int, rng: np.random.Generator,
            skip_rows: int) -> Iterator[Tensor]:
     left = torch.empty(0)

@@ -16,6 +16,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from mmlib import runs
 from mmlib.denoisers import count_parameters
 from mmlib.gaussian import PrincipalComponents
+from mmlib.meta_model import MetaModel
 from mmlib.normaliser import Normaliser
 from mmlib.presets import MLPSize, Recipe, Training, UNetSize
 from mmlib.recipes import new_model
@@ -56,15 +57,12 @@ def small(d: int, **changes) -> MLPSize:
 def mlp_cells(d: int) -> list[Cell]:
     """Trials of the published architecture and of ours, the ablation, and the times to a loss."""
     plain, gated = small(d), small(d, gated_skip=True)
-    grid = [(lr, batch) for batch in (512, 1024) for lr in (1e-3, 2e-3, 4e-3)]
+    grid = [(lr, batch) for batch in (512, 1024) for lr in (1e-3, 2e-3, 4e-3, 8e-3)]
     cells = []
     for label, size, base in (("plain", plain, PLAIN), ("ours", gated, OURS)):
         for lr, batch in grid:
             training = replace(base, lr=lr, batch=batch, steps=base.steps * base.batch // batch)
             cells.append(Cell("trial", f"{label}-lr{lr:g}-batch{batch}", Recipe(size, training)))
-    extra = {"final0.2": {"final_lr": 0.2}, "decay0.5": {"weight_decay": 0.5}}
-    for label, size, base in (("plain", plain, PLAIN), ("ours", gated, OURS)):
-        cells += [Cell("trial", f"{label}-{name}", Recipe(size, replace(base, **change))) for name, change in extra.items()]
     for seed in SEEDS:
         cells += [Cell("ablation", name, recipe, seed) for name, recipe in {
             "ours": Recipe(gated, OURS),
@@ -131,17 +129,27 @@ def run_cell(run: runs.Run, store: ActivationStore, cell: Cell) -> dict:
     path = runs.ROOT / "results" / run.name / "recipes" / f"{cell.file}.json"
     if path.exists() and (known := read_json(path))["configuration"] == configuration:
         return known
-    began = time.perf_counter()
-    gaussian = PrincipalComponents.fit(Normaliser.of(store)(store.read(store.rows("train")))).gaussian() if cell.recipe.linear_skip else None
-    setup = time.perf_counter() - began if gaussian else 0.0
-    model = new_model(cell.recipe, store, cell.seed, gaussian)
-    training = cell.recipe.training
-    log = train(model, training, lambda start: shuffled_batches(store, "train", training.batch, cell.seed, start=start),
-                model.normaliser(store.read(store.rows("validation"))), run.data / "studies" / cell.file, seed=cell.seed)
+    model, log, setup = _train(run, store, cell)
     content = {"configuration": configuration, "parameters": count_parameters(model.network), "setup_seconds": setup,
                "log": [entry for entry in log if "validation_loss" in entry]}
     run.write(f"recipes/{cell.file}", content, "21_recipes", target="studies", **store.identities)
     return read_json(path)
+
+
+def cell_model(run: runs.Run, store: ActivationStore, file: str) -> MetaModel:
+    """The network of a cell; trained again where only its results are there."""
+    return _train(run, store, next(cell for cell in cells(run, store) if cell.file == file))[0]
+
+
+def _train(run: runs.Run, store: ActivationStore, cell: Cell) -> tuple[MetaModel, list[dict], float]:
+    """(model, log of the training, seconds of set-up before it)."""
+    began, training = time.perf_counter(), cell.recipe.training
+    gaussian = PrincipalComponents.fit(Normaliser.of(store)(store.read(store.rows("train")))).gaussian() if cell.recipe.linear_skip else None
+    setup = time.perf_counter() - began if gaussian else 0.0
+    model = new_model(cell.recipe, store, cell.seed, gaussian)
+    log = train(model, training, lambda start: shuffled_batches(store, "train", training.batch, cell.seed, start=start),
+                model.normaliser(store.read(store.rows("validation"))), run.data / "studies" / cell.file, seed=cell.seed)
+    return model, log, setup
 
 
 def seconds_to(result: dict, loss: float) -> float | None:

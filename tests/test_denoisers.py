@@ -61,6 +61,34 @@ def test_mlp_against_the_published_equations_written_again():
         assert torch.allclose(network(x, t), linear("out_proj", norm("ln", h)), atol=1e-5)
 
 
+def test_the_gated_skip_by_hand():
+    torch.manual_seed(0)
+    network, plain, x, t = MLPDenoiser(6, 12, 24, 1, gated_skip=True), MLPDenoiser(6, 12, 24, 1), torch.randn(4, 6), torch.tensor([500.0])
+    plain.load_state_dict({key: value for key, value in network.state_dict().items() if not key.startswith("gate_out")})
+    h = {}
+    network.ln.register_forward_hook(lambda module, inputs, output: h.update(out=output.flatten(0, 1)))
+    outcome = network(x, t)
+    assert torch.allclose(outcome, plain(x, t) + network.gate_out(h["out"]) * x, atol=1e-6)
+
+
+def test_the_unet_in_another_order_is_the_same_unet_on_permuted_dimensions():
+    torch.manual_seed(0)
+    order = torch.randperm(48).tolist()
+    plain, permuted = UNetDenoiser(48, (32, 32, 32), 1).eval(), UNetDenoiser(48, (32, 32, 32), 1, order=order).eval()
+    permuted.load_state_dict(plain.state_dict())
+    x, t = torch.randn(2, 48), torch.tensor([10.0, 700.0])
+    with torch.inference_mode():
+        assert torch.allclose(permuted(x, t)[:, order], plain(x[:, order], t), atol=1e-5)
+    with pytest.raises(ValueError, match="permutation"):
+        UNetDenoiser(48, (32, 32, 32), 1, order=[0, 0])
+
+
+def test_an_impossible_image_is_refused():
+    assert image_shape(640, 4) == (4, 160)
+    with pytest.raises(ValueError, match="height 12 for 640"):
+        image_shape(640, 12)
+
+
 def test_mlp_default_widths_are_the_published_ratios():
     network = MLPDenoiser(d_input=640)
     assert network.in_proj.out_features == 1280 and network.layers[0].up_proj.out_features == 2560

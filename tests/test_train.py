@@ -13,8 +13,9 @@ from mmlib.denoisers import MLPDenoiser, UNetDenoiser
 from mmlib.gaussian import PrincipalComponents
 from mmlib.meta_model import MetaModel
 from mmlib.normaliser import Normaliser
-from mmlib.presets import Training
-from mmlib.store import ActivationStore, StoreError, shuffled_batches
+from mmlib.presets import MLPSize, Recipe, Training
+from mmlib.recipes import new_model
+from mmlib.store import ActivationStore, StoreError, multi_layer_batches, shuffled_batches
 from mmlib.train import TrainingDiverged, learning_rate, train
 
 SETTINGS = Training("flow_velocity", steps=12, batch=64, lr=1e-3, validate_every=4, save_every=4, log_every=2, bf16=False, keep=(("early", 4),))
@@ -96,6 +97,54 @@ def test_divergence_names_the_step(make_store, tmp_path):
     store = ActivationStore(make_store(dtype="float32")[0])
     with pytest.raises(TrainingDiverged, match="loss (nan|inf) at step .* of 12"):
         run(store, tmp_path, dataclasses.replace(SETTINGS, lr=1e30, clip=1e30))
+
+
+def test_a_training_that_does_not_learn_is_stopped(make_store, tmp_path):
+    """Weights that hardly move keep the loss of the beginning, which is above the mean predictor's."""
+    store = ActivationStore(make_store(dtype="float32")[0])
+    settings = dataclasses.replace(SETTINGS, steps=1000, lr=1e-9, log_every=20, validate_every=1000, save_every=1000, keep=())
+    with pytest.raises(TrainingDiverged, match="at step [45]\\d\\d of 1000: for 250 steps it has been above"):
+        run(store, tmp_path, settings)
+
+
+def test_one_denoiser_is_trained_on_several_layers(make_store, tmp_path):
+    """Rows of all layers in each batch; the trained network does better at each layer than the mean alone."""
+    stores = [ActivationStore(make_store(layer=layer, seed=layer, dtype="float32", d=4)[0]) for layer in (0, 2)]
+    torch.manual_seed(0)
+    model = MetaModel.for_store(MLPDenoiser(4, 32, 64, 2, 3), "flow_velocity", *stores)
+    validation = model.normaliser(torch.stack([store.read(store.rows("validation")) for store in stores]))
+    settings = Training("flow_velocity", steps=150, batch=256, lr=3e-3, levels=64, bf16=False, validate_every=50, ema=0.95)
+    log = train(model, settings, lambda start: multi_layer_batches(stores, "train", 256, 0, start=start), validation, tmp_path, seed=0)
+    assert log[-1]["validation_loss"] < log[0]["loss"] - 0.1 and MetaModel.from_pretrained(tmp_path).layers == (0, 2)
+
+
+def test_a_linear_skip_starts_at_the_gaussians_loss(make_store, tmp_path):
+    store = ActivationStore(make_store(rows=(8000, 2000, 10), dtype="float32", d=4)[0])
+    gaussian = PrincipalComponents.fit(Normaliser.of(store)(store.read(store.rows("train")))).gaussian()
+    recipe = Recipe(MLPSize(1, 16, 32), dataclasses.replace(SETTINGS, steps=2, keep=()), linear_skip=True)
+    model = new_model(recipe, store, 0, gaussian)
+    z = model.normaliser(store.read(store.rows("validation")))
+    with torch.inference_mode():
+        loss = model.loss(z, torch.Generator().manual_seed(0)).item()
+    assert loss == pytest.approx(gaussian.expected_loss("flow_velocity", z), rel=0.02)
+    with pytest.raises(ValueError, match="pass the one fitted"):
+        new_model(recipe, store, 0)
+
+
+def test_shared_levels_give_the_network_the_same_answer_as_one_a_row():
+    torch.manual_seed(0)
+    network, x, time = MLPDenoiser(6, 12, 24, 2, gated_skip=True), torch.randn(8, 6), torch.tensor([3.0, 500.0])
+    assert torch.allclose(network(x, time), network(x, time.repeat_interleave(4)), atol=1e-6)
+    with pytest.raises(ValueError, match="8 rows and 3 times"):
+        network(x, torch.ones(3))
+
+
+def test_a_tracker_gets_the_log(make_store, tmp_path):
+    pytest.importorskip("tensorboard")
+    store = ActivationStore(make_store(dtype="float32")[0])
+    model = fresh(store)
+    train(model, SETTINGS, batches(store), model.normaliser(store.read(store.rows("validation"))), tmp_path, seed=0, tracker="tensorboard")
+    assert list(tmp_path.glob("**/events.out.*"))
 
 
 def test_checkpoint_round_trip_and_kept_copy(make_store, tmp_path):

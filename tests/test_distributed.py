@@ -1,0 +1,59 @@
+"""Two processes train what one does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmlib.meta_model import MetaModel
+
+WORKER = """
+import sys
+sys.path.insert(0, {tests!r})
+import dataclasses
+from pathlib import Path
+import test_train as t
+store = t.ActivationStore(Path(sys.argv[1]))
+settings = dataclasses.replace(t.SETTINGS, levels=16, keep=())
+t.run(store, Path(sys.argv[2]), settings)
+"""
+
+
+def launch(*command):
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def worker(tmp_path):
+    path = tmp_path / "worker.py"
+    path.write_text(WORKER.format(tests=str(Path(__file__).parent)))
+    return str(path)
+
+
+def test_two_processes_end_where_one_does(make_store, worker, tmp_path):
+    store = str(make_store(dtype="float32")[0])
+    launch(worker, store, str(tmp_path / "one"))
+    launch("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", worker, store, str(tmp_path / "two"))
+    one, two = (MetaModel.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    for (name, a), b in zip(one.network.named_parameters(), two.network.parameters()):
+        assert torch.allclose(a, b, atol=2e-5), name
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    assert [e["step"] for e in logs[0]] == [e["step"] for e in logs[1]]
+    for a, b in zip(*logs):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a.get("validation_loss") == pytest.approx(b.get("validation_loss"), rel=1e-4)
+
+
+def test_what_two_processes_left_unfinished_one_resumes(make_store, tmp_path):
+    store = str(make_store(dtype="float32")[0])
+    killed = WORKER.replace("t.run(store, Path(sys.argv[2]), settings)", "t.run(store, Path(sys.argv[2]), settings, kill_at=9)")
+    (tmp_path / "killed.py").write_text(killed.format(tests=str(Path(__file__).parent)))
+    (tmp_path / "worker.py").write_text(WORKER.format(tests=str(Path(__file__).parent)))
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "killed.py"), store,
+                    str(tmp_path / "run")], capture_output=True, timeout=300)
+    assert "resuming at step 8" in launch(str(tmp_path / "worker.py"), store, str(tmp_path / "run"))

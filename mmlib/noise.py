@@ -73,7 +73,7 @@ class FlowMatching:
 
     def estimate(self, network, x_nd: Tensor, sigma: float) -> Tensor:
         """ẑ = x − σ v̂ (n, d) from flow-form x."""
-        t = torch.full((len(x_nd),), 1000 * sigma, device=x_nd.device)
+        t = torch.full((1,), 1000 * sigma, device=x_nd.device)
         return x_nd - sigma * network(x_nd, t).float()
 
     def grid(self) -> list[Level]:
@@ -140,7 +140,7 @@ class DDPM:
         a = 1 / np.sqrt(1 + ratio**2)
         s = ratio * a
         own_sigma = np.sqrt((1 - self._alpha_bar) / self._alpha_bar)
-        t = torch.full((len(x_nd),), float(np.interp(np.log(ratio), np.log(own_sigma), np.arange(1000))), device=x_nd.device)
+        t = torch.full((1,), float(np.interp(np.log(ratio), np.log(own_sigma), np.arange(1000))), device=x_nd.device)
         own_x = (a + s) * x_nd
         return (own_x - s * network(own_x, t).float()) / a
 
@@ -160,13 +160,13 @@ class DDPM:
                "dpm++": DPMSolverMultistepScheduler}
 
     def schedule(self, solver: str, steps: int, sigma: float = 1.0) -> "Schedule":
-        """Steps of a solver from the level nearest to σ down to 0."""
+        """Steps of a solver from the level nearest to σ down to 0: no more than there are training levels below it."""
         scheduler = make_solver(self, solver, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing")
         own_sigma = np.sqrt((1 - self._alpha_bar) / self._alpha_bar)
         time = np.interp(np.log(sigma / (1 - sigma)), np.log(own_sigma), np.arange(1, 1001)) if sigma < 1 else 1000
-        total = max(steps, round(1000 * steps / time))
+        total = min(1000, max(steps, round(1000 * steps / time)))
         scheduler.set_timesteps(total)
-        return Schedule(scheduler, scheduler.timesteps.float(), total - steps, repeats=2 if solver == "heun" else 1)
+        return Schedule(scheduler, scheduler.timesteps.float(), total - max(1, round(total * time / 1000)), repeats=2 if solver == "heun" else 1)
 
     def noised(self, schedule: "Schedule", z_nd: Tensor, noise_nd: Tensor) -> Tensor:
         """What a solver starts from, (n, d), in the solver's own scale."""

@@ -115,7 +115,7 @@ class _TrainingRun:
 
     def __init__(self, model: MetaModel, settings: Training, validation: Tensor, folder: Path, seed: int, tracker: str | None):
         self.model, self.settings, self.folder, self.seed = model, settings, Path(folder), seed
-        self.accelerator = Accelerator(log_with=tracker, project_dir=folder if tracker else None)
+        self.accelerator = Accelerator(cpu=default_device() == "cpu", log_with=tracker, project_dir=folder if tracker else None)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.network = model.network.to(self.device).train()
         self.parameters = list(self.network.parameters())
@@ -203,7 +203,7 @@ class _TrainingRun:
     def entry(self) -> dict:
         """A log entry: the mean loss since the last one."""
         losses, self._losses = self._losses, []
-        return {"step": self.step, "activations": self.step * self.settings.batch, "seconds": round(self.seconds, 2),
+        return {"step": self.step, "activations": self.step * self.settings.batch, "seconds": round(self.seconds, 4),
                 "loss": float(np.mean(losses))}
 
     def write(self, entry: dict) -> None:
@@ -295,7 +295,7 @@ def main() -> None:
     run = runs.start(preset=given.preset, seed=given.seed, model=given.model, corpus=given.corpus, layer=given.layer)
     store = ActivationStore(run.store, given.layer)
     log = train_recipe(run, given.recipe, store, tracker=given.tracker)[1]
-    if Accelerator().is_main_process:
+    if Accelerator(cpu=default_device() == "cpu").is_main_process:
         print(f"{run.data / given.recipe}: {log[-1]}")
 
 

@@ -10,15 +10,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-FILES = ("*.json", "*.safetensors", "*.yaml", "rep_statistics.pt", "README.md")
+FILES = ("meta_model.json", "normaliser.safetensors", "network/*", "config.yaml", "rep_statistics.pt", "final.safetensors", "README.md")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint is damaged, incomplete or of another architecture; the message names the file."""
 
 
-def fetched(source: str | Path, revision: str | None = None) -> Path:
+def fetched(source: str | Path, revision: str | None = None, extra: tuple[str, ...] = ()) -> Path:
     """A local folder as it is, or the local copy of a Hub repository.
+
+    Args:
+        extra: files to fetch beside those of a final model; earlier epochs are left out, since each is as large.
 
     Raises:
         FileNotFoundError: no such folder, and no such repository within reach.
@@ -26,7 +29,7 @@ def fetched(source: str | Path, revision: str | None = None) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[*FILES, *extra]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(f"{source} is no folder, so meta_model.json cannot be read, and no Hub repository within reach "
                                 f"({type(error).__name__}): run notebooks/03_train_meta_model.ipynb first, or check the name") from error

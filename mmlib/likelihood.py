@@ -30,7 +30,8 @@ def smoothed(z_nd: Tensor, generator: torch.Generator) -> Tensor:
     return (1 - SMOOTHING) * z_nd + SMOOTHING * torch.randn(z_nd.shape, generator=generator).to(z_nd.device)
 
 
-def log_likelihood(denoiser: Denoiser, x_nd: Tensor, *, last_sigma: float, steps: int, probes: int | None, generator: torch.Generator) -> LogLikelihood:
+def log_likelihood(denoiser: Denoiser, x_nd: Tensor, *, last_sigma: float, steps: int, generator: torch.Generator, probes: int = 4,
+                   exact: bool | None = None) -> LogLikelihood:
     """log p(x) of smoothed activations x, in nats per dimension of z.
 
     Along dx/dσ = v(x, σ) = (x − ẑ)/σ the log-density falls by div v (Song et al. 2021, eq. 39); at the last σ it is the noise's.
@@ -39,28 +40,32 @@ def log_likelihood(denoiser: Denoiser, x_nd: Tensor, *, last_sigma: float, steps
     Args:
         denoiser: differentiable.
         last_sigma: below 1, where the noise is all but alone.
-        probes: Rademacher vectors of Hutchinson's estimate of the trace, the same along the path; None: the exact trace.
+        probes: Rademacher vectors of Hutchinson's estimate of the trace, the same along the path.
+        exact: take the trace exactly, by d backward passes a step; None: up to 32 dimensions.
     Raises:
         ValueError: fewer than one step or probe.
     """
-    if steps < 1 or (probes is not None and probes < 1):
-        raise ValueError(f"{steps} steps and {probes} probes: expected at least one of each (or probes=None for the exact trace)")
+    if steps < 1 or probes < 1:
+        raise ValueError(f"{steps} steps and {probes} probes: expected at least one of each")
     n, d = x_nd.shape
-    shape = (d, n, d) if probes is None else (probes, n, d)
-    probes_knd = torch.eye(d)[:, None].expand(shape) if probes is None else (
-        torch.randint(0, 2, shape, generator=generator).float() * 2 - 1)
+    exact = d <= EXACT_UP_TO if exact is None else exact
+    if exact:
+        probes_knd = torch.eye(d)[:, None].expand(d, n, d)
+    else:
+        probes_knd = torch.randint(0, 2, (probes, n, d), generator=generator).float() * 2 - 1
     logit_first, logit_last = (math.log(sigma / (1 - sigma)) for sigma in (SMOOTHING, last_sigma))
     sigmas = torch.linspace(logit_first, logit_last, steps + 1, dtype=torch.double).sigmoid().tolist()
-    trace_kn = torch.zeros(shape[:2], dtype=torch.double, device=x_nd.device)
+    trace_kn = torch.zeros(len(probes_knd), n, dtype=torch.double, device=x_nd.device)
     slope_nd, div_kn = _velocity(denoiser, x_nd, sigmas[0], probes_knd)
     for here, there in zip(tqdm(sigmas[:-1], desc="log-likelihood", mininterval=2), sigmas[1:]):
         step = there - here
-        ahead_nd, ahead_kn = _velocity(denoiser, x_nd + step * slope_nd, there, probes_knd)
-        x_nd = x_nd + step / 2 * (slope_nd + ahead_nd)
+        with torch.no_grad():
+            ahead_nd = x_nd + step * slope_nd
+            x_nd = x_nd + step / 2 * (slope_nd + (ahead_nd - denoiser(ahead_nd, there)) / there)
         slope_nd, next_kn = _velocity(denoiser, x_nd, there, probes_knd)
         trace_kn += step / 2 * (div_kn + next_kn).double()
         div_kn = next_kn
-    return _total(x_nd, trace_kn, last_sigma, exact=probes is None)
+    return _total(x_nd, trace_kn, last_sigma, exact)
 
 
 def _total(x_nd: Tensor, trace_kn: Tensor, last_sigma: float, exact: bool) -> LogLikelihood:

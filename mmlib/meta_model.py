@@ -103,8 +103,9 @@ class MetaModel:
         Raises:
             StoreError: it holds another language model, layer or width, or other documents.
         """
+        known = store.model if "@" in self.language_model else store.model.partition("@")[0]  # published checkpoints name no revision
         ours, theirs = (self.language_model, self.layer, self.d), (store.model, store.layer, store.d)
-        if ours != theirs:
+        if ours != (known, *theirs[1:]):
             raise StoreError("this meta-model was trained on {} layer {} (width {}), the store holds {} layer {} (width {}): "
                              "extract or train again with the same model and layer".format(*ours, *theirs))
         if same_documents:
@@ -139,7 +140,7 @@ class MetaModel:
         inputs = [a * z_nd + s * noise_nd, self.process.timestep(index)]
         if self._several:
             inputs.append(torch.tensor(self.layers, device=z.device).repeat_interleave(u // k))
-        prediction_nd = (network or self.network)(*inputs)
+        prediction_nd = (self.network if network is None else network)(*inputs)
         return (prediction_nd.float() - self.process.target(z_nd, noise_nd)).square().mean()
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
@@ -155,7 +156,7 @@ class MetaModel:
         """Draws of z (n, d), from noise.
 
         Args:
-            solver: name of one of the process's `solvers`; None: its first. "heun" asks the network twice a step, all others once.
+            solver: name of one of the process's `solvers`; None: its first. "heun" asks the network twice a step (but the last), others once.
         Raises:
             ValueError: unknown solver; the message lists those there are.
         """
@@ -166,7 +167,7 @@ class MetaModel:
                 batch: int = 1000, bf16: bool = False) -> Tensor:
         """SDEdit (Meng et al. 2022): noise z to level σ and take it back to 0 in `steps` steps, (n, d).
 
-        The paper edits with σ = 0.5 and 20 Euler steps. The level is the nearest one of the solver's.
+        The paper edits with σ = 0.5 and 20 Euler steps. A DDPM starts at its training level nearest to σ, with no more steps than levels below.
 
         Raises:
             ValueError: σ outside (0, 1), or unknown solver.
@@ -190,19 +191,20 @@ class MetaModel:
                 done.append(x_nd.to(z_nd.device))
         return torch.cat(done)
 
-    def log_likelihood(self, z_nd: Tensor, *, generator: torch.Generator, steps: int = 32, probes: int | None = 4) -> LogLikelihood:
+    def log_likelihood(self, z_nd: Tensor, *, generator: torch.Generator, steps: int = 32, probes: int = 4, exact: bool | None = None,
+                       batch: int = 512) -> LogLikelihood:
         """Log-density of raw activations, smoothed at σ₀ (see `mmlib.likelihood`), in nats per dimension of the raw activation.
 
         Args:
             z_nd: standardised activations.
             generator: draws the smoothing noise and the probes.
-            probes: of the trace; None: exact, for small d.
+            probes, exact: of the trace, see `mmlib.likelihood.log_likelihood`.
         """
-        x_nd = smoothed(z_nd, generator).to(self.device)
-        denoiser = partial(self.process.estimate, self.predict)
-        result = log_likelihood(denoiser, x_nd, last_sigma=self.process.last_sigma, steps=steps, probes=probes, generator=generator)
-        raw_n = result.nats_per_dimension_n - self.normaliser.std_ld.double().log().mean().to(self.device)
-        return LogLikelihood(raw_n.to(z_nd.device), result.standard_error_n.to(z_nd.device))
+        denoiser, parts = partial(self.process.estimate, self.predict), smoothed(z_nd, generator).split(batch)
+        results = [log_likelihood(denoiser, x_nd.to(self.device), last_sigma=self.process.last_sigma, steps=steps, probes=probes, exact=exact,
+                                  generator=generator) for x_nd in parts]
+        raw_n = torch.cat([part.nats_per_dimension_n for part in results]).cpu() - self.normaliser.std_ld.double().log().mean()
+        return LogLikelihood(raw_n, torch.cat([part.standard_error_n for part in results]).cpu())
 
     @torch.inference_mode()
     def neurons(self, z_nd: Tensor, *, sigma: float, generator: torch.Generator) -> dict[str, Tensor]:
@@ -232,7 +234,7 @@ class MetaModel:
         """
         folder = Path(folder)
         (folder / "meta_model.json").unlink(missing_ok=True)
-        self.network.save_pretrained(folder / "network")
+        self.network.save_pretrained(folder / "network", max_shard_size="1TB")  # one file, whatever its size
         save_file({"mean": self.normaliser.mean_ld, "std": self.normaliser.std_ld}, folder / "normaliser.safetensors")
         identity = {"network": type(self.network).__name__, "objective": self.process.objective,
                     "language_model": self.language_model, "layers": list(self.layers), "documents": self.documents}
@@ -242,18 +244,19 @@ class MetaModel:
             partial_file.write_text(json.dumps(identity, indent=1) + "\n")
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> "MetaModel":
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, checkpoint: str = "final") -> "MetaModel":
         """Read what `save_pretrained` wrote, or a checkpoint of the paper's authors (see `mmlib.published`).
 
         Args:
             source: a folder, or the id of a Hub repository.
+            checkpoint: of the authors' format: "final" or an epoch, such as "epoch_16".
         Raises:
             FileNotFoundError: the folder holds no meta-model.
             CheckpointError: it holds a damaged or incomplete one.
         """
-        folder = fetched(source, revision)
+        folder = fetched(source, revision, () if checkpoint == "final" else (f"checkpoints/{checkpoint}.safetensors",))
         if (folder / "config.yaml").exists():
-            return cls(*published.read(folder))
+            return cls(*published.read(folder, checkpoint))
         if not (folder / "meta_model.json").exists():
             raise FileNotFoundError(f"{source} holds no meta_model.json: run notebooks/03_train_meta_model.ipynb first, "
                                     "with the same parameters")

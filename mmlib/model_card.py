@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
-USE = '''from mmlib.meta_model import MetaModel
+USE = '''import torch
 
-model = MetaModel.from_pretrained("this folder")
-z = model.normaliser(activations)  # raw, (n, d), from the layer below
+from mmlib.meta_model import MetaModel
+
+model = MetaModel.from_pretrained("this folder"){at}
+z = model.normaliser(activations)  # raw outputs of the block, (n, d)
 samples = model.sample(1000, steps=50, generator=torch.Generator().manual_seed(0))
 '''
 
@@ -31,7 +33,7 @@ A {facts["network"]} of {facts["parameters"]:,} parameters that predicts {facts[
 - documents and split: {facts["documents"] or "unknown"}
 {training}
 ```python
-{USE}```
+{USE.format(at=f".at({facts['layers'][0]})" if len(facts["layers"]) > 1 else "")}```
 
 **Limits.** It knows single activations without their context, of one language model on the texts named above; it says nothing reliable about
 others. Losses by noise level and the comparison with closed-form baselines are in the repository's results. **Licence.** What is derived from

@@ -8,6 +8,7 @@ a + s is flow matching's x at σ = s / (a + s), so σ from 0 (clean) to 1 (noise
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property, partial
 from typing import Protocol
 
@@ -91,15 +92,15 @@ class FlowMatching:
     }
 
     def schedule(self, solver: str, steps: int, sigma: float = 1.0) -> "Schedule":
-        """Steps of a solver from the level nearest to σ down to 0."""
+        """Steps of a solver from σ down to 0: its own levels, scaled."""
         scheduler = make_solver(self, solver)
-        total = max(steps, round(steps / sigma))
-        scheduler.set_timesteps(total)
-        return Schedule(scheduler, 1000 * scheduler.sigmas, total - steps, repeats=2 if solver == "heun" else 1)
+        scheduler.set_timesteps(steps)
+        scheduler.sigmas = scheduler.sigmas * (sigma / scheduler.sigmas[0].item())
+        return Schedule(scheduler, 1000 * scheduler.sigmas)
 
     def noised(self, schedule: "Schedule", z_nd: Tensor, noise_nd: Tensor) -> Tensor:
         """What a solver starts from, (n, d)."""
-        sigma = schedule.scheduler.sigmas[schedule.first].item()
+        sigma = schedule.scheduler.sigmas[0].item()
         return (1 - sigma) * z_nd + sigma * noise_nd
 
 
@@ -160,19 +161,27 @@ class DDPM:
                "dpm++": DPMSolverMultistepScheduler}
 
     def schedule(self, solver: str, steps: int, sigma: float = 1.0) -> "Schedule":
-        """Steps of a solver from the level nearest to σ down to 0: no more than there are training levels below it."""
-        scheduler = make_solver(self, solver, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing")
+        """Steps of a solver from the training level nearest to σ down to 0: no more than there are levels below it.
+
+        DDIM steps by whole, equal strides, so the number of its steps is the nearest that allows them.
+        """
+        scheduler = make_solver(self, solver, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
         own_sigma = np.sqrt((1 - self._alpha_bar) / self._alpha_bar)
-        time = np.interp(np.log(sigma / (1 - sigma)), np.log(own_sigma), np.arange(1, 1001)) if sigma < 1 else 1000
-        total = min(1000, max(steps, round(1000 * steps / time)))
-        scheduler.set_timesteps(total)
-        return Schedule(scheduler, scheduler.timesteps.float(), total - max(1, round(total * time / 1000)), repeats=2 if solver == "heun" else 1)
+        levels = 1000 if sigma == 1 else 1 + round(float(np.interp(np.log(sigma / (1 - sigma)), np.log(own_sigma), np.arange(1000))))
+        if solver == "ddim":
+            stride = max(1, round(levels / steps))
+            scheduler.set_timesteps(1)
+            scheduler.timesteps = torch.arange(levels - 1, -1, -stride)
+            scheduler.num_inference_steps = Fraction(1000, stride)  # its step goes to t − 1000 // this
+        else:
+            scheduler.set_timesteps(timesteps=sorted({max(0, round(levels * (1 - i / steps)) - 1) for i in range(steps)}, reverse=True))
+        return Schedule(scheduler, scheduler.timesteps.float(), from_noise=sigma == 1)
 
     def noised(self, schedule: "Schedule", z_nd: Tensor, noise_nd: Tensor) -> Tensor:
-        """What a solver starts from, (n, d), in the solver's own scale."""
-        if schedule.first == 0:
+        """What a solver starts from, (n, d), in the solver's own scale; at σ = 1 the noise alone."""
+        if schedule.from_noise:
             return noise_nd * schedule.scheduler.init_noise_sigma
-        return schedule.scheduler.add_noise(z_nd, noise_nd, schedule.scheduler.timesteps[schedule.first : schedule.first + 1].repeat(len(z_nd)))
+        return schedule.scheduler.add_noise(z_nd, noise_nd, schedule.scheduler.timesteps[:1].repeat(len(z_nd)))
 
 
 class Schedule:
@@ -180,25 +189,24 @@ class Schedule:
 
     Args:
         scheduler: with its time steps set.
-        times: what the network is told at each of its evaluations.
-        skipped: steps left out at the beginning.
-        repeats: evaluations a step.
+        times: what the network is told at each of its evaluations; more are left out.
+        from_noise: it starts at σ = 1.
     """
 
-    def __init__(self, scheduler, times: Tensor, skipped: int, repeats: int):
-        self.scheduler, self.first = scheduler, skipped * repeats
-        self.times = times[: len(scheduler.timesteps)]
+    def __init__(self, scheduler, times: Tensor, from_noise: bool = False):
+        self.from_noise = from_noise
+        self.scheduler, self.times = scheduler, times[: len(scheduler.timesteps)]
         if hasattr(scheduler, "set_begin_index"):  # DDIM needs none: it goes by the time
-            scheduler.set_begin_index(self.first)
+            scheduler.set_begin_index(0)
 
     @property
     def evaluations(self) -> int:
         """How often the network is asked."""
-        return len(self.times) - self.first
+        return len(self.times)
 
     def run(self, network, x_nd: Tensor) -> Iterator[Tensor]:
         """The state (n, d) after each evaluation; the last is the result."""
-        for time, t in zip(self.times[self.first :], self.scheduler.timesteps[self.first :]):
+        for time, t in zip(self.times, self.scheduler.timesteps):
             own_x = self.scheduler.scale_model_input(x_nd, t) if hasattr(self.scheduler, "scale_model_input") else x_nd
             prediction_nd = network(own_x, time[None].to(x_nd.device)).float()
             x_nd = self.scheduler.step(prediction_nd, t, x_nd).prev_sample

@@ -30,6 +30,11 @@ class Training:
     save_every: int = 100  # a state to resume from; both at steps that are logged
     keep: tuple[tuple[str, int], ...] = ()  # (name, step): copies of the averaged weights kept on the way
 
+    def __post_init__(self):
+        """Refuse validation or saving at steps that are not logged, where they would not happen."""
+        if self.validate_every % self.log_every or self.save_every % self.log_every:
+            raise ValueError(f"validate_every={self.validate_every} and save_every={self.save_every}: expected multiples of log_every={self.log_every}")
+
 
 @dataclass(frozen=True)
 class MLPSize:
@@ -114,7 +119,7 @@ PRESETS = {
                 UNetSize(channels=(32, 32, 32), layers_per_block=1),
                 Training("ddpm_epsilon", steps=12, batch=32, lr=1e-3, ema=0.8, bf16=False, log_every=2, validate_every=6),
                 MLPSize(layers=2, d_model=256, d_mlp=512),
-                Training("flow_velocity", steps=30, batch=256, lr=2e-3, ema=0.9, validate_every=15, keep=(("unet_activations", 2),)),
+                Training("flow_velocity", steps=30, batch=256, lr=2e-3, ema=0.9, validate_every=10, keep=(("unet_activations", 2),)),
                 Training("flow_velocity", steps=60, batch=256, lr=2e-3, ema=0.9, levels=64, validate_every=30, keep=(("unet_seconds", 30),))),
             eval_tokens=80, eval_tokens_common=20, mix_tokens=100,
             samples=700, sample_steps=10, samples_unet=64, components_unet=8,

@@ -9,6 +9,7 @@ the loss is the one of a single process.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -35,7 +37,7 @@ from mmlib.recipes import new_model
 from mmlib.store import ActivationStore, shuffled_batches
 
 VALIDATION_ROWS = 1024
-CODE = ("train", "meta_model", "denoisers", "skip", "noise", "normaliser", "store")
+CODE = ("train", "recipes", "meta_model", "denoisers", "skip", "gaussian", "noise", "normaliser", "store")
 
 
 class TrainingDiverged(RuntimeError):
@@ -69,7 +71,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterator[Tensor]], validation: Tensor, folder: Path,
-          *, seed: int, tracker: str | None = None) -> list[dict]:
+          *, seed: int, tracker: str | GeneralTracker | None = None) -> list[dict]:
     """Train `model.network` in place; it ends with the averaged weights, saved in `folder`.
 
     A training that was interrupted is resumed; one that was finished with the same settings, data and code is loaded.
@@ -79,11 +81,12 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
             model of several layers. From a store or live: the loop does not know.
         validation: standardised activations of validation documents, (n, d) or (layers, n, d).
         folder: gets log.jsonl, the model, its copies `settings.keep`, and while training runs state.safetensors to resume from.
-        tracker: a tracker of accelerate that also gets the log, such as "tensorboard" (which must be installed).
+        tracker: a tracker of accelerate that also gets the log, such as "tensorboard", whose package must be installed.
     Returns:
         The log: per entry step, activations, seconds (of training alone), loss, and where measured validation_loss.
     Raises:
-        TrainingDiverged: the loss is no longer finite, or stays above the mean predictor's.
+        TrainingDiverged: the loss or its gradient is no longer finite, or the loss stays above the mean predictor's.
+        ValueError: the tracker is unknown or its package is not installed.
     """
     run = _TrainingRun(model, settings, validation, folder, seed, tracker)
     if run.done():
@@ -113,9 +116,12 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
 class _TrainingRun:
     """The state of a run between steps."""
 
-    def __init__(self, model: MetaModel, settings: Training, validation: Tensor, folder: Path, seed: int, tracker: str | None):
+    def __init__(self, model: MetaModel, settings: Training, validation: Tensor, folder: Path, seed: int,
+                 tracker: str | GeneralTracker | None):
         self.model, self.settings, self.folder, self.seed = model, settings, Path(folder), seed
         self.accelerator = Accelerator(cpu=default_device() == "cpu", log_with=tracker, project_dir=folder if tracker else None)
+        if tracker and not self.accelerator.log_with:
+            raise ValueError(f"tracker {tracker!r} cannot be used: install its package, or leave it out (log.jsonl is always written)")
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.network = model.network.to(self.device).train()
         self.parameters = list(self.network.parameters())
@@ -139,8 +145,12 @@ class _TrainingRun:
         """Everything that decides the outcome: settings, data and code. Only a run with the same one is resumed or taken as done."""
         config = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
         code = [sha256(Path(__file__).with_name(f"{room}.py")) for room in CODE]
+        normaliser = self.model.normaliser
+        start = hashlib.sha256()
+        for tensor in (*self.network.state_dict().values(), normaliser.mean_ld, normaliser.std_ld):
+            start.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return json.dumps([asdict(self.settings), self.seed, config, self.bf16, self.model.language_model, self.model.layers,
-                           self.model.documents, self.model.normaliser.mean_ld.double().sum().item(), code], sort_keys=True, default=str)
+                           self.model.documents, start.hexdigest(), code], sort_keys=True, default=str)
 
     def advance(self, source: Iterator[Tensor]) -> None:
         """One optimiser step on the next batch; reading it is counted in the seconds."""
@@ -152,15 +162,19 @@ class _TrainingRun:
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         value = self.accelerator.reduce(loss.detach(), "mean").item()
-        if not math.isfinite(value):
-            raise TrainingDiverged(f"loss {value} at step {self.step + 1} of {self.settings.steps}, learning rate "
-                                   f"{learning_rate(self.step, self.settings):.2g}: lower it, or raise the warm-up")
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=True)
+        self._refuse_non_finite("loss", value, self.step + 1)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=True)
+        self._refuse_non_finite("gradient norm", norm.item(), self.step + 1)
         self.optimizer.step()
         self.ema.step(self.parameters)
         self._losses.append(value)
         self.step += 1
         self.seconds += time.perf_counter() - began
+
+    def _refuse_non_finite(self, what: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise TrainingDiverged(f"{what} {value} at step {step} of {self.settings.steps}, learning rate "
+                                   f"{learning_rate(step - 1, self.settings):.2g}: lower it, or raise the warm-up")
 
     def _loss(self, z: Tensor, generator: torch.Generator, network: torch.nn.Module, part: tuple[int, int]) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -171,7 +185,9 @@ class _TrainingRun:
         with self.averaged_weights(), torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             generator, parts = step_generator(0, 2**31), self.validation.split(self.settings.batch, dim=-2)
             losses = [self.model.loss(part.to(self.device), generator).item() * part.shape[-2] for part in parts]
-        return sum(losses) / self.validation.shape[-2]
+        mean = sum(losses) / self.validation.shape[-2]
+        self._refuse_non_finite("validation loss", mean, self.step)
+        return mean
 
     def check_progress(self) -> None:
         """Stop what does not learn: for a quarter of the steps (at least 200) the loss is above the mean predictor's, and does not fall.
@@ -203,7 +219,7 @@ class _TrainingRun:
     def entry(self) -> dict:
         """A log entry: the mean loss since the last one."""
         losses, self._losses = self._losses, []
-        return {"step": self.step, "activations": self.step * self.settings.batch, "seconds": round(self.seconds, 4),
+        return {"step": self.step, "activations": self.step * self.settings.batch * len(self.model.layers), "seconds": round(self.seconds, 4),
                 "loss": float(np.mean(losses))}
 
     def write(self, entry: dict) -> None:
@@ -234,11 +250,13 @@ class _TrainingRun:
             self.network.eval().to("cpu")
             return self.accelerator.print("already trained with these settings, data and code")
         if not path.exists():
+            self.accelerator.wait_for_everyone()
             return self._forget()
         with safe_open(path, "pt", device=str(self.device)) as file:
             facts = file.metadata()
             if facts["fingerprint"] != self.fingerprint:
                 self.accelerator.print(f"{path.name} is of another configuration: training starts afresh")
+                self.accelerator.wait_for_everyone()
                 return self._forget()
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
             for i, p in enumerate(self.parameters):
@@ -248,6 +266,7 @@ class _TrainingRun:
                                            "exp_avg_sq": file.get_tensor(f"v.{i}")}
             self.ema.optimization_step = self.step
         self.log = [entry for entry in self._read_log() if entry["step"] <= self.step]
+        self.accelerator.wait_for_everyone()  # all have read what one now writes again
         if self.main:
             (self.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in self.log), encoding="utf-8")
         self.accelerator.print(f"resuming at step {self.step}")
@@ -264,7 +283,7 @@ class _TrainingRun:
     def _forget(self) -> None:
         """Remove what an earlier training left, so that nothing of it can be taken for this one's."""
         if self.main:
-            for name in ("log.jsonl", "done.json"):
+            for name in ("state.safetensors", "log.jsonl", "done.json"):
                 (self.folder / name).unlink(missing_ok=True)
             for name in (".", *(name for name, _ in self.settings.keep)):
                 (self.folder / name / "meta_model.json").unlink(missing_ok=True)
@@ -278,7 +297,9 @@ class _TrainingRun:
             with written_whole(self.folder / "done.json") as partial:
                 partial.write_text(self.fingerprint, encoding="utf-8")
             (self.folder / "state.safetensors").unlink(missing_ok=True)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.wait_for_everyone()  # none returns before the model is there
         return self.log
 
 
@@ -295,8 +316,9 @@ def main() -> None:
     run = runs.start(preset=given.preset, seed=given.seed, model=given.model, corpus=given.corpus, layer=given.layer)
     store = ActivationStore(run.store, given.layer)
     log = train_recipe(run, given.recipe, store, tracker=given.tracker)[1]
-    if Accelerator(cpu=default_device() == "cpu").is_main_process:
-        print(f"{run.data / given.recipe}: {log[-1]}")
+    accelerator = Accelerator(cpu=default_device() == "cpu")
+    accelerator.print(f"{run.data / given.recipe}: {log[-1]}")
+    accelerator.end_training()
 
 
 def train_recipe(run: "runs.Run", name: str, store: ActivationStore, *, tracker: str | None = None) -> tuple[MetaModel, list[dict]]:

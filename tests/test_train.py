@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 
 from mmlib.denoisers import MLPDenoiser, UNetDenoiser
 from mmlib.gaussian import PrincipalComponents
@@ -119,7 +120,7 @@ def test_one_denoiser_is_trained_on_several_layers(make_store, tmp_path):
 
 
 def test_a_linear_skip_starts_at_the_gaussians_loss(make_store, tmp_path):
-    store = ActivationStore(make_store(rows=(8000, 2000, 10), dtype="float32", d=4)[0])
+    store = ActivationStore(make_store(rows=(8000, 40_000, 10), dtype="float32", d=4)[0])
     gaussian = PrincipalComponents.fit(Normaliser.of(store)(store.read(store.rows("train")))).gaussian()
     recipe = Recipe(MLPSize(1, 16, 32), dataclasses.replace(SETTINGS, steps=2, keep=()), linear_skip=True)
     model = new_model(recipe, store, 0, gaussian)
@@ -140,11 +141,61 @@ def test_shared_levels_give_the_network_the_same_answer_as_one_a_row():
 
 
 def test_a_tracker_gets_the_log(make_store, tmp_path):
-    pytest.importorskip("tensorboard")
+    class Recorder(GeneralTracker):
+        name, requires_logging_directory, seen = "recorder", False, []
+
+        def __init__(self):
+            super().__init__(_blank=True)
+
+        @property
+        def tracker(self):
+            return self
+
+        def store_init_configuration(self, values):
+            assert values["batch"] == "64"
+
+        def log(self, values, step, **more):
+            self.seen.append((step, values))
+
     store = ActivationStore(make_store(dtype="float32")[0])
     model = fresh(store)
-    train(model, SETTINGS, batches(store), model.normaliser(store.read(store.rows("validation"))), tmp_path, seed=0, tracker="tensorboard")
-    assert list(tmp_path.glob("**/events.out.*"))
+    validation = model.normaliser(store.read(store.rows("validation")))
+    log = train(model, SETTINGS, batches(store), validation, tmp_path / "run", seed=0, tracker=Recorder())
+    assert [step for step, _ in Recorder.seen] == [entry["step"] for entry in log] and Recorder.seen[-1][1]["loss"] == log[-1]["loss"]
+    with pytest.raises(ValueError, match="install its package"):
+        train(fresh(store), SETTINGS, batches(store), validation, tmp_path / "other", seed=0, tracker="tensorboard")
+
+
+def test_a_state_of_an_older_training_is_not_taken_up_after_another_began(make_store, tmp_path):
+    store, other = ActivationStore(make_store(dtype="float32")[0]), dataclasses.replace(SETTINGS, lr=2e-3)
+    with pytest.raises(Killed):
+        run(store, tmp_path, kill_at=9)
+    with pytest.raises(Killed):
+        run(store, tmp_path, other, kill_at=1)
+    _, log = run(store, tmp_path)
+    assert [entry["step"] for entry in log] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(make_store, tmp_path):
+    store = ActivationStore(make_store(dtype="float32")[0])
+    model = fresh(store)
+    model.network.in_proj.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingDiverged, match="gradient norm nan at step 1"):
+        train(model, SETTINGS, batches(store), model.normaliser(store.read(store.rows("validation"))), tmp_path, seed=0)
+    assert weights(model).isfinite().all()
+
+
+def test_a_compiled_network_trains(make_store, tmp_path, monkeypatch):
+    whole, compiled = ActivationStore(make_store(dtype="float32")[0]), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="eager"))
+    model, _ = run(whole, tmp_path / "compiled", dataclasses.replace(SETTINGS, compile=True))
+    plain, _ = run(whole, tmp_path / "plain")
+    assert torch.allclose(weights(model), weights(plain), atol=1e-5)
+
+
+def test_validation_at_steps_that_are_not_logged_is_refused():
+    with pytest.raises(ValueError, match="multiples of log_every=10"):
+        Training("flow_velocity", steps=30, batch=8, lr=1e-3, validate_every=15)
 
 
 def test_checkpoint_round_trip_and_kept_copy(make_store, tmp_path):

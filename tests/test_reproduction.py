@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -70,3 +71,13 @@ def test_two_runs_give_identical_results(finished):
     make(data, "reproduce")
     assert set(first) >= {"activations.json", "baselines.json", "training.json", "loss_comparison.json", "sample_quality.json"}
     assert results() == first
+
+
+def test_the_command_line_trains_what_the_notebook_trained(finished):
+    """The same settings, data and code, so it finds the notebook's model and repeats nothing; an unknown recipe is refused by name."""
+    def command(recipe):
+        outside = {**os.environ, "MMLIB_DATA": str(finished[0])}
+        return subprocess.run([sys.executable, "-m", "mmlib.train", recipe, "--preset", "smoke"], cwd=ROOT, capture_output=True, text=True, env=outside)
+
+    assert "already trained" in command("gated_mlp").stdout
+    assert "unknown recipe 'mpl': preset smoke has unet, mlp, gated_mlp" in command("mpl").stderr

@@ -1,6 +1,6 @@
 """Language model × documents → store. Runs only the blocks up to the last one asked for, on packed windows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,14 +59,17 @@ class Plan:
         return int(1.01 * self.tokens * (len(self.layers) * self.d * width + 12))
 
 
-def plan_extraction(documents: list[Document], splits: list[str], lm: LanguageModel, layer: int | None, window: int,
+def plan_extraction(documents: list[Document], splits: list[str], lm: LanguageModel, layer: int | Sequence[int] | None, window: int,
                     document_tokens: int | None = None) -> Plan:
     """Tokenise, order the documents by split, and cut windows.
 
+    Args:
+        layer: a block index, several (stored by one pass), or None: the middle block.
     Raises:
         ValueError: no such layer; the message gives those there are.
     """
-    layers = [resolve_layer(layer, len(residual_blocks(lm.model)))]
+    blocks = len(residual_blocks(lm.model))
+    layers = [resolve_layer(one, blocks) for one in (layer if isinstance(layer, Sequence) else [layer])]
     order = sorted(range(len(documents)), key=lambda i: SPLITS.index(splits[i]))
     token_ids = tokenize([documents[i] for i in order], lm, document_tokens)
     rows = [DocumentRows(documents[i].title, splits[i], len(ids)) for i, ids in zip(order, token_ids)]

@@ -22,7 +22,7 @@ LABELS = {
 }
 LINES = {  # colour and dashes: told apart in grey too
     "mean": (BLACK, (1, 1)), "pca_k64": (ORANGE, (4, 1.5)), "pca_k64_naive": (ORANGE, (1, 1)), "pca_k64_mixed": ("0.5", (6, 1.5)), "sae": (GREEN, (4, 1.5)),
-    "sae_naive": (GREEN, (1, 1)), "ppca_k64": (SKY, (4, 1, 1, 1)), "gaussian": (BLUE, (6, 1.5)), "unet": (PURPLE, ()), "mlp": (RED, (3, 1.5)),
+    "sae_naive": (GREEN, (1, 1)), "ppca_k64": (SKY, (4, 1, 1, 1)), "gaussian": (BLUE, (6, 1.5)), "unet": (PURPLE, ()), "mlp": (ORANGE, ()),
     "gated_mlp": (RED, ()),
 }
 OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
@@ -101,7 +101,8 @@ def training(result: dict) -> Figure:
         lowest = min(run["references"]["gaussian"], *(e["loss"] for name in names for e in result[name]["log"]))
         row[0].set(ylabel=f"{OBJECTIVES[run['objective']]} per dimension", ylim=(0.95 * lowest, (3 if "unet" in names else 1.35) * run["references"]["mean"]))
         row[0].set_title(", ".join(f"{LABELS[name]}: {result[name]['parameters'] / 1e6:.1f} M parameters" for name in names), loc="left")
-    neutral = [Line2D([], [], color="0.4", alpha=0.5, lw=1, label="training batches"),
+    neutral = [*(Line2D([], [], color=LINES[name][0], dashes=LINES[name][1], label=LABELS[name]) for name in ("mlp", "gated_mlp", "unet")),
+               Line2D([], [], color="0.4", alpha=0.5, lw=1, label="training batches"),
                Line2D([], [], color="0.4", marker="o", ms=3, label="validation, averaged weights"),
                *(line for line in axes[0, 0].get_lines() if line.get_label() in (LABELS["mean"], LABELS["gaussian"]))]
     figure.legend(handles=neutral, loc="outside lower center", ncol=4)
@@ -110,7 +111,7 @@ def training(result: dict) -> Figure:
 
 def _training_curve(ax: Axes, log: list[dict], key: str, name: str) -> None:
     colour, dashes = LINES[name]
-    ax.plot([e[key] for e in log], [e["loss"] for e in log], color=colour, alpha=0.35, lw=1)
+    ax.plot([e[key] for e in log], [e["loss"] for e in log], color=colour, alpha=0.35, lw=1, dashes=dashes)
     measured = [e for e in log if "validation_loss" in e]
     ax.plot([e[key] for e in measured], [e["validation_loss"] for e in measured], color=colour, dashes=dashes, marker="o", ms=3)
 

@@ -133,7 +133,7 @@ PRESETS = {
                 MLPSize(),
                 Training("flow_velocity", steps=1100, batch=512, lr=2e-3, ema=0.99, weight_decay=0.05,  # 5 minutes
                          keep=(("unet_activations", 75),)),
-                Training("flow_velocity", steps=3000, batch=512, lr=2e-3, ema=0.995, weight_decay=0.05, levels=64,  # 12 minutes
+                Training("flow_velocity", steps=3200, batch=512, lr=1e-3, ema=0.995, weight_decay=0.05, levels=64,  # 12 minutes
                          keep=(("unet_seconds", 1250),))),
         ),
         Preset(

@@ -10,7 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 from mmlib import llm
 from mmlib.corpus import Document
 from mmlib.extract import cut_windows, extract, plan_extraction
-from mmlib.store import ActivationStore, StoreError
+from mmlib.meta_model import MetaModel
+from mmlib.presets import MLPSize, Recipe, Training
+from mmlib.recipes import new_model
+from mmlib.store import ActivationStore, StoreError, multi_layer_batches
+from mmlib.train import train
 
 TINY = {
     "llama": dict(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2),
@@ -118,6 +122,20 @@ def test_stored_rows_are_what_the_model_computes_for_each_window_alone(lm, tmp_p
         assert store.column("token_ids", range(row, row + n)).tolist() == window.token_ids
         row += n
     assert row == store.n
+
+
+def test_several_layers_are_stored_by_one_pass_and_trained_on_together(lm, tmp_path):
+    """From text to one meta-model of two layers: the rows of each layer are those of an extraction of it alone."""
+    extract(plan_extraction(DOCUMENTS, SPLITS, lm, [0, 2], window=16), lm, tmp_path / "both.h5", attributes={"model": "tiny@1", "corpus": "toy@1"})
+    extract(plan_extraction(DOCUMENTS, SPLITS, lm, 2, window=16), lm, tmp_path / "one.h5", attributes={"model": "tiny@1", "corpus": "toy@1"})
+    stores = [ActivationStore(tmp_path / "both.h5", layer) for layer in (0, 2)]
+    alone = ActivationStore(tmp_path / "one.h5")
+    assert torch.equal(stores[1].read(range(alone.n)), alone.read(range(alone.n)))
+    training = Training("flow_velocity", steps=4, batch=4, lr=1e-3, bf16=False, log_every=2, validate_every=2, save_every=2)
+    model = new_model(Recipe(MLPSize(1, 16, 32), training), stores, seed=0)
+    validation = model.normaliser(torch.stack([store.read(store.rows("validation")) for store in stores]))
+    train(model, training, lambda start: multi_layer_batches(stores, "train", 4, 0, start=start), validation, tmp_path / "model", seed=0)
+    MetaModel.from_pretrained(tmp_path / "model").at(2).check_store(alone)
 
 
 def test_full_disk_is_refused_before_any_work(lm, tmp_path, monkeypatch):

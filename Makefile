@@ -21,7 +21,7 @@ STUDIES := 21_recipes 22_benchmarks
 reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
 	@$(SUBMAKE) due LINE=main
 
-studies: $(READY) ## run what is due of the studies: recipes and benchmarks, about 75 minutes
+studies: $(READY) ## run what is due of the studies: recipes and benchmarks, about 30 minutes
 	@$(SUBMAKE) due LINE=all_studies
 
 due:

@@ -147,7 +147,7 @@ def reductions(result: dict) -> Figure:
                     _reduction(ax, row, i + 0.17 * (2 * j - 1), BLUE if objective == "flow_velocity" else RED, least)
         ax.axvline(0, color=BLACK, lw=0.8)
         ax.axvline(0.47, color=BLACK, lw=1, ls="--")
-        ax.annotate("claimed 47 %", (0.47, -0.75), xytext=(-3, 0), textcoords="offset points", ha="right", va="center", fontsize=7)
+        ax.annotate("claimed 47 %", (0.47, -0.75), xytext=(-3, 0), textcoords="offset points", ha="right", va="center", fontsize=7, bbox={"fc": "white", "ec": "none", "pad": 0.5})
         ax.set(title=LABELS[method] + (", common subset" if method == "unet" else ", full sample"), xlabel="reduction of the loss", xlim=(least, 1.05), yticks=range(len(baselines_)),
                ylim=(len(baselines_) - 0.5, -1))
         ax.set_yticklabels([LABELS[b] for b in baselines_])
@@ -195,51 +195,43 @@ def samples(result: dict) -> Figure:
     return figure
 
 
-def ablation(result: dict) -> Figure:
-    """Validation loss and time to a loss of each variant of the recipe, a mark a seed."""
-    figure, (losses, times) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.3), sharey=True)
-    names = sorted(result["ablation"], key=lambda name: float(np.mean(result["ablation"][name]["loss"])))
-    for y, name in enumerate(names):
-        row = result["ablation"][name]
-        colour = RED if name == "ours" else BLUE
-        losses.plot(row["loss"], [y] * len(row["loss"]), "o", color=colour, ms=4, alpha=0.8)
-        reached = [t for t in row["seconds_to_1.30"] if t is not None]
-        times.plot(reached, [y] * len(reached), "o", color=colour, ms=4, alpha=0.8)
-        if not reached:
-            times.annotate("never", (0, y), va="center", fontsize=7)
-    losses.set(yticks=range(len(names)), yticklabels=names, xlabel="validation velocity loss at the end", ylim=(len(names) - 0.5, -0.5))
-    times.set(xlabel="seconds to a loss of 1.30", xlim=(0, None))
-    return figure
+VARIANTS = {  # of notebook 21
+    "published architecture": (ORANGE, "o"), "shared levels": (SKY, "s"), "shared levels, gated skip": (RED, "^"), "shared levels, linear skip": (GREEN, "D"),
+}
 
 
-def times_to_loss(result: dict) -> Figure:
-    """Validation loss against seconds: the published recipe, its architecture tuned, and ours; a line a seed."""
-    figure, ax = plt.subplots(figsize=(TEXT_WIDTH * 0.62, 2.9))
-    styles = {"published": (BLACK, "published recipe"), "plain": (BLUE, "published architecture, tuned"), "ours": (RED, "ours")}
-    for name, seeds in result["curves"].items():
-        for i, curve in enumerate(seeds):
-            seconds, _, loss = zip(*curve)
-            ax.plot(seconds, loss, color=styles[name][0], lw=1, label=styles[name][1] if not i else None)
-    for loss in result["targets"].values():
-        ax.axhline(loss, color="0.5", lw=0.8, ls=":")
-        ax.annotate(f"{loss:.2f}", (1, loss), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points", va="center", fontsize=7)
-    ax.axhline(result["references"]["flow_velocity"]["gaussian"], color=BLUE, dashes=LINES["gaussian"][1], lw=1, label="full Gaussian, closed form")
-    ax.set(xscale="log", xlabel="seconds of training", ylabel="validation velocity loss", ylim=(None, 2.0))
-    ax.legend(loc="lower left")
+def recipes(result: dict) -> Figure:
+    """Final loss of each variant against the learning rate, and loss against seconds at each one's best rate, a line a seed."""
+    figure, (rates, curves) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.2))
+    for name, (colour, marker) in VARIANTS.items():
+        rates.plot([float(lr) for lr in result["rates"][name]], list(result["rates"][name].values()), color=colour, marker=marker, ms=4, label=name)
+        for curve in result["curves"][name]:
+            curves.plot(*zip(*curve), color=colour, lw=0.9)
+    curves.plot(*zip(*result["curves"]["published settings"][0]), color=BLACK, lw=0.9, ls="--", label="published settings")
+    for ax in (rates, curves):
+        ax.axhline(result["references"]["gaussian"], color=BLUE, dashes=LINES["gaussian"][1], lw=1, label="full Gaussian, closed form" if ax is rates else None)
+        ax.set(xscale="log", ylim=(None, 1.6))
+    rates.set(xlabel="peak learning rate", ylabel="validation velocity loss at the end", title="one seed")
+    curves.set(xlabel="seconds of set-up and training", ylabel="validation velocity loss", title="best learning rates, three seeds")
+    figure.legend(loc="outside lower center", ncol=3)
     return figure
 
 
 def solvers(result: dict) -> Figure:
-    """Fréchet distance of samples against the number of evaluations, for each solver."""
-    figure, ax = plt.subplots(figsize=(TEXT_WIDTH * 0.62, 2.7))
-    rows = result["solvers"]["rows"]
+    """Fréchet distance of samples, and error of the end point, against the number of evaluations, for each solver."""
+    figure, (distances, errors) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.7))
+    found = result["solvers"]
     for (name, label), colour, marker in zip({"euler": "Euler", "heun": "Heun", "dpm++": "DPM-Solver++"}.items(), (BLUE, GREEN, RED), "os^"):
-        points = sorted((row["evaluations"], row["distance"]) for row in rows if row["solver"] == name)
-        ax.plot(*zip(*points), color=colour, marker=marker, ms=4, label=label)
-    reference = result["solvers"]["reference"]
-    ax.axhspan(0.95 * reference, 1.05 * reference, color="0.85", lw=0, label="within 5 % of the most Euler steps")
-    ax.set(xscale="log", yscale="log", xlabel="evaluations of the network a sample", ylabel="Fréchet distance of z from test")
-    ax.legend(loc="upper right")
+        rows = sorted((row for row in found["rows"] if row["solver"] == name), key=lambda row: row["evaluations"])
+        evaluations = [row["evaluations"] for row in rows]
+        distances.plot(evaluations, [row["distance"] for row in rows], color=colour, marker=marker, ms=4, label=label)
+        measured = [(e, row["endpoint_error"]) for e, row in zip(evaluations, rows) if row["endpoint_error"] > 0]
+        errors.plot(*zip(*measured), color=colour, marker=marker, ms=4)
+    distances.axhspan(0.95 * found["reference"], 1.05 * found["reference"], color="0.85", lw=0, label=f"within 5 % of {found['most']} Euler steps")
+    distances.axhline(found["floor"], color=BLACK, lw=0.8, ls=":", label="real training activations")
+    distances.set(xscale="log", yscale="log", xlabel="evaluations of the network a sample", ylabel="Fréchet distance of z from test")
+    errors.set(xscale="log", yscale="log", xlabel="evaluations of the network a sample", ylabel="error of the end point, relative")
+    figure.legend(loc="outside lower center", ncol=3)
     return figure
 
 
@@ -250,8 +242,7 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "loss_by_noise": (loss_by_noise, "loss_comparison"),
     "reductions": (reductions, "loss_comparison"),
     "samples": (samples, "sample_quality"),
-    "ablation": (ablation, "recipes"),
-    "times_to_loss": (times_to_loss, "recipes"),
+    "recipes": (recipes, "recipes"),
     "solvers": (solvers, "benchmarks"),
 }
 

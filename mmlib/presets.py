@@ -21,6 +21,7 @@ class Training:
     ema: float = 0.99  # decay of the averaged weights, the ones evaluated and saved
     beta2: float = 0.99  # of AdamW
     levels: int | None = None  # different noise levels in a batch, shared by runs of rows; None: one a row
+    stop_if_stuck: bool = True  # give up on a training that stays above the mean predictor's loss
     compile: bool = False  # torch.compile, where a compiler is installed and it pays
     clip: float = 1.0  # gradient norm
     weight_decay: float = 0.0

@@ -25,7 +25,7 @@ def new_model(recipe: Recipe, stores: ActivationStore | list[ActivationStore], s
     torch.manual_seed(seed)
     if isinstance(size, MLPSize):
         several = max(store.layer for store in stores) + 1 if len(stores) > 1 else None
-        network = MLPDenoiser(d, size.d_model, size.d_mlp, size.layers, several, gated_skip=size.gated_skip, zero_init=recipe.linear_skip)
+        network = MLPDenoiser(d, size.d_model, size.d_mlp, size.layers, several, gated_skip=size.gated_skip)
     else:
         network = UNetDenoiser(d, size.channels, size.layers_per_block, size.height, size.order and list(size.order))
     if recipe.linear_skip:

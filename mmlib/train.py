@@ -195,6 +195,8 @@ class _TrainingRun:
         Raises:
             TrainingDiverged: it is so.
         """
+        if not self.settings.stop_if_stuck:
+            return
         patience = max(200, self.settings.steps // 4)
         recent = [entry["loss"] for entry in self.log if entry["step"] > self.step - patience]
         if self.step < 2 * patience or min(recent) < self.mean_loss:
@@ -202,7 +204,8 @@ class _TrainingRun:
         earlier = [entry["loss"] for entry in self.log if self.step - 2 * patience < entry["step"] <= self.step - patience]
         if min(recent) > 0.98 * min(earlier):
             raise TrainingDiverged(f"loss {recent[-1]:.4g} at step {self.step} of {self.settings.steps}: for {patience} steps it has been above the "
-                                   f"{self.mean_loss:.4g} of the mean alone and has not fallen: lower the learning rate ({self.settings.lr:.2g})")
+                                   f"{self.mean_loss:.4g} of the mean alone and has not fallen: change the learning rate ({self.settings.lr:.2g}), or "
+                                   "set stop_if_stuck=False to train on")
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

@@ -117,7 +117,7 @@ def test_plain_words_quote_the_numbers():
                 "ci95": [reduction - 0.02, reduction + 0.02], "verdict": verdict(reduction - 0.02, reduction + 0.02)}
 
     text = plain_words([row("unet", "pca_k64", "ddpm_epsilon", -0.31), row("unet", "sae", "ddpm_epsilon", 0.46),
-                        row("gated_mlp", "gaussian", "flow_velocity", 0.23)])
+                        row("mlp", "gaussian", "flow_velocity", 0.23)])
     assert "the reduction of the loss is −31.0 %" in text and "A negative reduction is a higher loss." in text
     assert "23.0 % (95 % interval 21.0 to 25.0 %; 11.0 % without σ < 0.05): below the claimed 47 %" in text
     assert "from −31.0 % to 46.0 %; 1 of them is consistent with 47 %" in text

@@ -10,7 +10,7 @@ from mmlib.results import read_json
 from mmlib.store import ActivationStore
 
 TINY = Training("flow_velocity", steps=4, batch=32, lr=1e-3, bf16=False, log_every=2, validate_every=2)
-CELL = studies.Cell("trial", "two words", Recipe(MLPSize(1, 8, 16), TINY))
+CELL = studies.Cell("two words", Recipe(MLPSize(1, 8, 16), TINY))
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def store(make_store):
 
 def test_a_cell_is_run_once_and_again_when_its_configuration_changes(run, store, tmp_path):
     first = studies.run_cell(run, store, CELL)
-    path = tmp_path / "results" / "smoke" / "recipes" / "trial-two-words-seed0.json"
+    path = tmp_path / "results" / "smoke" / "recipes" / "two-words-lr0.001-seed0.json"
     written = path.stat().st_mtime_ns
     assert studies.run_cell(run, store, CELL) == first == read_json(path) and path.stat().st_mtime_ns == written
     assert [entry["step"] for entry in first["log"]] == [2, 4] and first["setup_seconds"] == 0
-    changed = studies.run_cell(run, store, replace(CELL, recipe=replace(CELL.recipe, training=replace(TINY, lr=2e-3))))
+    changed = studies.run_cell(run, store, replace(CELL, recipe=replace(CELL.recipe, training=replace(TINY, weight_decay=0.5))))
     assert changed["log"] != first["log"] and changed["provenance"]["command"].startswith("make studies")
 
 
@@ -48,24 +48,9 @@ def test_seconds_to_a_loss_by_hand():
     assert studies.seconds_to(result, 1.4) == 2.5 and studies.seconds_to(result, 1.3) == 2.5 and studies.seconds_to(result, 1.2) is None
 
 
-def test_both_networks_get_the_same_trials_and_every_cell_its_own_file():
-    cells = studies.mlp_cells(8) + studies.unet_cells(48, list(range(48)))
+def test_every_variant_gets_every_learning_rate_and_every_cell_its_own_file(run):
+    cells = studies.sweep(runs.start(preset="default", seed=0), 640)
     assert len({cell.file for cell in cells}) == len(cells)
-    trials = {name: sorted((cell.recipe.training.lr, cell.recipe.training.batch, cell.recipe.training.steps) for cell in cells
-                           if cell.study == "trial" and cell.name.startswith(name)) for name in ("plain", "ours")}
-    assert trials["plain"] == trials["ours"] and len(trials["ours"]) == 8
-
-
-def test_correlation_order_puts_correlated_dimensions_together(make_store, monkeypatch):
-    """Dimensions 0 and 5 are made copies, and so are 1 and 4; each pair must end up adjacent."""
-    store = ActivationStore(make_store(dtype="float32", d=6)[0])
-    original = store.read
-
-    def copied(rows):
-        values = original(rows).clone()
-        values[:, 5], values[:, 4] = values[:, 0], values[:, 1]
-        return values
-
-    monkeypatch.setattr(store, "read", copied)
-    order = studies.correlation_order(store)
-    assert sorted(order) == list(range(6)) and abs(order.index(0) - order.index(5)) == 1 and abs(order.index(1) - order.index(4)) == 1
+    trials = {name: sorted(cell.recipe.training.lr for cell in cells if cell.name == name) for name in {cell.name for cell in cells}}
+    assert len(trials) == 4 and all(rates == sorted(studies.LEARNING_RATES) for rates in trials.values())
+    assert len({(cell.recipe.training.steps, cell.recipe.training.batch, cell.seed) for cell in cells}) == 1

@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # The main line of notebooks, and the studies. Applications (11_…) will be a list of their own, with a target of their own.
 MAIN := 01_extract_activations 02_fit_baselines 03_train_meta_model 04_compare_losses 05_sample_quality 31_figures
-STUDIES := 21_recipes 22_benchmarks
+STUDIES := 22_benchmarks
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -21,7 +21,7 @@ STUDIES := 21_recipes 22_benchmarks
 reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
 	@$(SUBMAKE) due LINE=main
 
-studies: $(READY) ## run what is due of the studies: recipes and benchmarks, about 30 minutes
+studies: $(READY) ## run what is due of the studies: benchmarks of training and solvers
 	@$(SUBMAKE) due LINE=all_studies
 
 due:
@@ -76,8 +76,7 @@ $(STAMPS)/02_fit_baselines: $(STAMPS)/01_extract_activations
 $(STAMPS)/03_train_meta_model: $(STAMPS)/02_fit_baselines
 $(STAMPS)/04_compare_losses: $(STAMPS)/03_train_meta_model
 $(STAMPS)/05_sample_quality: $(STAMPS)/03_train_meta_model
-$(STAMPS)/21_recipes: $(STAMPS)/02_fit_baselines
-$(STAMPS)/22_benchmarks: $(STAMPS)/21_recipes
+$(STAMPS)/22_benchmarks: $(STAMPS)/03_train_meta_model
 $(STAMPS)/31_figures: $(STAMPS)/04_compare_losses $(STAMPS)/05_sample_quality
 
 $(DATA)/stamps/dependencies.mk: mmlib/dependencies.py $(wildcard notebooks/*.ipynb mmlib/*.py)

@@ -195,28 +195,6 @@ def samples(result: dict) -> Figure:
     return figure
 
 
-VARIANTS = {  # of notebook 21
-    "published architecture": (ORANGE, "o"), "shared levels": (SKY, "s"), "shared levels, gated skip": (RED, "^"), "shared levels, linear skip": (GREEN, "D"),
-}
-
-
-def recipes(result: dict) -> Figure:
-    """Final loss of each variant against the learning rate, and loss against seconds at each one's best rate, a line a seed."""
-    figure, (rates, curves) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.2))
-    for name, (colour, marker) in VARIANTS.items():
-        rates.plot([float(lr) for lr in result["rates"][name]], list(result["rates"][name].values()), color=colour, marker=marker, ms=4, label=name)
-        for curve in result["curves"][name]:
-            curves.plot(*zip(*curve), color=colour, lw=0.9)
-    curves.plot(*zip(*result["curves"]["published settings"][0]), color=BLACK, lw=0.9, ls="--", label="published settings")
-    for ax in (rates, curves):
-        ax.axhline(result["references"]["gaussian"], color=BLUE, dashes=LINES["gaussian"][1], lw=1, label="full Gaussian, closed form" if ax is rates else None)
-        ax.set(xscale="log", ylim=(None, 1.6))
-    rates.set(xlabel="peak learning rate", ylabel="validation velocity loss at the end", title="one seed")
-    curves.set(xlabel="seconds of set-up and training", ylabel="validation velocity loss", title="best learning rates, three seeds")
-    figure.legend(loc="outside lower center", ncol=3)
-    return figure
-
-
 def solvers(result: dict) -> Figure:
     """Fréchet distance of samples, and error of the end point, against the number of evaluations, for each solver."""
     figure, (distances, errors) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.7))
@@ -242,10 +220,9 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "loss_by_noise": (loss_by_noise, "loss_comparison"),
     "reductions": (reductions, "loss_comparison"),
     "samples": (samples, "sample_quality"),
-    "recipes": (recipes, "recipes"),
     "solvers": (solvers, "benchmarks"),
 }
 
 NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_baselines", "training": "03_train_meta_model",
-             "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "recipes": "21_recipes", "benchmarks": "22_benchmarks"}
-STUDIES = ("recipes", "benchmarks")  # results that `make studies` writes, not `make reproduce`
+             "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "benchmarks": "22_benchmarks"}
+STUDIES = ("benchmarks",)  # results that `make studies` writes, not `make reproduce`

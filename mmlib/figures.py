@@ -151,7 +151,7 @@ def reductions(result: dict) -> Figure:
         ax.set(title=LABELS[method] + (", common subset" if method == "unet" else ", full sample"), xlabel="reduction of the loss", xlim=(least, 1.05), yticks=range(len(baselines_)),
                ylim=(len(baselines_) - 0.5, -1))
         ax.set_yticklabels([LABELS[b] for b in baselines_])
-        ax.set_xticks((-0.5, 0, 0.5, 1))
+        ax.set_xticks((0, 0.5, 1))
         ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes[0].set_ylabel("baseline")
     for j, (objective, label) in enumerate(OBJECTIVES.items()):

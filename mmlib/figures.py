@@ -207,7 +207,7 @@ def solvers(result: dict) -> Figure:
         errors.plot(*zip(*measured), color=colour, marker=marker, ms=4)
     distances.axhspan(0.95 * found["reference"], 1.05 * found["reference"], color="0.85", lw=0, label=f"within 5 % of {found['most']} Euler steps")
     distances.axhline(found["floor"], color=BLACK, lw=0.8, ls=":", label="real training activations")
-    distances.set(xscale="log", yscale="log", xlabel="evaluations of the network a sample", ylabel="Fréchet distance of z from test")
+    distances.set(xscale="log", xlabel="evaluations of the network a sample", ylabel="Fréchet distance of z from test")
     errors.set(xscale="log", yscale="log", xlabel="evaluations of the network a sample", ylabel="error of the end point, relative")
     figure.legend(loc="outside lower center", ncol=3)
     return figure

@@ -202,7 +202,7 @@ class _TrainingRun:
         if self.step < 2 * patience or min(recent) < self.mean_loss:
             return
         earlier = [entry["loss"] for entry in self.log if self.step - 2 * patience < entry["step"] <= self.step - patience]
-        if min(recent) > 0.98 * min(earlier):
+        if min(recent) > 0.98 * min(earlier, default=math.inf):
             raise TrainingDiverged(f"loss {recent[-1]:.4g} at step {self.step} of {self.settings.steps}: for {patience} steps it has been above the "
                                    f"{self.mean_loss:.4g} of the mean alone and has not fallen: change the learning rate ({self.settings.lr:.2g}), or "
                                    "set stop_if_stuck=False to train on")

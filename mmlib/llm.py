@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from mmlib.devices import bf16_pays
 from mmlib.files import require_disk, sha256
 
+DTYPES = ("bfloat16", "float32", "float16")
+PROGRESS = {"bar_format": "{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left", "mininterval": 2}  # of tqdm, where tokens are counted
 EMBEDDED = "gemma3-270m"
 EMBEDDED_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
@@ -38,18 +41,31 @@ class LanguageModel:
             raise ValueError(f"the tokenizer of {self.identity} has neither <bos> nor <eos> to open a window with")
         return eos if bos is None else bos
 
+    @property
+    def width(self) -> int:
+        """d, of the residual stream."""
+        return self.model.config.get_text_config().hidden_size
 
-def load_language_model(name: str, *, dtype: str = "bfloat16", device: str = "cpu", cache: Path) -> LanguageModel:
+    @property
+    def tokenizer_identity(self) -> str:
+        """Class of the tokenizer and a hash of its vocabulary."""
+        vocabulary = "\0".join(f"{token}\1{i}" for token, i in sorted(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1]))
+        return f"{type(self.tokenizer).__name__}@{hashlib.sha256(vocabulary.encode()).hexdigest()[:12]}"
+
+
+def load_language_model(name: str, *, dtype: str | None = None, device: str = "cpu", cache: Path) -> LanguageModel:
     """The embedded model (`"gemma3-270m"`), a local folder, or a Hub id (`"gpt2"`, `"EleutherAI/pythia-160m"`, …).
 
     Args:
-        dtype: of the weights, "bfloat16" or "float32". float16 is refused: residual streams pass its 65,504.
+        dtype: of the weights: "bfloat16", "float32" or "float16" (whose end, 65,504, many residual streams pass: such activations are
+            refused when they are stored). None: bfloat16 where the device computes in it, else float32.
         cache: folder in which the embedded model is converted once.
     Raises:
-        ValueError: no model of that name can be loaded, or `dtype` is not one of the two.
+        ValueError: no model of that name can be loaded, or `dtype` is not one of the three.
     """
-    if dtype not in ("bfloat16", "float32"):
-        raise ValueError(f"dtype {dtype!r} is not supported: expected bfloat16 or float32 (activations overflow float16)")
+    dtype = dtype or ("bfloat16" if bf16_pays(device) else "float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not supported: expected {', '.join(DTYPES)}")
     folder = _locate(name, cache)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True,

@@ -87,9 +87,11 @@ class Preset:
     model: str = "gemma3-270m"
     corpus: str = "wikipedia"
     layer: int | None = None  # block index from 0; None: the middle block, L/2 − 1
-    dtype: str = "bfloat16"  # of the language model, and so of the stored activations
-    window: int = 256  # tokens in one forward pass, the opening <bos> included
+    dtype: str | None = None  # of the language model, and so of the stored activations; None: bfloat16 where the device computes in it
+    window: int = 256  # tokens of a document that are read together, the opening <bos> included
+    batch_tokens: int = 4096  # positions in one forward pass of the language model
     documents: int = 2000  # read at most so many of the corpus; a streamed one may have no end
+    sampled_documents: int = 200  # samples of one window each that make up the corpus "self"
     document_tokens: int | None = None  # read only so many tokens of each document
     validation_documents: int = 8
     test_documents: int = 20
@@ -114,7 +116,7 @@ PRESETS = {
     for preset in (
         Preset(
             name="smoke",  # every line of code in about a minute a notebook; its numbers mean nothing
-            documents=200, document_tokens=192,
+            documents=200, sampled_documents=40, document_tokens=192,
             sae=SAESize(latents=1024, k=32, steps=30, batch=512),
             recipes=_recipes(
                 UNetSize(channels=(32, 32, 32), layers_per_block=1),
@@ -139,7 +141,7 @@ PRESETS = {
         ),
         Preset(
             name="gpu",  # the article's full-size UNet, longer budgets; any CUDA device of 16 GB
-            documents=100_000,
+            documents=100_000, batch_tokens=16_384,
             sae=SAESize(latents=8192, k=64, steps=8000, batch=4096),
             recipes=_recipes(
                 UNetSize(), Training("ddpm_epsilon", steps=8000, batch=256, lr=3e-4, ema=0.999),

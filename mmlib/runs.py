@@ -35,7 +35,7 @@ class Run:
 
     @property
     def cache(self) -> Path:
-        """Converted language models, shared by all runs (git-ignored)."""
+        """Converted language models, fetched and sampled texts, shared by all runs (git-ignored)."""
         return DATA / "models"
 
     @property

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mmlib.corpus import effective_clusters
 from mmlib.noise import Denoiser, noise_process
-from mmlib.store import spread_rows
+from mmlib.batches import spread_rows
 
 CLAIM = 0.47
 LEAST_SIGMA, MOST_SIGMA = 0.05, 0.95  # mean losses are also given without the levels beyond

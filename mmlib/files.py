@@ -12,6 +12,10 @@ class MissingInput(FileNotFoundError):
     """A file that another notebook makes is not there; the message names the notebook."""
 
 
+class DiskFull(OSError):
+    """The disk filled up while it was written to; the message says what is safe."""
+
+
 def require(path: Path, notebook: str) -> Path:
     """`path` itself, if it exists.
 

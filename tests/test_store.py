@@ -1,11 +1,19 @@
 """The HDF5 store: bits kept, statistics, splits, shuffled batches, and every file that must be refused."""
 
+import subprocess
+import sys
+import tracemalloc
+
 import h5py
 import numpy as np
 import pytest
 import torch
 
-from mmlib.store import ActivationStore, DocumentRows, RunningMoments, StoreError, StoreWriter, shuffled_batches, spread_rows
+from mmlib.batches import shuffled_batches, spread_rows
+from mmlib.layout import BLOCK
+from mmlib.shards import join_shards
+from mmlib.store import ActivationStore, StoreError, verify
+from mmlib.writer import DocumentRows, RunningMoments, StoreWriter
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -103,8 +111,59 @@ def test_unfinished_store_is_refused(tmp_path):
         w.append({0: torch.ones(2, 2)}, np.arange(2), np.zeros(2, int), np.arange(2))
         with pytest.raises(StoreError, match="2 rows were written, 4 were announced"):
             w.finish()
+    assert not (tmp_path / "a.h5").exists()
     with pytest.raises(StoreError, match="not finished"):
-        ActivationStore(tmp_path / "a.h5")
+        ActivationStore(tmp_path / "a.h5.partial")
+
+
+def test_what_is_left_is_continued_and_ends_byte_identical(make_store, tmp_path):
+    """A writer that was dropped at any point; chunks are of 1024 rows."""
+    path, values = make_store(rows=(3000, 10, 10))
+    whole = path.read_bytes()
+    for stopped in (0, 100, 1024, 2500, 3019):
+        path.unlink()
+        with pytest.raises(KeyboardInterrupt):
+            make_store(rows=(3000, 10, 10), stop_after=stopped)
+        assert not path.exists()
+        make_store(rows=(3000, 10, 10), first_row=stopped // 1024 * 1024)
+        assert path.read_bytes() == whole
+
+
+def test_an_unfinished_store_of_another_extraction_is_not_continued(make_store, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        make_store(stop_after=2048, window=256)
+    path, values = make_store(first_row=0, window=128)
+    assert "of another configuration" in capsys.readouterr().out and torch.equal(ActivationStore(path).read(range(len(values))), values)
+
+
+def test_a_damaged_chunk_of_an_unfinished_store_is_written_again(make_store, tmp_path):
+    path, values = make_store()
+    whole = path.read_bytes()
+    path.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        make_store(stop_after=4096)
+    partial = path.with_name(path.name + ".partial")
+    content = bytearray(partial.read_bytes())
+    content[content.find(values[1500:1502].view(torch.int16).numpy().tobytes())] ^= 1
+    partial.write_bytes(content)
+    make_store(first_row=1024)
+    assert path.read_bytes() == whole
+
+
+def test_two_writers_of_one_store_are_refused(tmp_path):
+    with writer(tmp_path / "a.h5"), pytest.raises(StoreError, match="another process is writing"):
+        writer(tmp_path / "a.h5")
+    assert sorted(file.name for file in tmp_path.iterdir()) in (["a.h5.creating", "a.h5.partial"], ["a.h5.partial"])
+
+
+def test_float16_is_refused_where_it_overflows_and_kept_where_not(tmp_path, make_store):
+    path, values = make_store(dtype="float16", layer=2)
+    assert torch.equal(ActivationStore(path).read(range(50)), values[:50]) and not verify(path)
+    with StoreWriter(tmp_path / "b.h5", [DocumentRows("article", "train", 4)], [0], 2, "float16", {}) as w:
+        with pytest.raises(StoreError, match="'article', position 0, token 7.*float16 ends at 65,504"):
+            w.append({0: torch.full((4, 2), 1e5).half()}, np.full(4, 7), np.zeros(4, int), np.arange(4))
+        with pytest.raises(StoreError, match="torch.float32 for a store of float16"):
+            w.append({0: torch.ones(4, 2)}, np.full(4, 7), np.zeros(4, int), np.arange(4))
 
 
 def test_truncated_file_is_refused(make_store):
@@ -132,10 +191,102 @@ def test_other_version_layer_and_split_are_refused(make_store):
         ActivationStore(path, 5)
     with pytest.raises(StoreError, match="expected one of"):
         ActivationStore(path).rows("dev")
-    with h5py.File(path, "a") as file:
-        file.attrs["format_version"] = 99
-    with pytest.raises(StoreError, match="version 99"):
+    with pytest.raises(StoreError, match="of toy@1, not of gpt2"):
+        ActivationStore(path).check_source(model="gpt2")
+    with pytest.raises(StoreError, match="width 8, not 16"):
+        ActivationStore(path).check_source(model="toy", d=16)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"mmlib.activations 2", b"mmlib.activations 3", 1))
+    with pytest.raises(StoreError, match="version 3: this code reads version 2"):
         ActivationStore(path)
+    path.write_bytes(content[BLOCK:])  # a bare HDF5 file, as version 1 was
+    with pytest.raises(StoreError, match="version 1, damaged or no store"):
+        ActivationStore(path)
+    path.write_bytes(content)
+    with h5py.File(path, "a") as file:
+        file.attrs["remark"] = "added later"
+    with pytest.raises(StoreError, match="was added to"):
+        ActivationStore(path)
+
+
+def test_random_access_by_document_and_position(make_store):
+    path, values = make_store()
+    store = ActivationStore(path)
+    assert store.rows_of("validation 1") == range(3250, 3500) == store.rows_of(3) and store.rows_of(3, slice(10, 12)) == range(3260, 3262)
+    assert store.column("position", range(3248, 3252)).tolist() == [248, 249, 0, 1]
+    with pytest.raises(StoreError, match="no documents 'nothing'"):
+        store.rows_of("nothing")
+    with pytest.raises(IndexError, match="rows 0 to 4200 were asked for"):
+        store.take(np.array([4200, 0]))
+
+
+def test_a_sound_store_verifies_and_the_command_says_so(make_store):
+    path, _ = make_store()
+    assert verify(path) == []
+    done = subprocess.run([sys.executable, "-m", "mmlib.store", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0 and "verified" in done.stdout and "4,200 × 8" in done.stdout
+    path.write_bytes(path.read_bytes()[:-5])
+    done = subprocess.run([sys.executable, "-m", "mmlib.store", str(path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "truncated" in done.stderr
+
+
+def test_contents_that_contradict_each_other_are_found(tmp_path):
+    """Every checksum right, the positions wrong."""
+    with writer(tmp_path / "a.h5") as w:
+        w.append({0: torch.ones(4, 2)}, np.arange(4), np.zeros(4, int), np.array([0, 1, 3, 2]))
+        w.finish()
+    assert verify(tmp_path / "a.h5") == [f"{tmp_path / 'a.h5'}: position, rows 0 to 4 do not fit the table of documents"]
+
+
+def make_shards(make_store, tmp_path):
+    """Two stores of other documents joined, and all their values."""
+    parts = [make_store(rows=(3000, 10, 10), seed=0, layer=1, splits=("train",)), make_store(rows=(500, 600, 700), seed=1, layer=1)]
+    join_shards(tmp_path / "all.h5", [path for path, _ in parts])
+    return tmp_path / "all.h5", torch.cat([values for _, values in parts]), [path for path, _ in parts]
+
+
+def test_shards_open_as_one_store(make_store, tmp_path):
+    path, values, _ = make_shards(make_store, tmp_path)
+    store = ActivationStore(path)
+    assert torch.equal(store.read(range(store.n)), values) and verify(path) == []
+    rows = np.array([4000, 0, 2999, 3000, 1023, 3001])
+    assert torch.equal(store.take(rows), values[rows])
+    train = values[:3500].double()
+    assert store.rows("train") == range(3500) and np.allclose(store.mean, train.mean(0), rtol=1e-12) and np.allclose(store.variance, train.var(0, correction=0), rtol=1e-12)
+    assert set(store.splits[store.column("document", store.rows("test"))]) == {"test"} and store.column("position")[-1] == 349
+    with h5py.File(path) as file:  # a reader that knows nothing of us
+        bits = file["activations/layer_01"][2990:3010].astype("uint32") << 16
+        assert np.array_equal(bits.view("float32"), values[2990:3010].float().numpy())
+        assert np.array_equal(file["document"][:], store.column("document")) and file["token_ids"].shape == (4800,)
+
+
+def test_shards_that_miss_differ_or_do_not_belong_are_refused(make_store, tmp_path):
+    path, _, (first, second) = make_shards(make_store, tmp_path)
+    kept = second.read_bytes()
+    second.unlink()
+    with pytest.raises(StoreError, match="of which store-1-1.h5 is missing"):
+        ActivationStore(path)
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(StoreError, match="is not the file that all.h5 joins"):
+        ActivationStore(path)
+    second.write_bytes(kept)
+    other, _ = make_store(seed=2, window=9)
+    with pytest.raises(StoreError, match="differ in window: expected shards of one extraction"):
+        join_shards(tmp_path / "bad.h5", [first, other])
+
+
+def test_reading_keeps_to_its_memory_whatever_the_size(make_store):
+    """Peak of what Python and numpy allocate while two epochs are read, against a buffer of a tenth of the store."""
+    path, values = make_store(rows=(60_000, 10, 10), d=64)
+    buffer = values.nbytes // 10
+    batches = shuffled_batches(ActivationStore(path), "train", 100, seed=0, buffer_bytes=buffer)
+    next(batches)
+    tracemalloc.start()
+    for _ in range(1200):
+        next(batches)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * buffer
 
 
 def test_too_few_rows_for_a_batch(make_store):

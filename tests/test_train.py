@@ -16,7 +16,8 @@ from mmlib.meta_model import MetaModel
 from mmlib.normaliser import Normaliser
 from mmlib.presets import MLPSize, Recipe, Training
 from mmlib.recipes import new_model
-from mmlib.store import ActivationStore, StoreError, multi_layer_batches, shuffled_batches
+from mmlib.batches import multi_layer_batches, shuffled_batches
+from mmlib.store import ActivationStore, StoreError
 from mmlib.train import TrainingDiverged, learning_rate, train
 
 SETTINGS = Training("flow_velocity", steps=12, batch=64, lr=1e-3, validate_every=4, save_every=4, log_every=2, bf16=False, keep=(("early", 4),))

@@ -1,0 +1,272 @@
+"""Writing a store so that a kill at any moment costs at most the chunk that was being filled.
+
+All of the file's HDF5 structure is laid out before the first row, in `NAME.partial`; from then on rows and their checksums go to
+fixed places in it. The statistics and the seal (`layout.py`) come last, and only then does the file take its name. Whoever begins
+again lays out the same structure, compares it with the one found, and continues after the last chunk that is whole.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from mmlib.files import DiskFull
+from mmlib.layout import (BLOCK, CHUNK_ROWS, COLUMNS, DTYPES, FORMAT, FORMAT_VERSION, Seal, StoreError, checksum, chunk_count, digest_outside,
+                          layer_name, to_numpy)
+
+HDF5 = {"userblock_size": BLOCK, "libver": ("v110", "v110")}  # readable since HDF5 1.10, which has virtual datasets
+
+
+class RunningMoments:
+    """Mean and variance of rows seen so far, merged in float64 (Chan, Golub and LeVeque 1979, eq. 2.1)."""
+
+    def __init__(self, d: int):
+        self.count, self.mean, self._m2 = 0, np.zeros(d), np.zeros(d)
+
+    def update(self, rows_nd: np.ndarray) -> None:
+        """Merge a block of rows, (n, d)."""
+        if not len(rows_nd):
+            return
+        rows_nd = rows_nd.astype(np.float64)
+        mean = rows_nd.mean(0)
+        self.merge(len(rows_nd), mean, ((rows_nd - mean) ** 2).mean(0))
+
+    def merge(self, n: int, mean: np.ndarray, variance: np.ndarray) -> None:
+        """Merge n rows of known mean and population variance, (d,) each."""
+        delta, total = mean - self.mean, self.count + n
+        self._m2 += variance * n + delta**2 * self.count * n / max(1, total)
+        self.mean += delta * n / max(1, total)
+        self.count = total
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Population variance, (d,); 0 before any row."""
+        return self._m2 / max(1, self.count)
+
+
+@dataclass(frozen=True)
+class DocumentRows:
+    """A document's place in the store."""
+
+    title: str
+    split: str
+    rows: int
+
+
+class StoreWriter:
+    """Writes rows in order, from `next_row` on. Unless `finish` is called, `path` does not exist and the next writer continues.
+
+    Args:
+        path: of the finished store; `path.partial` until then.
+        documents: in the order of their rows; those of a split side by side, "train" first.
+        attributes: recorded in the file; an unfinished file is continued only if they, and all else that is laid out, are the same.
+    Raises:
+        StoreError: an unknown dtype, documents in another order, or another process writes this very store.
+    """
+
+    def __init__(self, path: Path, documents: Sequence[DocumentRows], layers: Sequence[int], d: int, dtype: str, attributes: Mapping):
+        if dtype not in DTYPES:
+            raise StoreError(f"dtype {dtype!r}: a store keeps {', '.join(DTYPES)}")
+        self.path, self.partial = Path(path), Path(path).with_name(Path(path).name + ".partial")
+        self._documents, self.dtype, self._layers, self._d = list(documents), dtype, list(layers), d
+        self.n, self._train_rows = sum(x.rows for x in documents), sum(x.rows for x in documents if x.split == "train")
+        splits = list(dict.fromkeys(x.split for x in documents))
+        if [x.split for x in documents] != sorted((x.split for x in documents), key=splits.index) or "train" in splits[1:] or not self.n:
+            raise StoreError(f"{len(documents)} documents with {self.n} rows, splits in the order {splits}: expected at least one row, a split's "
+                             "documents side by side and those of train first")
+        self.next_row, self._filled = 0, 0
+        self._moments = {layer: RunningMoments(d) for layer in layers}
+        self._file = self._begin(attributes)
+        self._arrays = {name: np.empty((min(CHUNK_ROWS, self.n), *width), dtype) for name, (width, dtype) in self._datasets().items()}
+        self._recover()
+
+    def _datasets(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and type of a row of each dataset of rows."""
+        rows = {f"activations/{layer_name(layer)}": ((self._d,), DTYPES[self.dtype]) for layer in self._layers}
+        return rows | {name: ((), np.dtype("<i4")) for name in COLUMNS}
+
+    def _begin(self, attributes: Mapping) -> int:
+        """Lay out a new file; take the unfinished one in its stead if that has the same layout. Returns a locked descriptor."""
+        fresh = self.partial.with_suffix(".creating")
+        with h5py.File(fresh, "w", **HDF5) as file:
+            file.attrs.update({**attributes, "format": FORMAT, "format_version": FORMAT_VERSION, "layers": self._layers, "d": self._d,
+                               "dtype": self.dtype, "train_rows": self._train_rows, "chunk_rows": CHUNK_ROWS})
+            write_documents(file, self._documents)
+            self._places = self._lay_out(file)
+        found = _locked(self.partial) if self.partial.exists() else None
+        if found and self._structure(fresh) == self._structure(self.partial):
+            fresh.unlink()
+            return found
+        if found:
+            print(f"{self.partial.name} is of another configuration: extraction starts afresh", flush=True)
+        os.replace(fresh, self.partial)
+        if found:
+            os.close(found)
+        return _locked(self.partial)
+
+    def _lay_out(self, file: h5py.File) -> dict[str, tuple[int, int]]:
+        """Allocate all that is filled later, without writing it. {name: (first byte, bytes)}"""
+        early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        places = {}
+
+        def allocate(name: str, shape: tuple[int, ...], dtype) -> h5py.Dataset:
+            dataset = file.create_dataset(name, shape, dtype, dcpl=early)
+            places[name] = dataset.id.get_offset(), dataset.id.get_storage_size()
+            return dataset
+
+        for layer in self._layers:
+            for statistic in ("mean", "variance"):
+                allocate(f"statistics/{layer_name(layer)}/{statistic}", (self._d,), "<f8")
+        for name, (width, dtype) in self._datasets().items():
+            allocate(f"checksums/{name}", (chunk_count(self.n),), "<u8")
+            dataset = allocate(name, (self.n, *width), dtype)
+            if width:
+                dataset.attrs["dtype"] = self.dtype
+        return places
+
+    def _structure(self, path: Path) -> str:
+        return f"{path.stat().st_size} {digest_outside(path, list(self._places.values()))}"
+
+    def _recover(self) -> None:
+        """Count the whole chunks that are there, and their moments."""
+        chunks = chunk_count(self.n)
+        if not os.pread(self._file, 8, self._places[f"checksums/{COLUMNS[-1]}"][0]).strip(b"\0"):
+            return
+        for chunk in tqdm(range(chunks), desc="checking what is there", unit=" chunks", delay=2):
+            rows = min(CHUNK_ROWS, self.n - self.next_row)
+            if not all(self._read_chunk(name, chunk, rows) for name in self._arrays):
+                break
+            self._count(rows)
+
+    def _read_chunk(self, name: str, chunk: int, rows: int) -> bool:
+        values = self._arrays[name][:rows]
+        row_bytes = values.nbytes // rows
+        os.preadv(self._file, [values.data.cast("B")], self._places[name][0] + chunk * CHUNK_ROWS * row_bytes)
+        known = os.pread(self._file, 8, self._places[f"checksums/{name}"][0] + 8 * chunk)
+        return checksum(values) == int.from_bytes(known, "little")
+
+    def _count(self, rows: int) -> None:
+        """Take the rows in the arrays as written."""
+        if training := min(rows, max(0, self._train_rows - self.next_row)):
+            for layer, moments in self._moments.items():
+                moments.update(as_float(self._arrays[f"activations/{layer_name(layer)}"][:training]))
+        self.next_row, self._filled = self.next_row + rows, 0
+
+    def append(self, activations: Mapping[int, Tensor], token_ids: np.ndarray, document: np.ndarray, position: np.ndarray) -> None:
+        """Append n rows; whole chunks go to the file, what is left over waits for the next call.
+
+        Args:
+            activations: {layer: (n, d)} in the store's dtype.
+            token_ids, document, position: (n,) integers.
+        Raises:
+            StoreError: a value is NaN or infinite (the message names document, position and token), has another dtype, or more rows
+                come than were announced.
+            DiskFull: the disk is full; all chunks written so far are safe.
+        """
+        for layer, values_nd in activations.items():
+            self._check(layer, values_nd, token_ids, document, position)
+        if self.next_row + self._filled + len(token_ids) > self.n:
+            raise StoreError(f"{self.next_row + self._filled + len(token_ids)} rows were given, {self.n} were announced")
+        values = {f"activations/{layer_name(layer)}": to_numpy(values_nd) for layer, values_nd in activations.items()}
+        values |= dict(zip(COLUMNS, (token_ids, document, position)))
+        done = 0
+        while done < len(token_ids):
+            rows = min(len(token_ids) - done, CHUNK_ROWS - self._filled)
+            for name, array in self._arrays.items():
+                array[self._filled : self._filled + rows] = values[name][done : done + rows]
+            self._filled, done = self._filled + rows, done + rows
+            if self._filled == CHUNK_ROWS or self.next_row + self._filled == self.n:
+                self._write_chunk()
+
+    def _check(self, layer: int, values_nd: Tensor, token_ids: np.ndarray, document: np.ndarray, position: np.ndarray) -> None:
+        if str(values_nd.dtype) != f"torch.{self.dtype}":
+            raise StoreError(f"activations of {values_nd.dtype} for a store of {self.dtype}: values are stored as they were computed")
+        if not (finite := values_nd.isfinite().all(-1)).all():
+            bad = int((~finite).nonzero()[0])
+            advice = "; float16 ends at 65,504: load the model in bfloat16 or float32" if self.dtype == "float16" else ""
+            raise StoreError(f"NaN or infinity in layer {layer} at document {self._documents[document[bad]].title!r}, position {position[bad]}, "
+                             f"token {token_ids[bad]}: not stored{advice}")
+
+    def _write_chunk(self) -> None:
+        rows, chunk = self._filled, self.next_row // CHUNK_ROWS
+        for name, array in self._arrays.items():
+            self._write(name, self.next_row * (array[:1].nbytes), array[:rows])
+        for name, array in self._arrays.items():  # after the rows: a checksum vouches for what is there
+            self._write(f"checksums/{name}", 8 * chunk, np.array([checksum(array[:rows])], "<u8"))
+        self._count(rows)
+
+    def _write(self, name: str, offset: int, values: np.ndarray) -> None:
+        data, at = values.data.cast("B"), self._places[name][0] + offset
+        try:
+            while data:
+                wrote = os.pwrite(self._file, data, at)
+                data, at = data[wrote:], at + wrote
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise DiskFull(f"the disk is full: {self.partial} holds {self.next_row:,} of {self.n:,} rows, which are safe; "
+                           "free some space and run again, it continues there") from error
+
+    def finish(self) -> None:
+        """Write the statistics and the seal, and give the file its name.
+
+        Raises:
+            StoreError: fewer rows were appended than the documents have.
+        """
+        if self.next_row != self.n:
+            raise StoreError(f"{self.next_row + self._filled} rows were written, {self.n} were announced")
+        for layer, moments in self._moments.items():
+            for statistic in ("mean", "variance"):
+                self._write(f"statistics/{layer_name(layer)}/{statistic}", 0, getattr(moments, statistic).astype("<f8"))
+        os.fsync(self._file)
+        seal(self.partial, tuple((name, *self._places[name]) for name in self._datasets()))
+        os.replace(self.partial, self.path)
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        os.close(self._file)
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the file, locked against other writers."""
+    file = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(file)
+        raise StoreError(f"another process is writing {path}: wait for it, or stop it") from error
+    return file
+
+
+def as_float(values: np.ndarray) -> np.ndarray:
+    """Stored values as float32; bfloat16 comes as its 16 bits."""
+    return (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values.astype(np.float32)
+
+
+def write_documents(file: h5py.File, documents: Sequence[DocumentRows]) -> None:
+    """The table of documents."""
+    rows = np.array([document.rows for document in documents], dtype=np.int64)
+    group = file.create_group("documents")
+    group["title"] = [document.title for document in documents]
+    group["split"] = [document.split for document in documents]
+    group["rows"], group["first_row"] = rows, np.cumsum(rows) - rows
+
+
+def seal(path: Path, rows: tuple[tuple[str, int, int], ...]) -> None:
+    """Write the seal of a file whose datasets of rows are `rows`, durably."""
+    digest = digest_outside(path, [(first, n) for _, first, n in rows])
+    with open(path, "r+b") as file:
+        file.write(Seal(path.stat().st_size, rows, digest).text())
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,40 +1,41 @@
-"""Language model × documents → store. Runs only the blocks up to the last one asked for, on packed windows."""
+"""Language model × documents → store. Runs only the blocks up to the last one asked for, on packed windows.
 
+    python -m mmlib.extract --preset default                          what notebook 01 extracts
+    torchrun --nproc-per-node 2 -m mmlib.extract --layers 4 8 13      by several processes or machines with a shared disk, a shard each
+
+Killed or interrupted at any moment, the same command continues where the last whole chunk ended.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from tqdm import tqdm
 
-from mmlib.corpus import SPLITS, Document
-from mmlib.files import require_disk, written_whole
-from mmlib.llm import LanguageModel, read_residual_stream, resolve_layer, residual_blocks
-from mmlib.store import DocumentRows, StoreWriter
+from mmlib import runs
+from mmlib.corpus import SELF, SPLITS, Document, corpus_identity, load_documents, split_documents
+from mmlib.files import require_disk
+from mmlib.layout import StoreError
+from mmlib.llm import PROGRESS, LanguageModel, load_language_model, residual_blocks, resolve_layer
+from mmlib.presets import Preset
+from mmlib.shards import join_shards
+from mmlib.store import ActivationStore, verify
+from mmlib.windows import Block, Rows, Window, block_rows, cut_blocks, cut_windows, read_block, tokenize
+from mmlib.writer import DocumentRows, StoreWriter
 
-PROGRESS = {"bar_format": "{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left", "mininterval": 2}
-
-
-@dataclass(frozen=True)
-class Window:
-    """Consecutive tokens of one document; the forward pass puts the opening token before them."""
-
-    document: int
-    start: int  # position of the first token in the document
-    token_ids: list[int]
-
-
-def tokenize(documents: list[Document], lm: LanguageModel, limit: int | None = None) -> list[list[int]]:
-    """Token ids of each document without special tokens, at most `limit` of each."""
-    texts = [document.text for document in documents]
-    return [ids[:limit] for ids in lm.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
-
-
-def cut_windows(token_ids: list[list[int]], window: int) -> list[Window]:
-    """Cut each document into windows of `window − 1` tokens; a document's last one may be shorter."""
-    size = window - 1
-    return [Window(d, start, ids[start : start + size]) for d, ids in enumerate(token_ids) for start in range(0, len(ids), size)]
+CODE = ("windows", "llm", "corpus", "writer", "layout")  # what decides the bytes of a store
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,12 @@ class Plan:
     """What an extraction will do, known before it starts."""
 
     documents: list[DocumentRows]
-    windows: list[Window]
+    token_ids: list[np.ndarray]  # of each document
     layers: list[int]
     d: int
     dtype: str
+    window: int
+    batch_tokens: int
 
     @property
     def tokens(self) -> int:
@@ -54,17 +57,61 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """Size on disk: activations and three integers a row."""
-        width = {"bfloat16": 2, "float32": 4}[self.dtype]
-        return int(1.01 * self.tokens * (len(self.layers) * self.d * width + 12))
+        """Size on disk: activations, three integers a row, checksums."""
+        width = {"bfloat16": 2, "float16": 2, "float32": 4}[self.dtype]
+        return int(1.001 * self.tokens * (len(self.layers) * self.d * width + 12)) + 500 * len(self.documents) + 100_000
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """All windows, in the order of the text."""
+        return list(cut_windows(self.token_ids, self.window))
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """The windows as they are read together."""
+        return list(cut_blocks(self.windows, self.batch_tokens))
+
+    def describe(self, lm: LanguageModel) -> str:
+        """What will be done, and how long it takes at the speed of one batch, which is read for that."""
+        batch = self.windows[: max(1, self.batch_tokens // self.window)]
+        read_block(batch[:1], lm, self.layers, self.batch_tokens)  # the first pass is slow
+        began = time.perf_counter()
+        read_block(batch, lm, self.layers, self.batch_tokens)
+        speed = block_rows(batch) / (time.perf_counter() - began)
+        return (f"layers {', '.join(map(str, self.layers))}: {self.tokens:,} tokens in {len(self.windows):,} windows, {self.bytes / 1e9:.2f} GB on disk, "
+                f"about {self.tokens / speed / 60:.1f} minutes at {speed:,.0f} tokens/s")
+
+    def rows(self, lm: LanguageModel, start: int = 0) -> Iterator[Rows]:
+        """Activations from row `start` on, block by block."""
+        at = 0
+        for block in self.blocks:
+            end = at + block_rows(block)
+            if end > start:
+                yield read_block(block, lm, self.layers, self.batch_tokens)[max(0, start - at) :]
+            at = end
+
+    def share(self, index: int, count: int) -> "Plan":
+        """The documents of one of `count` processes: a run of near-equal tokens that ends where a block does.
+
+        Raises:
+            ValueError: the documents cannot be divided among so many.
+        """
+        ends = [(block[-1].document + 1, tokens) for block, tokens in zip(self.blocks, np.cumsum([block_rows(block) for block in self.blocks]))
+                if block[-1].ends_document]
+        cuts = [0, *(min(ends, key=lambda end: abs(end[1] - self.tokens * i / count))[0] for i in range(1, count)), len(self.documents)]
+        if any(a >= b for a, b in zip(cuts, cuts[1:])):
+            raise ValueError(f"{len(self.documents)} documents with {self.tokens:,} tokens cannot be divided among {count} processes: use fewer")
+        part = slice(cuts[index], cuts[index + 1])
+        return replace(self, documents=self.documents[part], token_ids=self.token_ids[part])
 
 
 def plan_extraction(documents: list[Document], splits: list[str], lm: LanguageModel, layer: int | Sequence[int] | None, window: int,
-                    document_tokens: int | None = None) -> Plan:
+                    document_tokens: int | None = None, batch_tokens: int = Preset.batch_tokens) -> Plan:
     """Tokenise, order the documents by split, and cut windows.
 
     Args:
         layer: a block index, several (stored by one pass), or None: the middle block.
+        batch_tokens: positions in one forward pass.
     Raises:
         ValueError: no such layer; the message gives those there are.
     """
@@ -73,44 +120,118 @@ def plan_extraction(documents: list[Document], splits: list[str], lm: LanguageMo
     order = sorted(range(len(documents)), key=lambda i: SPLITS.index(splits[i]))
     token_ids = tokenize([documents[i] for i in order], lm, document_tokens)
     rows = [DocumentRows(documents[i].title, splits[i], len(ids)) for i, ids in zip(order, token_ids)]
-    config = lm.model.config.get_text_config()
-    return Plan(rows, cut_windows(token_ids, window), layers, config.hidden_size, str(lm.model.dtype).removeprefix("torch."))
+    return Plan(rows, token_ids, layers, lm.width, str(lm.model.dtype).removeprefix("torch."), window, batch_tokens)
 
 
-def extract(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, batch: int = 16) -> None:
-    """Write the store that `plan` describes. The file takes its name only when it is complete.
+def describe(lm: LanguageModel, corpus: str, plan: Plan, seed: int, created_by: str) -> dict:
+    """Attributes of a store: all that its values depend on, and the command that made it."""
+    code = hashlib.sha256(b"\0".join(Path(__file__).with_name(f"{room}.py").read_bytes() for room in CODE)).hexdigest()[:12]
+    packages = {name: version(name) for name in ("torch", "transformers", "numpy", "h5py")}
+    return {"model": lm.identity, "tokenizer": lm.tokenizer_identity, "corpus": corpus, "hook_point": "block output",
+            "layer_convention": "output of block l, counting from 0", "window": plan.window, "batch_tokens": plan.batch_tokens, "seed": seed,
+            "packages": json.dumps(packages), "code": code, "created_by": created_by}
+
+
+def extract(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, progress: bool = True) -> None:
+    """Write the store that `plan` describes; the file is written while the next block is read.
+
+    What an interrupted extraction with the same plan and attributes left is continued; a finished one that verifies is left as it is.
 
     Args:
-        attributes: recorded in the file (model, corpus, seed, window, …).
+        attributes: recorded in the file, see `describe`.
     Raises:
-        OSError: the disk lacks room for it, found before any work is done.
-        StoreError: an activation is NaN or infinite.
+        OSError: the disk lacks room for it, found before any work is done; or `DiskFull`, if it fills up later.
+        StoreError: an activation is NaN or infinite, or another process writes this store.
     """
-    with written_whole(path) as partial:
-        require_disk(path.parent, plan.bytes, "extraction")
-        with (StoreWriter(partial, plan.documents, plan.layers, plan.d, plan.dtype, attributes) as writer,
-              tqdm(total=plan.tokens, desc="extracting", unit=" tokens", **PROGRESS) as bar):
-            for windows in _batches(plan.windows, batch):
-                writer.append(*_forward(windows, lm, plan.layers))
-                bar.update(sum(len(window.token_ids) for window in windows))
-            writer.finish()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if _is_there(plan, path, attributes):
+        return print(f"{path.name} is there already, with the same contents", flush=True)
+    partial = path.with_name(path.name + ".partial")
+    require_disk(path.parent, plan.bytes - (partial.stat().st_blocks * 512 if partial.exists() else 0), "extraction")
+    with (StoreWriter(path, plan.documents, plan.layers, plan.d, plan.dtype, attributes) as writer, ThreadPoolExecutor(1) as thread,
+          tqdm(total=plan.tokens, initial=writer.next_row, desc="extracting", unit=" tokens", disable=not progress, **PROGRESS) as bar):
+        if writer.next_row:
+            print(f"continuing after {writer.next_row:,} of {plan.tokens:,} tokens", flush=True)
+        writing = None
+        for rows in plan.rows(lm, writer.next_row):
+            if writing:
+                writing.result()  # raises what went wrong in it
+            writing = thread.submit(writer.append, rows.activations, rows.token_ids, rows.document, rows.position)
+            bar.update(len(rows))
+        if writing:
+            writing.result()
+        writer.finish()
 
 
-def _batches(windows: list[Window], batch: int) -> Iterator[list[Window]]:
-    for first in range(0, len(windows), batch):
-        yield windows[first : first + batch]
+def _is_there(plan: Plan, path: Path, attributes: dict) -> bool:
+    if not path.exists():
+        return False
+    try:
+        store = ActivationStore(path, plan.layers[0])
+        listing = list(zip(store.titles, store.splits, store.document_rows.tolist()))
+        known = {key: store.attributes.get(key) for key in attributes}, store.attributes["layers"].tolist(), store.dtype, listing
+        store.close()
+    except StoreError as error:
+        print(f"replacing what is there: {error}", flush=True)
+        return False
+    wanted = attributes, plan.layers, plan.dtype, [(x.title, x.split, x.rows) for x in plan.documents]
+    return known == wanted and not verify(path)
 
 
-def _forward(windows: list[Window], lm: LanguageModel, layers: list[int]) -> tuple:
-    """One forward pass; its rows without the opening and padding positions, as `StoreWriter.append` takes them."""
-    lengths = torch.tensor([len(window.token_ids) for window in windows])
-    ids_bt = torch.full((len(windows), int(lengths.max()) + 1), lm.opening_token)
-    for row, window in enumerate(windows):
-        ids_bt[row, 1 : 1 + len(window.token_ids)] = torch.tensor(window.token_ids)
-    columns = torch.arange(ids_bt.shape[1])
-    real_bt = (columns > 0) & (columns <= lengths[:, None])
-    outputs = read_residual_stream(lm.model, layers, ids_bt)
-    activations = {layer: outputs[layer].cpu()[real_bt] for layer in layers}
-    document = np.concatenate([np.full(len(w.token_ids), w.document) for w in windows])
-    position = np.concatenate([np.arange(w.start, w.start + len(w.token_ids)) for w in windows])
-    return activations, ids_bt[real_bt].numpy(), document, position
+def extract_shards(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, state: PartialState) -> None:
+    """As `extract`, by all processes of `state`: each writes a shard beside `path`, which joins them. Raises what `extract` raises."""
+    count = state.num_processes
+    shards = [path.with_name(f"{path.stem}.shard-{i}-of-{count}{path.suffix}") for i in range(count)]
+    mine = state.process_index
+    extract(plan.share(mine, count), lm, shards[mine], attributes={**attributes, "shard": f"{mine} of {count}"}, progress=state.is_main_process)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        join_shards(path, shards)
+    state.wait_for_everyone()
+
+
+def documents_of(run: runs.Run, lm: LanguageModel) -> list[Document]:
+    """The documents of a run's corpus."""
+    size = run.preset
+    limit = size.sampled_documents if size.corpus == SELF else size.documents
+    return load_documents(size.corpus, limit=limit, cache=run.cache, lm=lm, seed=size.split_seed, tokens=size.window - 1)
+
+
+def prepare(size: Preset, lm: LanguageModel, documents: list[Document], layers: Sequence[int] | None = None) -> Plan:
+    """The plan of a preset: its split, window and layer, or `layers` in its stead."""
+    splits = split_documents(documents, size.validation_documents, size.test_documents, size.split_seed)
+    return plan_extraction(documents, splits, lm, layers or size.layer, size.window, size.document_tokens, size.batch_tokens)
+
+
+def main() -> None:
+    """Extract from the command line, by one or several processes."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--preset", default="default")
+    for name, kind in (("model", str), ("corpus", str)):
+        parser.add_argument(f"--{name}", type=kind, help="as in the notebooks; left out: the preset's")
+    parser.add_argument("--layers", type=int, nargs="+", help="block indices from 0; left out: the preset's")
+    parser.add_argument("--output", type=Path, help="left out: the run's store for one layer, activations-layers-….h5 beside it for several")
+    given = parser.parse_args()
+    layers = given.layers or [None]
+    run = runs.start(preset=given.preset, seed=0, model=given.model, corpus=given.corpus, layer=layers[0] if len(layers) == 1 else None)
+    name = "activations" if len(layers) == 1 else "activations-layers-" + "-".join(map(str, layers))
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))  # the slowest may take long
+    with state.main_process_first():  # one converts or downloads the model, and caches the text
+        lm = load_language_model(run.preset.model, dtype=run.preset.dtype, device=str(state.device), cache=run.cache)
+        documents = documents_of(run, lm)
+    plan = prepare(run.preset, lm, documents, given.layers)
+    path = given.output or run.shared / f"{name}.h5"
+    if state.is_main_process:
+        print(plan.describe(lm), f"(by {state.num_processes} processes less)" if state.num_processes > 1 else "", flush=True)
+    attributes = describe(lm, corpus_identity(run.preset.corpus, documents), plan, run.preset.split_seed, "python -m mmlib.extract " + " ".join(
+        f"--{key} {' '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in vars(given).items() if value and key != "output"))
+    if state.num_processes == 1:
+        extract(plan, lm, path, attributes=attributes)
+    else:
+        extract_shards(plan, lm, path, attributes=attributes, state=state)
+    state.print(os.path.relpath(path))
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

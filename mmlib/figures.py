@@ -213,6 +213,26 @@ def solvers(result: dict) -> Figure:
     return figure
 
 
+def throughput(result: dict) -> Figure:
+    """Speed of extraction and of reading at three sizes of the store, beside the references."""
+    figure, (extraction, reading) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.5))
+    growth, rates = result["growth"], result["rates"]
+    extraction.plot(growth["tokens"], growth["tokens_per_second"], color=RED, marker="o", ms=4, label="all blocks to the middle one stored")
+    extraction.axhline(np.median(rates["stored"]), color=BLUE, lw=1, label="the middle block stored")
+    extraction.axhline(np.median(rates["bare"]), color=BLACK, lw=1, ls=(0, (4, 2)), label="the same, computed only")
+    extraction.axhline(np.median(rates["plain"]), color=ORANGE, lw=1, ls=":", label="full forward pass")
+    extraction.set(xscale="log", xlabel="tokens extracted", ylabel="tokens/s", title="extraction")
+    reading.plot(growth["gigabytes"], growth["gb_per_second"], color=RED, marker="o", ms=4, label="shuffled batches, checksums on")
+    reading.axhline(np.median(rates["reading, fromfile"]), color=BLACK, lw=1, ls=(0, (4, 2)), label="numpy.fromfile, in sequence")
+    reading.axhline(np.median(rates["reading, loader"]), color=ORANGE, lw=1, ls=":", label="DataLoader, rows one at a time")
+    reading.set(xscale="log", yscale="log", xlabel="size of the store (GB)", ylabel="GB/s", title="reading, warm cache")
+    for axes in (extraction, reading):
+        axes.margins(y=0.1)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25))
+    extraction.set_ylim(bottom=0)
+    return figure
+
+
 FIGURES = {  # name of the figure → (drawing function, name of the results file)
     "activations": (activations, "activations"),
     "baselines": (baselines, "baselines"),
@@ -220,6 +240,7 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "loss_by_noise": (loss_by_noise, "loss_comparison"),
     "reductions": (reductions, "loss_comparison"),
     "samples": (samples, "sample_quality"),
+    "throughput": (throughput, "benchmarks"),
     "solvers": (solvers, "benchmarks"),
 }
 

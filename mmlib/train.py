@@ -29,31 +29,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmlib import runs
+from mmlib.batches import shuffled_batches
+from mmlib.devices import bf16_pays, default_device
 from mmlib.files import require, require_disk, sha256, written_whole
 from mmlib.gaussian import PrincipalComponents, standard_normal
+from mmlib.live import live_source
 from mmlib.meta_model import MetaModel
 from mmlib.presets import Training
 from mmlib.recipes import new_model
-from mmlib.store import ActivationStore, shuffled_batches
+from mmlib.store import ActivationStore
 
 VALIDATION_ROWS = 1024
-CODE = ("train", "recipes", "meta_model", "denoisers", "skip", "gaussian", "noise", "normaliser", "store")
+CODE = ("train", "recipes", "meta_model", "denoisers", "skip", "gaussian", "noise", "normaliser", "batches")
 
 
 class TrainingDiverged(RuntimeError):
     """The loss is NaN or infinite, or stays above what the mean alone has; the message says at which step."""
-
-
-def default_device() -> str:
-    """"cuda" where there is one, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def bf16_pays(device: str) -> bool:
-    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def learning_rate(step: int, settings: Training) -> float:
@@ -315,18 +306,22 @@ def main() -> None:
     for name, kind in (("model", str), ("corpus", str), ("layer", int)):
         parser.add_argument(f"--{name}", type=kind, help="as in the notebooks; left out: the preset's")
     parser.add_argument("--tracker", help="a tracker of accelerate, such as tensorboard")
+    parser.add_argument("--live", action="store_true", help="activations straight from the language model; statistics and validation from the store")
     given = parser.parse_args()
     run = runs.start(preset=given.preset, seed=given.seed, model=given.model, corpus=given.corpus, layer=given.layer)
     store = ActivationStore(run.store, given.layer)
-    log = train_recipe(run, given.recipe, store, tracker=given.tracker)[1]
+    log = train_recipe(run, given.recipe, store, tracker=given.tracker, live=given.live)[1]
     accelerator = Accelerator(cpu=default_device() == "cpu")
-    accelerator.print(f"{run.data / given.recipe}: {log[-1]}")
+    accelerator.print(f"{run.data / given.recipe}{'-live' * given.live}: {log[-1]}")
     accelerator.end_training()
 
 
-def train_recipe(run: "runs.Run", name: str, store: ActivationStore, *, tracker: str | None = None) -> tuple[MetaModel, list[dict]]:
+def train_recipe(run: "runs.Run", name: str, store: ActivationStore, *, tracker: str | None = None,
+                 live: bool = False) -> tuple[MetaModel, list[dict]]:
     """Train what the run's preset calls `name`; notebook 03 and the command line share it.
 
+    Args:
+        live: batches come from the language model itself, see `live.live_source`; the model is then saved as `name-live`.
     Raises:
         ValueError: the preset has no such recipe; the message lists those there are.
     """
@@ -336,8 +331,9 @@ def train_recipe(run: "runs.Run", name: str, store: ActivationStore, *, tracker:
     components = PrincipalComponents.load(require(run.shared / "pca.safetensors", "02_fit_baselines"), store) if recipe.linear_skip else None
     model = new_model(recipe, store, run.seed, components and components.gaussian())
     validation_nd = model.normaliser(store.read(store.rows("validation")))
-    log = train(model, recipe.training, lambda start: shuffled_batches(store, "train", recipe.training.batch, run.seed, start=start),
-                validation_nd, run.data / name, seed=run.seed, tracker=tracker)
+    batch = recipe.training.batch
+    source = live_source(run, store, batch) if live else lambda start: shuffled_batches(store, "train", batch, run.seed, start=start)
+    log = train(model, recipe.training, source, validation_nd, run.data / (name + "-live" * live), seed=run.seed, tracker=tracker)
     return model, log
 
 

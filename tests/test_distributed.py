@@ -1,14 +1,18 @@
-"""Two processes train what one does."""
+"""Two processes train, and extract, what one does."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from test_faults import tiny_plan
 
+from mmlib.extract import describe, extract
 from mmlib.meta_model import MetaModel
+from mmlib.store import ActivationStore, verify
 
 WORKER = """
 import sys
@@ -60,3 +64,33 @@ def test_what_two_processes_left_unfinished_one_resumes(make_store, tmp_path):
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "killed.py"), store,
                     str(tmp_path / "run")], capture_output=True, timeout=300)
     assert "resuming at step 8" in launch(str(tmp_path / "worker.py"), store, str(tmp_path / "run"))
+
+
+EXTRACTION = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_faults as t
+from pathlib import Path
+from accelerate import PartialState
+from mmlib.extract import describe, extract_shards
+state = PartialState(cpu=True)
+plan, lm = t.tiny_plan()
+extract_shards(plan, lm, Path(sys.argv[1]), attributes=describe(lm, "letters@1", plan, 0, "a test"), state=state)
+state.destroy_process_group()
+"""
+
+
+def test_two_processes_extract_the_rows_of_one_bit_for_bit(tmp_path):
+    script = tmp_path / "extraction.py"
+    script.write_text(EXTRACTION.format(tests=str(Path(__file__).parent)))
+    for _ in range(2):  # again, over what is there: nothing is done twice
+        launch("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / "two" / "activations.h5"))
+    plan, lm = tiny_plan()
+    extract(plan, lm, tmp_path / "one.h5", attributes=describe(lm, "letters@1", plan, 0, "a test"))
+    one, two = ActivationStore(tmp_path / "one.h5"), ActivationStore(tmp_path / "two" / "activations.h5")
+    assert sorted(file.name for file in (tmp_path / "two").iterdir()) == ["activations.h5", "activations.shard-0-of-2.h5", "activations.shard-1-of-2.h5"]
+    assert torch.equal(one.read(range(one.n)), two.read(range(two.n))) and one.documents == two.documents
+    for name in ("token_ids", "document", "position"):
+        assert np.array_equal(one.column(name), two.column(name))
+    assert np.allclose(one.mean, two.mean, rtol=1e-12) and np.allclose(one.variance, two.variance, rtol=1e-12)
+    assert verify(two.path) == []

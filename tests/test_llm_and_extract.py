@@ -1,20 +1,27 @@
 """Residual blocks of the common architectures, and extraction on tiny random-weight models."""
 
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
-from mmlib import llm
+from mmlib import extract as extraction
+from mmlib import llm, windows
 from mmlib.corpus import Document
-from mmlib.extract import cut_windows, extract, plan_extraction
+from mmlib.extract import describe, extract, plan_extraction
+from mmlib.layout import CHUNK_ROWS
+from mmlib.live import live_batches, streamed_batches
 from mmlib.meta_model import MetaModel
 from mmlib.presets import MLPSize, Recipe, Training
 from mmlib.recipes import new_model
-from mmlib.store import ActivationStore, StoreError, multi_layer_batches
+from mmlib.batches import multi_layer_batches
+from mmlib.store import ActivationStore, StoreError
 from mmlib.train import train
+from mmlib.windows import block_rows, cut_blocks, cut_windows, read_block
 
 TINY = {
     "llama": dict(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2),
@@ -71,9 +78,9 @@ def test_unknown_model_says_what_is_expected(tmp_path):
         llm.count_blocks(str(tmp_path), tmp_path)
 
 
-def test_float16_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="overflow float16"):
-        llm.load_language_model("gpt2", dtype="float16", cache=tmp_path)
+def test_unknown_dtype_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="dtype 'float8' is not supported: expected bfloat16, float32, float16"):
+        llm.load_language_model("gpt2", dtype="float8", cache=tmp_path)
 
 
 def test_ambiguous_architecture_is_refused():
@@ -89,6 +96,9 @@ class Letters:
 
     bos_token_id, eos_token_id = 1, 2
 
+    def get_vocab(self):
+        return {chr(ord("a") + i): i for i in range(26)}
+
     def __call__(self, texts, **options):
         return {"input_ids": [[4 + ord(c) % 50 for c in text] for text in texts]}
 
@@ -103,14 +113,35 @@ SPLITS = ["test", "train", "validation"]
 
 
 def test_windows_cover_each_document_and_never_cross_it():
-    windows = cut_windows([list(range(10)), [7], list(range(6))], window=4)
-    assert [(w.document, w.start, len(w.token_ids)) for w in windows] == [
-        (0, 0, 3), (0, 3, 3), (0, 6, 3), (0, 9, 1), (1, 0, 1), (2, 0, 3), (2, 3, 3)]
+    windows = cut_windows([np.arange(10), np.arange(1), np.arange(6)], window=4)
+    assert [(w.document, w.start, len(w.token_ids), w.ends_document) for w in windows] == [
+        (0, 0, 3, False), (0, 3, 3, False), (0, 6, 3, False), (0, 9, 1, True), (1, 0, 1, True), (2, 0, 3, False), (2, 3, 3, True)]
+
+
+def test_blocks_depend_on_their_own_documents_alone():
+    """Batches of 10 tokens: a block ends with a document from 20 tokens on, or anywhere at 40."""
+    lengths = [90, 5, 16, 3, 30]
+    blocks = list(cut_blocks(cut_windows([np.arange(n) for n in lengths], window=6), batch_tokens=10))
+    assert [block_rows(block) for block in blocks] == [40, 40, 10 + 5 + 16, 3 + 30]
+    again = list(cut_blocks(cut_windows([np.arange(n) for n in lengths[3:]], window=6), batch_tokens=10))
+    assert [block_rows(block) for block in again] == [33]
+
+
+def test_padding_is_little_when_texts_are_short(monkeypatch, lm):
+    """Texts of 1 to 60 tokens: positions computed, against those needed."""
+    ids = [np.arange(4, 4 + 1 + 37 * i % 60) % 60 for i in range(200)]
+    shapes = []
+    monkeypatch.setattr(windows, "read_residual_stream", lambda model, layers, ids_bt: shapes.append(ids_bt.shape) or {0: torch.zeros(*ids_bt.shape, 2)})
+    blocks = list(cut_blocks(cut_windows(ids, 256), batch_tokens=1024))
+    for block in blocks:
+        read_block(block, lm, [0], 1024)
+    computed, needed = sum(b * t for b, t in shapes), sum(len(i) + 1 for i in ids)
+    assert needed <= computed < 1.25 * needed and max(b * t for b, t in shapes) <= 1024
 
 
 def test_stored_rows_are_what_the_model_computes_for_each_window_alone(lm, tmp_path):
-    plan = plan_extraction(DOCUMENTS, SPLITS, lm, 1, window=16)
-    extract(plan, lm, tmp_path / "a.h5", attributes={"model": lm.identity, "corpus": "c"}, batch=5)
+    plan = plan_extraction(DOCUMENTS, SPLITS, lm, 1, window=16, batch_tokens=80)
+    extract(plan, lm, tmp_path / "a.h5", attributes={"model": lm.identity, "corpus": "c"})
     store = ActivationStore(tmp_path / "a.h5")
     assert [row.split for row in plan.documents] == ["train", "validation", "test"] and store.titles.tolist() == ["b", "c", "a"]
     row = 0
@@ -119,7 +150,7 @@ def test_stored_rows_are_what_the_model_computes_for_each_window_alone(lm, tmp_p
         alone = lm.model(torch.tensor([[1, *window.token_ids]]), output_hidden_states=True).hidden_states[2][0, 1:]
         assert torch.allclose(store.read(range(row, row + n)), alone, atol=1e-5)
         assert store.column("position", range(row, row + n)).tolist() == list(range(window.start, window.start + n))
-        assert store.column("token_ids", range(row, row + n)).tolist() == window.token_ids
+        assert store.column("token_ids", range(row, row + n)).tolist() == window.token_ids.tolist()
         row += n
     assert row == store.n
 
@@ -146,13 +177,122 @@ def test_full_disk_is_refused_before_any_work(lm, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_extraction_leaves_no_store(lm, tmp_path):
+def test_activations_that_are_not_finite_leave_no_store(lm, tmp_path):
     plan = plan_extraction(DOCUMENTS, SPLITS, lm, 1, window=16)
     with torch.no_grad():
         lm.model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(StoreError, match="NaN or infinity in layer 1 at document 'b', position 0"):
         extract(plan, lm, tmp_path / "a.h5", attributes={})
-    assert not list(tmp_path.iterdir())
+    assert [file.name for file in tmp_path.iterdir()] == ["a.h5.partial"]
+
+
+LONG = [Document(f"{i}", "".join(map(chr, np.random.default_rng(i).integers(60, 120, 60 + 211 * i % 600)))) for i in range(30)]
+LONG_SPLITS = ["train"] * 24 + ["validation"] * 3 + ["test"] * 3
+
+
+def long_plan(lm, layer=1, **options):
+    return plan_extraction(LONG, LONG_SPLITS, lm, layer, window=32, batch_tokens=200, **options)
+
+
+def test_an_extraction_interrupted_by_the_keyboard_is_continued_and_ends_byte_identical(lm, tmp_path, monkeypatch, capsys):
+    plan = long_plan(lm)
+    assert plan.tokens > 5 * CHUNK_ROWS
+    facts = describe(lm, "c@1", plan, 0, "a test")
+    extract(plan, lm, tmp_path / "whole.h5", attributes=facts)
+    calls = iter(range(10**6))
+
+    def interrupted(*arguments):
+        if next(calls) == 12:
+            raise KeyboardInterrupt
+        return read_block(*arguments)
+
+    monkeypatch.setattr(extraction, "read_block", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(plan, lm, tmp_path / "a.h5", attributes=facts)
+    assert not (tmp_path / "a.h5").exists()
+    first = next(calls)
+    extract(plan, lm, tmp_path / "a.h5", attributes=facts)
+    assert "continuing after" in capsys.readouterr().out and next(calls) - first < len(plan.blocks)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_a_finished_extraction_is_not_done_again_unless_damaged_or_different(lm, tmp_path, capsys):
+    plan = long_plan(lm)
+    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
+    content, written = (tmp_path / "a.h5").read_bytes(), (tmp_path / "a.h5").stat().st_mtime_ns
+    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
+    assert "is there already" in capsys.readouterr().out and (tmp_path / "a.h5").stat().st_mtime_ns == written
+    damaged = bytearray(content)
+    damaged[-1000] ^= 1
+    (tmp_path / "a.h5").write_bytes(damaged)
+    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
+    assert (tmp_path / "a.h5").read_bytes() == content
+    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "another", "corpus": "c"})
+    assert ActivationStore(tmp_path / "a.h5").model == "another"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shares_of_several_processes_hold_the_rows_of_one(lm, count):
+    """Bit for bit: shares end where blocks do, so every batch has the same shape."""
+    plan = long_plan(lm)
+    whole = torch.cat([rows.activations[1] for rows in plan.rows(lm)])
+    shares = [plan.share(i, count) for i in range(count)]
+    assert [x for share in shares for x in share.documents] == plan.documents
+    assert torch.equal(torch.cat([rows.activations[1] for share in shares for rows in share.rows(lm)]), whole)
+    sizes = [share.tokens for share in shares]
+    assert max(sizes) < 1.3 * plan.tokens / count
+    with pytest.raises(ValueError, match="cannot be divided among 40 processes"):
+        plan.share(0, 40)
+
+
+
+@pytest.mark.parametrize("layer", [1, [0, 2]])
+def test_live_batches_have_the_rows_of_the_store_bit_for_bit(lm, tmp_path, layer):
+    plan = long_plan(lm, layer)
+    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
+    stores = [ActivationStore(tmp_path / "a.h5", one) for one in plan.layers]
+    rows = stores[0].rows("train")
+    stored = torch.stack([store.read(rows) for store in stores])
+    per_epoch = len(rows) // 50
+    live = live_batches(plan, lm, "train", 50, seed=0, buffer_bytes=2000 * 16 * 4 * len(stores))
+    epochs = [[next(live) for _ in range(per_epoch)] for _ in range(2)]
+
+    def multiset(values):  # of rows, by their bytes: two windows may begin alike
+        return Counter(row.contiguous().numpy().tobytes() for row in values.reshape(len(stores), -1, 16).transpose(0, 1))
+
+    for epoch in epochs:
+        seen = multiset(torch.cat(epoch, dim=-2))
+        assert seen <= multiset(stored) and seen.total() == per_epoch * 50
+    assert not torch.equal(epochs[0][0], epochs[1][0])
+
+
+@pytest.mark.parametrize("start", [3, 60, 150])
+def test_live_batches_restart_at_any_step(lm, start):
+    plan = long_plan(lm)
+
+    def stream(first):
+        return live_batches(plan, lm, "train", 50, seed=1, start=first, buffer_bytes=1500 * 64)
+
+    whole = stream(0)
+    for _ in range(start):
+        next(whole)
+    restarted = stream(start)
+    assert all(torch.equal(next(whole), next(restarted)) for _ in range(3))
+
+
+def test_streamed_batches_take_no_more_of_the_stream_than_they_need_and_restart(lm):
+    plan, taken = long_plan(lm), []
+
+    def documents():
+        for i in range(10**9):
+            taken.append(i)
+            yield LONG[i % len(LONG)]
+
+    batches = streamed_batches(documents(), plan, lm, 50, seed=0, buffer_bytes=2000 * 64)
+    first = [next(batches) for _ in range(60)]
+    assert len(taken) < 300
+    again = streamed_batches(documents(), plan, lm, 50, seed=0, start=58, buffer_bytes=2000 * 64)
+    assert torch.equal(next(again), first[58]) and torch.equal(next(again), first[59])
 
 
 def test_impossible_layer_is_refused_by_the_plan(lm):

@@ -21,7 +21,7 @@ STUDIES := 22_benchmarks
 reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
 	@$(SUBMAKE) due LINE=main
 
-studies: $(READY) ## run what is due of the studies: benchmarks of training and solvers
+studies: $(READY) ## run what is due of the studies: benchmarks of extraction, reading, training, solvers
 	@$(SUBMAKE) due LINE=all_studies
 
 due:

@@ -5,7 +5,11 @@ batches; then the next. What an epoch gives depends on (seed, epoch) alone, and 
 restart anywhere without reading what came before.
 """
 
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -15,24 +19,29 @@ from mmlib.layout import StoreError, from_numpy
 from mmlib.store import ActivationStore
 
 BUFFER_BYTES = 2**29
+ORDER_BYTES = 16  # a row, for the shuffled order
+READERS = min(4, os.cpu_count() or 1)  # threads; the system call, the checksum and the copy all run outside Python's lock
 Piece = tuple[int, Callable[[], np.ndarray]]  # its rows, and what reads them: (rows, …)
 
 
-def mixed_epoch(pieces: Iterable[Piece], batch: int, buffer_rows: int, rng: np.random.Generator, skip_rows: int = 0) -> Iterator[Tensor]:
+def mixed_epoch(pieces: Iterable[Piece], batch: int, buffer_rows: int, rng: np.random.Generator, skip_rows: int = 0,
+                threads: int = 1, buffer: "_Buffer | None" = None) -> Iterator[Tensor]:
     """One epoch of shuffled batches, (batch, …). Every row comes once, apart from the last few that fill no batch.
 
     Args:
         skip_rows: leave out so many rows at the start, a multiple of `batch`; pieces whose rows are all left out are not read.
+        threads: read so many pieces at a time.
+        buffer: memory of earlier epochs, to be used again.
     """
-    left = None
+    left, buffer = None, buffer or _Buffer()
     for group in _groups(pieces, buffer_rows):
         size = sum(rows for rows, _ in group)
         order = rng.permutation(size)
         if skip_rows >= size:
             skip_rows -= size
             continue
-        mixed = None  # let go of the last buffer before there is another
-        mixed = _fill(group, order)
+        mixed = None  # let go of the last group before there is another
+        mixed = _fill(group, order, threads, buffer)
         mixed, skip_rows = mixed[skip_rows:], 0
         if left is not None:
             first = torch.cat([left, mixed[: batch - len(left)]])
@@ -61,17 +70,38 @@ def _groups(pieces: Iterable[Piece], buffer_rows: int) -> Iterator[list[Piece]]:
         yield group
 
 
-def _fill(group: list[Piece], order: np.ndarray) -> Tensor:
+class _Buffer:
+    """Memory that is used again once nobody holds a batch in it: fresh pages cost as much as reading."""
+
+    def __init__(self):
+        self._array = None
+
+    def take(self, rows: int, like: np.ndarray) -> np.ndarray:
+        """Room for so many rows of the shape and type of `like`'s."""
+        if self._array is None or len(self._array) < rows or sys.getrefcount(self._array) > 2:  # 2: the attribute and the argument
+            self._array = None  # first, or there would be two
+            self._array = np.empty((rows, *like.shape[1:]), like.dtype)
+        return self._array[:rows]
+
+
+def _fill(group: list[Piece], order: np.ndarray, threads: int, buffer: _Buffer) -> Tensor:
     """Rows of the group in shuffled order: row `order[i]` of all comes to place i."""
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    mixed, at = None, 0
-    for rows, read in group:
-        values = read()
-        if mixed is None:
-            mixed = np.empty((len(order), *values.shape[1:]), values.dtype)
-        mixed[place[at : at + rows]] = values
-        at += rows
+    ends = np.cumsum([rows for rows, _ in group])
+    first = group[0][1]()
+    mixed = buffer.take(len(order), first)
+    mixed[place[: ends[0]]] = first
+
+    def put(thread: int) -> None:
+        for i in range(1 + thread, len(group), threads):
+            mixed[place[ends[i - 1] : ends[i]]] = group[i][1]()
+
+    if threads == 1:
+        put(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(put, range(threads)))  # raises what a piece raised
     return from_numpy(mixed)
 
 
@@ -87,25 +117,41 @@ def shuffled_batches(store: ActivationStore, split: str, batch: int, seed: int, 
     rows, source = store.rows(split), store.activations
     chunks = list(source.chunks(rows.start, rows.stop))
     largest = int(np.diff(source.starts).max())
-    scratch = np.empty((largest, store.d), source.dtype)
-    buffer_rows = largest * max(1, buffer_bytes // scratch.nbytes)
+    row_bytes, scratch = store.d * source.dtype.itemsize, threading.local()
+    buffer_rows = largest * max(1, buffer_bytes // (largest * (row_bytes + ORDER_BYTES)))
     per_epoch = len(rows) // batch
     if not per_epoch:
         raise StoreError(f"split {split!r} has {len(rows)} rows, fewer than one batch of {batch}")
 
     def piece(chunk: int, first: int, end: int) -> Piece:
         low = int(source.starts[chunk])
-        return end - first, lambda: source.read_chunk(chunk, scratch)[first - low : end - low]
+
+        def read() -> np.ndarray:
+            if not hasattr(scratch, "rows"):  # one a thread, for the sake of the allocator
+                scratch.rows = np.empty((largest, store.d), source.dtype)
+            return source.read_chunk(chunk, scratch.rows)[first - low : end - low]
+
+        return end - first, read
 
     epoch, skip = divmod(start, per_epoch)
+    buffer = _Buffer()
     while True:
         rng = np.random.default_rng([seed, epoch])
-        yield from mixed_epoch([piece(*chunks[i]) for i in rng.permutation(len(chunks))], batch, buffer_rows, rng, skip * batch)
+        yield from mixed_epoch((piece(*chunks[i]) for i in rng.permutation(len(chunks))), batch, buffer_rows, rng, skip * batch, READERS, buffer)
         epoch, skip = epoch + 1, 0
 
 
 def multi_layer_batches(stores: list[ActivationStore], split: str, batch: int, seed: int, *, start: int = 0) -> Iterator[Tensor]:
-    """As `shuffled_batches`, from several layers of the same texts: (layers, batch, d), the same rows of each."""
+    """As `shuffled_batches`, from several layers of the same texts: (layers, batch, d), the same rows of each.
+
+    Raises:
+        StoreError: the stores do not have the same rows.
+    """
+    first = stores[0]
+    for store in stores[1:]:
+        if (store.documents, store.n, store.d, store.dtype) != (first.documents, first.n, first.d, first.dtype) or not np.array_equal(
+                store.activations.starts, first.activations.starts) or not np.array_equal(store.document_rows, first.document_rows):
+            raise StoreError(f"{store.path} does not have the rows of {first.path}, or not in the same chunks: extract the layers together")
     for parts in zip(*(shuffled_batches(store, split, batch, seed, start=start, buffer_bytes=BUFFER_BYTES // len(stores)) for store in stores)):
         yield torch.stack(parts)
 

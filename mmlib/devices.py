@@ -11,5 +11,5 @@ def default_device() -> str:
 def bf16_pays(device: str) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -20,12 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
 from mmlib import runs
 from mmlib.corpus import SELF, SPLITS, Document, corpus_identity, load_documents, split_documents
+from mmlib.devices import default_device
 from mmlib.files import require_disk
 from mmlib.layout import StoreError
 from mmlib.llm import PROGRESS, LanguageModel, load_language_model, residual_blocks, resolve_layer
@@ -49,6 +49,7 @@ class Plan:
     dtype: str
     window: int
     batch_tokens: int
+    first_document: int = 0  # in the whole extraction, of which this may be a share
 
     @property
     def tokens(self) -> int:
@@ -102,7 +103,7 @@ class Plan:
         if any(a >= b for a, b in zip(cuts, cuts[1:])):
             raise ValueError(f"{len(self.documents)} documents with {self.tokens:,} tokens cannot be divided among {count} processes: use fewer")
         part = slice(cuts[index], cuts[index + 1])
-        return replace(self, documents=self.documents[part], token_ids=self.token_ids[part])
+        return replace(self, documents=self.documents[part], token_ids=self.token_ids[part], first_document=cuts[index])
 
 
 def plan_extraction(documents: list[Document], splits: list[str], lm: LanguageModel, layer: int | Sequence[int] | None, window: int,
@@ -123,13 +124,20 @@ def plan_extraction(documents: list[Document], splits: list[str], lm: LanguageMo
     return Plan(rows, token_ids, layers, lm.width, str(lm.model.dtype).removeprefix("torch."), window, batch_tokens)
 
 
-def describe(lm: LanguageModel, corpus: str, plan: Plan, seed: int, created_by: str) -> dict:
-    """Attributes of a store: all that its values depend on, and the command that made it."""
+def describe(lm: LanguageModel, corpus: str, plan: Plan, size: Preset, seed: int = 0) -> dict:
+    """Attributes of a store: what its values depend on, and a command that makes it, whoever made this one.
+
+    Args:
+        corpus: identity of the documents.
+        size: the preset with its overrides.
+        seed: of the split, and of a sampled corpus.
+    """
     code = hashlib.sha256(b"\0".join(Path(__file__).with_name(f"{room}.py").read_bytes() for room in CODE)).hexdigest()[:12]
     packages = {name: version(name) for name in ("torch", "transformers", "numpy", "h5py")}
+    command = f"python -m mmlib.extract --preset {size.name} --model {size.model} --corpus {size.corpus} --layers {' '.join(map(str, plan.layers))}"
     return {"model": lm.identity, "tokenizer": lm.tokenizer_identity, "corpus": corpus, "hook_point": "block output",
             "layer_convention": "output of block l, counting from 0", "window": plan.window, "batch_tokens": plan.batch_tokens, "seed": seed,
-            "packages": json.dumps(packages), "code": code, "created_by": created_by}
+            "device": lm.device_name, "packages": json.dumps(packages), "code": code, "created_by": command}
 
 
 def extract(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, progress: bool = True) -> None:
@@ -146,8 +154,7 @@ def extract(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, prog
     path.parent.mkdir(parents=True, exist_ok=True)
     if _is_there(plan, path, attributes):
         return print(f"{path.name} is there already, with the same contents", flush=True)
-    partial = path.with_name(path.name + ".partial")
-    require_disk(path.parent, plan.bytes - (partial.stat().st_blocks * 512 if partial.exists() else 0), "extraction")
+    _require_room(plan, [path])
     with (StoreWriter(path, plan.documents, plan.layers, plan.d, plan.dtype, attributes) as writer, ThreadPoolExecutor(1) as thread,
           tqdm(total=plan.tokens, initial=writer.next_row, desc="extracting", unit=" tokens", disable=not progress, **PROGRESS) as bar):
         if writer.next_row:
@@ -178,12 +185,24 @@ def _is_there(plan: Plan, path: Path, attributes: dict) -> bool:
     return known == wanted and not verify(path)
 
 
+def _require_room(plan: Plan, paths: list[Path]) -> None:
+    """Refuse what the disk cannot hold, but for what an earlier run has written of it."""
+    there = sum(file.stat().st_blocks * 512 for path in paths for file in (path, path.with_name(path.name + ".partial")) if file.exists())
+    require_disk(paths[0].parent, plan.bytes - there, "extraction")
+
+
 def extract_shards(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, state: PartialState) -> None:
     """As `extract`, by all processes of `state`: each writes a shard beside `path`, which joins them. Raises what `extract` raises."""
     count = state.num_processes
     shards = [path.with_name(f"{path.stem}.shard-{i}-of-{count}{path.suffix}") for i in range(count)]
     mine = state.process_index
-    extract(plan.share(mine, count), lm, shards[mine], attributes={**attributes, "shard": f"{mine} of {count}"}, progress=state.is_main_process)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        _require_room(plan, shards)
+    state.wait_for_everyone()
+    share = plan.share(mine, count)
+    extract(share, lm, shards[mine], attributes={**attributes, "shard": f"{mine} of {count}", "first_document": share.first_document},
+            progress=state.is_main_process)
     state.wait_for_everyone()
     if state.is_main_process:
         join_shards(path, shards)
@@ -213,18 +232,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="left out: the run's store for one layer, activations-layers-….h5 beside it for several")
     given = parser.parse_args()
     layers = given.layers or [None]
-    run = runs.start(preset=given.preset, seed=0, model=given.model, corpus=given.corpus, layer=layers[0] if len(layers) == 1 else None)
     name = "activations" if len(layers) == 1 else "activations-layers-" + "-".join(map(str, layers))
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))  # the slowest may take long
+    state = PartialState(cpu=default_device() == "cpu", timeout=timedelta(days=7))  # the slowest may take long
     with state.main_process_first():  # one converts or downloads the model, and caches the text
+        run = runs.start(preset=given.preset, seed=0, model=given.model, corpus=given.corpus, layer=layers[0] if len(layers) == 1 else None)
         lm = load_language_model(run.preset.model, dtype=run.preset.dtype, device=str(state.device), cache=run.cache)
         documents = documents_of(run, lm)
     plan = prepare(run.preset, lm, documents, given.layers)
     path = given.output or run.shared / f"{name}.h5"
     if state.is_main_process:
         print(plan.describe(lm), f"(by {state.num_processes} processes less)" if state.num_processes > 1 else "", flush=True)
-    attributes = describe(lm, corpus_identity(run.preset.corpus, documents), plan, run.preset.split_seed, "python -m mmlib.extract " + " ".join(
-        f"--{key} {' '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in vars(given).items() if value and key != "output"))
+    attributes = describe(lm, corpus_identity(run.preset.corpus, documents), plan, run.preset, run.preset.split_seed)
     if state.num_processes == 1:
         extract(plan, lm, path, attributes=attributes)
     else:

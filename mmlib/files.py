@@ -1,5 +1,6 @@
 """What every step checks about files: inputs that exist, a disk that suffices, outputs written whole or not at all."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -14,6 +15,27 @@ class MissingInput(FileNotFoundError):
 
 class DiskFull(OSError):
     """The disk filled up while it was written to; the message says what is safe."""
+
+
+@contextmanager
+def naming_full_disk(message: str) -> Iterator[None]:
+    """Within this context an error of the disk or of a quota having no room left becomes `DiskFull` with that message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DiskFull(message) from error
+
+
+def replace_durably(path: Path, target: Path) -> None:
+    """Rename, and have the folder's entry on the disk before going on."""
+    os.replace(path, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def require(path: Path, notebook: str) -> Path:

@@ -6,7 +6,7 @@ An HDF5 file may begin with a user block that HDF5 ignores. Ours holds the seal,
     size 907743456
     rows activations/layer_08 17408 898867200          name, first byte, number of bytes; one line for each dataset of rows
     …
-    seal 5f3c…                                          XXH3-128 of every byte of the file outside those rows and this block
+    seal 5f3c…                                          XXH3-128 of the lines above and of every byte outside those rows and this block
 
 Rows are checked chunk by chunk as they are read, against checksums that the seal covers; so no bit of the file is unguarded, and
 opening a store reads its metadata only.
@@ -15,6 +15,7 @@ opening a store reads its metadata only.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ import xxhash
 from torch import Tensor
 
 FORMAT, FORMAT_VERSION = "mmlib.activations", 2
-BLOCK = 16384  # bytes of the user block: a seal with 400 layers fits
+BLOCK = 16384  # bytes of the user block: room for the seal of about 250 layers
 CHUNK_ROWS = 1024  # rows under one checksum
 DTYPES = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 COLUMNS = ("token_ids", "document", "position")
@@ -56,18 +57,43 @@ class Seal:
     rows: tuple[tuple[str, int, int], ...]
     digest: str
 
+    @classmethod
+    def of(cls, path: Path, rows: tuple[tuple[str, int, int], ...]) -> "Seal":
+        """The seal of a file whose datasets of rows are `rows`, from its bytes."""
+        size = path.stat().st_size
+        return cls(size, rows, digest_outside(path, [(first, n) for _, first, n in rows], _header(size, rows)))
+
     def text(self) -> bytes:
-        """The user block."""
-        lines = [f"{FORMAT} {FORMAT_VERSION}", f"size {self.size}", *(f"rows {name} {first} {n}" for name, first, n in self.rows), f"seal {self.digest}"]
-        text = ("\n".join(lines) + "\n").encode()
+        """The user block.
+
+        Raises:
+            StoreError: there are too many layers for it.
+        """
+        text = _header(self.size, self.rows) + f"seal {self.digest}\n".encode()
         if len(text) > BLOCK:
             raise StoreError(f"the seal of {len(self.rows)} datasets needs {len(text)} bytes, {BLOCK} are reserved: store fewer layers a file")
         return text.ljust(BLOCK, b"\0")
 
+    def place(self, path: Path, name: str) -> int:
+        """First byte of a dataset of rows.
 
-def digest_outside(path: Path, holes: list[tuple[int, int]]) -> str:
-    """XXH3-128 of a file's bytes outside the user block and outside `holes` (first byte, bytes)."""
-    state = xxhash.xxh3_128()
+        Raises:
+            StoreError: the file has none of that name.
+        """
+        for known, first, _ in self.rows:
+            if known == name:
+                return first
+        raise StoreError(f"{path} has no rows {name!r}, only {', '.join(known for known, _, _ in self.rows)}")
+
+
+def _header(size: int, rows: tuple[tuple[str, int, int], ...]) -> bytes:
+    lines = [f"{FORMAT} {FORMAT_VERSION}", f"size {size}", *(f"rows {name} {first} {n}" for name, first, n in rows)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def digest_outside(path: Path, holes: list[tuple[int, int]], before: bytes = b"") -> str:
+    """XXH3-128 of `before` and of a file's bytes outside the user block and outside `holes` (first byte, bytes)."""
+    state = xxhash.xxh3_128(before)
     with open(path, "rb") as file:
         at, size = BLOCK, os.fstat(file.fileno()).st_size
         for first, length in sorted(holes) + [(size, 0)]:
@@ -107,7 +133,7 @@ def read_seal(path: Path) -> Seal:
         raise StoreError(f"the seal of {path} is damaged: extract it again") from error
     if size != seal.size:
         raise StoreError(f"{path} has {size:,} bytes, its seal says {seal.size:,}: it is truncated or was added to; extract it again")
-    if seal.text() != block or seal.digest != digest_outside(path, [(first, n) for _, first, n in seal.rows]):
+    if seal.text() != block or seal != Seal.of(path, rows):
         raise StoreError(f"{path} is damaged or was changed after it was written (its seal is broken): extract it again")
     return seal
 
@@ -117,7 +143,7 @@ class Part:
     """Rows of one dataset in one file."""
 
     path: Path
-    file: int  # descriptor
+    file: FileIO
     first_byte: int
     rows: int
     checksums: np.ndarray  # (chunks,) uint64
@@ -128,10 +154,15 @@ class CheckedRows:
 
     def __init__(self, name: str, parts: list[Part], width: tuple[int, ...], dtype: np.dtype):
         self.name, self.width, self.dtype = name, width, dtype
-        self._bytes = int(np.prod(width)) * dtype.itemsize
-        self._chunks = [(part, i) for part in parts for i in range(chunk_count(part.rows))]
-        sizes = [min(CHUNK_ROWS, part.rows - i * CHUNK_ROWS) for part, i in self._chunks]
-        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)  # (chunks + 1,) first rows
+        self._bytes, self._parts = int(np.prod(width)) * dtype.itemsize, parts
+        self._first_row = np.cumsum([0, *(part.rows for part in parts)])
+        self._first_chunk = np.cumsum([0, *(chunk_count(part.rows) for part in parts)])
+        firsts = [np.arange(0, part.rows, CHUNK_ROWS, dtype=np.int64) + row for part, row in zip(parts, self._first_row)]
+        self.starts = np.concatenate([*firsts, self._first_row[-1:]])  # (chunks + 1,) first rows
+
+    def path(self, chunk: int) -> Path:
+        """The file that holds a chunk."""
+        return self._parts[int(np.searchsorted(self._first_chunk, chunk, "right")) - 1].path
 
     def chunks(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """(chunk, first row, end row) of the chunks that overlap rows start to stop, clipped to them."""
@@ -144,17 +175,25 @@ class CheckedRows:
         Raises:
             StoreError: it fails its checksum, or the file ends before it does.
         """
-        part, index = self._chunks[chunk]
+        which = int(np.searchsorted(self._first_chunk, chunk, "right")) - 1
+        part, index = self._parts[which], chunk - int(self._first_chunk[which])
         rows = int(self.starts[chunk + 1] - self.starts[chunk])
         values = np.empty((rows, *self.width), self.dtype) if into is None else into[:rows]
-        got = os.preadv(part.file, [values.data.cast("B")], part.first_byte + index * CHUNK_ROWS * self._bytes)
+        got = os.preadv(part.file.fileno(), [values.data.cast("B")], part.first_byte + index * CHUNK_ROWS * self._bytes)
         if got != values.nbytes or checksum(values) != int(part.checksums[index]):
             raise StoreError(f"{part.path}: {self.name}, rows {self.starts[chunk]} to {self.starts[chunk + 1]} fail their checksum: "
                              "the file is damaged, extract it again")
         return values
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Consecutive rows, (stop − start, …)."""
+        """Consecutive rows, (stop − start, …).
+
+        Raises:
+            IndexError: there are no such rows.
+            StoreError: a chunk fails its checksum.
+        """
+        if not 0 <= start <= stop <= self.starts[-1]:
+            raise IndexError(f"rows {start} to {stop} of {self.name} were asked for, there are {self.starts[-1]}")
         values = np.empty((stop - start, *self.width), self.dtype)
         for chunk, first, end in self.chunks(start, stop):
             if first == self.starts[chunk] and end == self.starts[chunk + 1]:

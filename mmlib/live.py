@@ -3,15 +3,19 @@
 For the same windows the values are those of the store, bit for bit, since both come from `windows.read_block`.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 from torch import Tensor
 
-from mmlib.batches import BUFFER_BYTES, Piece, mixed_epoch
-from mmlib.corpus import Document, is_stream, stream_documents
+from mmlib.batches import BUFFER_BYTES, ORDER_BYTES, Piece, mixed_epoch
+from mmlib.corpus import Document, corpus_identity, is_stream, stream_documents
 from mmlib.devices import default_device
-from mmlib.extract import Plan, documents_of, prepare
+from mmlib.extract import Plan, describe, documents_of, prepare
 from mmlib.layout import DTYPES, StoreError, to_numpy
 from mmlib.llm import LanguageModel, load_language_model
 from mmlib.runs import Run
@@ -45,43 +49,57 @@ def live_batches(plan: Plan, lm: LanguageModel, split: str, batch: int, seed: in
 
 
 def streamed_batches(documents: Iterable[Document], plan: Plan, lm: LanguageModel, batch: int, seed: int, *, start: int = 0,
-                     buffer_bytes: int = BUFFER_BYTES) -> Iterator[Tensor]:
+                     document_tokens: int | None = None, buffer_bytes: int = BUFFER_BYTES) -> Iterator[Tensor]:
     """Shuffled batches of a stream of documents too long to plan, once through, in the order of the stream but for the mixing buffer.
 
     Args:
         documents: all are used, so leave out what is held out; read again from the first if `start` is not 0.
         plan: of a store from the same language model; gives layers, window and batch shape.
+        document_tokens: read only so many tokens of each document.
     Returns:
-        As `live_batches`; the last buffer's rows that fill no batch are left out.
+        As `live_batches`.
+    Raises:
+        StoreError: the stream has ended; the message says after how many batches.
     """
-    token_ids = (ids for group in _groups_of(documents, 64) for ids in tokenize(group, lm))
+    token_ids = (ids for group in _groups_of(documents, 64) for ids in tokenize(group, lm, document_tokens))
     pieces = (_Block(block, None).piece(plan, lm) for block in cut_blocks(cut_windows(token_ids, plan.window), plan.batch_tokens))
     rng = np.random.default_rng(seed)
-    yield from map(_layers_first, mixed_epoch(pieces, batch, _buffer_rows(plan, buffer_bytes), rng, start * batch))
+    given = start
+    for given, rows in enumerate(mixed_epoch(pieces, batch, _buffer_rows(plan, buffer_bytes), rng, start * batch), start + 1):
+        yield _layers_first(rows)
+    raise StoreError(f"the stream of documents ended after {given} batches of {batch}: train for fewer steps, or give more text")
 
 
-def live_source(run: Run, store: ActivationStore, batch: int) -> Callable[[int], Iterator[Tensor]]:
-    """Batches of a run's own text for `train`, from the language model instead of the store.
+def live_source(run: Run, store: ActivationStore, batch: int) -> tuple[Callable[[int], Iterator[Tensor]], str]:
+    """Batches of a run's own text for `train`, from the language model instead of the store, and an identity of that source.
 
-    A corpus of known size is read epoch after epoch, its training documents only; a streamed one (`hf:…`) once, beyond what the
-    store holds of it and without the documents that the store holds out.
+    A corpus of known size is read epoch after epoch, its training documents only; a streamed one (`hf:…`) once, without the documents
+    that the store holds out. Each of several processes reads every batch whole, so more of them train no faster on what is read.
 
     Raises:
-        StoreError: the store is of another language model, or of other documents.
+        StoreError: the store is of another language model, of other documents than the corpus has now, or of other windows.
     """
-    size = run.preset
-    lm = load_language_model(size.model, dtype=size.dtype, device=default_device(), cache=run.cache)
+    size, state = run.preset, PartialState(cpu=default_device() == "cpu")
+    with state.main_process_first():
+        lm = load_language_model(size.model, dtype=size.dtype, device=str(state.device), cache=run.cache)
+        documents = documents_of(run, lm)
     store.check_source(model=lm.identity, d=lm.width)
-    if is_stream(size.corpus):
-        held_out = set(store.titles[store.splits != "train"])
-        plan = Plan([], [], [store.layer], store.d, store.dtype, size.window, size.batch_tokens)
-        return lambda start: streamed_batches((document for document in stream_documents(size.corpus) if document.title not in held_out),
-                                              plan, lm, batch, run.seed, start=start)
-    plan = prepare(size, lm, documents_of(run, lm), [store.layer])
-    known, wanted = (list(zip(titles, splits)) for titles, splits in ((store.titles, store.splits), zip(*((x.title, x.split) for x in plan.documents))))
-    if known != wanted:
-        raise StoreError(f"{store.path} holds other documents, or another split, than corpus {size.corpus!r} gives now: run 01_extract_activations again")
-    return lambda start: live_batches(plan, lm, "train", batch, run.seed, start=start)
+    plan = prepare(size, lm, documents, [store.layer])
+    facts = describe(lm, corpus_identity(size.corpus, documents), plan, size, size.split_seed)
+    for key in ("corpus", "tokenizer", "window", "batch_tokens", "device"):
+        if facts[key] != store.attributes.get(key):
+            raise StoreError(f"live batches would be of {key} {facts[key]}, {store.path} is of {store.attributes.get(key)}: "
+                             "run 01_extract_activations again, on this machine")
+    identity = json.dumps([facts, hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]])
+    if not is_stream(size.corpus):
+        return lambda start: live_batches(plan, lm, "train", batch, run.seed, start=start), identity
+    held_out = set(store.titles[store.splits != "train"])
+
+    def stream(start: int) -> Iterator[Tensor]:
+        wanted = (document for document in stream_documents(size.corpus) if document.title not in held_out)
+        return streamed_batches(wanted, plan, lm, batch, run.seed, start=start, document_tokens=size.document_tokens)
+
+    return stream, identity
 
 
 class _Block:
@@ -102,7 +120,7 @@ class _Block:
 
 
 def _buffer_rows(plan: Plan, buffer_bytes: int) -> int:
-    return max(1, buffer_bytes // (len(plan.layers) * plan.d * DTYPES[plan.dtype].itemsize))
+    return max(1, buffer_bytes // (len(plan.layers) * plan.d * DTYPES[plan.dtype].itemsize + ORDER_BYTES))
 
 
 def _layers_first(batch: Tensor) -> Tensor:

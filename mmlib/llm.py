@@ -42,6 +42,11 @@ class LanguageModel:
         return eos if bos is None else bos
 
     @property
+    def device_name(self) -> str:
+        """What it computes on: values differ, in their last bits, from one kind of device to another."""
+        return torch.cuda.get_device_name(self.model.device) if self.model.device.type == "cuda" else self.model.device.type
+
+    @property
     def width(self) -> int:
         """d, of the residual stream."""
         return self.model.config.get_text_config().hidden_size

@@ -4,15 +4,15 @@
                                      "float32", "float16", or "bfloat16" kept as its 16 bits in uint16 (no HDF5 type for it is
                                      portable): float32 value = (bits << 16).view(float32).
     /token_ids               (n,)    int32, the token at whose position the activation was read
-    /document                (n,)    int32, index into /documents
+    /document                (n,)    int32, index into /documents, counted from attribute `first_document` (0 but in shards)
     /position                (n,)    int32, index of the token in its document, from 0
     /documents/title         (D,)    UTF-8 strings
     /documents/split         (D,)    "train", "validation" or "test"
     /documents/first_row     (D,)    int64, and /documents/rows (D,): a document's rows lie side by side
     /statistics/layer_LL/mean, variance   (d,) float64, over the rows of training documents only
     /checksums/…             uint64  XXH3-64 of every 1024 rows of the dataset of that name
-    attributes of /: format, format_version, layers, d, dtype, chunk_rows, train_rows, and what the extraction was told and used: model,
-        tokenizer, corpus, layer_convention, hook_point, window, batch_tokens, seed, packages, code, created_by
+    attributes of /: format, format_version, layers, d, dtype, chunk_rows, train_rows, first_document, and what the extraction was told and
+        used: model, tokenizer, corpus, layer_convention, hook_point, window, batch_tokens, seed, device, packages, code, created_by
     user block (the first 16 KiB): the seal, text that covers every other byte of the file; see `layout.py`
 
 Documents are ordered train, validation, test, so each split is one run of rows. The opening <bos> of a window is left out.
@@ -31,8 +31,9 @@ and `python -m mmlib.store activations.h5` prints a summary and verifies every b
 """
 
 import hashlib
-import os
 import sys
+from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 
 import h5py
@@ -52,7 +53,7 @@ class ActivationStore:
     """
 
     def __init__(self, path: Path, layer: int | None = None):
-        self.path, self._open_files = Path(path), []
+        self.path, self._open_files = Path(path), {}
         self.seal = read_seal(self.path)
         with h5py.File(self.path, "r") as file:
             self.attributes = dict(file.attrs)
@@ -87,13 +88,12 @@ class ActivationStore:
         return shards
 
     def _part(self, path: Path, sealed: Seal, name: str) -> Part:
-        first, length = next((first, length) for known, first, length in sealed.rows if known == name)
+        first_byte = sealed.place(path, name)
         with h5py.File(path, "r") as file:
             rows, checksums = file[name].shape[0], file[f"checksums/{name}"][:]
-        known = [part for part in self._open_files if part[0] == path]
-        if not known:
-            self._open_files.append((path, os.open(path, os.O_RDONLY)))
-        return Part(path, dict(self._open_files)[path], first, rows, checksums)
+        if path not in self._open_files:
+            self._open_files[path] = open(path, "rb", buffering=0)
+        return Part(path, self._open_files[path], first_byte, rows, checksums)
 
     @property
     def documents(self) -> str:
@@ -137,7 +137,8 @@ class ActivationStore:
         Raises:
             StoreError: there is no such document, or more than one of that title.
         """
-        found = [document] if isinstance(document, int) and 0 <= document < len(self.titles) else np.flatnonzero(self.titles == document)
+        by_index = isinstance(document, Integral) and 0 <= document < len(self.titles)
+        found = [document] if by_index else np.flatnonzero(self.titles == document)
         if len(found) != 1:
             raise StoreError(f"{self.path} has {len(found) or 'no'} documents {document!r}: expected an index below {len(self.titles)} or a title of its own")
         first = int(self.first_row[found[0]])
@@ -147,9 +148,18 @@ class ActivationStore:
         """Consecutive raw activations, (n, d), in the stored dtype.
 
         Raises:
+            IndexError: there are no such rows, or they are not consecutive.
             StoreError: a chunk fails its checksum.
         """
-        return from_numpy(self.activations.read(rows.start, rows.stop))
+        return from_numpy(self.activations.read(*self._consecutive(rows)))
+
+    def _consecutive(self, rows: range | slice | None) -> tuple[int, int]:
+        """First and end row."""
+        if rows is None:
+            return 0, self.n
+        if rows.step not in (None, 1):
+            raise IndexError(f"{rows}: expected consecutive rows; `take` gives any")
+        return 0 if rows.start is None else rows.start, self.n if rows.stop is None else rows.stop
 
     def take(self, rows: np.ndarray) -> Tensor:
         """Raw activations of chosen rows in any order, (n, d), read chunk by chunk.
@@ -172,16 +182,16 @@ class ActivationStore:
 
     def column(self, name: str, rows: range | slice | None = None) -> np.ndarray:
         """`token_ids`, `document` or `position` of consecutive rows (all rows if None), (n,)."""
-        rows = range(self.n) if rows is None else rows
-        if name == "document":  # known from the table; a shard counts its documents from 0
-            return (np.searchsorted(self.first_row, np.arange(rows.start, rows.stop), "right") - 1).astype(np.int32)
-        return self._columns[name].read(rows.start, rows.stop)
+        start, stop = self._consecutive(rows)
+        if name == "document":  # known from the table
+            return (np.searchsorted(self.first_row, np.arange(start, stop), "right") - 1).astype(np.int32)
+        return self._columns[name].read(start, stop)
 
     def expected(self, name: str, rows: range, found: np.ndarray) -> np.ndarray:
         """What a column must hold if it fits the table of documents; token ids need only be none below 0."""
         document = self.column("document", rows)
         if name == "document":
-            return document if "shards" not in self.attributes else found  # verified shard by shard
+            return document + int(self.attributes["first_document"])
         return np.arange(rows.start, rows.stop) - self.first_row[document] if name == "position" else np.maximum(found, 0)
 
     @property
@@ -192,16 +202,21 @@ class ActivationStore:
     def summary(self) -> dict[str, str]:
         """What the store holds, for a reader."""
         split_rows = ", ".join(f"{s} {len(self.rows(s)):,}" for s in dict.fromkeys(self.splits))
-        size = sum(path.stat().st_size for path in {self.path, *(path for path, _ in self._open_files)})
+        size = sum(path.stat().st_size for path in {self.path, *self._open_files})
         return {"model": self.model, "corpus": self.corpus, "layers": str([int(x) for x in self.attributes["layers"]]),
                 "shape": f"{self.n:,} × {self.d}", "dtype": self.dtype, "documents": str(len(self.titles)),
                 "rows by split": split_rows, "size": f"{size / 1e9:.2f} GB"}
 
     def close(self) -> None:
         """Close the files."""
-        for _, file in self._open_files:
-            os.close(file)
-        self._open_files = []
+        for file in self._open_files.values():
+            file.close()
+
+
+def layers_of(path: Path) -> list[int]:
+    """The layers that a file holds; it is not checked."""
+    with h5py.File(path, "r") as file:
+        return [int(layer) for layer in file.attrs["layers"]]
 
 
 def verify(path: Path) -> list[str]:
@@ -210,32 +225,45 @@ def verify(path: Path) -> list[str]:
     Checked: seals, all checksums, finite values, documents and positions in order, and statistics against the rows.
     """
     try:
-        stores = [ActivationStore(path, int(layer)) for layer in ActivationStore(path).attributes["layers"]]
+        read_seal(path)
+        stores = [ActivationStore(path, layer) for layer in layers_of(path)]
     except (StoreError, FileNotFoundError) as error:
         return [str(error)]
-    problems = [problem for shard, _ in stores[0]._open_files if shard != stores[0].path for problem in verify(shard)]
-    checks = [(name, rows, chunk) for store in stores for name, rows in ((f"layer {store.layer}", store.activations),
-              *(store._columns.items() if store is stores[0] else ())) for chunk in range(len(rows.starts) - 1)]
-    moments = {f"layer {store.layer}": RunningMoments(store.d) for store in stores}
-    for name, rows, chunk in tqdm(checks, desc=f"verifying {Path(path).name}", unit=" chunks", delay=2):
-        start, stop = (int(x) for x in rows.starts[chunk : chunk + 2])
+    problems = [problem for shard in stores[0]._open_files if shard != stores[0].path for problem in verify(shard)]
+    chunks, whole = stores[0].activations.starts, stores[0]
+    progress = tqdm(total=(len(stores) + len(COLUMNS)) * (len(chunks) - 1), desc=f"verifying {Path(path).name}", unit=" chunks", delay=2)
+    for name, rows in whole._columns.items():
+        problems += _chunk_problems(rows, progress, lambda chunk, values: None if np.array_equal(
+            values, whole.expected(name, range(*chunks[chunk : chunk + 2]), values)) else "do not fit the table of documents")
+    for store in stores:
+        moments, train_rows = RunningMoments(store.d), int(store.attributes["train_rows"])
+
+        def check(chunk: int, values: np.ndarray) -> str | None:
+            values = as_float(values)
+            moments.update(values[: max(0, train_rows - int(chunks[chunk]))])
+            return None if np.isfinite(values).all() else "have values that are not finite"
+
+        found = _chunk_problems(store.activations, progress, check)
+        if not found and not (np.allclose(store.variance, moments.variance, rtol=1e-9, atol=0) and (
+                np.abs(store.mean - moments.mean) <= 1e-9 * (np.abs(moments.mean) + np.sqrt(moments.variance))).all()):
+            found = [f"{path}: the statistics of layer {store.layer} are not those of its training rows"]
+        problems += found
+        store.close()
+    progress.close()
+    return list(dict.fromkeys(problems))
+
+
+def _chunk_problems(rows: CheckedRows, progress: tqdm, check: Callable[[int, np.ndarray], str | None]) -> list[str]:
+    """What is wrong with the chunks of one dataset: their checksums, and what `check` says of their values."""
+    problems = []
+    for chunk in range(len(rows.starts) - 1):
+        progress.update()
         try:
-            values = rows.read_chunk(chunk)
+            if wrong := check(chunk, rows.read_chunk(chunk)):
+                problems.append(f"{rows.path(chunk)}: {rows.name}, rows {rows.starts[chunk]} to {rows.starts[chunk + 1]} {wrong}")
         except StoreError as error:
             problems.append(str(error))
-            continue
-        if name in moments:
-            values = as_float(values)
-            moments[name].update(values[: max(0, int(stores[0].attributes["train_rows"]) - start)])
-            if not np.isfinite(values).all():
-                problems.append(f"{path}: {name}, rows {start} to {stop} have values that are not finite")
-        elif not np.array_equal(values, stores[0].expected(name, range(start, stop), values)):
-            problems.append(f"{path}: {name}, rows {start} to {stop} do not fit the table of documents")
-    problems += [f"{path}: the statistics of layer {store.layer} are not those of its training rows" for store in stores
-                 if not problems and not all(np.allclose(getattr(store, s), getattr(moments[f"layer {store.layer}"], s), rtol=1e-9) for s in ("mean", "variance"))]
-    for store in stores:
-        store.close()
-    return list(dict.fromkeys(problems))
+    return problems
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterator[Tensor]], validation: Tensor, folder: Path,
-          *, seed: int, tracker: str | GeneralTracker | None = None) -> list[dict]:
+          *, seed: int, source: str = "", tracker: str | GeneralTracker | None = None) -> list[dict]:
     """Train `model.network` in place; it ends with the averaged weights, saved in `folder`.
 
     A training that was interrupted is resumed; one that was finished with the same settings, data and code is loaded.
@@ -71,6 +71,7 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
         batches: called with a step, gives the raw activations (batch, d) of that step and those after it; (layers, batch, d) for a
             model of several layers. From a store or live: the loop does not know.
         validation: standardised activations of validation documents, (n, d) or (layers, n, d).
+        source: what decides the batches besides the store's documents, if anything does; a training from another source is not resumed.
         folder: gets log.jsonl, the model, its copies `settings.keep`, and while training runs state.safetensors to resume from.
         tracker: a tracker of accelerate that also gets the log, such as "tensorboard", whose package must be installed.
     Returns:
@@ -79,14 +80,14 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
         TrainingDiverged: the loss or its gradient is no longer finite, or the loss stays above the mean predictor's.
         ValueError: the tracker is unknown or its package is not installed.
     """
-    run = _TrainingRun(model, settings, validation, folder, seed, tracker)
+    run = _TrainingRun(model, settings, validation, folder, seed, source, tracker)
     if run.done():
         return run.log
-    source = batches(run.step)
+    given = batches(run.step)
     with tqdm(total=settings.steps, initial=run.step, desc=f"training {type(model.network).__name__}", mininterval=2,
               disable=not run.main) as bar:
         while run.step < settings.steps:
-            run.advance(source)
+            run.advance(given)
             bar.update()
             step, last = run.step, run.step == settings.steps
             for name in [name for name, kept in settings.keep if kept == step and run.main]:
@@ -107,9 +108,9 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
 class _TrainingRun:
     """The state of a run between steps."""
 
-    def __init__(self, model: MetaModel, settings: Training, validation: Tensor, folder: Path, seed: int,
+    def __init__(self, model: MetaModel, settings: Training, validation: Tensor, folder: Path, seed: int, source: str,
                  tracker: str | GeneralTracker | None):
-        self.model, self.settings, self.folder, self.seed = model, settings, Path(folder), seed
+        self.model, self.settings, self.folder, self.seed, self.source = model, settings, Path(folder), seed, source
         self.accelerator = Accelerator(cpu=default_device() == "cpu", log_with=tracker, project_dir=folder if tracker else None)
         if tracker and not self.accelerator.log_with:
             raise ValueError(f"tracker {tracker!r} cannot be used: install its package, or leave it out (log.jsonl is always written)")
@@ -140,7 +141,7 @@ class _TrainingRun:
         start = hashlib.sha256()
         for tensor in (*self.network.state_dict().values(), normaliser.mean_ld, normaliser.std_ld):
             start.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return json.dumps([asdict(self.settings), self.seed, config, self.bf16, self.model.language_model, self.model.layers,
+        return json.dumps([asdict(self.settings), self.seed, self.source, config, self.bf16, self.model.language_model, self.model.layers,
                            self.model.documents, start.hexdigest(), code], sort_keys=True, default=str)
 
     def advance(self, source: Iterator[Tensor]) -> None:
@@ -332,8 +333,8 @@ def train_recipe(run: "runs.Run", name: str, store: ActivationStore, *, tracker:
     model = new_model(recipe, store, run.seed, components and components.gaussian())
     validation_nd = model.normaliser(store.read(store.rows("validation")))
     batch = recipe.training.batch
-    source = live_source(run, store, batch) if live else lambda start: shuffled_batches(store, "train", batch, run.seed, start=start)
-    log = train(model, recipe.training, source, validation_nd, run.data / (name + "-live" * live), seed=run.seed, tracker=tracker)
+    batches, source = live_source(run, store, batch) if live else (lambda start: shuffled_batches(store, "train", batch, run.seed, start=start), "")
+    log = train(model, recipe.training, batches, validation_nd, run.data / (name + "-live" * live), seed=run.seed, source=source, tracker=tracker)
     return model, log
 
 

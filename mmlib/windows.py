@@ -16,7 +16,7 @@ from torch import Tensor
 from mmlib.corpus import Document
 from mmlib.llm import LanguageModel, read_residual_stream
 
-BLOCK_BATCHES = 4  # a block holds at most about so many full batches
+BLOCK_BATCHES = 2  # a block holds at most about so many full batches
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def cut_windows(token_ids: Iterable[np.ndarray], window: int) -> Iterator[Window
 
 
 def cut_blocks(windows: Iterable[Window], batch_tokens: int) -> Iterator[Block]:
-    """Gather windows to blocks: a block ends with a document once it holds two batches, or inside one that is long, at four."""
+    """Gather windows to blocks: a block ends with a document once it holds a full batch, or inside one that is long, at two."""
     block, tokens = [], 0
     for window in windows:
         block.append(window)

@@ -1,15 +1,15 @@
-"""Writing a store so that a kill at any moment costs at most the chunk that was being filled.
+"""Writing a store so that a kill at any moment costs no chunk that was written.
 
 All of the file's HDF5 structure is laid out before the first row, in `NAME.partial`; from then on rows and their checksums go to
 fixed places in it. The statistics and the seal (`layout.py`) come last, and only then does the file take its name. Whoever begins
 again lays out the same structure, compares it with the one found, and continues after the last chunk that is whole.
 """
 
-import errno
 import fcntl
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import h5py
@@ -17,10 +17,11 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.files import DiskFull
+from mmlib.files import naming_full_disk, replace_durably
 from mmlib.layout import (BLOCK, CHUNK_ROWS, COLUMNS, DTYPES, FORMAT, FORMAT_VERSION, Seal, StoreError, checksum, chunk_count, digest_outside,
                           layer_name, to_numpy)
 
+REQUIRED = ("model", "corpus")  # attributes without which no store is opened; `extract.describe` gives many more
 HDF5 = {"userblock_size": BLOCK, "libver": ("v110", "v110")}  # readable since HDF5 1.10, which has virtual datasets
 
 
@@ -68,7 +69,7 @@ class StoreWriter:
         documents: in the order of their rows; those of a split side by side, "train" first.
         attributes: recorded in the file; an unfinished file is continued only if they, and all else that is laid out, are the same.
     Raises:
-        StoreError: an unknown dtype, documents in another order, or another process writes this very store.
+        StoreError: an unknown dtype, a missing attribute, documents in another order, or another process writes this very store.
     """
 
     def __init__(self, path: Path, documents: Sequence[DocumentRows], layers: Sequence[int], d: int, dtype: str, attributes: Mapping):
@@ -76,40 +77,46 @@ class StoreWriter:
             raise StoreError(f"dtype {dtype!r}: a store keeps {', '.join(DTYPES)}")
         self.path, self.partial = Path(path), Path(path).with_name(Path(path).name + ".partial")
         self._documents, self.dtype, self._layers, self._d = list(documents), dtype, list(layers), d
+        check_order(documents)
+        if missing := [name for name in REQUIRED if name not in attributes]:
+            raise StoreError(f"attributes {', '.join(missing)} are missing: a store says what its activations are of")
         self.n, self._train_rows = sum(x.rows for x in documents), sum(x.rows for x in documents if x.split == "train")
-        splits = list(dict.fromkeys(x.split for x in documents))
-        if [x.split for x in documents] != sorted((x.split for x in documents), key=splits.index) or "train" in splits[1:] or not self.n:
-            raise StoreError(f"{len(documents)} documents with {self.n} rows, splits in the order {splits}: expected at least one row, a split's "
-                             "documents side by side and those of train first")
+        Seal(0, tuple((name, 10**15, 10**15) for name in self._datasets()), "0" * 32).text()  # refuses what it has no room for
         self.next_row, self._filled = 0, 0
         self._moments = {layer: RunningMoments(d) for layer in layers}
-        self._file = self._begin(attributes)
+        self._first_document = int(attributes.get("first_document", 0))
+        self._opened = self._begin(attributes)
+        self._file = self._opened.fileno()
         self._arrays = {name: np.empty((min(CHUNK_ROWS, self.n), *width), dtype) for name, (width, dtype) in self._datasets().items()}
-        self._recover()
+        try:
+            self._recover()
+        except BaseException:  # Ctrl-C too: it must not stay locked
+            self._opened.close()
+            raise
 
     def _datasets(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and type of a row of each dataset of rows."""
         rows = {f"activations/{layer_name(layer)}": ((self._d,), DTYPES[self.dtype]) for layer in self._layers}
         return rows | {name: ((), np.dtype("<i4")) for name in COLUMNS}
 
-    def _begin(self, attributes: Mapping) -> int:
-        """Lay out a new file; take the unfinished one in its stead if that has the same layout. Returns a locked descriptor."""
-        fresh = self.partial.with_suffix(".creating")
-        with h5py.File(fresh, "w", **HDF5) as file:
-            file.attrs.update({**attributes, "format": FORMAT, "format_version": FORMAT_VERSION, "layers": self._layers, "d": self._d,
-                               "dtype": self.dtype, "train_rows": self._train_rows, "chunk_rows": CHUNK_ROWS})
-            write_documents(file, self._documents)
-            self._places = self._lay_out(file)
+    def _begin(self, attributes: Mapping) -> FileIO:
+        """Lay out a new file; take the unfinished one in its stead if that has the same layout. Returns it open and locked."""
         found = _locked(self.partial) if self.partial.exists() else None
-        if found and self._structure(fresh) == self._structure(self.partial):
-            fresh.unlink()
-            return found
-        if found:
-            print(f"{self.partial.name} is of another configuration: extraction starts afresh", flush=True)
-        os.replace(fresh, self.partial)
-        if found:
-            os.close(found)
-        return _locked(self.partial)
+        fresh = self.partial.with_suffix(".creating")
+        try:
+            with naming_full_disk(f"the disk is full: {self.path} could not be begun"), h5py.File(fresh, "w", **HDF5) as file:
+                file.attrs.update({"first_document": 0, **attributes, "format": FORMAT, "format_version": FORMAT_VERSION, "layers": self._layers,
+                                   "d": self._d, "dtype": self.dtype, "train_rows": self._train_rows, "chunk_rows": CHUNK_ROWS})
+                write_documents(file, self._documents)
+                self._places = self._lay_out(file)
+            if found and self._structure(fresh) == self._structure(self.partial):
+                return found
+            if found:
+                print(f"{self.partial.name} is of another configuration: extraction starts afresh", flush=True)
+            os.replace(fresh, self.partial)
+            return _locked(self.partial)
+        finally:
+            fresh.unlink(missing_ok=True)
 
     def _lay_out(self, file: h5py.File) -> dict[str, tuple[int, int]]:
         """Allocate all that is filled later, without writing it. {name: (first byte, bytes)}"""
@@ -166,21 +173,26 @@ class StoreWriter:
 
         Args:
             activations: {layer: (n, d)} in the store's dtype.
-            token_ids, document, position: (n,) integers.
+            token_ids, document, position: (n,) integers; documents count from 0 in each shard.
         Raises:
-            StoreError: a value is NaN or infinite (the message names document, position and token), has another dtype, or more rows
-                come than were announced.
+            StoreError: a value is NaN or infinite (the message names document, position and token), shapes or dtype are not as announced,
+                or more rows come than were.
             DiskFull: the disk is full; all chunks written so far are safe.
         """
+        shapes = {layer: tuple(values_nd.shape) for layer, values_nd in activations.items()}
+        n = len(token_ids)
+        if shapes != {layer: (n, self._d) for layer in self._layers} or len(document) != n or len(position) != n:
+            raise StoreError(f"{n} tokens, {len(document)} documents, {len(position)} positions and activations {shapes} were given: expected as many "
+                             f"of each, and ({n}, {self._d}) of layers {self._layers}")
         for layer, values_nd in activations.items():
             self._check(layer, values_nd, token_ids, document, position)
-        if self.next_row + self._filled + len(token_ids) > self.n:
-            raise StoreError(f"{self.next_row + self._filled + len(token_ids)} rows were given, {self.n} were announced")
+        if self.next_row + self._filled + n > self.n:
+            raise StoreError(f"{self.next_row + self._filled + n} rows were given, {self.n} were announced")
         values = {f"activations/{layer_name(layer)}": to_numpy(values_nd) for layer, values_nd in activations.items()}
-        values |= dict(zip(COLUMNS, (token_ids, document, position)))
+        values |= dict(zip(COLUMNS, (token_ids, document + self._first_document, position)))
         done = 0
-        while done < len(token_ids):
-            rows = min(len(token_ids) - done, CHUNK_ROWS - self._filled)
+        while done < n:
+            rows = min(n - done, CHUNK_ROWS - self._filled)
             for name, array in self._arrays.items():
                 array[self._filled : self._filled + rows] = values[name][done : done + rows]
             self._filled, done = self._filled + rows, done + rows
@@ -206,15 +218,14 @@ class StoreWriter:
 
     def _write(self, name: str, offset: int, values: np.ndarray) -> None:
         data, at = values.data.cast("B"), self._places[name][0] + offset
-        try:
+        with naming_full_disk(self._if_full()):
             while data:
                 wrote = os.pwrite(self._file, data, at)
                 data, at = data[wrote:], at + wrote
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise DiskFull(f"the disk is full: {self.partial} holds {self.next_row:,} of {self.n:,} rows, which are safe; "
-                           "free some space and run again, it continues there") from error
+
+    def _if_full(self) -> str:
+        return (f"the disk is full: {self.partial} holds {self.next_row:,} of {self.n:,} rows, which are safe; "
+                "free some space and run again, it continues there")
 
     def finish(self) -> None:
         """Write the statistics and the seal, and give the file its name.
@@ -227,24 +238,39 @@ class StoreWriter:
         for layer, moments in self._moments.items():
             for statistic in ("mean", "variance"):
                 self._write(f"statistics/{layer_name(layer)}/{statistic}", 0, getattr(moments, statistic).astype("<f8"))
-        os.fsync(self._file)
-        seal(self.partial, tuple((name, *self._places[name]) for name in self._datasets()))
-        os.replace(self.partial, self.path)
+        with naming_full_disk(self._if_full()):
+            os.fsync(self._file)
+            seal(self.partial, tuple((name, *self._places[name]) for name in self._datasets()))
+        self._opened.close()  # and its lock, before others may open the store
+        replace_durably(self.partial, self.path)
 
     def __enter__(self) -> "StoreWriter":
         return self
 
     def __exit__(self, *exception) -> None:
-        os.close(self._file)
+        self._opened.close()
 
 
-def _locked(path: Path) -> int:
-    """A descriptor of the file, locked against other writers."""
-    file = os.open(path, os.O_RDWR)
+def check_order(documents: Sequence[DocumentRows]) -> None:
+    """Refuse documents whose splits are not runs with "train" first, or that have no rows at all.
+
+    Raises:
+        StoreError: it is so.
+    """
+    splits = list(dict.fromkeys(x.split for x in documents))
+    runs = 1 + sum(a.split != b.split for a, b in zip(documents, documents[1:]))
+    if runs != len(splits) or "train" in splits[1:] or not sum(x.rows for x in documents):
+        raise StoreError(f"{len(documents)} documents with {sum(x.rows for x in documents)} rows in {runs} runs of splits, in the order {splits}: expected "
+                         "at least one row, a split's documents side by side and those of train first")
+
+
+def _locked(path: Path) -> FileIO:
+    """The file, open to be written and locked against other writers."""
+    file = open(path, "r+b", buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        os.close(file)
+        file.close()
         raise StoreError(f"another process is writing {path}: wait for it, or stop it") from error
     return file
 
@@ -265,8 +291,10 @@ def write_documents(file: h5py.File, documents: Sequence[DocumentRows]) -> None:
 
 def seal(path: Path, rows: tuple[tuple[str, int, int], ...]) -> None:
     """Write the seal of a file whose datasets of rows are `rows`, durably."""
-    digest = digest_outside(path, [(first, n) for _, first, n in rows])
-    with open(path, "r+b") as file:
-        file.write(Seal(path.stat().st_size, rows, digest).text())
-        file.flush()
-        os.fsync(file.fileno())
+    text = Seal.of(path, rows).text()
+    file = os.open(path, os.O_RDWR)
+    try:
+        os.pwrite(file, text, 0)
+        os.fsync(file)
+    finally:
+        os.close(file)

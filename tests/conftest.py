@@ -21,8 +21,8 @@ ATTRIBUTES = {"model": "toy@1", "corpus": "toy@2"}
 def make_store(tmp_path):
     """Writes a store of three splits; returns (path, values (n, d))."""
     def make(rows=(3000, 500, 700), d=8, dtype="bfloat16", seed=0, layer=1, splits=("train", "validation", "test"), stop_after=None,
-             first_row=0, **attributes):
-        """stop_after: be interrupted after so many rows. first_row: where writing is expected to begin."""
+             next_row=0, **attributes):
+        """stop_after: be interrupted after so many rows. next_row: where writing is expected to begin."""
         documents = [DocumentRows(f"{split} {i}", split, n // 2 + i * (n % 2)) for split, n in zip(splits, rows) for i in range(2)]
         n = sum(document.rows for document in documents)
         values = (torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * 3 + 1).to(getattr(torch, dtype))
@@ -30,8 +30,8 @@ def make_store(tmp_path):
         position = np.concatenate([np.arange(x.rows) for x in documents])
         path = tmp_path / f"store-{layer}-{seed}.h5"
         with StoreWriter(path, documents, [layer], d, dtype, {**ATTRIBUTES, **attributes}) as writer:
-            assert writer.next_row == first_row
-            for part in np.array_split(np.arange(first_row, n if stop_after is None else stop_after), 7):  # blocks that cross documents and splits
+            assert writer.next_row == next_row
+            for part in np.array_split(np.arange(next_row, n if stop_after is None else stop_after), 7):  # blocks that cross documents and splits
                 writer.append({layer: values[part]}, part, document[part], position[part])
             if stop_after is not None:
                 raise KeyboardInterrupt

@@ -12,6 +12,7 @@ from test_faults import tiny_plan
 
 from mmlib.extract import describe, extract
 from mmlib.meta_model import MetaModel
+from mmlib.presets import get_preset
 from mmlib.store import ActivationStore, verify
 
 WORKER = """
@@ -73,9 +74,10 @@ import test_faults as t
 from pathlib import Path
 from accelerate import PartialState
 from mmlib.extract import describe, extract_shards
+from mmlib.presets import get_preset
 state = PartialState(cpu=True)
 plan, lm = t.tiny_plan()
-extract_shards(plan, lm, Path(sys.argv[1]), attributes=describe(lm, "letters@1", plan, 0, "a test"), state=state)
+extract_shards(plan, lm, Path(sys.argv[1]), attributes=describe(lm, "letters@1", plan, get_preset("smoke")), state=state)
 state.destroy_process_group()
 """
 
@@ -83,10 +85,11 @@ state.destroy_process_group()
 def test_two_processes_extract_the_rows_of_one_bit_for_bit(tmp_path):
     script = tmp_path / "extraction.py"
     script.write_text(EXTRACTION.format(tests=str(Path(__file__).parent)))
-    for _ in range(2):  # again, over what is there: nothing is done twice
-        launch("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / "two" / "activations.h5"))
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / "two" / "activations.h5"))
+    assert "is there already" not in launch(*command)
+    assert launch(*command).count("is there already") == 2  # once more, over what is there
     plan, lm = tiny_plan()
-    extract(plan, lm, tmp_path / "one.h5", attributes=describe(lm, "letters@1", plan, 0, "a test"))
+    extract(plan, lm, tmp_path / "one.h5", attributes=describe(lm, "letters@1", plan, get_preset("smoke")))
     one, two = ActivationStore(tmp_path / "one.h5"), ActivationStore(tmp_path / "two" / "activations.h5")
     assert sorted(file.name for file in (tmp_path / "two").iterdir()) == ["activations.h5", "activations.shard-0-of-2.h5", "activations.shard-1-of-2.h5"]
     assert torch.equal(one.read(range(one.n)), two.read(range(two.n))) and one.documents == two.documents
@@ -94,3 +97,7 @@ def test_two_processes_extract_the_rows_of_one_bit_for_bit(tmp_path):
         assert np.array_equal(one.column(name), two.column(name))
     assert np.allclose(one.mean, two.mean, rtol=1e-12) and np.allclose(one.variance, two.variance, rtol=1e-12)
     assert verify(two.path) == []
+    two.close()
+    content = two.path.read_bytes()
+    extract(plan, lm, two.path, attributes=describe(lm, "letters@1", plan, get_preset("smoke")))  # one process finds what two left
+    assert two.path.read_bytes() == content

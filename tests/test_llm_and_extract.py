@@ -1,6 +1,8 @@
 """Residual blocks of the common architectures, and extraction on tiny random-weight models."""
 
+import json
 import shutil
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -16,11 +18,12 @@ from mmlib.extract import describe, extract, plan_extraction
 from mmlib.layout import CHUNK_ROWS
 from mmlib.live import live_batches, streamed_batches
 from mmlib.meta_model import MetaModel
-from mmlib.presets import MLPSize, Recipe, Training
+from mmlib.presets import MLPSize, Recipe, Training, get_preset
 from mmlib.recipes import new_model
 from mmlib.batches import multi_layer_batches
-from mmlib.store import ActivationStore, StoreError
+from mmlib.store import ActivationStore, StoreError, verify
 from mmlib.train import train
+from mmlib.writer import StoreWriter
 from mmlib.windows import block_rows, cut_blocks, cut_windows, read_block
 
 TINY = {
@@ -119,12 +122,12 @@ def test_windows_cover_each_document_and_never_cross_it():
 
 
 def test_blocks_depend_on_their_own_documents_alone():
-    """Batches of 10 tokens: a block ends with a document from 20 tokens on, or anywhere at 40."""
+    """Batches of 10 tokens: a block ends with a document from 10 tokens on, or anywhere at 20."""
     lengths = [90, 5, 16, 3, 30]
     blocks = list(cut_blocks(cut_windows([np.arange(n) for n in lengths], window=6), batch_tokens=10))
-    assert [block_rows(block) for block in blocks] == [40, 40, 10 + 5 + 16, 3 + 30]
-    again = list(cut_blocks(cut_windows([np.arange(n) for n in lengths[3:]], window=6), batch_tokens=10))
-    assert [block_rows(block) for block in again] == [33]
+    assert [block_rows(block) for block in blocks] == [20, 20, 20, 20, 10, 5 + 15, 1 + 3 + 20, 10]
+    again = list(cut_blocks(cut_windows([np.arange(n) for n in lengths[1:]], window=6), batch_tokens=10))
+    assert [block_rows(block) for block in again] == [20, 24, 10]
 
 
 def test_padding_is_little_when_texts_are_short(monkeypatch, lm):
@@ -177,12 +180,30 @@ def test_full_disk_is_refused_before_any_work(lm, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_store_says_what_its_values_depend_on(lm, tmp_path):
+    plan = plan_extraction(DOCUMENTS, SPLITS, lm, 1, window=16)
+    extract(plan, lm, tmp_path / "a.h5", attributes=describe(lm, "c@1", plan, get_preset("smoke"), seed=3))
+    known = ActivationStore(tmp_path / "a.h5").attributes
+    assert {"format", "format_version", "model", "tokenizer", "corpus", "layer_convention", "hook_point", "dtype", "window", "batch_tokens", "seed",
+            "device", "packages", "code", "created_by", "layers", "d"} <= set(known)
+    assert known["model"] == "tiny@0" and known["tokenizer"].startswith("Letters@") and known["seed"] == 3 and known["window"] == 16
+    assert known["created_by"].startswith("python -m mmlib.extract --preset smoke") and "torch" in json.loads(known["packages"])
+
+
+def test_a_document_without_tokens_has_no_rows(lm, tmp_path):
+    plan = plan_extraction([Document("empty", ""), *DOCUMENTS], ["train", *SPLITS], lm, 1, window=16)
+    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
+    store = ActivationStore(tmp_path / "a.h5")
+    assert verify(store.path) == [] and len(store.rows_of("empty")) == 0 and len(store.rows_of("b")) == 5
+    assert store.titles[store.column("document", slice(0, 1))[0]] == "b"
+
+
 def test_activations_that_are_not_finite_leave_no_store(lm, tmp_path):
     plan = plan_extraction(DOCUMENTS, SPLITS, lm, 1, window=16)
     with torch.no_grad():
         lm.model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(StoreError, match="NaN or infinity in layer 1 at document 'b', position 0"):
-        extract(plan, lm, tmp_path / "a.h5", attributes={})
+        extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
     assert [file.name for file in tmp_path.iterdir()] == ["a.h5.partial"]
 
 
@@ -197,7 +218,7 @@ def long_plan(lm, layer=1, **options):
 def test_an_extraction_interrupted_by_the_keyboard_is_continued_and_ends_byte_identical(lm, tmp_path, monkeypatch, capsys):
     plan = long_plan(lm)
     assert plan.tokens > 5 * CHUNK_ROWS
-    facts = describe(lm, "c@1", plan, 0, "a test")
+    facts = describe(lm, "c@1", plan, get_preset("smoke"))
     extract(plan, lm, tmp_path / "whole.h5", attributes=facts)
     calls = iter(range(10**6))
 
@@ -214,6 +235,24 @@ def test_an_extraction_interrupted_by_the_keyboard_is_continued_and_ends_byte_id
     extract(plan, lm, tmp_path / "a.h5", attributes=facts)
     assert "continuing after" in capsys.readouterr().out and next(calls) - first < len(plan.blocks)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_the_file_is_written_while_the_next_block_is_read(lm, tmp_path, monkeypatch):
+    events, write = [], StoreWriter.append
+
+    def slow(self, *arguments):
+        time.sleep(0.05)
+        write(self, *arguments)
+        events.append("written")
+
+    def reading(*arguments):
+        events.append("read")
+        return read_block(*arguments)
+
+    monkeypatch.setattr(StoreWriter, "append", slow)
+    monkeypatch.setattr(extraction, "read_block", reading)
+    extract(long_plan(lm), lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
+    assert events[:4] == ["read", "read", "written", "read"] and events[-2:] == ["written", "written"]
 
 
 def test_a_finished_extraction_is_not_done_again_unless_damaged_or_different(lm, tmp_path, capsys):
@@ -291,6 +330,12 @@ def test_streamed_batches_take_no_more_of_the_stream_than_they_need_and_restart(
     batches = streamed_batches(documents(), plan, lm, 50, seed=0, buffer_bytes=2000 * 64)
     first = [next(batches) for _ in range(60)]
     assert len(taken) < 300
+    known = Counter(row.numpy().tobytes() for rows in long_plan(lm).rows(lm) for row in rows.activations[1])
+    one_pass = streamed_batches(iter([LONG[i] for i in range(30)]), plan, lm, 50, seed=0, buffer_bytes=2000 * 64)
+    seen = [next(one_pass) for _ in range(plan.tokens // 50)]
+    assert (Counter(row.numpy().tobytes() for rows in seen for row in rows) - known).total() < 0.02 * plan.tokens  # other blocks, other rounding
+    with pytest.raises(StoreError, match=f"ended after {plan.tokens // 50} batches of 50"):
+        next(one_pass)
     again = streamed_batches(documents(), plan, lm, 50, seed=0, start=58, buffer_bytes=2000 * 64)
     assert torch.equal(next(again), first[58]) and torch.equal(next(again), first[59])
 

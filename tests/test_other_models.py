@@ -1,6 +1,10 @@
 """Another language model and another corpus, from local folders, through notebook 01 as a user would run it."""
 
+import json
 import shutil
+import subprocess
+import sys
+from collections import Counter
 
 import numpy as np
 import papermill
@@ -10,7 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mmlib import llm, runs
-from mmlib.store import ActivationStore
+from mmlib.live import live_source
+from mmlib.meta_model import MetaModel
+from mmlib.store import ActivationStore, StoreError, verify
 
 WORDS = [f"word{i}" for i in range(50)]
 
@@ -40,13 +46,17 @@ def test_a_local_folder_is_named_by_its_weights(model_folder, tmp_path):
     assert lm.opening_token == 0 and lm.model.dtype == torch.bfloat16 and llm.count_blocks(str(model_folder), tmp_path) == 4
 
 
-def test_notebook_01_takes_them_by_parameter(model_folder, tmp_path):
-    texts = tmp_path / "texts"
-    texts.mkdir()
+@pytest.fixture(scope="module")
+def corpus_folder(tmp_path_factory):
+    texts = tmp_path_factory.mktemp("texts")
     rng = np.random.default_rng(0)
     for i in range(40):
         (texts / f"{i:02d}.txt").write_text(" ".join(rng.choice(WORDS, 100 + i)))
-    parameters = {"preset": "smoke", "model": str(model_folder), "corpus": str(texts), "layer": 2}
+    return texts
+
+
+def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_path):
+    parameters = {"preset": "smoke", "model": str(model_folder), "corpus": str(corpus_folder), "layer": 2}
     run = runs.start(seed=0, **parameters)
     try:
         papermill.execute_notebook(runs.ROOT / "notebooks" / "01_extract_activations.ipynb", tmp_path / "out.ipynb",
@@ -57,3 +67,70 @@ def test_notebook_01_takes_them_by_parameter(model_folder, tmp_path):
     finally:
         shutil.rmtree(run.data, ignore_errors=True)
         shutil.rmtree(runs.ROOT / "results" / run.name, ignore_errors=True)
+
+
+@pytest.fixture
+def leaves_nothing():
+    """Removes what runs of these tests leave in data/ and results/."""
+    started = []
+    yield started
+    for run in started:
+        shutil.rmtree(run.data, ignore_errors=True)
+        shutil.rmtree(runs.ROOT / "results" / run.name, ignore_errors=True)
+
+
+def write_stream(folder, n):
+    rng = np.random.default_rng(1)
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": " ".join(rng.choice(WORDS, 150 + i % 40))}) + "\n" for i in range(n)))
+    return f"hf:{folder}"
+
+
+def command(*arguments):
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def row_bytes(rows):
+    return Counter(row.view(torch.int16).numpy().tobytes() for row in rows)
+
+
+def test_the_command_line_extracts_by_several_processes_and_trains_live(model_folder, tmp_path, leaves_nothing):
+    """From a stream of 260 documents: a store of the first 200, by two processes; then live batches that leave out what it holds out."""
+    corpus = write_stream(tmp_path / "texts", 260)
+    run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus, layer=2)
+    leaves_nothing.append(run)
+    same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus)
+    shown = command("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmlib.extract", *same, "--layers", "2")
+    assert "tokens/s (by 2 processes less)" in shown and len(list(run.data.glob("activations.shard-*-of-2.h5"))) == 2
+    store = ActivationStore(run.store, 2)
+    assert len(store.titles) == 200 and verify(store.path) == []
+
+    batches, identity = live_source(run, store, 64)
+    seen = []
+    with pytest.raises(StoreError, match="the stream of documents ended after"):
+        for batch in batches(0):
+            seen.append(batch)
+    held_out = row_bytes(store.read(slice(store.rows("validation").start, store.n)))
+    trained = row_bytes(store.read(store.rows("train")))
+    found = row_bytes(torch.cat(seen))
+    beyond = sum(min(192, 150 + i % 40) for i in range(200, 260))
+    assert found.total() == (len(store.rows("train")) + beyond) // 64 * 64
+    assert sum((found & trained).values()) > 0.98 * len(store.rows("train")) and sum((found & (held_out - trained)).values()) < 0.01 * held_out.total()
+
+    shown = command("-m", "mmlib.train", "mlp", *same, "--layer", "2", "--live")
+    assert "mlp-live" in shown and MetaModel.from_pretrained(run.data / "mlp-live").d == 16
+    assert "already trained" in command("-m", "mmlib.train", "mlp", *same, "--layer", "2", "--live")
+
+
+def test_live_batches_of_other_texts_than_the_store_holds_are_refused(model_folder, tmp_path, leaves_nothing):
+    corpus = write_stream(tmp_path / "texts", 100)
+    run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus, layer=2)
+    leaves_nothing.append(run)
+    command("-m", "mmlib.extract", "--preset", "smoke", "--model", str(model_folder), "--corpus", corpus, "--layers", "2")
+    store = ActivationStore(run.store, 2)
+    text = tmp_path / "texts" / "train.jsonl"
+    text.write_text(text.read_text().replace("word1 ", "word2 ", 1))
+    with pytest.raises(StoreError, match="live batches would be of corpus .* run 01_extract_activations again"):
+        live_source(run, store, 64)

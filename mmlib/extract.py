@@ -3,7 +3,7 @@
     python -m mmlib.extract --preset default                          what notebook 01 extracts
     torchrun --nproc-per-node 2 -m mmlib.extract --layers 4 8 13      by several processes or machines with a shared disk, a shard each
 
-Killed or interrupted at any moment, the same command continues where the last whole chunk ended.
+Several machines need the same packages and kind of device; torchrun gives each process one CPU thread unless OMP_NUM_THREADS says more. Killed or interrupted at any moment, the same command (with as many processes) continues where the last whole chunk ended.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,7 +21,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from mmlib import runs
@@ -35,7 +38,7 @@ from mmlib.store import ActivationStore, verify
 from mmlib.windows import Block, Rows, Window, block_rows, cut_blocks, cut_windows, read_block, tokenize
 from mmlib.writer import DocumentRows, StoreWriter
 
-CODE = ("windows", "llm", "corpus", "writer", "layout")  # what decides the bytes of a store
+CODE = ("windows", "llm", "corpus", "writer", "moments", "layout")  # what decides the bytes of a store
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,19 @@ class Plan:
         return (f"layers {', '.join(map(str, self.layers))}: {self.tokens:,} tokens in {len(self.windows):,} windows, {self.bytes / 1e9:.2f} GB on disk, "
                 f"about {self.tokens / speed / 60:.1f} minutes at {speed:,.0f} tokens/s")
 
-    def rows(self, lm: LanguageModel, start: int = 0) -> Iterator[Rows]:
-        """Activations from row `start` on, block by block."""
+    def rows(self, lm: LanguageModel, start: int = 0, rooms: int = 0) -> Iterator[Rows]:
+        """Activations from row `start` on, block by block.
+
+        Args:
+            rooms: use the memory of a block's activations again, so many blocks later; 0: never.
+        """
+        largest, dtype = max(map(block_rows, self.blocks)), getattr(torch, self.dtype)
+        room = [{layer: torch.empty(largest, self.d, dtype=dtype) for layer in self.layers} for _ in range(rooms)]
         at = 0
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             end = at + block_rows(block)
             if end > start:
-                yield read_block(block, lm, self.layers, self.batch_tokens)[max(0, start - at) :]
+                yield read_block(block, lm, self.layers, self.batch_tokens, room[i % rooms] if rooms else None)[max(0, start - at) :]
             at = end
 
     def share(self, index: int, count: int) -> "Plan":
@@ -118,6 +127,8 @@ def plan_extraction(documents: list[Document], splits: list[str], lm: LanguageMo
     """
     blocks = len(residual_blocks(lm.model))
     layers = [resolve_layer(one, blocks) for one in (layer if isinstance(layer, Sequence) else [layer])]
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"layers {layers}: expected each once")
     order = sorted(range(len(documents)), key=lambda i: SPLITS.index(splits[i]))
     token_ids = tokenize([documents[i] for i in order], lm, document_tokens)
     rows = [DocumentRows(documents[i].title, splits[i], len(ids)) for i, ids in zip(order, token_ids)]
@@ -125,7 +136,7 @@ def plan_extraction(documents: list[Document], splits: list[str], lm: LanguageMo
 
 
 def describe(lm: LanguageModel, corpus: str, plan: Plan, size: Preset, seed: int = 0) -> dict:
-    """Attributes of a store: what its values depend on, and a command that makes it, whoever made this one.
+    """Attributes of a store: what its values depend on, and the nearest command line that makes it, whoever made this one.
 
     Args:
         corpus: identity of the documents.
@@ -154,13 +165,13 @@ def extract(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, prog
     path.parent.mkdir(parents=True, exist_ok=True)
     if _is_there(plan, path, attributes):
         return print(f"{path.name} is there already, with the same contents", flush=True)
-    _require_room(plan, [path])
+    _require_room(plan, [path.with_name(path.name + ".partial")])
     with (StoreWriter(path, plan.documents, plan.layers, plan.d, plan.dtype, attributes) as writer, ThreadPoolExecutor(1) as thread,
           tqdm(total=plan.tokens, initial=writer.next_row, desc="extracting", unit=" tokens", disable=not progress, **PROGRESS) as bar):
         if writer.next_row:
             print(f"continuing after {writer.next_row:,} of {plan.tokens:,} tokens", flush=True)
         writing = None
-        for rows in plan.rows(lm, writer.next_row):
+        for rows in plan.rows(lm, writer.next_row, rooms=2):  # one is written while the other is read
             if writing:
                 writing.result()  # raises what went wrong in it
             writing = thread.submit(writer.append, rows.activations, rows.token_ids, rows.document, rows.position)
@@ -182,23 +193,36 @@ def _is_there(plan: Plan, path: Path, attributes: dict) -> bool:
         print(f"replacing what is there: {error}", flush=True)
         return False
     wanted = attributes, plan.layers, plan.dtype, [(x.title, x.split, x.rows) for x in plan.documents]
-    return known == wanted and not verify(path)
+    names = [key for key in attributes if attributes[key] != known[0][key]] + [
+        name for name, a, b in zip(("layers", "dtype", "documents"), known[1:], wanted[1:]) if a != b]
+    problems = [f"it is of other {', '.join(names)}"] if names else verify(path)
+    for problem in problems:
+        print(f"replacing what is there: {problem}", flush=True)
+    return not problems
 
 
 def _require_room(plan: Plan, paths: list[Path]) -> None:
-    """Refuse what the disk cannot hold, but for what an earlier run has written of it."""
-    there = sum(file.stat().st_blocks * 512 for path in paths for file in (path, path.with_name(path.name + ".partial")) if file.exists())
+    """Refuse what the disk cannot hold besides `paths`, which an earlier run has written of it."""
+    there = sum(path.stat().st_blocks * 512 for path in paths if path.exists())
     require_disk(paths[0].parent, plan.bytes - there, "extraction")
 
 
 def extract_shards(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, state: PartialState) -> None:
-    """As `extract`, by all processes of `state`: each writes a shard beside `path`, which joins them. Raises what `extract` raises."""
+    """As `extract`, by all processes of `state`: each writes a shard beside `path`, which joins them.
+
+    Raises:
+        StoreError: the processes have other devices, packages, models or texts, or do not share the folder; found before any work.
+        Whatever else `extract` raises.
+    """
     count = state.num_processes
     shards = [path.with_name(f"{path.stem}.shard-{i}-of-{count}{path.suffix}") for i in range(count)]
     mine = state.process_index
     path.parent.mkdir(parents=True, exist_ok=True)
+    _check_processes({**attributes, "documents": repr(plan.documents), "folder": _mark(path, state)})
     if state.is_main_process:
-        _require_room(plan, shards)
+        _require_room(plan, shards + [shard.with_name(shard.name + ".partial") for shard in shards])
+        if others := sorted({*path.parent.glob(f"{path.stem}.shard-*")} - {*shards, *(shard.with_name(shard.name + ".partial") for shard in shards)}):
+            print(f"shards of another number of processes lie here and are not used: {', '.join(file.name for file in others)}", flush=True)
     state.wait_for_everyone()
     share = plan.share(mine, count)
     extract(share, lm, shards[mine], attributes={**attributes, "shard": f"{mine} of {count}", "first_document": share.first_document},
@@ -209,11 +233,37 @@ def extract_shards(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dic
     state.wait_for_everyone()
 
 
+def _mark(path: Path, state: PartialState) -> str:
+    """What the first process wrote beside `path`, as this one reads it: "" if it cannot."""
+    mark = path.with_name(path.name + ".folder")
+    if state.is_main_process:
+        mark.write_text(uuid.uuid4().hex, encoding="utf-8")
+    state.wait_for_everyone()
+    found = mark.read_text(encoding="utf-8") if mark.exists() else ""
+    state.wait_for_everyone()
+    if state.is_main_process:
+        mark.unlink()
+    return found
+
+
+def _check_processes(facts: dict[str, str]) -> None:
+    """Refuse processes whose facts differ: their shards could not be joined."""
+    known = gather_object([{key: str(value) for key, value in facts.items()}])
+    if differing := [key for key in facts if len({one[key] for one in known}) > 1]:
+        seen = "; ".join(sorted({str({key: one[key][:80] for key in differing}) for one in known}))
+        raise StoreError(f"the processes differ in {', '.join(differing)} ({seen}): give all the same packages, texts, kind of device and folder")
+
+
 def documents_of(run: runs.Run, lm: LanguageModel) -> list[Document]:
     """The documents of a run's corpus."""
     size = run.preset
-    limit = size.sampled_documents if size.corpus == SELF else size.documents
-    return load_documents(size.corpus, limit=limit, cache=run.cache, lm=lm, seed=size.split_seed, tokens=size.window - 1)
+    options = {"cache": run.cache, "lm": lm, "seed": size.split_seed, "tokens": size.window - 1}
+    if size.corpus == SELF:
+        return load_documents(SELF, limit=size.sampled_documents, **options)
+    documents = load_documents(size.corpus, limit=size.documents + 1, **options)
+    if len(documents) > size.documents:
+        print(f"{size.corpus} has more than the {size.documents:,} documents that preset {size.name} reads: these are the first", flush=True)
+    return documents[: size.documents]
 
 
 def prepare(size: Preset, lm: LanguageModel, documents: list[Document], layers: Sequence[int] | None = None) -> Plan:
@@ -232,16 +282,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="left out: the run's store for one layer, activations-layers-….h5 beside it for several")
     given = parser.parse_args()
     layers = given.layers or [None]
-    name = "activations" if len(layers) == 1 else "activations-layers-" + "-".join(map(str, layers))
     state = PartialState(cpu=default_device() == "cpu", timeout=timedelta(days=7))  # the slowest may take long
     with state.main_process_first():  # one converts or downloads the model, and caches the text
         run = runs.start(preset=given.preset, seed=0, model=given.model, corpus=given.corpus, layer=layers[0] if len(layers) == 1 else None)
         lm = load_language_model(run.preset.model, dtype=run.preset.dtype, device=str(state.device), cache=run.cache)
         documents = documents_of(run, lm)
     plan = prepare(run.preset, lm, documents, given.layers)
-    path = given.output or run.shared / f"{name}.h5"
+    path = given.output or run.store_of(given.layers)
     if state.is_main_process:
-        print(plan.describe(lm), f"(by {state.num_processes} processes less)" if state.num_processes > 1 else "", flush=True)
+        print(plan.describe(lm), f"(by one process, not by {state.num_processes})" if state.num_processes > 1 else "", flush=True)
     attributes = describe(lm, corpus_identity(run.preset.corpus, documents), plan, run.preset, run.preset.split_seed)
     if state.num_processes == 1:
         extract(plan, lm, path, attributes=attributes)

@@ -1,6 +1,7 @@
 """Language model → mixing buffer → training, with no disk between: how more activations are trained on than any disk holds.
 
-For the same windows the values are those of the store, bit for bit, since both come from `windows.read_block`.
+For the same windows the values are those of the store, bit for bit, since both come from `windows.read_block`. The blocks of a stream
+are cut elsewhere than those of a store, so there they agree up to rounding.
 """
 
 import hashlib
@@ -70,7 +71,7 @@ def streamed_batches(documents: Iterable[Document], plan: Plan, lm: LanguageMode
     raise StoreError(f"the stream of documents ended after {given} batches of {batch}: train for fewer steps, or give more text")
 
 
-def live_source(run: Run, store: ActivationStore, batch: int) -> tuple[Callable[[int], Iterator[Tensor]], str]:
+def live_source(run: Run, stores: list[ActivationStore], batch: int) -> tuple[Callable[[int], Iterator[Tensor]], str]:
     """Batches of a run's own text for `train`, from the language model instead of the store, and an identity of that source.
 
     A corpus of known size is read epoch after epoch, its training documents only; a streamed one (`hf:…`) once, without the documents
@@ -83,10 +84,12 @@ def live_source(run: Run, store: ActivationStore, batch: int) -> tuple[Callable[
     with state.main_process_first():
         lm = load_language_model(size.model, dtype=size.dtype, device=str(state.device), cache=run.cache)
         documents = documents_of(run, lm)
+    store = stores[0]
     store.check_source(model=lm.identity, d=lm.width)
-    plan = prepare(size, lm, documents, [store.layer])
+    plan = prepare(size, lm, documents, [one.layer for one in stores])
     facts = describe(lm, corpus_identity(size.corpus, documents), plan, size, size.split_seed)
-    for key in ("corpus", "tokenizer", "window", "batch_tokens", "device"):
+    facts["dtype"] = plan.dtype
+    for key in ("dtype", "corpus", "tokenizer", "window", "batch_tokens", "device"):
         if facts[key] != store.attributes.get(key):
             raise StoreError(f"live batches would be of {key} {facts[key]}, {store.path} is of {store.attributes.get(key)}: "
                              "run 01_extract_activations again, on this machine")

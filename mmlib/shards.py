@@ -7,8 +7,9 @@ import numpy as np
 
 from mmlib.files import naming_full_disk, replace_durably
 from mmlib.layout import DTYPES, StoreError, layer_name
+from mmlib.moments import RunningMoments
 from mmlib.store import ActivationStore, layers_of
-from mmlib.writer import HDF5, DocumentRows, RunningMoments, check_order, seal, write_documents
+from mmlib.writer import HDF5, DocumentRows, check_order, seal, write_documents
 
 
 def join_shards(path: Path, shards: list[Path]) -> None:

@@ -4,22 +4,26 @@
                                      "float32", "float16", or "bfloat16" kept as its 16 bits in uint16 (no HDF5 type for it is
                                      portable): float32 value = (bits << 16).view(float32).
     /token_ids               (n,)    int32, the token at whose position the activation was read
-    /document                (n,)    int32, index into /documents, counted from attribute `first_document` (0 but in shards)
+    /document                (n,)    int32, index into /documents plus attribute `first_document` (0; in a shard, the documents before it)
     /position                (n,)    int32, index of the token in its document, from 0
     /documents/title         (D,)    UTF-8 strings
     /documents/split         (D,)    "train", "validation" or "test"
     /documents/first_row     (D,)    int64, and /documents/rows (D,): a document's rows lie side by side
     /statistics/layer_LL/mean, variance   (d,) float64, over the rows of training documents only
-    /checksums/…             uint64  XXH3-64 of every 1024 rows of the dataset of that name
+    /checksums/…             uint64  XXH3-64 of every 1024 rows of the dataset of that name (the last may be fewer)
     attributes of /: format, format_version, layers, d, dtype, chunk_rows, train_rows, first_document, and what the extraction was told and
         used: model, tokenizer, corpus, layer_convention, hook_point, window, batch_tokens, seed, device, packages, code, created_by
     user block (the first 16 KiB): the seal, text that covers every other byte of the file; see `layout.py`
 
-Documents are ordered train, validation, test, so each split is one run of rows. The opening <bos> of a window is left out.
-Datasets are contiguous and uncompressed: any HDF5 reader since 1.10 can read or map them. Several processes write a shard each, a
-store of its own; an index file then joins the shards in their order by virtual datasets, with attribute `shards`.
+Documents are ordered train, validation, test, so each split is one run of rows. The opening <bos> of a window is left out. Datasets
+are little-endian, contiguous and uncompressed, in the file format of HDF5 1.10: they can be mapped. Checksums guard against accident,
+not against malice.
 
-Bare h5py reads it in five lines:
+Several processes write a shard each, a store of its own with attribute `shard`, "i of N". An index file then joins the shards in
+their order by virtual datasets; it has no checksums of rows, and attribute `shards`, "NAME DIGEST" of each. Another reader of HDF5 shows
+zeros in place of a missing shard; this one refuses.
+
+Bare h5py reads a store of bfloat16 in five lines; of another dtype, the dataset holds the values themselves:
 
     with h5py.File("activations.h5") as file:
         bits = file["activations/layer_08"][:1000].astype("uint32") << 16
@@ -41,8 +45,9 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.layout import COLUMNS, DTYPES, CheckedRows, Part, Seal, StoreError, from_numpy, layer_name, read_seal
-from mmlib.writer import RunningMoments, as_float
+from mmlib.layout import CHUNK_ROWS, COLUMNS, DTYPES, CheckedRows, Part, Seal, StoreError, from_numpy, layer_name, read_seal
+from mmlib.moments import RunningMoments
+from mmlib.writer import as_float
 
 
 class ActivationStore:
@@ -63,6 +68,8 @@ class ActivationStore:
                 raise StoreError(f"{self.path} holds layers {layers}, not layer {layer}: run 01_extract_activations for that layer")
             statistics = file[f"statistics/{layer_name(self.layer)}"]
             self.mean, self.variance = statistics["mean"][:], statistics["variance"][:]
+            if self.attributes["chunk_rows"] != CHUNK_ROWS:
+                raise StoreError(f"{self.path} has a checksum every {self.attributes['chunk_rows']} rows: this code reads {CHUNK_ROWS}")
             documents = file["documents"]
             self.titles, self.splits = documents["title"].asstr()[:], documents["split"].asstr()[:]
             self.first_row, self.document_rows = documents["first_row"][:], documents["rows"][:]
@@ -159,7 +166,10 @@ class ActivationStore:
             return 0, self.n
         if rows.step not in (None, 1):
             raise IndexError(f"{rows}: expected consecutive rows; `take` gives any")
-        return 0 if rows.start is None else rows.start, self.n if rows.stop is None else rows.stop
+        start, stop = 0 if rows.start is None else rows.start, self.n if rows.stop is None else rows.stop
+        if not 0 <= start <= stop <= self.n:
+            raise IndexError(f"rows {start} to {stop} were asked for, {self.path} has {self.n}: there are no others")
+        return start, stop
 
     def take(self, rows: np.ndarray) -> Tensor:
         """Raw activations of chosen rows in any order, (n, d), read chunk by chunk.

@@ -29,9 +29,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmlib import runs
-from mmlib.batches import shuffled_batches
+from mmlib.batches import multi_layer_batches, shuffled_batches
 from mmlib.devices import bf16_pays, default_device
-from mmlib.files import require, require_disk, sha256, written_whole
+from mmlib.files import MissingInput, require, require_disk, sha256, written_whole
 from mmlib.gaussian import PrincipalComponents, standard_normal
 from mmlib.live import live_source
 from mmlib.meta_model import MetaModel
@@ -306,36 +306,55 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     for name, kind in (("model", str), ("corpus", str), ("layer", int)):
         parser.add_argument(f"--{name}", type=kind, help="as in the notebooks; left out: the preset's")
+    parser.add_argument("--layers", type=int, nargs="+", help="one network for several layers, of the store that mmlib.extract --layers wrote")
     parser.add_argument("--tracker", help="a tracker of accelerate, such as tensorboard")
     parser.add_argument("--live", action="store_true", help="activations straight from the language model; statistics and validation from the store")
     given = parser.parse_args()
     run = runs.start(preset=given.preset, seed=given.seed, model=given.model, corpus=given.corpus, layer=given.layer)
-    store = ActivationStore(run.store, given.layer)
-    log = train_recipe(run, given.recipe, store, tracker=given.tracker, live=given.live)[1]
+    path = run.store_of(given.layers)
+    if given.layers and not path.exists():
+        raise MissingInput(f"{path} is missing: run python -m mmlib.extract --layers {' '.join(map(str, given.layers))} first, with the same options")
+    stores = [ActivationStore(path, layer) for layer in given.layers] if given.layers else [ActivationStore(run.store, given.layer)]
+    model, log = train_recipe(run, given.recipe, stores, tracker=given.tracker, live=given.live)
     accelerator = Accelerator(cpu=default_device() == "cpu")
-    accelerator.print(f"{run.data / given.recipe}{'-live' * given.live}: {log[-1]}")
+    accelerator.print(f"{run.data / folder_name(given.recipe, stores, given.live)}: {log[-1]}")
     accelerator.end_training()
 
 
-def train_recipe(run: "runs.Run", name: str, store: ActivationStore, *, tracker: str | None = None,
+def folder_name(name: str, stores: list[ActivationStore], live: bool) -> str:
+    """What a trained recipe is called: "mlp", "mlp-live", "mlp-layers-4-8-13"."""
+    return name + (f"-layers-{'-'.join(str(store.layer) for store in stores)}" if len(stores) > 1 else "") + "-live" * live
+
+
+def train_recipe(run: runs.Run, name: str, stores: ActivationStore | list[ActivationStore], *, tracker: str | None = None,
                  live: bool = False) -> tuple[MetaModel, list[dict]]:
     """Train what the run's preset calls `name`; notebook 03 and the command line share it.
 
     Args:
-        live: batches come from the language model itself, see `live.live_source`; the model is then saved as `name-live`.
+        stores: one, or several of one layer each, which give one network conditioned on the layer.
+        live: batches come from the language model itself, see `live.live_source`.
     Raises:
-        ValueError: the preset has no such recipe; the message lists those there are.
+        ValueError: the preset has no such recipe (the message lists those there are), or it cannot have several layers.
     """
     if name not in run.preset.recipes:
         raise ValueError(f"unknown recipe {name!r}: preset {run.preset.name} has {', '.join(run.preset.recipes)}")
-    recipe = run.preset.recipes[name]
-    components = PrincipalComponents.load(require(run.shared / "pca.safetensors", "02_fit_baselines"), store) if recipe.linear_skip else None
-    model = new_model(recipe, store, run.seed, components and components.gaussian())
-    validation_nd = model.normaliser(store.read(store.rows("validation")))
-    batch = recipe.training.batch
-    batches, source = live_source(run, store, batch) if live else (lambda start: shuffled_batches(store, "train", batch, run.seed, start=start), "")
-    log = train(model, recipe.training, batches, validation_nd, run.data / (name + "-live" * live), seed=run.seed, source=source, tracker=tracker)
+    stores = stores if isinstance(stores, list) else [stores]
+    recipe, several = run.preset.recipes[name], len(stores) > 1
+    skip = recipe.linear_skip and not several
+    components = PrincipalComponents.load(require(run.shared / "pca.safetensors", "02_fit_baselines"), stores[0]) if skip else None
+    model = new_model(recipe, stores, run.seed, components and components.gaussian())
+    validation = [store.read(store.rows("validation")) for store in stores]
+    batches, source = live_source(run, stores, recipe.training.batch) if live else (stored_source(run, stores, recipe.training.batch), "")
+    log = train(model, recipe.training, batches, model.normaliser(torch.stack(validation) if several else validation[0]),
+                run.data / folder_name(name, stores, live), seed=run.seed, source=source, tracker=tracker)
     return model, log
+
+
+def stored_source(run: runs.Run, stores: list[ActivationStore], batch: int) -> Callable[[int], Iterator[Tensor]]:
+    """Batches of a run's store, of one layer or several, for `train`."""
+    if len(stores) > 1:
+        return lambda start: multi_layer_batches(stores, "train", batch, run.seed, start=start)
+    return lambda start: shuffled_batches(stores[0], "train", batch, run.seed, start=start)
 
 
 if __name__ == "__main__":

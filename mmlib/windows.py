@@ -82,11 +82,12 @@ def block_rows(block: Block) -> int:
     return sum(len(window.token_ids) for window in block)
 
 
-def read_block(block: Block, lm: LanguageModel, layers: Sequence[int], batch_tokens: int) -> Rows:
+def read_block(block: Block, lm: LanguageModel, layers: Sequence[int], batch_tokens: int, room: dict[int, Tensor] | None = None) -> Rows:
     """The language model's activations of a block.
 
     Args:
         batch_tokens: at most so many positions, padding and opening tokens included, in one forward pass (or one window).
+        room: {layer: (rows or more, d)} to put the activations in; what a caller gives again and again keeps memory from growing.
     """
     ends = np.cumsum([len(window.token_ids) for window in block])
     values = {}
@@ -95,7 +96,7 @@ def read_block(block: Block, lm: LanguageModel, layers: Sequence[int], batch_tok
         outputs = {layer: output.cpu() for layer, output in read_residual_stream(lm.model, layers, ids_bt).items()}
         for layer, output in outputs.items():
             if layer not in values:
-                values[layer] = torch.empty(int(ends[-1]), output.shape[-1], dtype=output.dtype)
+                values[layer] = room[layer][: ends[-1]] if room else torch.empty(int(ends[-1]), output.shape[-1], dtype=output.dtype)
             for row, i in enumerate(batch):
                 n = len(block[i].token_ids)
                 values[layer][ends[i] - n : ends[i]] = output[row, 1 : 1 + n]

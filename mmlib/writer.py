@@ -20,36 +20,10 @@ from tqdm import tqdm
 from mmlib.files import naming_full_disk, replace_durably
 from mmlib.layout import (BLOCK, CHUNK_ROWS, COLUMNS, DTYPES, FORMAT, FORMAT_VERSION, Seal, StoreError, checksum, chunk_count, digest_outside,
                           layer_name, to_numpy)
+from mmlib.moments import RunningMoments
 
 REQUIRED = ("model", "corpus")  # attributes without which no store is opened; `extract.describe` gives many more
 HDF5 = {"userblock_size": BLOCK, "libver": ("v110", "v110")}  # readable since HDF5 1.10, which has virtual datasets
-
-
-class RunningMoments:
-    """Mean and variance of rows seen so far, merged in float64 (Chan, Golub and LeVeque 1979, eq. 2.1)."""
-
-    def __init__(self, d: int):
-        self.count, self.mean, self._m2 = 0, np.zeros(d), np.zeros(d)
-
-    def update(self, rows_nd: np.ndarray) -> None:
-        """Merge a block of rows, (n, d)."""
-        if not len(rows_nd):
-            return
-        rows_nd = rows_nd.astype(np.float64)
-        mean = rows_nd.mean(0)
-        self.merge(len(rows_nd), mean, ((rows_nd - mean) ** 2).mean(0))
-
-    def merge(self, n: int, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Merge n rows of known mean and population variance, (d,) each."""
-        delta, total = mean - self.mean, self.count + n
-        self._m2 += variance * n + delta**2 * self.count * n / max(1, total)
-        self.mean += delta * n / max(1, total)
-        self.count = total
-
-    @property
-    def variance(self) -> np.ndarray:
-        """Population variance, (d,); 0 before any row."""
-        return self._m2 / max(1, self.count)
 
 
 @dataclass(frozen=True)
@@ -85,13 +59,14 @@ class StoreWriter:
         self.next_row, self._filled = 0, 0
         self._moments = {layer: RunningMoments(d) for layer in layers}
         self._first_document = int(attributes.get("first_document", 0))
+        rows = np.array([x.rows for x in documents], np.int64)
+        self._first_row = np.cumsum(rows) - rows
         self._opened = self._begin(attributes)
-        self._file = self._opened.fileno()
         self._arrays = {name: np.empty((min(CHUNK_ROWS, self.n), *width), dtype) for name, (width, dtype) in self._datasets().items()}
         try:
             self._recover()
         except BaseException:  # Ctrl-C too: it must not stay locked
-            self._opened.close()
+            self.close()
             raise
 
     def _datasets(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -112,9 +87,14 @@ class StoreWriter:
             if found and self._structure(fresh) == self._structure(self.partial):
                 return found
             if found:
-                print(f"{self.partial.name} is of another configuration: extraction starts afresh", flush=True)
+                raise StoreError(f"{self.partial} was begun with another configuration{_difference(self.partial, fresh)}: go back to that one to continue "
+                                 "it, or delete it to begin anew")
             os.replace(fresh, self.partial)
             return _locked(self.partial)
+        except BaseException:
+            if found:
+                found.close()
+            raise
         finally:
             fresh.unlink(missing_ok=True)
 
@@ -146,7 +126,7 @@ class StoreWriter:
     def _recover(self) -> None:
         """Count the whole chunks that are there, and their moments."""
         chunks = chunk_count(self.n)
-        if not os.pread(self._file, 8, self._places[f"checksums/{COLUMNS[-1]}"][0]).strip(b"\0"):
+        if not os.pread(self._opened.fileno(), 8, self._places[f"checksums/{COLUMNS[-1]}"][0]).strip(b"\0"):
             return
         for chunk in tqdm(range(chunks), desc="checking what is there", unit=" chunks", delay=2):
             rows = min(CHUNK_ROWS, self.n - self.next_row)
@@ -157,8 +137,8 @@ class StoreWriter:
     def _read_chunk(self, name: str, chunk: int, rows: int) -> bool:
         values = self._arrays[name][:rows]
         row_bytes = values.nbytes // rows
-        os.preadv(self._file, [values.data.cast("B")], self._places[name][0] + chunk * CHUNK_ROWS * row_bytes)
-        known = os.pread(self._file, 8, self._places[f"checksums/{name}"][0] + 8 * chunk)
+        os.preadv(self._opened.fileno(), [values.data.cast("B")], self._places[name][0] + chunk * CHUNK_ROWS * row_bytes)
+        known = os.pread(self._opened.fileno(), 8, self._places[f"checksums/{name}"][0] + 8 * chunk)
         return checksum(values) == int.from_bytes(known, "little")
 
     def _count(self, rows: int) -> None:
@@ -176,7 +156,7 @@ class StoreWriter:
             token_ids, document, position: (n,) integers; documents count from 0 in each shard.
         Raises:
             StoreError: a value is NaN or infinite (the message names document, position and token), shapes or dtype are not as announced,
-                or more rows come than were.
+                or these are not the rows that come next.
             DiskFull: the disk is full; all chunks written so far are safe.
         """
         shapes = {layer: tuple(values_nd.shape) for layer, values_nd in activations.items()}
@@ -186,8 +166,7 @@ class StoreWriter:
                              f"of each, and ({n}, {self._d}) of layers {self._layers}")
         for layer, values_nd in activations.items():
             self._check(layer, values_nd, token_ids, document, position)
-        if self.next_row + self._filled + n > self.n:
-            raise StoreError(f"{self.next_row + self._filled + n} rows were given, {self.n} were announced")
+        self._check_places(document, position)
         values = {f"activations/{layer_name(layer)}": to_numpy(values_nd) for layer, values_nd in activations.items()}
         values |= dict(zip(COLUMNS, (token_ids, document + self._first_document, position)))
         done = 0
@@ -198,6 +177,16 @@ class StoreWriter:
             self._filled, done = self._filled + rows, done + rows
             if self._filled == CHUNK_ROWS or self.next_row + self._filled == self.n:
                 self._write_chunk()
+
+    def _check_places(self, document: np.ndarray, position: np.ndarray) -> None:
+        at = self.next_row + self._filled
+        if at + len(document) > self.n:
+            raise StoreError(f"{at + len(document)} rows were given, {self.n} were announced")
+        rows = np.arange(at, at + len(document))
+        due = np.searchsorted(self._first_row, rows, "right") - 1
+        if not (np.array_equal(document, due) and np.array_equal(position, rows - self._first_row[due])):
+            raise StoreError(f"row {at} is due, document {due[0]} at position {at - self._first_row[due[0]]}, but rows from document {document[0]}, position "
+                             f"{position[0]} on were given: begin at `next_row`, and give each row once")
 
     def _check(self, layer: int, values_nd: Tensor, token_ids: np.ndarray, document: np.ndarray, position: np.ndarray) -> None:
         if str(values_nd.dtype) != f"torch.{self.dtype}":
@@ -220,7 +209,7 @@ class StoreWriter:
         data, at = values.data.cast("B"), self._places[name][0] + offset
         with naming_full_disk(self._if_full()):
             while data:
-                wrote = os.pwrite(self._file, data, at)
+                wrote = os.pwrite(self._opened.fileno(), data, at)
                 data, at = data[wrote:], at + wrote
 
     def _if_full(self) -> str:
@@ -239,15 +228,19 @@ class StoreWriter:
             for statistic in ("mean", "variance"):
                 self._write(f"statistics/{layer_name(layer)}/{statistic}", 0, getattr(moments, statistic).astype("<f8"))
         with naming_full_disk(self._if_full()):
-            os.fsync(self._file)
+            os.fsync(self._opened.fileno())
             seal(self.partial, tuple((name, *self._places[name]) for name in self._datasets()))
-        self._opened.close()  # and its lock, before others may open the store
+        self.close()  # and its lock, before others may open the store
         replace_durably(self.partial, self.path)
 
     def __enter__(self) -> "StoreWriter":
         return self
 
     def __exit__(self, *exception) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; what is written of it is continued by the next writer."""
         self._opened.close()
 
 
@@ -262,6 +255,16 @@ def check_order(documents: Sequence[DocumentRows]) -> None:
     if runs != len(splits) or "train" in splits[1:] or not sum(x.rows for x in documents):
         raise StoreError(f"{len(documents)} documents with {sum(x.rows for x in documents)} rows in {runs} runs of splits, in the order {splits}: expected "
                          "at least one row, a split's documents side by side and those of train first")
+
+
+def _difference(partial: Path, fresh: Path) -> str:
+    """Which attributes differ, as far as they can be read."""
+    try:
+        with h5py.File(partial, "r", locking=False) as a, h5py.File(fresh, "r") as b:
+            keys = sorted(key for key in {*a.attrs, *b.attrs} if str(a.attrs.get(key)) != str(b.attrs.get(key)))
+    except OSError:
+        return ""
+    return f" ({', '.join(keys) or 'other documents'})"
 
 
 def _locked(path: Path) -> FileIO:

@@ -98,6 +98,15 @@ def test_two_processes_extract_the_rows_of_one_bit_for_bit(tmp_path):
     assert np.allclose(one.mean, two.mean, rtol=1e-12) and np.allclose(one.variance, two.variance, rtol=1e-12)
     assert verify(two.path) == []
     two.close()
+    assert not list(two.path.parent.glob("*.folder"))
     content = two.path.read_bytes()
     extract(plan, lm, two.path, attributes=describe(lm, "letters@1", plan, get_preset("smoke")))  # one process finds what two left
     assert two.path.read_bytes() == content
+
+
+def test_processes_that_could_not_be_joined_are_refused_before_any_work(tmp_path):
+    script = tmp_path / "extraction.py"
+    script.write_text(EXTRACTION.format(tests=str(Path(__file__).parent)).replace('get_preset("smoke")), state', 'get_preset("smoke")) | {"device": f"GPU {state.process_index}"}, state'))
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / "a.h5")],
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode and "the processes differ in device" in done.stderr and not list(tmp_path.glob("*.h5*"))

@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_a_store_that_continues(whole, tmp_path, monkeypatch,
         pytest.skip("mounting a small disk is not allowed here")
 
     def fill():
-        with open(disk / "filler", "wb") as file, pytest.raises(OSError, match="No space"):
+        with open(disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(b"x" * 2**16)
                 file.flush()

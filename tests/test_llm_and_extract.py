@@ -266,7 +266,9 @@ def test_a_finished_extraction_is_not_done_again_unless_damaged_or_different(lm,
     (tmp_path / "a.h5").write_bytes(damaged)
     extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
     assert (tmp_path / "a.h5").read_bytes() == content
+    assert "replacing what is there" in capsys.readouterr().out
     extract(plan, lm, tmp_path / "a.h5", attributes={"model": "another", "corpus": "c"})
+    assert "replacing what is there: it is of other model" in capsys.readouterr().out
     assert ActivationStore(tmp_path / "a.h5").model == "another"
 
 
@@ -341,5 +343,7 @@ def test_streamed_batches_take_no_more_of_the_stream_than_they_need_and_restart(
 
 
 def test_impossible_layer_is_refused_by_the_plan(lm):
+    with pytest.raises(ValueError, match="expected each once"):
+        plan_extraction(DOCUMENTS, SPLITS, lm, [1, 1], window=16)
     with pytest.raises(ValueError, match="layer 99: this model has 3 blocks"):
         plan_extraction(DOCUMENTS, SPLITS, lm, 99, window=16)

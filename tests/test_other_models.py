@@ -103,11 +103,11 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(model_fo
     leaves_nothing.append(run)
     same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus)
     shown = command("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmlib.extract", *same, "--layers", "2")
-    assert "tokens/s (by 2 processes less)" in shown and len(list(run.data.glob("activations.shard-*-of-2.h5"))) == 2
+    assert "tokens/s (by one process, not by 2)" in shown and "has more than the 200 documents" in shown and len(list(run.data.glob("activations.shard-*-of-2.h5"))) == 2
     store = ActivationStore(run.store, 2)
     assert len(store.titles) == 200 and verify(store.path) == []
 
-    batches, identity = live_source(run, store, 64)
+    batches, identity = live_source(run, [store], 64)
     seen = []
     with pytest.raises(StoreError, match="the stream of documents ended after"):
         for batch in batches(0):
@@ -124,6 +124,20 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(model_fo
     assert "already trained" in command("-m", "mmlib.train", "mlp", *same, "--layer", "2", "--live")
 
 
+def test_one_network_is_trained_on_several_layers_from_the_command_line(model_folder, tmp_path, leaves_nothing):
+    corpus = write_stream(tmp_path / "texts", 100)
+    run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus)
+    leaves_nothing.append(run)
+    same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus, "--layers", "0", "2")
+    done = subprocess.run([sys.executable, "-m", "mmlib.train", "mlp", *same], capture_output=True, text=True)
+    assert "activations-layers-0-2.h5 is missing: run python -m mmlib.extract --layers 0 2 first" in done.stderr
+    command("-m", "mmlib.extract", *same)
+    assert "mlp-layers-0-2" in command("-m", "mmlib.train", "mlp", *same)
+    model, store = MetaModel.from_pretrained(run.data / "mlp-layers-0-2"), ActivationStore(run.store_of([0, 2]), 2)
+    assert list(model.layers) == [0, 2]
+    model.at(2).check_store(store)
+
+
 def test_live_batches_of_other_texts_than_the_store_holds_are_refused(model_folder, tmp_path, leaves_nothing):
     corpus = write_stream(tmp_path / "texts", 100)
     run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus, layer=2)
@@ -133,4 +147,4 @@ def test_live_batches_of_other_texts_than_the_store_holds_are_refused(model_fold
     text = tmp_path / "texts" / "train.jsonl"
     text.write_text(text.read_text().replace("word1 ", "word2 ", 1))
     with pytest.raises(StoreError, match="live batches would be of corpus .* run 01_extract_activations again"):
-        live_source(run, store, 64)
+        live_source(run, [store], 64)

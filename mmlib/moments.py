@@ -13,9 +13,10 @@ class RunningMoments:
         """Merge a block of rows, (n, d)."""
         if not len(rows_nd):
             return
-        rows_nd = rows_nd.astype(np.float64)
-        mean = rows_nd.mean(0)
-        self.merge(len(rows_nd), mean, ((rows_nd - mean) ** 2).mean(0))
+        centred = rows_nd.astype(np.float64)
+        mean = centred.mean(0)
+        centred -= mean
+        self.merge(len(rows_nd), mean, np.einsum("nd,nd->d", centred, centred) / len(rows_nd))
 
     def merge(self, n: int, mean: np.ndarray, variance: np.ndarray) -> None:
         """Merge n rows of known mean and population variance, (d,) each."""

@@ -164,10 +164,10 @@ class StoreWriter:
         if shapes != {layer: (n, self._d) for layer in self._layers} or len(document) != n or len(position) != n:
             raise StoreError(f"{n} tokens, {len(document)} documents, {len(position)} positions and activations {shapes} were given: expected as many "
                              f"of each, and ({n}, {self._d}) of layers {self._layers}")
+        values = {}
         for layer, values_nd in activations.items():
-            self._check(layer, values_nd, token_ids, document, position)
+            values[f"activations/{layer_name(layer)}"] = self._checked(layer, values_nd, token_ids, document, position)
         self._check_places(document, position)
-        values = {f"activations/{layer_name(layer)}": to_numpy(values_nd) for layer, values_nd in activations.items()}
         values |= dict(zip(COLUMNS, (token_ids, document + self._first_document, position)))
         done = 0
         while done < n:
@@ -188,14 +188,17 @@ class StoreWriter:
             raise StoreError(f"row {at} is due, document {due[0]} at position {at - self._first_row[due[0]]}, but rows from document {document[0]}, position "
                              f"{position[0]} on were given: begin at `next_row`, and give each row once")
 
-    def _check(self, layer: int, values_nd: Tensor, token_ids: np.ndarray, document: np.ndarray, position: np.ndarray) -> None:
+    def _checked(self, layer: int, values_nd: Tensor, token_ids: np.ndarray, document: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """The bits of a layer's rows, after refusing what may not be stored."""
         if str(values_nd.dtype) != f"torch.{self.dtype}":
             raise StoreError(f"activations of {values_nd.dtype} for a store of {self.dtype}: values are stored as they were computed")
-        if not (finite := values_nd.isfinite().all(-1)).all():
-            bad = int((~finite).nonzero()[0])
+        values = to_numpy(values_nd)
+        if not (finite := finite_rows(values)).all():
+            bad = int(np.flatnonzero(~finite)[0])
             advice = "; float16 ends at 65,504: load the model in bfloat16 or float32" if self.dtype == "float16" else ""
             raise StoreError(f"NaN or infinity in layer {layer} at document {self._documents[document[bad]].title!r}, position {position[bad]}, "
                              f"token {token_ids[bad]}: not stored{advice}")
+        return values
 
     def _write_chunk(self) -> None:
         rows, chunk = self._filled, self.next_row // CHUNK_ROWS
@@ -276,6 +279,12 @@ def _locked(path: Path) -> FileIO:
         file.close()
         raise StoreError(f"another process is writing {path}: wait for it, or stop it") from error
     return file
+
+
+def finite_rows(values: np.ndarray) -> np.ndarray:
+    """Which stored rows have finite values only, (n,). In numpy: torch would start threads beside those of the language model."""
+    exponent = np.uint16(0x7F80)
+    return ((values & exponent) != exponent).all(1) if values.dtype == np.uint16 else np.isfinite(values).all(1)
 
 
 def as_float(values: np.ndarray) -> np.ndarray:

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from mmlib.batches import multi_layer_batches, shuffled_batches, spread_rows
-from mmlib.layout import BLOCK
+from mmlib.layout import BLOCK, from_numpy
 from mmlib.moments import RunningMoments
 from mmlib.shards import join_shards
 from mmlib.store import ActivationStore, StoreError, verify
-from mmlib.writer import DocumentRows, StoreWriter
+from mmlib.writer import DocumentRows, StoreWriter, finite_rows
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -106,6 +106,11 @@ def test_non_finite_activations_are_refused_with_their_place(tmp_path, bad):
     values[2, 1] = bad
     with writer(tmp_path / "a.h5") as w, pytest.raises(StoreError, match="'article', position 2, token 12"):
         w.append({0: values}, np.arange(10, 14), np.zeros(4, int), np.arange(4))
+
+
+def test_every_bfloat16_that_is_not_finite_is_known_by_its_bits():
+    bits = np.arange(65536, dtype=np.uint16)[:, None]
+    assert np.array_equal(finite_rows(bits), from_numpy(bits).isfinite()[:, 0].numpy())
 
 
 def test_unfinished_store_is_refused(tmp_path):

@@ -25,15 +25,14 @@ Piece = tuple[int, Callable[[], np.ndarray]]  # its rows, and what reads them: (
 
 
 def mixed_epoch(pieces: Iterable[Piece], batch: int, buffer_rows: int, rng: np.random.Generator, skip_rows: int = 0,
-                threads: int = 1, buffer: "_Buffer | None" = None) -> Iterator[Tensor]:
+                buffer: "MixingBuffer | None" = None) -> Iterator[Tensor]:
     """One epoch of shuffled batches, (batch, …). Every row comes once, apart from the last few that fill no batch.
 
     Args:
         skip_rows: leave out so many rows at the start, a multiple of `batch`; pieces whose rows are all left out are not read.
-        threads: read so many pieces at a time.
-        buffer: memory of earlier epochs, to be used again.
+        buffer: memory and threads of earlier epochs, to be used again; None: no threads.
     """
-    left, buffer = None, buffer or _Buffer()
+    left, buffer = None, buffer or MixingBuffer()
     for group in _groups(pieces, buffer_rows):
         size = sum(rows for rows, _ in group)
         order = rng.permutation(size)
@@ -41,20 +40,23 @@ def mixed_epoch(pieces: Iterable[Piece], batch: int, buffer_rows: int, rng: np.r
             skip_rows -= size
             continue
         mixed = None  # let go of the last group before there is another
-        mixed = _fill(group, order, threads, buffer)
+        mixed = buffer.fill(group, order)
         mixed, skip_rows = mixed[skip_rows:], 0
         if left is not None:
-            first = torch.cat([left, mixed[: batch - len(left)]])
+            first = np.concatenate([left, mixed[: batch - len(left)]])
             mixed = mixed[batch - len(left) :]
             if len(first) < batch:
                 left = first
                 continue
-            yield first
+            yield from_numpy(first)
         whole = len(mixed) // batch * batch
-        left = mixed[whole:].clone()
+        left = mixed[whole:].copy()  # by numpy: torch would start threads beside the readers
         for first_row in range(0, whole, batch):
-            last = first_row + batch == whole  # a copy, so that whoever holds it does not hold the buffer
-            yield mixed[first_row : first_row + batch].clone() if last else mixed[first_row : first_row + batch]
+            places = slice(first_row, first_row + batch)
+            if first_row + batch < whole:
+                yield from_numpy(mixed[places])
+            else:  # a copy, so that whoever holds it does not hold the buffer
+                yield from_numpy(mixed[places].copy())
 
 
 def _groups(pieces: Iterable[Piece], buffer_rows: int) -> Iterator[list[Piece]]:
@@ -70,39 +72,42 @@ def _groups(pieces: Iterable[Piece], buffer_rows: int) -> Iterator[list[Piece]]:
         yield group
 
 
-class _Buffer:
-    """Memory that is used again once nobody holds a batch in it: fresh pages cost as much as reading."""
+class MixingBuffer:
+    """Memory that is used again once nobody holds a batch in it, and threads that fill it: fresh pages cost as much as reading.
 
-    def __init__(self):
-        self._array = None
+    Args:
+        threads: pieces read at a time.
+    """
 
-    def take(self, rows: int, like: np.ndarray) -> np.ndarray:
+    def __init__(self, threads: int = 1):
+        self._array, self._threads = None, threads
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def fill(self, group: list[Piece], order: np.ndarray) -> np.ndarray:
+        """Rows of the group in shuffled order: row `order[i]` of all comes to place i."""
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        ends = np.cumsum([rows for rows, _ in group])
+        first = group[0][1]()
+        mixed = self._room(len(order), first)
+        mixed[place[: ends[0]]] = first
+
+        def put(thread: int) -> None:
+            for i in range(1 + thread, len(group), self._threads):
+                mixed[place[ends[i - 1] : ends[i]]] = group[i][1]()
+
+        if self._pool is None:
+            put(0)
+        else:
+            list(self._pool.map(put, range(self._threads)))  # raises what a piece raised
+        return mixed
+
+    def _room(self, rows: int, like: np.ndarray) -> np.ndarray:
         """Room for so many rows of the shape and type of `like`'s."""
         if self._array is None or len(self._array) < rows or sys.getrefcount(self._array) > 2:  # 2: the attribute and the argument
             self._array = None  # first, or there would be two
             self._array = np.empty((rows, *like.shape[1:]), like.dtype)
         return self._array[:rows]
-
-
-def _fill(group: list[Piece], order: np.ndarray, threads: int, buffer: _Buffer) -> Tensor:
-    """Rows of the group in shuffled order: row `order[i]` of all comes to place i."""
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    ends = np.cumsum([rows for rows, _ in group])
-    first = group[0][1]()
-    mixed = buffer.take(len(order), first)
-    mixed[place[: ends[0]]] = first
-
-    def put(thread: int) -> None:
-        for i in range(1 + thread, len(group), threads):
-            mixed[place[ends[i - 1] : ends[i]]] = group[i][1]()
-
-    if threads == 1:
-        put(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(put, range(threads)))  # raises what a piece raised
-    return from_numpy(mixed)
 
 
 def shuffled_batches(store: ActivationStore, split: str, batch: int, seed: int, *, start: int = 0,
@@ -134,10 +139,10 @@ def shuffled_batches(store: ActivationStore, split: str, batch: int, seed: int, 
         return end - first, read
 
     epoch, skip = divmod(start, per_epoch)
-    buffer = _Buffer()
+    buffer = MixingBuffer(READERS)
     while True:
         rng = np.random.default_rng([seed, epoch])
-        yield from mixed_epoch((piece(*chunks[i]) for i in rng.permutation(len(chunks))), batch, buffer_rows, rng, skip * batch, READERS, buffer)
+        yield from mixed_epoch((piece(*chunks[i]) for i in rng.permutation(len(chunks))), batch, buffer_rows, rng, skip * batch, buffer)
         epoch, skip = epoch + 1, 0
 
 

@@ -6,7 +6,8 @@ are cut elsewhere than those of a store, so there they agree up to rounding.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,9 @@ def streamed_batches(documents: Iterable[Document], plan: Plan, lm: LanguageMode
     Raises:
         StoreError: the stream has ended; the message says after how many batches.
     """
-    token_ids = (ids for group in _groups_of(documents, 64) for ids in tokenize(group, lm, document_tokens))
+    unread = iter(documents)
+    groups = iter(lambda: list(islice(unread, 64)), [])
+    token_ids = (ids for group in groups for ids in tokenize(group, lm, document_tokens))
     pieces = (_Block(block, None).piece(plan, lm) for block in cut_blocks(cut_windows(token_ids, plan.window), plan.batch_tokens))
     rng = np.random.default_rng(seed)
     given = start
@@ -128,14 +131,3 @@ def _buffer_rows(plan: Plan, buffer_bytes: int) -> int:
 
 def _layers_first(batch: Tensor) -> Tensor:
     return batch if batch.ndim == 2 else batch.transpose(0, 1)
-
-
-def _groups_of(documents: Iterable[Document], n: int) -> Iterator[Sequence[Document]]:
-    group = []
-    for document in documents:
-        group.append(document)
-        if len(group) == n:
-            yield group
-            group = []
-    if group:
-        yield group

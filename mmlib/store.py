@@ -75,11 +75,10 @@ class ActivationStore:
             self.first_row, self.document_rows = documents["first_row"][:], documents["rows"][:]
         self.model, self.corpus = self.attributes["model"], self.attributes["corpus"]
         self.d, self.dtype, self.n = int(self.attributes["d"]), self.attributes["dtype"], int(self.document_rows.sum())
-        names = f"activations/{layer_name(self.layer)}", *COLUMNS
-        shapes = ((self.d,), DTYPES[self.dtype]), *(((), np.dtype("<i4")) for _ in COLUMNS)
-        files = self._shards() if "shards" in self.attributes else [(self.path, self.seal)]
-        self.activations, *columns = (CheckedRows(name, [self._part(*file, name) for file in files], *shape) for name, shape in zip(names, shapes))
-        self._columns = dict(zip(COLUMNS, columns))
+        name = f"activations/{layer_name(self.layer)}"
+        parts = self._parts((name, *COLUMNS), self._shards() if "shards" in self.attributes else [(self.path, self.seal)])
+        self.activations = CheckedRows(name, parts[name], (self.d,), DTYPES[self.dtype])
+        self._columns = {column: CheckedRows(column, parts[column], (), np.dtype("<i4")) for column in COLUMNS}
 
     def _shards(self) -> list[tuple[Path, Seal]]:
         """The files that an index joins, as it knew them."""
@@ -94,13 +93,15 @@ class ActivationStore:
                 raise StoreError(f"{path} is not the file that {self.path.name} joins: extract them together")
         return shards
 
-    def _part(self, path: Path, sealed: Seal, name: str) -> Part:
-        first_byte = sealed.place(path, name)
-        with h5py.File(path, "r") as file:
-            rows, checksums = file[name].shape[0], file[f"checksums/{name}"][:]
-        if path not in self._open_files:
+    def _parts(self, names: tuple[str, ...], files: list[tuple[Path, Seal]]) -> dict[str, list[Part]]:
+        """Where each file has the rows of each dataset; the files stay open."""
+        parts = {name: [] for name in names}
+        for path, sealed in files:
             self._open_files[path] = open(path, "rb", buffering=0)
-        return Part(path, self._open_files[path], first_byte, rows, checksums)
+            with h5py.File(path, "r") as file:
+                for name in names:
+                    parts[name].append(Part(path, self._open_files[path], sealed.place(path, name), len(file[name]), file[f"checksums/{name}"][:]))
+        return parts
 
     @property
     def documents(self) -> str:
@@ -183,10 +184,10 @@ class ActivationStore:
             raise IndexError(f"rows {rows.min()} to {rows.max()} were asked for, {self.path} has {self.n}")
         order, starts = np.argsort(rows, kind="stable"), self.activations.starts
         values = np.empty((len(rows), self.d), self.activations.dtype)
-        chunks = np.searchsorted(starts, rows[order], "right") - 1
-        for part in np.split(order, np.flatnonzero(np.diff(chunks)) + 1):
+        chunks = np.searchsorted(starts, rows, "right") - 1
+        for part in np.split(order, np.flatnonzero(np.diff(chunks[order])) + 1):
             if len(part):
-                chunk = int(np.searchsorted(starts, rows[part[0]], "right")) - 1
+                chunk = int(chunks[part[0]])
                 values[part] = self.activations.read_chunk(chunk)[rows[part] - starts[chunk]]
         return from_numpy(values)
 

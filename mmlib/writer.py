@@ -59,8 +59,7 @@ class StoreWriter:
         self.next_row, self._filled = 0, 0
         self._moments = {layer: RunningMoments(d) for layer in layers}
         self._first_document = int(attributes.get("first_document", 0))
-        rows = np.array([x.rows for x in documents], np.int64)
-        self._first_row = np.cumsum(rows) - rows
+        self._first_row = first_rows(documents)[1]
         self._opened = self._begin(attributes)
         self._arrays = {name: np.empty((min(CHUNK_ROWS, self.n), *width), dtype) for name, (width, dtype) in self._datasets().items()}
         try:
@@ -292,13 +291,18 @@ def as_float(values: np.ndarray) -> np.ndarray:
     return (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values.astype(np.float32)
 
 
+def first_rows(documents: Sequence[DocumentRows]) -> tuple[np.ndarray, np.ndarray]:
+    """Number of rows and first row of each document, (D,) int64."""
+    rows = np.array([document.rows for document in documents], dtype=np.int64)
+    return rows, np.cumsum(rows) - rows
+
+
 def write_documents(file: h5py.File, documents: Sequence[DocumentRows]) -> None:
     """The table of documents."""
-    rows = np.array([document.rows for document in documents], dtype=np.int64)
     group = file.create_group("documents")
     group["title"] = [document.title for document in documents]
     group["split"] = [document.split for document in documents]
-    group["rows"], group["first_row"] = rows, np.cumsum(rows) - rows
+    group["rows"], group["first_row"] = first_rows(documents)
 
 
 def seal(path: Path, rows: tuple[tuple[str, int, int], ...]) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from letters import Letters
 from scipy import stats
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -140,15 +141,6 @@ def test_newsgroups_offline_say_what_to_do(monkeypatch, tmp_path):
         load_documents("newsgroups", cache=tmp_path)
     with pytest.raises(ValueError, match="'newsgroups' was asked for without cache"):
         load_documents("newsgroups")
-
-
-class Letters:
-    """A tokenizer of letters; 1 opens a window, 2 ends a text."""
-
-    bos_token_id, eos_token_id = 1, 2
-
-    def decode(self, ids):
-        return "".join(chr(60 + i) for i in ids)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from letters import Letters
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmlib import extract as extraction
@@ -28,16 +29,6 @@ from mmlib.store import ActivationStore, verify
 from mmlib.windows import read_block
 
 pytestmark = pytest.mark.faults
-
-
-class Letters:
-    bos_token_id, eos_token_id = 1, 2
-
-    def get_vocab(self):
-        return {"a": 0}
-
-    def __call__(self, texts, **options):
-        return {"input_ids": [[4 + ord(c) % 50 for c in text] for text in texts]}
 
 
 def tiny_plan():
@@ -190,7 +181,6 @@ def test_a_full_disk_leaves_a_store_that_continues(whole, tmp_path, monkeypatch,
         with open(disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(b"x" * 2**16)
-                file.flush()
 
     try:
         fill_up_then_continue(disk / "activations.h5", whole, monkeypatch, capsys, fill, lambda: (disk / "filler").unlink())

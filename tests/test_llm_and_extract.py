@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from letters import Letters
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from mmlib import extract as extraction
@@ -92,18 +93,6 @@ def test_ambiguous_architecture_is_refused():
     model.a, model.b = (torch.nn.ModuleList([torch.nn.Identity()] * 2) for _ in range(2))
     with pytest.raises(ValueError, match=r"expected one ModuleList of 2 blocks, found \['a', 'b'\]"):
         llm.residual_blocks(model)
-
-
-class Letters:
-    """A tokenizer of letters; 1 opens a window."""
-
-    bos_token_id, eos_token_id = 1, 2
-
-    def get_vocab(self):
-        return {chr(ord("a") + i): i for i in range(26)}
-
-    def __call__(self, texts, **options):
-        return {"input_ids": [[4 + ord(c) % 50 for c in text] for text in texts]}
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (  # Okabe and Ito's palette, tol
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
 
 LABELS = {
-    "mean": "mean only", "pca_k64": "PCA-64", "pca_k64_naive": "PCA-64, naive", "pca_k64_mixed": "PCA-64, mixed", "sae": "SAE, mixed",
-    "sae_naive": "SAE, naive", "ppca_k64": "probabilistic PCA-64", "gaussian": "full Gaussian", "unet": "UNet (article)",
+    "mean": "mean only", "pca_k64": "PCA-64", "pca_k64_naive": "PCA-64, naive", "pca_k64_mixed": "PCA-64, mixed", "ppca_k64": "probabilistic PCA-64",
+    "gaussian": "full Gaussian", "mixture": "mixture of Gaussians", "sae": "SAE, mixed", "sae_gaussian": "SAE, mixed with Gaussian",
+    "sae_naive": "SAE, naive", "denoising_sae": "SAE trained to denoise", "unet": "UNet (article)",
     "mlp": "MLP (paper)", "mlp_unet_activations": "MLP, UNet's activations",
     "gated_mlp": "gated MLP (ours)", "gated_mlp_unet_seconds": "gated MLP, UNet's seconds",
 }
 LINES = {  # colour and dashes: told apart in grey too
-    "mean": (BLACK, (1, 1)), "pca_k64": (ORANGE, (4, 1.5)), "pca_k64_naive": (ORANGE, (1, 1)), "pca_k64_mixed": ("0.5", (6, 1.5)), "sae": (GREEN, (4, 1.5)),
-    "sae_naive": (GREEN, (1, 1)), "ppca_k64": (SKY, (4, 1, 1, 1)), "gaussian": (BLUE, (6, 1.5)), "unet": (PURPLE, ()), "mlp": (ORANGE, ()),
-    "gated_mlp": (RED, ()),
+    "mean": (BLACK, (1, 1)), "pca_k64": (ORANGE, (4, 1.5)), "gaussian": (BLUE, (6, 1.5)), "mixture": (SKY, (4, 1, 1, 1)), "sae_naive": (GREEN, (1, 1)),
+    "sae": (GREEN, (4, 1.5)), "sae_gaussian": ("0.55", (2, 1)), "denoising_sae": (GREEN, ()), "unet": (PURPLE, ()), "mlp": (ORANGE, ()), "gated_mlp": (RED, ()),
 }
 OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
 MARKERS = {"flow_velocity": "o", "ddpm_epsilon": "s"}
@@ -125,39 +125,56 @@ def loss_by_noise(result: dict) -> Figure:
             ax.plot(curves["sigma"], curves["loss"][method], color=colour, dashes=dashes, lw=1.3, label=LABELS[method])
         ax.set(yscale="log", xlabel="noise level σ", ylabel=f"{label} per dimension", xlim=(0, 1))
         ax.set_ylim((0.8, 10) if objective == "flow_velocity" else (1e-3, 10))
+        ax.axhline(1, color="0.6", lw=0.7, label="limit of the best velocity loss at both ends, of the best ε loss at σ = 0")
         if objective == "flow_velocity":
             ax.set_yticks((1, 2, 3, 5, 10), labels=("1", "2", "3", "5", "10"))
             ax.minorticks_off()
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncol=5)
+    figure.legend(handles, labels, loc="outside lower center", ncol=4)
     return figure
 
 
 def reductions(result: dict) -> Figure:
-    """Reduction of the loss by each trained network over each baseline, beside the claimed 47 %."""
-    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 3.4), sharey=True, sharex=True)
-    least = -0.5
+    """The primary definitions, set apart; then the reduction of the loss by each network over each baseline."""
+    figure = plt.figure(figsize=(TEXT_WIDTH, 5.0))
+    grid = figure.add_gridspec(2, 3, height_ratios=(1, 3.3))
+    _primary(figure.add_subplot(grid[0, :]), result["primary"])
     baselines_ = list(dict.fromkeys(row["baseline"] for row in result["reductions"]))
-    methods = [m for m in LINES if any(row["method"] == m for row in result["reductions"])]
-    for ax, method in zip(axes, methods):
-        for j, objective in enumerate(OBJECTIVES):
-            for i, baseline in enumerate(baselines_):
-                row = next((r for r in result["reductions"] if (r["method"], r["baseline"], r["objective"]) == (method, baseline, objective)), None)
-                if row is not None:
-                    _reduction(ax, row, i + 0.17 * (2 * j - 1), BLUE if objective == "flow_velocity" else RED, least)
-        ax.axvline(0, color=BLACK, lw=0.8)
-        ax.axvline(0.47, color=BLACK, lw=1, ls="--")
-        ax.annotate("claimed 47 %", (0.47, -0.75), xytext=(-3, 0), textcoords="offset points", ha="right", va="center", fontsize=7, bbox={"fc": "white", "ec": "none", "pad": 0.5})
-        ax.set(title=LABELS[method] + (", common subset" if method == "unet" else ", full sample"), xlabel="reduction of the loss", xlim=(least, 1.05), yticks=range(len(baselines_)),
-               ylim=(len(baselines_) - 0.5, -1))
+    first = None
+    for column, method in enumerate(("unet", "mlp", "gated_mlp")):
+        first = ax = figure.add_subplot(grid[1, column], sharey=first)
+        for i, row in ((i, r) for i, b in enumerate(baselines_) for r in result["reductions"] if (r["method"], r["baseline"]) == (method, b)):
+            j = list(OBJECTIVES).index(row["objective"])
+            _reduction(ax, row, i + 0.17 * (2 * j - 1), (BLUE, RED)[j], least=-0.5)
+        _reduction_axis(ax, -0.5)
+        ax.set(title=LABELS[method] + (", common subset" if method == "unet" else ", full sample"), xlabel="reduction of the loss",
+               yticks=range(len(baselines_)), ylim=(len(baselines_) - 0.5, -0.7))
         ax.set_yticklabels([LABELS[b] for b in baselines_])
-        ax.set_xticks((0, 0.5, 1))
-        ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    axes[0].set_ylabel("baseline")
+        ax.tick_params(labelleft=column == 0)
     for j, (objective, label) in enumerate(OBJECTIVES.items()):
-        axes[0].plot([], [], color=(BLUE, RED)[j], marker=MARKERS[objective], ms=4, label=label)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
+        first.plot([], [], color=(BLUE, RED)[j], marker=MARKERS[objective], ms=4, label=label)
+    first.plot([], [], color=BLACK, lw=1, ls="--", label="claimed 47 %")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncol=3)
     return figure
+
+
+def _primary(ax: Axes, rows: list[dict]) -> None:
+    for y, row in enumerate(rows):
+        _reduction(ax, row, y, (BLUE, RED)[list(OBJECTIVES).index(row["objective"])], least=-0.5)
+        low, high = row["ci95"]
+        text = f"{100 * row['reduction']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
+        ax.annotate(text, (1.1, y), va="center", fontsize=7, annotation_clip=False)
+    _reduction_axis(ax, -0.5)
+    ax.set(title="primary definitions, with 95 % intervals", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+    ax.set_yticklabels([f"{LABELS[row['method']]} over {LABELS[row['baseline']]}" for row in rows])
+
+
+def _reduction_axis(ax: Axes, least: float) -> None:
+    ax.axvline(0, color=BLACK, lw=0.8)
+    ax.axvline(0.47, color=BLACK, lw=1, ls="--")
+    ax.set_xlim(least, 1.05)
+    ax.set_xticks((0, 0.5, 1))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
 
 
 def _reduction(ax: Axes, row: dict, y: float, colour: str, least: float) -> None:
@@ -167,6 +184,23 @@ def _reduction(ax: Axes, row: dict, y: float, colour: str, least: float) -> None
         return
     ax.plot([max(low, least), high], [y, y], color=colour, lw=1.4)
     ax.plot(max(row["reduction"], least), y, marker=MARKERS[row["objective"]], color=colour, ms=4)
+
+
+def floors(result: dict) -> Figure:
+    """The reduction of what can be reduced, against the unknown best possible loss, for the primary definitions."""
+    figure, ax = plt.subplots(figsize=(TEXT_WIDTH * 0.62, 2.6))
+    for found, colour, dashes in zip(result["floors"], (PURPLE, GREEN, RED), ((4, 1.5), (1, 1), ())):
+        share = [row["floor"] / found["lowest_loss_seen"] for row in found["rows"]]
+        ax.fill_between(share, *zip(*(row["ci95"] for row in found["rows"])), color=colour, alpha=0.25, lw=0)
+        label = f"{LABELS[found['method']]} over {LABELS[found['baseline']]}, {OBJECTIVES[found['objective']].removesuffix(' loss')}"
+        ax.plot(share, [row["reduction"] for row in found["rows"]], color=colour, dashes=dashes, marker="o", ms=3, label=label)
+    ax.axhline(0, color=BLACK, lw=0.8)
+    ax.axhline(0.47, color=BLACK, lw=1, ls="--", label="claimed 47 %")
+    ax.set(xlabel="assumed best possible loss, as a share of the lowest loss seen", ylabel="reduction of the rest", xlim=(0, 1), ylim=(-1, 1.05))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    figure.legend(loc="outside lower center", ncol=1)
+    return figure
 
 
 def samples(result: dict) -> Figure:
@@ -241,6 +275,7 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "training": (training, "training"),
     "loss_by_noise": (loss_by_noise, "loss_comparison"),
     "reductions": (reductions, "loss_comparison"),
+    "floors": (floors, "loss_comparison"),
     "samples": (samples, "sample_quality"),
     "throughput": (throughput, "benchmarks"),
     "solvers": (solvers, "benchmarks"),

@@ -113,6 +113,7 @@ def test_committed_benchmarks_have_what_their_readers_need():
     assert ratios["shuffled batches, checksums on"] >= 0.3 and ratios["shuffled batches, checksums on, against rows one at a time"] >= 20
     memory = [row for row in benchmarks["rows"] if row["name"].startswith("peak memory")]
     assert len(memory) == 2 and all(row["ratio"] <= 1 for row in memory)
+    assert min(row["ratio"] for row in benchmarks["rows"] if row["name"].startswith("growth")) >= 0.75
     assert len(benchmarks["growth"]["tokens"]) == len(benchmarks["growth"]["gigabytes"]) == 3
 
 

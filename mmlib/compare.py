@@ -87,14 +87,14 @@ def evaluate(methods: Mapping[str, Denoiser], slow_methods: Mapping[str, Denoise
 def loss_interval(losses: Losses, method: str) -> tuple[float, float]:
     """Of the mean loss."""
     sums_d, counts_d = losses.by_document(method)
-    return bootstrap_interval(lambda w: (w @ sums_d) / (w @ counts_d), counts_d, positive=True)
+    return bootstrap_interval(lambda w: (w @ sums_d) / (w @ counts_d), len(counts_d), positive=True)
 
 
 def reduction_interval(losses: Losses, method: str, baseline: str, floor: float = 0.0) -> tuple[float, float]:
     """Of 1 − (L_method − floor) / (L_baseline − floor), paired. The floor lies below both losses."""
     (sums_d, counts_d), (baseline_d, _) = losses.by_document(method), losses.by_document(baseline)
     ours_d, theirs_d = sums_d - floor * counts_d, baseline_d - floor * counts_d
-    low, high = bootstrap_interval(lambda w: (w @ ours_d) / (w @ theirs_d), counts_d, positive=floor == 0)  # resamples may pass a floor
+    low, high = bootstrap_interval(lambda w: (w @ ours_d) / (w @ theirs_d), len(counts_d), positive=floor == 0)  # resamples may pass a floor
     return 1 - high, 1 - low
 
 

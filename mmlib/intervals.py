@@ -1,50 +1,64 @@
-"""Confidence intervals that treat whole documents as the independent units: a paired cluster bootstrap.
+"""Confidence intervals that treat whole documents as the independent units: a paired, studentised cluster bootstrap.
 
-Resampling n clusters with replacement and reading off percentiles covers too rarely with few documents of unequal length. Here n − 1
-of the n documents are drawn and weighted n/(n − 1) (Rao and Wu 1988), which makes the bootstrap's variance unbiased for a mean, and its
-standard error meets Student's t with Kish's effective number of documents less one as its degrees of freedom. What each kind of
-interval covers in simulation is checked in tests/test_intervals.py.
+Percentiles of resampled documents cover too rarely when documents are few and of unequal length (88 to 90 % for 95 % in simulations like
+the test documents here). The symmetric bootstrap-t (Hall 1988) does not under-cover there (tests/test_intervals.py): in each resample the
+distance from the estimate is divided by that resample's own jackknife standard error, and the 95 % quantile of its absolute value takes
+the place of Student's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
-import scipy.stats
-
-from mmlib.corpus import effective_clusters
 
 RESAMPLES = 2000
+LEAST_DOCUMENTS = 5  # with fewer, too many resamples hold one document alone
+ROUNDING = 1e-9  # a spread below this share is none
+Statistic = Callable[[np.ndarray], np.ndarray]  # weights of the documents (…, documents) → values (…)
 
 
-def resampled_weights(n_documents: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Weights of the documents in each resample, (resamples, documents), with mean 1.
-
-    Raises:
-        ValueError: fewer than two documents, which have no spread.
-    """
-    if n_documents < 2:
-        raise ValueError(f"{n_documents} document: an interval needs at least two")
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(n_documents - 1, np.full(n_documents, 1 / n_documents), resamples) * n_documents / (n_documents - 1)
+@lru_cache(maxsize=8)
+def resampled(n_documents: int, seed: int = 0) -> np.ndarray:
+    """How often each document is drawn in each resample, (resamples, documents), after the documents themselves in the first row."""
+    drawn = np.random.default_rng(seed).multinomial(n_documents, np.full(n_documents, 1 / n_documents), RESAMPLES)
+    return np.concatenate([np.ones((1, n_documents)), drawn])
 
 
-def bootstrap_interval(statistic: Callable[[np.ndarray], np.ndarray], sizes_d: Sequence[float], *, positive: bool = False,
-                       level: float = 0.95) -> tuple[float, float]:
+def jackknife_errors(statistic: Statistic, weights_rd: np.ndarray) -> np.ndarray:
+    """Standard error of the statistic in each resample, (r,), from leaving out one drawn document at a time."""
+    n = weights_rd.shape[1]
+    without_rdd = np.maximum(weights_rd[:, None, :] - np.eye(n), 0)
+    values_rd = statistic(without_rdd)
+    centre_r = (weights_rd * values_rd).sum(1, keepdims=True) / n
+    return np.sqrt((n - 1) / n * (weights_rd * (values_rd - centre_r) ** 2).sum(1))
+
+
+def bootstrap_interval(statistic: Statistic, n_documents: int, *, positive: bool = False, level: float = 0.95) -> tuple[float, float]:
     """Interval for a statistic of the test documents.
 
     Paired, if the statistic is of two methods' sums on the same documents: `lambda w: (w @ ours_d) / (w @ theirs_d)`.
 
     Args:
-        statistic: maps weights of the documents (resamples, documents) to values (resamples,).
-        sizes_d: tokens of each document, for the degrees of freedom.
-        positive: the statistic is positive, such as a loss or a ratio of losses: its logarithm is what is resampled.
+        positive: the statistic is positive, such as a loss or a ratio of losses: the interval is of its logarithm.
     Raises:
-        ValueError: fewer than two documents.
+        ValueError: too few documents, or the statistic is not finite on some resample.
     """
-    n = len(sizes_d)
-    values_r = np.asarray(statistic(np.concatenate([np.ones((1, n)), resampled_weights(n)])), dtype=np.float64)
-    if positive:
-        values_r = np.log(values_r)
-    reach = scipy.stats.t.ppf((1 + level) / 2, effective_clusters(sizes_d) - 1) * values_r[1:].std(ddof=1)
+    if n_documents < LEAST_DOCUMENTS:
+        raise ValueError(f"{n_documents} documents: an interval needs at least {LEAST_DOCUMENTS}")
+
+    def value(weights: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.log(statistic(weights)) if positive else np.asarray(statistic(weights), dtype=np.float64)
+
+    weights_rd = resampled(n_documents)
+    values_r = value(weights_rd)
+    if not np.isfinite(values_r).all():
+        raise ValueError(f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of {n_documents} documents")
+    errors_r = jackknife_errors(value, weights_rd)
+    if errors_r[0] <= ROUNDING * max(1, abs(values_r[0])):  # a method against itself
+        reach = 0.0
+    else:
+        spread = errors_r[1:] > ROUNDING * errors_r[0]  # not so where one document alone was drawn, or equal ones
+        reach = errors_r[0] * np.quantile(np.abs(values_r[1:][spread] - values_r[0]) / errors_r[1:][spread], level)
     low, high = values_r[0] - reach, values_r[0] + reach
     return (float(np.exp(low)), float(np.exp(high))) if positive else (float(low), float(high))

@@ -74,7 +74,7 @@ def test_mix_finds_the_linear_optimum(z):
 
 def test_floors_by_hand():
     """Losses 1.2 and 1.5: above a floor of 0.6 the reduction is 1 − 0.6/0.9; it is 47 % where (1.2 − E) = 0.53 (1.5 − E)."""
-    losses = Losses(np.array([0.5]), {"m": np.array([[12.0, 24.0]]), "b": np.array([[15.0, 30.0]])}, np.array([[10.0, 20.0]]))
+    losses = Losses(np.array([0.5]), {"m": np.array([[12.0, 24, 12, 12, 6]]), "b": np.array([[15.0, 30, 15, 15, 7.5]])}, np.array([[10.0, 20, 10, 10, 5]]))
     found = floor_rows(losses, "m", "b", steps=2)
     assert found["lowest_loss_seen"] == pytest.approx(1.2) and [row["floor"] for row in found["rows"]] == pytest.approx([0, 0.6])
     assert [row["reduction"] for row in found["rows"]] == pytest.approx([0.2, 1 / 3])
@@ -89,11 +89,14 @@ def test_a_method_against_itself_is_reduced_by_exactly_nothing(z):
 
 
 def test_rows_by_hand():
-    losses = Losses(np.array([0.01, 0.5]), {"m": np.array([[4.0, 2.0], [1.0, 1.0]]), "b": np.array([[8.0, 4.0], [2.0, 2.0]])}, np.array([[2.0, 1], [2, 1]]))
+    """Five documents of 2, 1, 1, 1, 1 tokens at two levels: means over tokens, and over documents."""
+    method = np.array([[4.0, 2, 2, 2, 2], [1, 1, 1, 1, 1]])
+    losses = Losses(np.array([0.01, 0.5]), {"m": method, "b": 2 * method}, np.array([[2.0, 1, 1, 1, 1], [2, 1, 1, 1, 1]]))
     row = loss_rows(losses, "o", "all", {"m": {"parameters": 1}, "b": {}})[0]
-    assert row["loss"] == pytest.approx((2 + 2 / 3) / 2) and row["loss_without_sigma_below_0.05"] == pytest.approx(2 / 3)
-    assert row["loss_documents_equal"] == pytest.approx((5 / 4 + 3 / 2) / 2) and row["parameters"] == 1
-    assert reduction_rows(losses, "o", "all", ["m"], ["b"])[0]["reduction"] == pytest.approx(0.5)
+    assert row["loss"] == pytest.approx((12 / 6 + 5 / 6) / 2) and row["loss_without_sigma_below_0.05"] == pytest.approx(5 / 6)
+    assert row["loss_documents_equal"] == pytest.approx((5 / 4 + 4 * 3 / 2) / 5) and row["parameters"] == 1
+    reduction = reduction_rows(losses, "o", "all", ["m"], ["b"])[0]
+    assert reduction["reduction"] == pytest.approx(0.5) and reduction["ci95"] == pytest.approx([0.5, 0.5])
 
 
 @pytest.mark.parametrize("interval, expected", [((0.1, 0.3), "below"), ((0.4, 0.5), "consistent with"), ((0.5, 0.9), "above")])

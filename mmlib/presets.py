@@ -5,7 +5,8 @@ Steps of the `default` preset were calibrated once on two CPU cores to the minut
 
 from dataclasses import dataclass, replace
 
-PCA_K = 64  # components of the PCA methods, in every preset: the methods are named by it
+PCA_K = 64  # components of the primary PCA methods, in every preset: the methods are named by it
+PCA_KS = (16, 64, 256)  # all that are compared
 
 
 @dataclass(frozen=True)

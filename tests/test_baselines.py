@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sae_lens import StandardSAE, StandardSAEConfig
 
 from mmlib.baselines import SAEDenoiser, load_sae, sae_quality, save_sae, train_sae
 from mmlib.gaussian import clean_input
@@ -43,3 +44,13 @@ def test_denoiser_is_the_reconstruction_of_what_it_is_fed(trained):
         assert torch.allclose(SAEDenoiser(sae, fed)(z, 0.3), sae(clean_input(z, 0.3, fed)))
     with pytest.raises(ValueError, match="expected 'mean_estimate' or 'rescaled'"):
         SAEDenoiser(sae, "as it is")(z, 0.3)
+
+
+def test_an_sae_with_an_identity_decoder_is_the_naive_estimate():
+    """Latents ReLU(x) and ReLU(−x), decoded to x: nothing is left out, so what remains is what it was fed."""
+    sae, eye = StandardSAE(StandardSAEConfig(d_in=4, d_sae=8)), torch.eye(4)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([eye, -eye], 1))
+        sae.W_dec.copy_(torch.cat([eye, -eye]))
+    x = torch.randn(5, 4)
+    assert torch.allclose(SAEDenoiser(sae, "rescaled")(x, 0.3), x / 0.7, atol=1e-6)

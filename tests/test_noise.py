@@ -45,6 +45,23 @@ def test_a_perfect_network_gives_the_clean_activation(process):
         assert torch.allclose(estimate, z, atol=2e-5)
 
 
+def test_one_estimate_read_through_either_objective_is_the_same():
+    """A velocity network and an ε network that hold the same posterior mean, 0.6 x here, give the same clean estimate of the same x."""
+    x = torch.randn(6, 4)
+
+    def velocity(own_x, time):
+        sigma = time / 1000
+        return (own_x - 0.6 * own_x) / sigma
+
+    def epsilon(own_x, time):
+        a, s = DDPM().at_time(time)
+        return (own_x - a * 0.6 * own_x / (a + s)) / s
+
+    for sigma in (0.05, 0.4, 0.9):
+        assert torch.allclose(FlowMatching().estimate(velocity, x, sigma), 0.6 * x, atol=1e-5)
+        assert torch.allclose(DDPM().estimate(epsilon, x, sigma), 0.6 * x, rtol=2e-3, atol=1e-5)
+
+
 def test_loss_weights_are_those_of_the_objective():
     """A wrong estimate's error in velocity or ε, computed from the definitions, equals weight × its squared error in z."""
     z, noise = torch.randn(6, 4, dtype=torch.double), torch.randn(6, 4, dtype=torch.double)

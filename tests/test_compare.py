@@ -6,7 +6,7 @@ import torch
 
 from mmlib.baselines import MixedDenoiser
 from mmlib.compare import CLAIM, Losses, document_interval, evaluate, loss_rows, plain_words, reduction_rows, verdict
-from mmlib.gaussian import Projection, standard_normal
+from mmlib.gaussian import PrincipalComponents, Projection, standard_normal
 from mmlib.noise import FlowMatching
 
 
@@ -70,6 +70,41 @@ def test_mix_finds_the_linear_optimum(z):
         assert mixed.weights[s][1] == pytest.approx((1 - s) / ((1 - s) ** 2 + s**2), abs=0.03)
     with pytest.raises(ValueError, match="no mix was fitted at σ = 0.123"):
         mixed(z, 0.123)
+
+
+class Remembered:
+    """Knows the clean activations: the perfect estimate."""
+
+    parameters = 7
+
+    def __init__(self, z):
+        self.z = z
+
+    def __call__(self, x, sigma):
+        return self.z
+
+
+def test_mix_gives_all_weight_to_a_perfect_further_term(z):
+    levels = FlowMatching().grid()[::30]
+    mixed = MixedDenoiser(Scaled(0.3), levels, z, torch.Generator().manual_seed(1), also=[Remembered(z)])
+    assert mixed.parameters == 7
+    for level in levels:
+        alpha, beta, gamma = mixed.weights[level.sigma]
+        assert gamma == pytest.approx(1, abs=1e-6) and 0.3 * alpha + beta == pytest.approx(0, abs=1e-6)
+        assert torch.allclose(mixed(torch.randn(z.shape), level.sigma), z, atol=1e-4)
+
+
+def test_mix_is_never_worse_than_its_terms_on_the_tokens_it_was_fitted_to(z):
+    """Also where two terms differ by rounding alone: their weights must not grow to make use of it."""
+    scaled = z * torch.tensor([3.0, 1.0, 1.0, 0.3, 0.1])
+    gaussian, levels = PrincipalComponents.fit(scaled).gaussian(), FlowMatching().grid()[::9]
+    for inner in (Projection(torch.zeros(5), torch.eye(5)[:, :2], "mean_estimate"), gaussian, standard_normal(5)):
+        mixed = MixedDenoiser(inner, levels, scaled, torch.Generator().manual_seed(1), also=[gaussian])
+        generator = torch.Generator().manual_seed(1)  # the noise of the fit again
+        for s in (level.sigma for level in levels):
+            x = (1 - s) * scaled + s * torch.randn(z.shape, generator=generator)
+            mixed_error, *errors = ((method(x, s) - scaled).double().square().mean().item() for method in (mixed, inner, gaussian, Scaled(1.0)))
+            assert mixed_error <= min(errors) * (1 + 1e-5) and max(map(abs, mixed.weights[s])) < 300
 
 
 @pytest.mark.parametrize("effect", [0.05, 0.3])

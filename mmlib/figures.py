@@ -74,19 +74,19 @@ def activations(result: dict) -> Figure:
 
 def baselines(result: dict) -> Figure:
     """Reconstruction of clean activations by PCA-k and SAEs, and how often the latents of the main one fire."""
-    figure, (fvu, firing) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.4))
+    figure, (fvu, firing) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.6), width_ratios=(1.5, 1))
     pca, sae = result["pca"], result["sae"]
     fvu.plot(pca["k"], pca["fvu"], color=ORANGE, marker="o", ms=3, label="PCA-k")
     for row in result["sae_grid"].values():
         _sae(fvu, row, "none")
     _sae(fvu, sae, GREEN)
-    fvu.plot([], [], color=GREEN, marker="D", ms=5, ls="", label=f"TopK SAE, {sae['train_activations'] / 1e6:.1g} M activations")
+    fvu.plot([], [], color=GREEN, marker="D", ms=5, ls="", label=f"TopK SAE, {sae['train_activations'] / 1e6:.1g} M seen")
     small = next(iter(result["sae_grid"].values()))
     for kind in dict.fromkeys(row["kind"] for row in result["sae_grid"].values()):
         fvu.plot([], [], color=GREEN, marker=SAE_MARKERS[kind][0], mfc="none", ms=5, ls="",
                  label=f"{SAE_MARKERS[kind][1]}, {small['train_activations'] / 1e6:.1g} M")
     fvu.set(title="clean activations of validation documents", xlabel="components or active latents", ylabel="FVU", xscale="log", ylim=(0, 1.02))
-    fvu.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    fvu.legend(loc="lower left", title="larger: more latents", alignment="left", title_fontsize=7.5)
     frequency = np.asarray(sae["frequency"])
     firing.hist(np.log10(frequency[frequency > 0]), bins=40, color=GREEN)
     firing.set(title=f"SAE latents ({100 * sae['dead']:.1f} % silent here)", xlabel="log₁₀ share of activations", ylabel="latents")
@@ -98,7 +98,7 @@ SAE_MARKERS = {"topk": ("D", "TopK"), "batchtopk": ("s", "BatchTopK"), "jumprelu
 
 def _sae(ax: Axes, row: dict, face: str) -> None:
     """A point whose size grows with the number of latents."""
-    ax.plot(row["l0"], row["fvu"], marker=SAE_MARKERS[row["kind"]][0], ms=4 + np.log2(row["latents"] / 2048), color=GREEN, mfc=face, ls="")
+    ax.plot(row["l0"], row["fvu"], marker=SAE_MARKERS[row["kind"]][0], ms=2 + 2 * np.sqrt(row["latents"] / 2048), color=GREEN, mfc=face, ls="")
 
 
 def independence(result: dict) -> Figure:

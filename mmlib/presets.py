@@ -153,7 +153,7 @@ PRESETS = {
         Preset(
             name="default",
             sae=SAESize(latents=4096, k=64, steps=1000),  # 5 minutes
-            sae_grid=_sae_grid(latents=4096, k=64, steps=400, batch=256),  # 4 minutes in all
+            sae_grid=_sae_grid(latents=4096, k=64, steps=320, batch=256),  # 4 minutes in all
             recipes=_recipes(
                 UNetSize(channels=(32, 64, 128), layers_per_block=1),
                 Training("ddpm_epsilon", steps=1200, batch=32, lr=1e-3, ema=0.995, bf16=False),  # 5 minutes

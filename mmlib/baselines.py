@@ -1,10 +1,21 @@
 """Sparse autoencoders (SAEs), trained by SAELens, as denoisers. PCA and Gaussians are in `mmlib.gaussian`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import NormalDist
 
 import torch
-from sae_lens import SAE, LoggingConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens import (
+    SAE,
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    JumpReLUTrainingSAE,
+    JumpReLUTrainingSAEConfig,
+    LoggingConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+)
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
@@ -15,16 +26,46 @@ from mmlib.presets import SAESize
 from mmlib.store import ActivationStore
 
 
+def _topk(d: int, size: SAESize, device: str) -> TrainingSAE:
+    """The k largest latents of each activation (Gao et al. 2024)."""
+    return TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=size.latents, k=size.k, device=device))
+
+
+def _batchtopk(d: int, size: SAESize, device: str) -> TrainingSAE:
+    """The k·batch largest latents of a batch (Bussmann et al. 2024); saved with the running mean of the least of them as threshold."""
+    rate = max(0.01, min(1.0, 20 / size.steps))  # of that mean: SAELens's 0.01 would not forget the start within a few hundred steps
+    return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=d, d_sae=size.latents, k=size.k, topk_threshold_lr=rate, device=device))
+
+
+def _jumprelu(d: int, size: SAESize, device: str) -> TrainingSAE:
+    """A learnt threshold for each latent (Rajamanoharan et al. 2024), with Gemma Scope 2's quadratic penalty around L0 = k.
+
+    Thresholds begin where about k latents pass: from SAELens's 0.01 Adam would not bring them there within a few hundred steps.
+    """
+    spread = 0.1 * NormalDist().inv_cdf(1 - size.k / size.latents)  # latents of standardised z start with a standard deviation of 0.1
+    return JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(
+        d_in=d, d_sae=size.latents, jumprelu_sparsity_loss_mode="quadratic", target_l0=size.k, jumprelu_ste_to_input=True,
+        jumprelu_init_threshold=max(0.01, spread), l0_warm_up_steps=size.steps // 5, device=device))
+
+
+SAE_KINDS = {"topk": _topk, "batchtopk": _batchtopk, "jumprelu": _jumprelu}
+
+
 def train_sae(batches: Iterator[Tensor], d: int, size: SAESize, *, seed: int, device: str = "cpu") -> SAE:
-    """Train a TopK SAE (Gao et al. 2024) on clean standardised activations, the way people use SAEs.
+    """Train an SAE on clean standardised activations, the way people use SAEs.
 
     Args:
         batches: standardised activations, each (size.batch, d).
     Returns:
-        The SAE in evaluation mode, on the CPU; `encode` gives latents (n, latents), `decode` activations (n, d).
+        The SAE in evaluation mode, on the CPU; `encode` gives latents (n, latents), `decode` activations (n, d). One of kind "batchtopk"
+        encodes a batch as a whole until it is saved and loaded.
+    Raises:
+        ValueError: unknown kind.
     """
+    if size.kind not in SAE_KINDS:
+        raise ValueError(f"unknown kind of SAE {size.kind!r}: expected one of {', '.join(SAE_KINDS)}")
     torch.manual_seed(seed)
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=size.latents, k=size.k, device=device))
+    sae = SAE_KINDS[size.kind](d, size, device)
     config = SAETrainerConfig(
         total_training_samples=size.steps * size.batch, train_batch_size_samples=size.batch, lr=size.lr, lr_end=size.lr / 10, device=device,
         lr_warm_up_steps=size.steps // 20, lr_decay_steps=size.steps // 5,
@@ -88,19 +129,28 @@ class MixedDenoiser:
         levels: the noise levels at which it will be asked.
         z_nd: standardised activations of training documents to fit on.
         generator: draws the noise.
+        also: further denoisers whose estimates are added, each with a weight γ of its own: α ẑ + β x + Σ γ ẑ'. With the full Gaussian
+            the mix is no worse than the best linear method on the tokens it was fitted to.
     """
 
-    def __init__(self, inner: Denoiser, levels: list[Level], z_nd: Tensor, generator: torch.Generator):
-        self.inner, self.parameters = inner, inner.parameters
+    def __init__(self, inner: Denoiser, levels: list[Level], z_nd: Tensor, generator: torch.Generator, also: Sequence[Denoiser] = ()):
+        self.inner, self.also = inner, tuple(also)
+        self.parameters = inner.parameters + sum(denoiser.parameters for denoiser in self.also)
         self.weights = {level.sigma: self._fit(level.sigma, z_nd, generator) for level in levels}
 
-    def _fit(self, sigma: float, z_nd: Tensor, generator: torch.Generator) -> tuple[float, float]:
+    def _terms(self, x_nd: Tensor, sigma: float) -> list[Tensor]:
+        return [self.inner(x_nd, sigma), x_nd, *(denoiser(x_nd, sigma) for denoiser in self.also)]
+
+    def _fit(self, sigma: float, z_nd: Tensor, generator: torch.Generator) -> tuple[float, ...]:
+        """Least squares by singular values, of terms scaled to one length; what differs between terms by float32 rounding alone gets no weight."""
         x_nd = (1 - sigma) * z_nd + sigma * torch.randn(z_nd.shape, generator=generator)
-        terms = torch.stack([self.inner(x_nd, sigma).flatten(), x_nd.flatten()], 1).double()
-        return tuple(torch.linalg.lstsq(terms, z_nd.flatten()[:, None].double(), driver="gelsd").solution[:, 0].tolist())
+        terms = torch.stack([term.flatten() for term in self._terms(x_nd, sigma)], 1).double()
+        length = terms.norm(dim=0)
+        length[length == 0] = 1.0
+        solution = torch.linalg.lstsq(terms / length, z_nd.flatten()[:, None].double(), rcond=1e-6, driver="gelsd").solution[:, 0]
+        return tuple((solution / length).tolist())
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
         if sigma not in self.weights:
             raise ValueError(f"no mix was fitted at σ = {sigma}: expected one of the {len(self.weights)} fitted levels")
-        alpha, beta = self.weights[sigma]
-        return alpha * self.inner(x_nd, sigma) + beta * x_nd
+        return sum(weight * term for weight, term in zip(self.weights[sigma], self._terms(x_nd, sigma)))

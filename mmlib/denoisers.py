@@ -12,6 +12,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmlib.sparse_denoiser import SparseDenoiser
+
 
 def by_run(x_nm: Tensor, runs: int) -> Tensor:
     """(u, n/u, m): the rows that share a time together.
@@ -183,7 +185,7 @@ class UNetDenoiser(ModelMixin, ConfigMixin):
 ActivationDiffusionModel = UNetDenoiser  # the article's name for it
 
 
-DENOISERS = {"MLPDenoiser": MLPDenoiser, "UNetDenoiser": UNetDenoiser}
+DENOISERS = {"MLPDenoiser": MLPDenoiser, "UNetDenoiser": UNetDenoiser, "SparseDenoiser": SparseDenoiser}
 
 
 def count_parameters(network: torch.nn.Module) -> int:

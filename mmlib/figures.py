@@ -73,23 +73,56 @@ def activations(result: dict) -> Figure:
 
 
 def baselines(result: dict) -> Figure:
-    """Reconstruction of clean activations by PCA-k and the SAE, and how often the SAE's latents fire."""
-    figure, (fvu, firing) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.4))
+    """Reconstruction of clean activations by PCA-k and SAEs, and how often the latents of the main one fire."""
+    figure, (fvu, firing) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.6), width_ratios=(1.5, 1))
     pca, sae = result["pca"], result["sae"]
     fvu.plot(pca["k"], pca["fvu"], color=ORANGE, marker="o", ms=3, label="PCA-k")
-    fvu.plot(sae["l0"], sae["fvu"], color=GREEN, marker="D", ms=5, ls="", label=f"TopK SAE, {sae['latents']:,} latents")
-    fvu.set(title="clean activations of validation documents", xlabel="components or active latents", ylabel="FVU", xscale="log", ylim=(0, 1))
-    fvu.legend()
+    for row in result["sae_grid"].values():
+        _sae(fvu, row, "none")
+    _sae(fvu, sae, GREEN)
+    fvu.plot([], [], color=GREEN, marker="D", ms=5, ls="", label=f"TopK SAE, {sae['train_activations'] / 1e6:.1g} M seen")
+    small = next(iter(result["sae_grid"].values()))
+    for kind in dict.fromkeys(row["kind"] for row in result["sae_grid"].values()):
+        fvu.plot([], [], color=GREEN, marker=SAE_MARKERS[kind][0], mfc="none", ms=5, ls="",
+                 label=f"{SAE_MARKERS[kind][1]}, {small['train_activations'] / 1e6:.1g} M")
+    fvu.set(title="clean activations of validation documents", xlabel="components or active latents", ylabel="FVU", xscale="log", ylim=(0, 1.02))
+    fvu.legend(loc="lower left", title="larger: more latents", alignment="left", title_fontsize=7.5)
     frequency = np.asarray(sae["frequency"])
     firing.hist(np.log10(frequency[frequency > 0]), bins=40, color=GREEN)
     firing.set(title=f"SAE latents ({100 * sae['dead']:.1f} % silent here)", xlabel="log₁₀ share of activations", ylabel="latents")
     return figure
 
 
+SAE_MARKERS = {"topk": ("D", "TopK"), "batchtopk": ("s", "BatchTopK"), "jumprelu": ("^", "JumpReLU")}
+
+
+def _sae(ax: Axes, row: dict, face: str) -> None:
+    """A point whose size grows with the number of latents."""
+    ax.plot(row["l0"], row["fvu"], marker=SAE_MARKERS[row["kind"]][0], ms=2 + 2 * np.sqrt(row["latents"] / 2048), color=GREEN, mfc=face, ls="")
+
+
+def independence(result: dict) -> Figure:
+    """Joint firing of the SAE's latents against independence, and the tails of whitened coordinates against a Gaussian's."""
+    figure, (joint, tails) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.5))
+    found, whitened = result["independence"]["coactivation"], result["independence"]["whitened"]
+    for name, colour, dash, label in (("null", BLACK, "--", "shifted apart"), ("data", GREEN, "-", "as they are")):
+        joint.stairs(found["histogram"][name], found["histogram"]["edges"], color=colour, ls=dash, lw=1.3, label=label)
+    joint.set(title=f"pairs of {found['latents']} SAE latents", xlabel="log₂ (joint rate / product of rates)", ylabel="share of pairs")
+    joint.legend()
+    component = np.arange(1, len(whitened["kurtosis"]) + 1)
+    tails.plot(component, whitened["kurtosis"], ".", color=BLUE, ms=2.5, label="as it is")
+    tails.plot(component, whitened["norm_kurtosis"], "x", color=ORANGE, ms=2.5, mew=0.6, label="every token scaled to one norm")
+    tails.axhline(0, color=BLACK, lw=0.8, ls=":", label="a Gaussian's")
+    tails.set(title="whitened principal components", xlabel="component", ylabel="excess kurtosis", xscale="log")
+    tails.set_yscale("symlog", linthresh=1)
+    tails.legend()
+    return figure
+
+
 def training(result: dict) -> Figure:
     """Training and validation loss of the networks against activations seen and against seconds."""
     figure, axes = plt.subplots(2, 2, figsize=(TEXT_WIDTH, 4.2), sharey="row")
-    for row, names in zip(axes, (("mlp", "gated_mlp"), ("unet",))):
+    for row, names in zip(axes, (("mlp", "gated_mlp", "denoising_sae"), ("unet",))):
         for name in names:
             for ax, key in zip(row, ("activations", "seconds")):
                 _training_curve(ax, result[name]["log"], key, name)
@@ -101,7 +134,7 @@ def training(result: dict) -> Figure:
         lowest = min(run["references"]["gaussian"], *(e["loss"] for name in names for e in result[name]["log"]))
         row[0].set(ylabel=f"{OBJECTIVES[run['objective']]} per dimension", ylim=(0.95 * lowest, (3 if "unet" in names else 1.35) * run["references"]["mean"]))
         row[0].set_title(", ".join(f"{LABELS[name]}: {result[name]['parameters'] / 1e6:.1f} M parameters" for name in names), loc="left")
-    neutral = [*(Line2D([], [], color=LINES[name][0], dashes=LINES[name][1], label=LABELS[name]) for name in ("mlp", "gated_mlp", "unet")),
+    neutral = [*(Line2D([], [], color=LINES[name][0], dashes=LINES[name][1], label=LABELS[name]) for name in ("mlp", "gated_mlp", "denoising_sae", "unet")),
                Line2D([], [], color="0.4", alpha=0.5, lw=1, label="training batches"),
                Line2D([], [], color="0.4", marker="o", ms=3, label="validation, averaged weights"),
                *(line for line in axes[0, 0].get_lines() if line.get_label() in (LABELS["mean"], LABELS["gaussian"]))]
@@ -121,7 +154,7 @@ def loss_by_noise(result: dict) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.3))
     for ax, (objective, label) in zip(axes, OBJECTIVES.items()):
         curves = result["curves"][objective]
-        for method, (colour, dashes) in LINES.items():
+        for method, (colour, dashes) in ((m, line) for m, line in LINES.items() if m in curves["loss"]):
             ax.plot(curves["sigma"], curves["loss"][method], color=colour, dashes=dashes, lw=1.3, label=LABELS[method])
         ax.set(yscale="log", xlabel="noise level σ", ylabel=f"{label} per dimension", xlim=(0, 1))
         ax.set_ylim((0.8, 10) if objective == "flow_velocity" else (1e-3, 10))
@@ -272,6 +305,7 @@ def throughput(result: dict) -> Figure:
 FIGURES = {  # name of the figure → (drawing function, name of the results file)
     "activations": (activations, "activations"),
     "baselines": (baselines, "baselines"),
+    "independence": (independence, "baselines"),
     "training": (training, "training"),
     "loss_by_noise": (loss_by_noise, "loss_comparison"),
     "reductions": (reductions, "loss_comparison"),

@@ -59,23 +59,33 @@ class UNetSize:
 
 
 @dataclass(frozen=True)
+class SparseSize:
+    """A TopK sparse autoencoder that is trained to denoise, see `sparse_denoiser.SparseDenoiser`."""
+
+    latents: int
+    k: int  # active latents per activation
+    level_gain: bool = False  # its output is scaled by a number that depends on the noise level
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A denoiser and how it is trained."""
 
-    size: MLPSize | UNetSize
+    size: MLPSize | UNetSize | SparseSize
     training: Training
     linear_skip: bool = False  # the network adds to the closed-form Gaussian's prediction
 
 
 @dataclass(frozen=True)
 class SAESize:
-    """A TopK sparse autoencoder, trained with SAELens on clean standardised activations."""
+    """A sparse autoencoder, trained with SAELens on clean standardised activations."""
 
     latents: int
-    k: int  # active latents per activation (L0)
+    k: int  # active latents per activation (L0): exactly ("topk"), on average ("batchtopk"), aimed at ("jumprelu")
     steps: int
     batch: int = 1024
     lr: float = 1e-3
+    kind: str = "topk"  # or "batchtopk", "jumprelu"; see `baselines.SAE_KINDS`
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,8 @@ class Preset:
 
     name: str
     sae: SAESize
-    recipes: dict[str, Recipe]  # "unet": the article's, "mlp": the paper's, "gated_mlp": ours
+    recipes: dict[str, Recipe]  # "unet": the article's, "mlp": the paper's, "gated_mlp": ours, "denoising_sae": an SAE trained to denoise
+    sae_grid: dict[str, SAESize]  # further SAEs of other sizes, sparsities and kinds, all with one smaller budget
     model: str = "gemma3-270m"
     corpus: str = "wikipedia"
     layer: int | None = None  # block index from 0; None: the middle block, L/2 − 1
@@ -100,16 +111,26 @@ class Preset:
     eval_tokens: int = 1000  # test tokens at each of the 100 noise levels, fresh ones at each
     eval_tokens_common: int = 200  # of these, the tokens that every method sees, the slow UNet too
     mix_tokens: int = 1000  # training tokens per level on which the per-level mixes are fitted
+    paired_latents: int = 500  # the SAE's most frequent ones, whose pairs are tested for independence
     samples: int = 5000  # drawn from each generative model
     sample_steps: int = 50
     samples_unet: int = 512  # all methods are also compared at this number, in the top components
     components_unet: int = 16
 
 
-def _recipes(unet: UNetSize, unet_training: Training, mlp: MLPSize, mlp_training: Training, gated_training: Training) -> dict[str, Recipe]:
-    """The three networks of a preset; ours has the size of the paper's."""
+def _recipes(unet: UNetSize, unet_training: Training, mlp: MLPSize, mlp_training: Training, gated_training: Training,
+             sparse: SparseSize, sparse_training: Training) -> dict[str, Recipe]:
+    """The networks of a preset; ours has the size of the paper's."""
     return {"unet": Recipe(unet, unet_training), "mlp": Recipe(mlp, mlp_training),
-            "gated_mlp": Recipe(replace(mlp, gated_skip=True), gated_training)}
+            "gated_mlp": Recipe(replace(mlp, gated_skip=True), gated_training),
+            "denoising_sae": Recipe(sparse, sparse_training, linear_skip=True)}
+
+
+def _sae_grid(latents: int, k: int, steps: int, batch: int) -> dict[str, SAESize]:
+    """SAEs around one size and sparsity: half and double of each, and the same in the other kinds."""
+    sizes = [SAESize(m, l0, steps, batch) for m, l0 in ((latents // 2, k), (latents, k // 2), (latents, k), (latents, 2 * k), (2 * latents, k))]
+    sizes += [SAESize(latents, k, steps, batch, kind=kind) for kind in ("batchtopk", "jumprelu")]
+    return {f"{size.kind}_{size.latents}_k{size.k}": size for size in sizes}
 
 
 PRESETS = {
@@ -119,18 +140,21 @@ PRESETS = {
             name="smoke",  # every line of code in about a minute a notebook; its numbers mean nothing
             documents=200, sampled_documents=40, document_tokens=192,
             sae=SAESize(latents=1024, k=32, steps=30, batch=512),
+            sae_grid={"topk_256_k16": SAESize(256, 16, steps=10, batch=256), "jumprelu_256_k16": SAESize(256, 16, steps=10, batch=256, kind="jumprelu")},
             recipes=_recipes(
                 UNetSize(channels=(32, 32, 32), layers_per_block=1),
                 Training("ddpm_epsilon", steps=12, batch=32, lr=1e-3, ema=0.8, bf16=False, log_every=2, validate_every=6),
                 MLPSize(layers=2, d_model=256, d_mlp=512),
                 Training("flow_velocity", steps=30, batch=256, lr=2e-3, ema=0.9, validate_every=10, keep=(("unet_activations", 2),)),
-                Training("flow_velocity", steps=60, batch=256, lr=2e-3, ema=0.9, levels=64, validate_every=30, keep=(("unet_seconds", 30),))),
+                Training("flow_velocity", steps=60, batch=256, lr=2e-3, ema=0.9, levels=64, validate_every=30, keep=(("unet_seconds", 30),)),
+                SparseSize(latents=256, k=16, level_gain=True), Training("flow_velocity", steps=20, batch=256, lr=1e-3, ema=0.9, validate_every=10)),
             eval_tokens=80, eval_tokens_common=20, mix_tokens=100,
             samples=700, sample_steps=10, samples_unet=64, components_unet=8,
         ),
         Preset(
             name="default",
             sae=SAESize(latents=4096, k=64, steps=1000),  # 5 minutes
+            sae_grid=_sae_grid(latents=4096, k=64, steps=320, batch=256),  # 4 minutes in all
             recipes=_recipes(
                 UNetSize(channels=(32, 64, 128), layers_per_block=1),
                 Training("ddpm_epsilon", steps=1200, batch=32, lr=1e-3, ema=0.995, bf16=False),  # 5 minutes
@@ -138,16 +162,20 @@ PRESETS = {
                 Training("flow_velocity", steps=1100, batch=512, lr=2e-3, ema=0.99, weight_decay=0.05,  # 5 minutes
                          keep=(("unet_activations", 75),)),
                 Training("flow_velocity", steps=3200, batch=512, lr=1e-3, ema=0.995, weight_decay=0.05, levels=64,  # 12 minutes
-                         keep=(("unet_seconds", 1250),))),
+                         keep=(("unet_seconds", 1250),)),
+                SparseSize(latents=4096, k=64, level_gain=True),
+                Training("flow_velocity", steps=3500, batch=1024, lr=3e-3, ema=0.995)),  # 5 minutes
         ),
         Preset(
             name="gpu",  # the article's full-size UNet, longer budgets; any CUDA device of 16 GB
             documents=100_000, batch_tokens=16_384,
             sae=SAESize(latents=8192, k=64, steps=8000, batch=4096),
+            sae_grid=_sae_grid(latents=8192, k=64, steps=2000, batch=4096),
             recipes=_recipes(
                 UNetSize(), Training("ddpm_epsilon", steps=8000, batch=256, lr=3e-4, ema=0.999),
                 MLPSize(), Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, keep=(("unet_activations", 500),)),
-                Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, levels=256, keep=(("unet_seconds", 4000),))),
+                Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, levels=256, keep=(("unet_seconds", 4000),)),
+                SparseSize(latents=8192, k=64, level_gain=True), Training("flow_velocity", steps=8000, batch=4096, lr=3e-3, ema=0.999)),
             eval_tokens=4000, eval_tokens_common=4000, mix_tokens=4000,
             samples=20_000, sample_steps=100, samples_unet=5000, components_unet=64,
         ),

@@ -5,8 +5,9 @@ import torch
 from mmlib.denoisers import MLPDenoiser, UNetDenoiser
 from mmlib.gaussian import GaussianDenoiser
 from mmlib.meta_model import MetaModel
-from mmlib.presets import MLPSize, Recipe
+from mmlib.presets import MLPSize, Recipe, SparseSize
 from mmlib.skip import LinearSkip
+from mmlib.sparse_denoiser import SparseDenoiser
 from mmlib.store import ActivationStore
 
 
@@ -26,6 +27,8 @@ def new_model(recipe: Recipe, stores: ActivationStore | list[ActivationStore], s
     if isinstance(size, MLPSize):
         several = max(store.layer for store in stores) + 1 if len(stores) > 1 else None
         network = MLPDenoiser(d, size.d_model, size.d_mlp, size.layers, several, gated_skip=size.gated_skip)
+    elif isinstance(size, SparseSize):
+        network = SparseDenoiser(d, size.latents, size.k, size.level_gain)
     else:
         network = UNetDenoiser(d, size.channels, size.layers_per_block, size.height, size.order and list(size.order))
     if recipe.linear_skip:

@@ -40,7 +40,7 @@ from mmlib.recipes import new_model
 from mmlib.store import ActivationStore
 
 VALIDATION_ROWS = 1024
-CODE = ("train", "recipes", "meta_model", "denoisers", "skip", "gaussian", "noise", "normaliser", "batches")
+CODE = ("train", "recipes", "meta_model", "denoisers", "sparse_denoiser", "skip", "gaussian", "noise", "normaliser", "batches")
 
 
 class TrainingDiverged(RuntimeError):
@@ -301,7 +301,7 @@ class _TrainingRun:
 def main() -> None:
     """Train one recipe of a preset from the command line, by one or several processes."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("recipe", help="one of the preset's recipes: unet, mlp, gated_mlp")
+    parser.add_argument("recipe", help="one of the preset's recipes: unet, mlp, gated_mlp, denoising_sae")
     parser.add_argument("--preset", default="default")
     parser.add_argument("--seed", type=int, default=0)
     for name, kind in (("model", str), ("corpus", str), ("layer", int)):

@@ -10,8 +10,7 @@ from mmlib.presets import SAESize
 from mmlib.store import ActivationStore, StoreError
 
 
-@pytest.fixture(scope="module")
-def trained():
+def sparse_batches():
     """64 directions in 16 dimensions, 3 active at a time: what an SAE assumes of activations."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(64, 16, generator=generator), dim=1)
@@ -20,6 +19,12 @@ def trained():
         active = torch.rand(n, 64, generator=generator).argsort(1) < 3
         return (active * torch.rand(n, 64, generator=generator)) @ directions
 
+    return batch
+
+
+@pytest.fixture(scope="module")
+def trained():
+    batch = sparse_batches()
     sae = train_sae(iter(batch, None), 16, SAESize(latents=64, k=3, steps=300, batch=256, lr=3e-3), seed=0)
     return sae, batch(2000)
 
@@ -27,6 +32,26 @@ def trained():
 def test_sae_learns_sparse_data(trained):
     quality = sae_quality(*trained)
     assert quality["l0"] <= 3 and quality["fvu"] < 0.45 and len(quality["frequency"]) == 64
+
+
+@pytest.mark.parametrize("kind, most", [("topk", 3), ("batchtopk", 4), ("jumprelu", 12)])
+def test_every_kind_is_trained_saved_and_as_sparse_as_asked(kind, most, tmp_path, make_store):
+    """On the data above, standardised; a JumpReLU only aims at its sparsity."""
+    raw, store = sparse_batches(), ActivationStore(make_store()[0])
+    mean, std = raw(10_000).mean(0), raw(10_000).std(0)
+
+    def batch(n=256):
+        return (raw(n) - mean) / std
+
+    sae = train_sae(iter(batch, None), 16, SAESize(latents=64, k=3, steps=300, batch=256, lr=3e-3, kind=kind), seed=0)
+    save_sae(sae, tmp_path / kind, store.documents)
+    quality = sae_quality(load_sae(tmp_path / kind, store), batch(2000))
+    assert 1 < quality["l0"] <= most and quality["fvu"] < 0.6
+
+
+def test_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="unknown kind of SAE 'lasso': expected one of topk, batchtopk, jumprelu"):
+        train_sae(iter([]), 16, SAESize(latents=64, k=3, steps=1, kind="lasso"), seed=0)
 
 
 def test_round_trip_and_refusal_of_other_documents(trained, tmp_path, make_store):

@@ -6,7 +6,7 @@ import torch
 
 from mmlib.baselines import MixedDenoiser
 from mmlib.compare import CLAIM, Losses, evaluate, floor_rows, loss_rows, plain_words, reduction_rows, verdict
-from mmlib.gaussian import Projection, standard_normal
+from mmlib.gaussian import PrincipalComponents, Projection, standard_normal
 from mmlib.noise import FlowMatching
 
 
@@ -80,6 +80,41 @@ def test_floors_by_hand():
     assert [row["reduction"] for row in found["rows"]] == pytest.approx([0.2, 1 / 3])
     assert found["floor_for_claim"] == pytest.approx((1.2 - 0.53 * 1.5) / 0.47)
     assert floor_rows(losses, "b", "m")["floor_for_claim"] is None
+
+
+class Remembered:
+    """Knows the clean activations: the perfect estimate."""
+
+    parameters = 7
+
+    def __init__(self, z):
+        self.z = z
+
+    def __call__(self, x, sigma):
+        return self.z
+
+
+def test_mix_gives_all_weight_to_a_perfect_further_term(z):
+    levels = FlowMatching().grid()[::30]
+    mixed = MixedDenoiser(Scaled(0.3), levels, z, torch.Generator().manual_seed(1), also=[Remembered(z)])
+    assert mixed.parameters == 7
+    for level in levels:
+        alpha, beta, gamma = mixed.weights[level.sigma]
+        assert gamma == pytest.approx(1, abs=1e-6) and 0.3 * alpha + beta == pytest.approx(0, abs=1e-6)
+        assert torch.allclose(mixed(torch.randn(z.shape), level.sigma), z, atol=1e-4)
+
+
+def test_mix_is_never_worse_than_its_terms_on_the_tokens_it_was_fitted_to(z):
+    """Also where two terms differ by rounding alone: their weights must not grow to make use of it."""
+    scaled = z * torch.tensor([3.0, 1.0, 1.0, 0.3, 0.1])
+    gaussian, levels = PrincipalComponents.fit(scaled).gaussian(), FlowMatching().grid()[::9]
+    for inner in (Projection(torch.zeros(5), torch.eye(5)[:, :2], "mean_estimate"), gaussian, standard_normal(5)):
+        mixed = MixedDenoiser(inner, levels, scaled, torch.Generator().manual_seed(1), also=[gaussian])
+        generator = torch.Generator().manual_seed(1)  # the noise of the fit again
+        for s in (level.sigma for level in levels):
+            x = (1 - s) * scaled + s * torch.randn(z.shape, generator=generator)
+            mixed_error, *errors = ((method(x, s) - scaled).double().square().mean().item() for method in (mixed, inner, gaussian, Scaled(1.0)))
+            assert mixed_error <= min(errors) * (1 + 1e-5) and max(map(abs, mixed.weights[s])) < 300
 
 
 def test_a_method_against_itself_is_reduced_by_exactly_nothing(z):

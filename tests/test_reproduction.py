@@ -80,4 +80,4 @@ def test_the_command_line_trains_what_the_notebook_trained(finished):
         return subprocess.run([sys.executable, "-m", "mmlib.train", recipe, "--preset", "smoke"], cwd=ROOT, capture_output=True, text=True, env=outside)
 
     assert "already trained" in command("gated_mlp").stdout
-    assert "unknown recipe 'mpl': preset smoke has unet, mlp, gated_mlp" in command("mpl").stderr
+    assert "unknown recipe 'mpl': preset smoke has unet, mlp, gated_mlp, denoising_sae" in command("mpl").stderr

@@ -94,7 +94,7 @@ def test_every_preset_is_consistent():
     for preset in PRESETS.values():
         assert preset.eval_tokens % preset.eval_tokens_common == 0 and preset.samples_unet <= preset.samples
         trainings = {name: recipe.training for name, recipe in preset.recipes.items()}
-        assert set(trainings) == {"unet", "mlp", "gated_mlp"}
+        assert set(trainings) == {"unet", "mlp", "gated_mlp", "denoising_sae"}
         for training in trainings.values():
             assert all(step <= training.steps for _, step in training.keep) and training.batch % (training.levels or 1) == 0
         seen = trainings["unet"].steps * trainings["unet"].batch / trainings["mlp"].batch

@@ -1,0 +1,127 @@
+"""Do features occur independently of each other? Pairs of columns against a null of shifted columns, and whitened coordinates against a Gaussian.
+
+The null: each column is shifted along the tokens by a random number of places, around the end. That keeps how often it is active and
+for how long in a row, and destroys what it has in common with other columns, position and topic included. If columns were independent,
+the data would be one more draw from the null, so exactly 5 % of the pairs would be expected outside its 95 % band.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+SHIFTS = 39  # with this many, beyond all of them on one side is a two-sided 5 %: (1 + 0)/(1 + 39) = 2.5 % a side
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Means of products over tokens of every pair of columns, (pairs,), in the order of `numpy.triu_indices`."""
+
+    observed_p: np.ndarray
+    null_sp: np.ndarray  # the same after each of the shifts
+
+    @property
+    def above_p(self) -> np.ndarray:
+        """Whether a pair goes together more than in its null's upper 2.5 %."""
+        return _rank(self.null_sp >= self.observed_p) <= 0.025
+
+    @property
+    def below_p(self) -> np.ndarray:
+        """Whether a pair goes together less than in its null's lower 2.5 %."""
+        return _rank(self.null_sp <= self.observed_p) <= 0.025
+
+
+def _rank(as_extreme_sp: np.ndarray) -> np.ndarray:
+    return (1 + as_extreme_sp.sum(0)) / (1 + len(as_extreme_sp))
+
+
+def paired(values_nm: Tensor, seed: int, shifts: int = SHIFTS) -> Pairs:
+    """Every pair of columns, with its null.
+
+    Args:
+        values_nm: tokens in the order of the text, and at least two columns. Memory: (1 + shifts) · m² / 2 numbers.
+    Raises:
+        ValueError: fewer than two columns, or fewer shifts than a 95 % band takes.
+    """
+    n, m = values_nm.shape
+    if m < 2 or shifts < SHIFTS:
+        raise ValueError(f"{m} columns and {shifts} shifts: expected at least 2 and {SHIFTS}")
+    pair, rng = np.triu_indices(m, 1), np.random.default_rng(seed)
+    columns_mn = values_nm.T.contiguous().float()
+
+    def products(rows_mn: Tensor) -> np.ndarray:
+        return (rows_mn @ rows_mn.T).numpy()[pair] / n
+
+    null = [products(torch.stack([row.roll(int(by)) for row, by in zip(columns_mn, rng.integers(0, n, m))])) for _ in range(shifts)]
+    return Pairs(products(columns_mn), np.stack(null))
+
+
+def mutual_information(joint_p: np.ndarray, first_p: np.ndarray, second_p: np.ndarray) -> np.ndarray:
+    """Of pairs of events, in nats, (pairs,), from the shares of tokens at which both, the first, and the second happen."""
+    total_p = np.zeros(np.shape(joint_p))
+    for cell_p, a_p, b_p in ((joint_p, first_p, second_p), (first_p - joint_p, first_p, 1 - second_p),
+                             (second_p - joint_p, 1 - first_p, second_p), (1 - first_p - second_p + joint_p, 1 - first_p, 1 - second_p)):
+        cell_p = np.maximum(cell_p, 0)  # a difference of rounded shares
+        happens = cell_p > 0
+        total_p[happens] += cell_p[happens] * np.log(cell_p[happens] / (a_p * b_p)[happens])
+    return total_p
+
+
+def coactivation(firing_nm: Tensor, seed: int, bins: np.ndarray) -> dict:
+    """Do latents fire independently?
+
+    Args:
+        firing_nm: whether latent m fires at token n, in the order of the text; each fires at least once and not always.
+        bins: edges for the histograms of log₂ joint rate / product of marginal rates; what lies beyond is put into the last bins.
+    Returns:
+        outside, above, below: shares of pairs outside the null's 95 % band; ratio_quantiles: 5, 25, 50, 75 and 95 % of joint/product;
+        never_together: share of pairs; mutual_information and its null's, mean over pairs, nats; entropy: mean over latents, nats;
+        histogram: shares of pairs a bin, of the data and of the null (pairs that never fire together are in the first).
+    Raises:
+        ValueError: a latent that never or always fires, or see `paired`.
+    """
+    rate_m = firing_nm.double().mean(0).numpy()
+    if not ((rate_m > 0) & (rate_m < 1)).all():
+        raise ValueError("a latent fires nowhere or everywhere: expected those that do neither")
+    pairs = paired(firing_nm, seed)
+    first, second = np.triu_indices(len(rate_m), 1)
+    product_p = rate_m[first] * rate_m[second]
+    information = [mutual_information(joint_p.astype(float), rate_m[first], rate_m[second]).mean() for joint_p in (pairs.observed_p, *pairs.null_sp)]
+
+    def histogram(joint: np.ndarray) -> list[float]:
+        with np.errstate(divide="ignore"):  # pairs that never fire together have log₂ 0 = −∞ and go into the first bin
+            logs = np.log2(joint / product_p)
+        return (np.histogram(np.clip(logs, bins[0], bins[-1]), bins)[0] / logs.size).tolist()
+
+    ratio = pairs.observed_p / product_p
+    return {"latents": len(rate_m), "tokens": len(firing_nm), "pairs": len(ratio), "shifts": len(pairs.null_sp),
+            "outside": float((pairs.above_p | pairs.below_p).mean()), "above": float(pairs.above_p.mean()), "below": float(pairs.below_p.mean()),
+            "never_together": float((ratio == 0).mean()), "ratio_quantiles": np.quantile(ratio, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist(),
+            "mutual_information": float(information[0]), "mutual_information_null": float(np.mean(information[1:])),
+            "entropy": float(stats.entropy([rate_m, 1 - rate_m]).mean()), "rates": [float(rate_m.min()), float(rate_m.max())],
+            "histogram": {"edges": np.asarray(bins).tolist(), "data": histogram(pairs.observed_p), "null": histogram(pairs.null_sp)}}
+
+
+def gaussianity(whitened_nd: Tensor, seed: int) -> dict:
+    """How far are whitened coordinates from independent Gaussians?
+
+    Args:
+        whitened_nd: tokens in the order of the text; coordinates of any mean and scale.
+    Returns:
+        kurtosis: excess kurtosis of each coordinate, a Gaussian's is 0; distance: Kolmogorov and Smirnov's, of each coordinate
+        with its mean and standard deviation taken out, from N(0, 1); squares: of the correlations between squared coordinates, which
+        are 0 between independent ones, the mean, its null's, and the share outside the null's 95 % band; norm_kurtosis: the excess
+        kurtosis that each coordinate has left when every token is divided by its norm and so has the same one.
+    """
+    values_nd = stats.zscore(whitened_nd.double().numpy(), axis=0)
+    squares_nd = stats.zscore(values_nd**2, axis=0)
+    pairs = paired(torch.from_numpy(squares_nd), seed)
+    directions_nd = values_nd / np.linalg.norm(values_nd, axis=1, keepdims=True)
+    return {"kurtosis": stats.kurtosis(values_nd, axis=0).tolist(),
+            "norm_kurtosis": stats.kurtosis(directions_nd, axis=0).tolist(),
+            "distance": [float(stats.kstest(column, "norm").statistic) for column in values_nd.T],
+            "squares": {"correlation": float(pairs.observed_p.mean()), "correlation_null": float(pairs.null_sp.mean()),
+                        "outside": float((pairs.above_p | pairs.below_p).mean()), "above": float(pairs.above_p.mean()),
+                        "quantiles": np.quantile(pairs.observed_p, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()}}

@@ -1,0 +1,73 @@
+"""Independence measured on data whose dependence is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmlib.independence import coactivation, gaussianity, mutual_information, paired
+
+BINS = np.linspace(-4, 4, 17)
+
+
+def bursts(n, m, rng):
+    """Latents that are independent of each other but stay on or off for 10 tokens at a time, each beginning somewhere else."""
+    columns = np.repeat(rng.random((m, n // 10)) < 0.2, 10, axis=1)
+    return torch.from_numpy(np.stack([np.roll(column, rng.integers(10)) for column in columns], 1))
+
+
+def test_independent_latents_are_outside_five_percent_of_the_time():
+    """45 pairs of bursty latents, 20 times: 900 pairs, of which 5 % ± 4 standard errors."""
+    shares = [coactivation(bursts(4000, 10, np.random.default_rng(trial)), trial, BINS)["outside"] for trial in range(20)]
+    assert np.mean(shares) == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 900))
+
+
+def test_a_planted_pair_is_found_and_named_by_its_side():
+    firing = bursts(20_000, 6, np.random.default_rng(0))
+    firing[:, 1] = firing[:, 0] | firing[:, 1]
+    firing[:, 3] &= ~firing[:, 2]
+    pairs = paired(firing, seed=0)
+    place = {pair: i for i, pair in enumerate(zip(*np.triu_indices(6, 1)))}
+    assert pairs.above_p[place[0, 1]] and pairs.below_p[place[2, 3]] and not pairs.below_p[place[0, 1]]
+    found = coactivation(firing, 0, BINS)
+    assert found["never_together"] == pytest.approx(1 / 15) and found["mutual_information"] > 2 * found["mutual_information_null"]
+    assert sum(found["histogram"]["data"]) == pytest.approx(1) == pytest.approx(sum(found["histogram"]["null"]))
+    assert found["histogram"]["data"][0] == pytest.approx(1 / 15)
+
+
+def test_shifting_keeps_rates_and_runs():
+    """The null of a column with itself shifted is its autocorrelation: a constant pattern of period 2 has 0 or its rate, nothing between."""
+    column = torch.arange(1000) % 2 == 0
+    null = paired(torch.stack([column, column], 1), seed=0).null_sp
+    assert set(null.round(6).ravel()) == {0.0, 0.5}
+
+
+def test_mutual_information_by_hand():
+    """Two coins that always agree share ln 2; that are independent, nothing; p = ½, ¼ with joint ¼: ¼ ln 2 + ¼ ln(2/3) + ½ ln(4/3)."""
+    half, quarter = np.array([0.5]), np.array([0.25])
+    assert mutual_information(half, half, half)[0] == pytest.approx(np.log(2))
+    assert mutual_information(quarter, half, half)[0] == pytest.approx(0, abs=1e-12)
+    assert mutual_information(quarter, half, quarter)[0] == pytest.approx(0.25 * np.log(2) + 0.25 * np.log(2 / 3) + 0.5 * np.log(4 / 3))
+
+
+def test_independent_gaussians():
+    found = gaussianity(3 + 2 * torch.randn(20_000, 12, generator=torch.Generator().manual_seed(0)), seed=0)
+    assert np.abs(found["kurtosis"]).max() < 0.2 and max(found["distance"]) < 0.015
+    assert found["squares"]["correlation"] == pytest.approx(0, abs=0.003) and found["squares"]["outside"] < 0.2
+
+
+def test_a_mixture_of_radii_has_heavy_tails_and_squares_that_go_together():
+    """Radius 1 or 3 with equal chance: E r² = 5, E r⁴ = 41. Kurtosis 3·41/25 − 3; corr of squares (41/25 − 1)/(3·41/25 − 1)."""
+    generator = torch.Generator().manual_seed(0)
+    radius = 1 + 2 * (torch.rand(40_000, 1, generator=generator) < 0.5)
+    found = gaussianity(radius * torch.randn(40_000, 40, generator=generator), seed=0)
+    assert np.mean(found["kurtosis"]) == pytest.approx(3 * 41 / 25 - 3, rel=0.03)
+    assert found["squares"]["correlation"] == pytest.approx((41 / 25 - 1) / (3 * 41 / 25 - 1), rel=0.03)
+    assert found["squares"]["above"] > 0.99, "all but those that one of 39 shifts happens to move alike, 780 · 39 / 40,000 expected"
+    assert np.abs(found["norm_kurtosis"]).max() < 0.25, "without the radius nothing is left but the sphere's −6/(d + 2)"
+
+
+def test_impossible_input_is_refused():
+    with pytest.raises(ValueError, match="1 columns and 39 shifts: expected at least 2 and 39"):
+        paired(torch.ones(10, 1), seed=0)
+    with pytest.raises(ValueError, match="a latent fires nowhere or everywhere"):
+        coactivation(torch.tensor([[True, True], [False, True]]), 0, BINS)

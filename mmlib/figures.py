@@ -280,6 +280,28 @@ def solvers(result: dict) -> Figure:
     return figure
 
 
+def density(result: dict) -> Figure:
+    """Log-likelihood of test activations by method, and the distribution over tokens of its difference to the Gaussian's."""
+    figure, (means, differences) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.6), width_ratios=(1, 1.15))
+    rows = sorted(result["rows"].items(), key=lambda item: item[1]["mean"])
+    for y, (name, row) in enumerate(rows):
+        colour, marker = LINES[name][0], "o" if row["kind"] == "exact" else "s"
+        means.plot(row["ci95"], [y, y], color=colour, lw=1.4)
+        means.plot(row["mean"], y, marker=marker, color=colour, ms=4.5)
+        means.plot(row["median"], y, marker="|", color=colour, ms=9, mew=1.2)
+        if name not in ("gaussian", "mean"):
+            over = row["over_gaussian"]["quantiles"]
+            differences.plot(over, np.linspace(0.005, 0.995, len(over)), color=colour, dashes=LINES[name][1], label=LABELS[name])
+    means.set(yticks=range(len(rows)), yticklabels=[LABELS[name] for name, _ in rows], ylim=(-0.6, len(rows) - 0.4), xlabel="nats per dimension")
+    differences.axvline(0, color=BLACK, lw=0.8)
+    differences.set(xlabel="nats per dimension over the full Gaussian", ylabel="share of test tokens below", ylim=(0, 1))
+    differences.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    kinds = [Line2D([], [], color="0.4", marker=marker, ms=4.5, lw=1.4, label=text) for marker, text in (("o", "exact"), ("s", "along the ODE"))]
+    kinds.append(Line2D([], [], color="0.4", marker="|", ms=9, mew=1.2, ls="", label="median token"))
+    figure.legend(handles=[*kinds, *differences.get_legend_handles_labels()[0]], loc="outside lower center", ncol=4)
+    return figure
+
+
 def throughput(result: dict) -> Figure:
     """Speed of extraction and of reading at three sizes of the store, beside the references."""
     figure, (extraction, reading) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.5))
@@ -311,10 +333,11 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "reductions": (reductions, "loss_comparison"),
     "floors": (floors, "loss_comparison"),
     "samples": (samples, "sample_quality"),
+    "density": (density, "density"),
     "throughput": (throughput, "benchmarks"),
     "solvers": (solvers, "benchmarks"),
 }
 
 NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_baselines", "training": "03_train_meta_model",
-             "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "benchmarks": "22_benchmarks"}
+             "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "density": "07_density", "benchmarks": "22_benchmarks"}
 STUDIES = ("benchmarks",)  # results that `make studies` writes, not `make reproduce`

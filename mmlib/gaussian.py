@@ -4,6 +4,7 @@ For z ~ N(μ, Σ) and x = (1 − σ) z + σ ε the posterior mean is E[z | x] = 
 g = (1 − σ) λ / ((1 − σ)² λ + σ²). No linear method has a lower mean squared error on data with that mean and covariance.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,13 @@ class GaussianDenoiser:
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
         centred_nd = x_nd - (1 - sigma) * self.mean_d
         return self.mean_d + (centred_nd @ self.basis_dd * self.gain(sigma)) @ self.basis_dd.T
+
+    def log_density(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """Natural logarithm of the density of x = (1 − σ) z + σ ε, N((1 − σ) μ, (1 − σ)² Σ + σ² I), per dimension, (n,), double."""
+        variance_d = (1 - sigma) ** 2 * self.eigenvalues_d + sigma**2
+        scores_nd = (x_nd - (1 - sigma) * self.mean_d) @ self.basis_dd
+        squares_n = (scores_nd.square() / variance_d).mean(1, dtype=torch.double)
+        return -(squares_n + (2 * math.pi * variance_d).log().mean(dtype=torch.double)) / 2
 
     def expected_mse(self, sigma: float, power_d: Tensor) -> float:
         """Squared error per dimension, exact over the noise: Σⱼ (1 − a gⱼ)² mⱼ + σ² gⱼ², averaged, with a = 1 − σ.

@@ -89,6 +89,27 @@ class SAESize:
 
 
 @dataclass(frozen=True)
+class MixtureSize:
+    """A mixture of Gaussians and what is tried for it on validation documents; see `mixtures.fit_mixture`."""
+
+    components: tuple[int, ...] = (16, 32, 64, 128)  # more have a lower loss still, and cost in proportion wherever they are used
+    priors: tuple[float, ...] = (32.0, 128.0, 512.0)  # strengths ν, in tokens
+    em_steps: int = 2  # of the best, after k-means
+    validation_tokens: int = 4000
+
+
+@dataclass(frozen=True)
+class DensitySize:
+    """Log-likelihoods along the probability-flow ODE."""
+
+    tokens: int = 1000  # of the test documents
+    tokens_unet: int = 0  # of these; 0: the UNet is left out, its ODE takes an hour on two cores
+    steps: int = 32  # of Heun's method
+    probes: int = 2  # of the trace
+    tokens_check: int = 200  # of these, once more with half the steps
+
+
+@dataclass(frozen=True)
 class Preset:
     """Everything that sets the size of a run; see `PRESETS` for the values."""
 
@@ -96,6 +117,8 @@ class Preset:
     sae: SAESize
     recipes: dict[str, Recipe]  # "unet": the article's, "mlp": the paper's, "gated_mlp": ours, "denoising_sae": an SAE trained to denoise
     sae_grid: dict[str, SAESize]  # further SAEs of other sizes, sparsities and kinds, all with one smaller budget
+    mixture: MixtureSize = MixtureSize()
+    density: DensitySize = DensitySize()
     model: str = "gemma3-270m"
     corpus: str = "wikipedia"
     layer: int | None = None  # block index from 0; None: the middle block, L/2 − 1
@@ -141,6 +164,8 @@ PRESETS = {
             documents=200, sampled_documents=40, document_tokens=192,
             sae=SAESize(latents=1024, k=32, steps=30, batch=512),
             sae_grid={"topk_256_k16": SAESize(256, 16, steps=10, batch=256), "jumprelu_256_k16": SAESize(256, 16, steps=10, batch=256, kind="jumprelu")},
+            mixture=MixtureSize(components=(2, 4), priors=(128.0, 512.0), em_steps=1, validation_tokens=500),
+            density=DensitySize(tokens=60, steps=8, tokens_check=20),
             recipes=_recipes(
                 UNetSize(channels=(32, 32, 32), layers_per_block=1),
                 Training("ddpm_epsilon", steps=12, batch=32, lr=1e-3, ema=0.8, bf16=False, log_every=2, validate_every=6),
@@ -171,6 +196,7 @@ PRESETS = {
             documents=100_000, batch_tokens=16_384,
             sae=SAESize(latents=8192, k=64, steps=8000, batch=4096),
             sae_grid=_sae_grid(latents=8192, k=64, steps=2000, batch=4096),
+            mixture=MixtureSize(components=(64, 128, 256)), density=DensitySize(tokens=4000, tokens_unet=200, probes=4, tokens_check=1000),
             recipes=_recipes(
                 UNetSize(), Training("ddpm_epsilon", steps=8000, batch=256, lr=3e-4, ema=0.999),
                 MLPSize(), Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, keep=(("unet_activations", 500),)),

@@ -1,0 +1,154 @@
+"""Mixtures of Gaussians against hand calculation, torch.distributions, Tweedie's formula, sampling and known clusters."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+
+from mmlib.gaussian import GaussianDenoiser, PrincipalComponents
+from mmlib.likelihood import SMOOTHING, smoothed
+from mmlib.mixtures import ClusterMoments, GaussianMixtureDenoiser, fit_mixture, full_gaussian
+from mmlib.presets import MixtureSize
+from mmlib.store import ActivationStore, StoreError
+
+SIGMAS = (SMOOTHING, 0.3, 0.9)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    """Three components in four dimensions, double precision, not far apart."""
+    g = generator()
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.double)
+    components = []
+    for _ in weights:
+        basis = torch.linalg.qr(torch.randn(4, 4, generator=g, dtype=torch.double))[0]
+        components.append(full_gaussian(torch.randn(4, generator=g, dtype=torch.double), basis, torch.rand(4, generator=g, dtype=torch.double) + 0.1))
+    return GaussianMixtureDenoiser(weights.log(), tuple(components))
+
+
+@pytest.fixture(scope="module")
+def x():
+    return torch.randn(50, 4, generator=generator(1), dtype=torch.double)
+
+
+def reference(mixture, sigma):
+    """The density of x by torch.distributions."""
+    a, eye = 1 - sigma, torch.eye(4, dtype=torch.double)
+    means = torch.stack([a * c.mean_d for c in mixture.components])
+    covariances = torch.stack([a**2 * c.basis_dd @ c.eigenvalues_d.diag() @ c.basis_dd.T + sigma**2 * eye for c in mixture.components])
+    return MixtureSameFamily(Categorical(logits=mixture.log_weights_k), MultivariateNormal(means, (covariances + covariances.mT) / 2))
+
+
+def clusters(n, g, d=5):
+    """Two groups of activations far apart, 3 to 1, the second with a tenth of the spread; and which is which."""
+    second = torch.arange(n) % 4 == 0
+    return torch.randn(n, d, generator=g) * torch.where(second, 0.1, 1.0)[:, None] + 6 * second[:, None], second
+
+
+def test_one_component_is_the_gaussian():
+    components = PrincipalComponents.fit(torch.randn(500, 6, generator=generator()) @ torch.randn(6, 6, generator=generator(1)))
+    one, z = GaussianMixtureDenoiser(torch.zeros(1), (components.gaussian(),)), torch.randn(20, 6)
+    for sigma in SIGMAS:
+        assert torch.equal(one(z, sigma), components.gaussian()(z, sigma))
+        assert torch.allclose(one.log_density(z, sigma), components.gaussian().log_density(z, sigma), rtol=1e-12)
+    assert one.parameters == components.gaussian().parameters == 6 + 21
+
+
+def test_two_components_in_one_dimension_by_hand():
+    """½ N(−1, 1) + ½ N(1, 1) at σ = ½: x | k ~ N(±½, ½), so r₂/r₁ = exp(2x), E_k[z | x] = ±1 + (x ∓ ½) = x ± ½, E[z | x] = x + ½ tanh x."""
+    parts = tuple(full_gaussian(torch.tensor([mean]), torch.eye(1), torch.ones(1)) for mean in (-1.0, 1.0))
+    two = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
+    for value in (-1.0, 0.0, 0.7):
+        assert two(torch.tensor([[value]]), 0.5).item() == pytest.approx(value + math.tanh(value) / 2, abs=1e-6)
+        density = (math.exp(-((value - 0.5) ** 2)) + math.exp(-((value + 0.5) ** 2))) / (2 * math.sqrt(math.pi))
+        assert two.log_density(torch.tensor([[value]]), 0.5).item() == pytest.approx(math.log(density), abs=1e-6)
+    assert two.parameters == 1 + 2 * 2
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_density_is_that_of_torch_distributions(mixture, x, sigma):
+    assert torch.allclose(4 * mixture.log_density(x, sigma), reference(mixture, sigma).log_prob(x), rtol=1e-9)
+    only = GaussianMixtureDenoiser(torch.zeros(1, dtype=torch.double), mixture.components[:1])
+    assert torch.allclose(4 * mixture.components[0].log_density(x, sigma), reference(only, sigma).log_prob(x), rtol=1e-9)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_posterior_mean_is_tweedies(mixture, x, sigma):
+    """E[z | x] = (x + σ² ∇ log p(x))/(1 − σ), by automatic differentiation of the density."""
+    x = x.clone().requires_grad_()
+    gradient, = torch.autograd.grad(4 * mixture.log_density(x, sigma).sum(), x)
+    assert torch.allclose(mixture(x, sigma), (x + sigma**2 * gradient) / (1 - sigma), atol=1e-7)
+
+
+def test_no_denoiser_beats_it_on_its_own_samples(mixture):
+    """Not the component alone, and not the Gaussian of the same mean and covariance, the best linear method."""
+    single = GaussianMixtureDenoiser(mixture.log_weights_k.float(), tuple(
+        full_gaussian(*(part.float() for part in (c.mean_d, c.basis_dd, c.eigenvalues_d))) for c in mixture.components))
+    z = single.sample(20_000, generator(2))
+    x = 0.6 * z + 0.4 * torch.randn(z.shape, generator=generator(3))
+    own, linear, one = ((m(x, 0.4) - z).square().mean() for m in (single, PrincipalComponents.fit(z).gaussian(), single.components[0]))
+    assert own < 0.99 * linear and own < 0.99 * one
+
+
+def test_samples_come_from_the_density(mixture):
+    """Mean and variances by torch.distributions, and the mean log-density of its samples, which is minus the entropy."""
+    single = GaussianMixtureDenoiser(mixture.log_weights_k.float(), tuple(
+        full_gaussian(*(part.float() for part in (c.mean_d, c.basis_dd, c.eigenvalues_d))) for c in mixture.components))
+    z, exact = single.sample(100_000, generator(4)).double(), reference(mixture, 0.0)
+    assert torch.allclose(z.mean(0), exact.mean, atol=0.02) and torch.allclose(z.var(0), exact.variance, rtol=0.03)
+    torch.manual_seed(5)
+    drawn = exact.sample((100_000,))
+    assert mixture.log_density(z, 0.0).mean().item() == pytest.approx(mixture.log_density(drawn, 0.0).mean().item(), abs=0.01)
+
+
+def test_probabilistic_pca_of_all_components_has_the_gaussians_density():
+    components, z = PrincipalComponents.fit(torch.randn(300, 5, generator=generator())), torch.randn(7, 5)
+    assert torch.equal(components.probabilistic(5).log_density(z, 0.2), components.gaussian().log_density(z, 0.2))
+    assert components.probabilistic(2).log_density(z, 0.2).shape == (7,) and components.probabilistic(2).log_density(z, 0.2).dtype == torch.double
+
+
+def test_moments_and_prior_by_hand():
+    """Clusters {0, 2} and {10, 14}: scatters 2 and 8, within (2 + 8)/4 = 2.5; with ν = 2 variances 7/4 and 13/4. No cluster has number 1."""
+    moments = ClusterMoments.of(torch.tensor([[0.0], [10.0], [2.0], [14.0]]), torch.tensor([0, 2, 0, 2]))
+    fitted = moments.mixture(prior=2)
+    assert [c.mean_d.item() for c in fitted.components] == [1, 12] and fitted.log_weights_k.exp().tolist() == [0.5, 0.5]
+    assert [c.eigenvalues_d.item() for c in fitted.components] == pytest.approx([7 / 4, 13 / 4])
+
+
+def test_fit_finds_the_clusters_and_beats_the_gaussian():
+    (z, second), (held_out, _) = clusters(4000, generator(5)), clusters(1000, generator(6))
+    fitted, tried = fit_mixture(z, held_out, MixtureSize(components=(1, 2), priors=(1.0, 1000.0), em_steps=1, validation_tokens=0), seed=0)
+    assert sorted(fitted.log_weights_k.exp().tolist()) == pytest.approx([0.25, 0.75], abs=0.001) and len(tried) == 5
+    assert min(c.eigenvalues_d.mean().item() for c in fitted.components) == pytest.approx(0.01, rel=0.2), "a strong prior would blur it"
+    x = smoothed(held_out, generator(0))
+    assert fitted.log_density(x, SMOOTHING).mean().item() == pytest.approx(max(row["nats_per_dimension"] for row in tried))
+    assert fitted.log_density(x, SMOOTHING).mean() > PrincipalComponents.fit(z).gaussian().log_density(x, SMOOTHING).mean() + 0.5
+
+
+def test_em_moves_what_kmeans_put_in_the_wrong_cluster():
+    """A narrow group inside a wide one's reach: k-means cuts halfway between the means, the more probable component reaches further."""
+    narrow, wide = torch.randn(3000, 4, generator=generator(7)) * 0.1, torch.randn(3000, 4, generator=generator(8)) * 2 + 2
+    z, held_out = torch.cat([narrow[:2500], wide[:2500]]), torch.cat([narrow[2500:], wide[2500:]])
+    fitted, tried = fit_mixture(z, held_out, MixtureSize(components=(2,), priors=(1.0,), em_steps=5, validation_tokens=0), seed=0)
+    scores = [row["nats_per_dimension"] for row in tried]
+    assert scores[-1] > scores[0] + 0.05 and max(fitted.log_weights_k.exp().tolist()) < 0.52
+
+
+def test_too_few_activations_are_refused():
+    with pytest.raises(ValueError, match="5 activations cannot determine 2 components in 8 dimensions"):
+        fit_mixture(torch.randn(5, 8), torch.randn(5, 8), MixtureSize(components=(2,)), seed=0)
+
+
+def test_round_trip_and_refusal_of_other_documents(mixture, x, tmp_path, make_store):
+    store = ActivationStore(make_store()[0])
+    mixture.save(tmp_path / "mixture.safetensors", store.documents)
+    again = GaussianMixtureDenoiser.load(tmp_path / "mixture.safetensors", store)
+    assert torch.allclose(again(x, 0.3), mixture(x, 0.3), rtol=1e-12) and again.parameters == mixture.parameters == 2 + 3 * (4 + 10)
+    assert all(isinstance(component, GaussianDenoiser) for component in again.components)
+    with pytest.raises(StoreError, match="may have been trained on"):
+        GaussianMixtureDenoiser.load(tmp_path / "mixture.safetensors", ActivationStore(make_store(seed=1, corpus="other")[0]))

@@ -122,7 +122,7 @@ def independence(result: dict) -> Figure:
 def training(result: dict) -> Figure:
     """Training and validation loss of the networks against activations seen and against seconds."""
     figure, axes = plt.subplots(2, 2, figsize=(TEXT_WIDTH, 4.2), sharey="row")
-    for row, names in zip(axes, (("mlp", "gated_mlp", "denoising_sae"), ("unet",))):
+    for row, names in zip(axes, (("mlp", "gated_mlp"), ("unet",))):
         for name in names:
             for ax, key in zip(row, ("activations", "seconds")):
                 _training_curve(ax, result[name]["log"], key, name)
@@ -134,7 +134,7 @@ def training(result: dict) -> Figure:
         lowest = min(run["references"]["gaussian"], *(e["loss"] for name in names for e in result[name]["log"]))
         row[0].set(ylabel=f"{OBJECTIVES[run['objective']]} per dimension", ylim=(0.95 * lowest, (3 if "unet" in names else 1.35) * run["references"]["mean"]))
         row[0].set_title(", ".join(f"{LABELS[name]}: {result[name]['parameters'] / 1e6:.1f} M parameters" for name in names), loc="left")
-    neutral = [*(Line2D([], [], color=LINES[name][0], dashes=LINES[name][1], label=LABELS[name]) for name in ("mlp", "gated_mlp", "denoising_sae", "unet")),
+    neutral = [*(Line2D([], [], color=LINES[name][0], dashes=LINES[name][1], label=LABELS[name]) for name in ("mlp", "gated_mlp", "unet")),
                Line2D([], [], color="0.4", alpha=0.5, lw=1, label="training batches"),
                Line2D([], [], color="0.4", marker="o", ms=3, label="validation, averaged weights"),
                *(line for line in axes[0, 0].get_lines() if line.get_label() in (LABELS["mean"], LABELS["gaussian"]))]

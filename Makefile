@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # The main line of notebooks, and the studies. Applications (11_…) will be a list of their own, with a target of their own.
 MAIN := 01_extract_activations 02_fit_baselines 03_train_meta_model 04_compare_losses 05_sample_quality 31_figures
-STUDIES := 22_benchmarks
+STUDIES := 06_scaling 22_benchmarks 23_robustness
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -21,7 +21,7 @@ STUDIES := 22_benchmarks
 reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
 	@$(SUBMAKE) due LINE=main
 
-studies: $(READY) ## run what is due of the studies: benchmarks of extraction, reading, training, solvers
+studies: $(READY) ## run what is due of the studies: benchmarks, scaling, robustness
 	@$(SUBMAKE) due LINE=all_studies
 
 due:
@@ -77,6 +77,8 @@ $(STAMPS)/03_train_meta_model: $(STAMPS)/02_fit_baselines
 $(STAMPS)/04_compare_losses: $(STAMPS)/03_train_meta_model
 $(STAMPS)/05_sample_quality: $(STAMPS)/03_train_meta_model
 $(STAMPS)/22_benchmarks: $(STAMPS)/03_train_meta_model
+$(STAMPS)/06_scaling: $(STAMPS)/03_train_meta_model
+$(STAMPS)/23_robustness: $(STAMPS)/03_train_meta_model
 $(STAMPS)/31_figures: $(STAMPS)/04_compare_losses $(STAMPS)/05_sample_quality
 
 $(DATA)/stamps/dependencies.mk: mmlib/dependencies.py $(wildcard notebooks/*.ipynb mmlib/*.py)

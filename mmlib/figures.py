@@ -245,13 +245,15 @@ def scaling(result: dict) -> Figure:
         ax.plot([row["compute"] for row in mine], [row["loss"] for row in mine], color=colour, marker=marker, ms=4, lw=0.8,
                 label=f"width {width}, {mine[0]['parameters'] / 1e6:.2g} M")
     best = [row for row in rows if row["name"] in result["envelope"]]
-    ax.plot([row["compute"] for row in best], [row["loss"] for row in best], ls="", marker="o", ms=8, mfc="none", mec=BLACK, mew=0.8, label="lower envelope")
+    ax.plot([row["compute"] for row in best], [row["loss"] for row in best], ls="", marker="o", ms=8, mfc="none", mec=BLACK, mew=0.8,
+            label="lower envelope")
     measured = curve["compute"] <= reach["largest_measured"]
     ax.fill_between(curve["compute"], curve["low"], curve["high"], color="0.5", alpha=0.25, lw=0, label="95 % over resamples of the cells")
     ax.plot(curve["compute"][measured], curve["loss"][measured], color=BLACK, lw=1.2, label="E + A·C^−α")
     ax.plot(curve["compute"][~measured], curve["loss"][~measured], color=BLACK, lw=1.2, ls=(0, (4, 2)), label="the same, extrapolated")
-    for name, loss, text in (("mean", result["references"]["mean"]["loss"], "mean only"), ("gaussian", result["references"]["gaussian"]["loss"], "full Gaussian"),
-                             ("unet", reach["loss"], f"{100 * result['claim']:.0f} % below the Gaussian")):
+    mean, gaussian = (result["references"][name]["loss"] for name in ("mean", "gaussian"))
+    claimed = f"{100 * result['claim']:.0f} % below the Gaussian"
+    for name, loss, text in (("mean", mean, "mean only"), ("gaussian", gaussian, "full Gaussian"), ("unet", reach["loss"], claimed)):
         colour, dashes = LINES[name]
         ax.axhline(loss, color=colour, dashes=dashes, lw=1)
         ax.annotate(text, (curve["compute"][-1], loss), xytext=(0, 2), textcoords="offset points", ha="right", fontsize=7)
@@ -265,25 +267,28 @@ def robustness(result: dict) -> Figure:
     """Reduction over the full Gaussian by layer, text, coordinates and seed, with and without outliers."""
     rows = [row for row in result["rows"] if row["baseline"] == "gaussian"]
     labels = list(dict.fromkeys((row["group"], row["label"]) for row in rows))
-    figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 0.8 + 0.27 * len(labels)))
+    figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 0.8 + 0.32 * len(labels)))
     for row in rows:
         j = list(OBJECTIVES).index(row["objective"])
-        y = labels.index((row["group"], row["label"])) + 0.17 * (2 * j - 1)
+        y = labels.index((row["group"], row["label"])) + 0.14 * (2 * j - 1)
         colour, hollow = (BLUE, RED)[j], row["tokens"] != "all"
         if not hollow:
             ax.plot(row["ci95"], [y, y], color=colour, lw=1.4)
-        ax.plot(row["reduction"], y + (0.13 if hollow else 0) * (2 * j - 1), marker=MARKERS[row["objective"]], color=colour, ms=3 if hollow else 4.5,
+        ax.plot(row["reduction"], y + (0.16 if hollow else 0) * (2 * j - 1), marker=MARKERS[row["objective"]], color=colour, ms=3 if hollow else 4.5,
                 mfc="white" if hollow else colour, ls="")
     for i in range(1, len(labels)):
         if labels[i][0] != labels[i - 1][0]:
             ax.axhline(i - 0.5, color="0.8", lw=0.6)
     ax.axvline(0, color=BLACK, lw=0.8)
     ax.axvline(result["claim"], color=BLACK, lw=1, ls="--")
-    ax.annotate(f"claimed {100 * result['claim']:.0f} %", (result["claim"], -0.5), xytext=(-3, -2), textcoords="offset points", ha="right", va="top", fontsize=7)
-    ax.set(xlabel="reduction of the loss over the full Gaussian of the same training documents", yticks=range(len(labels)), ylim=(len(labels) - 0.5, -0.5))
+    ax.annotate(f"claimed {100 * result['claim']:.0f} %", (result["claim"], -0.5), xytext=(-3, -2), textcoords="offset points", ha="right",
+                va="top", fontsize=7)
+    ax.set(xlabel="reduction of the loss over the full Gaussian of the same training documents", yticks=range(len(labels)),
+           ylim=(len(labels) - 0.5, -0.5))
     ax.set_yticklabels([label for _, label in labels])
     ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    handles = [Line2D([], [], color=(BLUE, RED)[j], marker=MARKERS[objective], ms=4.5, label=label) for j, (objective, label) in enumerate(OBJECTIVES.items())]
+    handles = [Line2D([], [], color=colour, marker=MARKERS[objective], ms=4.5, label=label)
+               for colour, (objective, label) in zip((BLUE, RED), OBJECTIVES.items())]
     handles.append(Line2D([], [], color="0.3", marker="o", mfc="white", ms=3, ls="", label="without outliers"))
     figure.legend(handles=handles, loc="outside lower center", ncol=3)
     return figure

@@ -76,8 +76,8 @@ def shifted_store(run: runs.Run, name: str, documents: list[Document], lm: Langu
     return ActivationStore(path, layer)
 
 
-def reduction_rows(methods: Mapping[str, Denoiser], baselines: Mapping[str, Denoiser], objectives: Sequence[str], z_nd: Tensor, document_n: np.ndarray,
-                   outlier_n: np.ndarray, *, tokens: int, seed: int) -> list[dict]:
+def reduction_rows(methods: Mapping[str, Denoiser], baselines: Mapping[str, Denoiser], objectives: Sequence[str], z_nd: Tensor,
+                   document_n: np.ndarray, outlier_n: np.ndarray, *, tokens: int, seed: int) -> list[dict]:
     """Reductions of each method over each baseline on all tokens and on those that are no outliers, with intervals by document.
 
     All see the same tokens and noise. "Without outliers" leaves out draws; it draws no others.
@@ -90,7 +90,8 @@ def reduction_rows(methods: Mapping[str, Denoiser], baselines: Mapping[str, Deno
     """
     n_documents, rows, tokens = int(document_n.max()) + 1, [], min(tokens, len(z_nd))
     for objective in objectives:
-        both, _ = evaluate({**methods, **baselines}, {}, objective, z_nd, document_n + n_documents * outlier_n, tokens=tokens, common_tokens=tokens, seed=seed)
+        both, _ = evaluate({**methods, **baselines}, {}, objective, z_nd, document_n + n_documents * outlier_n, tokens=tokens,
+                           common_tokens=tokens, seed=seed)
         plain = _documents(both, slice(0, n_documents))
         rest = _documents(both, slice(n_documents, 2 * n_documents))
         everything = Losses(both.sigma_l, {m: plain.sums[m] + rest.sums[m] for m in both.sums}, plain.counts_ld + rest.counts_ld)

@@ -136,7 +136,8 @@ def fit_envelope(compute_n: np.ndarray, chosen_by_n: np.ndarray, loss_n: np.ndar
     return fit(compute_n[best], loss_n[best])
 
 
-def bootstrap(compute_n: np.ndarray, chosen_by_n: np.ndarray, loss_n: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[list[PowerLaw], int]:
+def bootstrap(compute_n: np.ndarray, chosen_by_n: np.ndarray, loss_n: np.ndarray, *, resamples: int = RESAMPLES,
+              seed: int = 0) -> tuple[list[PowerLaw], int]:
     """Laws of so many resamples of the runs, drawn with replacement, and how many more were drawn in vain.
 
     A resample whose envelope has too few points for a fit is drawn again.
@@ -176,12 +177,14 @@ def extrapolation(law: PowerLaw, resampled: list[PowerLaw], loss: float, largest
     if not np.isfinite(at):
         reasons.append(f"the fitted law never comes below E = {law.e:.3f}, and {loss:.3f} is needed")
     elif np.log10(at / largest) > TRUSTED_DECADES:
-        reasons.append(f"it is {np.log10(at / largest):.1f} orders of magnitude beyond the largest run, and {TRUSTED_DECADES} is where belief ends here")
+        reasons.append(f"it is {np.log10(at / largest):.1f} orders of magnitude beyond the largest run, and {TRUSTED_DECADES} is where belief "
+                       "ends here")
     if np.isfinite(at) and not np.isfinite(high):
         reasons.append(f"the interval of E, {' to '.join(f'{one:.3f}' for one in interval([one.e for one in resampled]))}, does not exclude "
                        f"that {loss:.3f} is never reached")
     if law.at_the_edge:
-        reasons.append(f"the fit ends at its bounds (E = {law.e:.3f}, α = {law.alpha:.3f}): the runs do not bend towards a floor, and nothing says where they will")
+        reasons.append(f"the fit ends at its bounds (E = {law.e:.3f}, α = {law.alpha:.3f}): the runs do not bend towards a floor, and nothing "
+                       "says where they will")
     return {"loss": loss, "compute": _finite(at), "ci95": [_finite(low), _finite(high)],
             "share_never": float(np.mean(~np.isfinite(reached))), "decades_beyond": _finite(np.log10(at / largest)), "largest_measured": largest,
             "believable": not reasons, "reasons": reasons}

@@ -16,6 +16,7 @@ from mmlib.store import ActivationStore
 from mmlib.studies import Cell, measured_at_the_end
 
 UNIT = 1e12  # FLOP
+SLACK = 1.25  # compute counts as equal up to this factor
 LEAST_POINTS = 4  # one more than the law has constants
 ALPHAS = (0.01, 3.0)
 STARTS = 6  # brackets of α that are searched, each to its own minimum
@@ -72,11 +73,18 @@ def compute(parameters: float, activations: float) -> float:
 
 
 def lower_envelope(compute_n: Sequence[float], loss_n: Sequence[float]) -> np.ndarray:
-    """Indices of the runs that no run of at most their compute matches in loss, by rising compute."""
+    """Indices of the runs that no run of at most a quarter more compute has a lower loss than, by rising compute.
+
+    The quarter is what C is uncertain by: counting the parameters of time or not changes it by as much. Without it a run is on the
+    envelope for being cheaper by a hair than one that is far better.
+    """
     compute_n, loss_n = np.asarray(compute_n, dtype=np.float64), np.asarray(loss_n, dtype=np.float64)
     order = np.lexsort((loss_n, compute_n))
-    best_before = np.concatenate([[np.inf], np.minimum.accumulate(loss_n[order])[:-1]])
-    return order[loss_n[order] < best_before]
+    compute_n, loss_n = compute_n[order], loss_n[order]
+    best_so_far = np.minimum.accumulate(loss_n)
+    best_before = np.concatenate([[np.inf], best_so_far[:-1]])
+    best_within = best_so_far[np.searchsorted(compute_n, SLACK * compute_n, "right") - 1]
+    return order[(loss_n < best_before) & (loss_n <= best_within)]
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,10 @@ def test_fit_agrees_with_a_general_least_squares_solver():
 
 
 def test_envelope_by_hand():
-    #               better than both   no: 2 has it cheaper   as good, dearer   equal compute, worse
-    compute, loss = [4.0, 1.0, 2.0, 3.0, 3.5, 2.0], [1.0, 3.0, 2.0, 2.5, 2.0, 2.2]
+    """Runs 3, 4 and 5 are matched by the cheaper run 2; run 6 is cheaper than run 0, but not by a quarter; run 7 is run 0 once more."""
+    compute, loss = [4.0, 1.0, 2.0, 3.0, 3.1, 2.0, 3.5, 4.0], [1.0, 3.0, 2.0, 2.5, 2.0, 2.2, 1.5, 1.0]
     assert scaling.lower_envelope(compute, loss).tolist() == [1, 2, 0]
+    assert scaling.lower_envelope(compute[:-2] + [3.1], loss[:-2] + [1.5]).tolist() == [1, 2, 6, 0]
 
 
 def test_runs_are_chosen_by_one_loss_and_fitted_on_the_other():

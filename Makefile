@@ -22,7 +22,7 @@ STUDIES := 06_scaling 22_benchmarks 23_robustness 24_fresh_documents
 reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
 	@$(SUBMAKE) due LINE=main
 
-studies: $(READY) ## run what is due of the studies: benchmarks of extraction, reading, training, solvers
+studies: $(READY) ## run what is due of the studies: benchmarks, scaling, robustness
 	@$(SUBMAKE) due LINE=all_studies
 
 due:

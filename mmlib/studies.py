@@ -1,0 +1,152 @@
+"""Studies made of cells: small trainings, each with one small file of results. Run again, a study does only the cells that are missing.
+
+A cell is one recipe with one seed on one store. Its outcome is results/RUN/STUDY/CELL.json, which holds the configuration that it came
+from; a cell whose file has another configuration is trained again. The code is not part of it: remove the files to have all cells anew.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mmlib import runs
+from mmlib.batches import shuffled_batches
+from mmlib.denoisers import count_parameters
+from mmlib.devices import default_device
+from mmlib.meta_model import MetaModel
+from mmlib.normaliser import Normaliser
+from mmlib.presets import Recipe
+from mmlib.recipes import new_model
+from mmlib.results import read_json
+from mmlib.store import ActivationStore
+from mmlib.train import train
+
+STANDARDISED = "standardised"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe with one seed on one store.
+
+    Args:
+        name: of its file: letters, digits, dots, hyphens and underscores.
+        coordinates: name of the coordinates that the network sees.
+        transform: takes standardised activations (n, d) to those coordinates; None where they are the same.
+    Raises:
+        ValueError: the name cannot be that of a file, or coordinates have a name and no transform, or the other way round.
+    """
+
+    name: str
+    recipe: Recipe
+    store: ActivationStore
+    seed: int = 0
+    coordinates: str = STANDARDISED
+    transform: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f"cell {self.name!r}: expected letters, digits, dots, hyphens and underscores, since it names a file")
+        if (self.coordinates == STANDARDISED) != (self.transform is None):
+            raise ValueError(f"cell {self.name}: coordinates {self.coordinates!r} {'need a' if self.transform is None else 'take no'} transform")
+
+    @property
+    def activations(self) -> int:
+        """Seen in training."""
+        return self.recipe.training.steps * self.recipe.training.batch
+
+    def seen(self, activations_nd: Tensor) -> Tensor:
+        """What the network sees of raw activations, (n, d): standardised by training statistics, then transformed."""
+        z_nd = Normaliser.of(self.store)(activations_nd)
+        return self.transform(z_nd) if self.transform else z_nd
+
+
+class Study:
+    """The cells of one study, and where their outcomes are.
+
+    Args:
+        name: of its folder in results/.
+        notebook: that runs it.
+        evaluate: called with a cell and its trained model, gives what is to be kept of it, as JSON can hold it.
+        evaluation: everything that decides what `evaluate` gives besides the cell: a part of the configuration.
+    """
+
+    def __init__(self, run: runs.Run, name: str, notebook: str, evaluate: Callable[[Cell, MetaModel], dict], evaluation: dict):
+        self.run, self.name, self.notebook, self.evaluate, self.evaluation = run, name, notebook, evaluate, evaluation
+
+    def path(self, cell: Cell) -> Path:
+        """Where the outcome of a cell is."""
+        return runs.ROOT / "results" / self.run.name / self.name / f"{cell.name}.json"
+
+    def configuration(self, cell: Cell) -> dict:
+        """What decides the outcome of a cell, as JSON gives it back."""
+        return json.loads(json.dumps({"recipe": asdict(cell.recipe), "seed": cell.seed, "coordinates": cell.coordinates,
+                                      "documents": cell.store.documents, **cell.store.identities, "evaluation": self.evaluation}))
+
+    def known(self, cell: Cell) -> dict | None:
+        """The outcome of a cell, if it is there with the same configuration."""
+        path = self.path(cell)
+        outcome = read_json(path) if path.exists() else None
+        return outcome if outcome and outcome["configuration"] == self.configuration(cell) else None
+
+    def describe(self, cells: list[Cell]) -> str:
+        """What is left to do."""
+        left = [cell for cell in cells if self.known(cell) is None]
+        return (f"{self.name}: {len(left)} of {len(cells)} cells left to train, {sum(cell.recipe.training.steps for cell in left):,} steps, "
+                f"{sum(cell.activations for cell in left):,} activations")
+
+    def outcomes(self, cells: list[Cell]) -> dict[str, dict]:
+        """Outcome by cell; those that are missing are trained and evaluated, after a word on how many.
+
+        Raises:
+            ValueError: two cells have one name, or one asks for more activations than its store has for training.
+        """
+        if len({cell.name for cell in cells}) < len(cells):
+            raise ValueError(f"{len(cells)} cells have {len({cell.name for cell in cells})} names: expected one each")
+        for cell in cells:
+            if cell.activations > (there := len(cell.store.rows("train"))):
+                raise ValueError(f"cell {cell.name} takes {cell.activations:,} activations, {there:,} are there for training: none may come twice")
+        print(self.describe(cells), flush=True)
+        return {cell.name: self.known(cell) or self._trained(cell) for cell in tqdm(cells, desc=self.name, unit="cell")}
+
+    def _trained(self, cell: Cell) -> dict:
+        folder = self.run.data / "studies" / self.name / cell.name
+        model, log = train_cell(cell, folder)
+        model.to(default_device())
+        content = {"configuration": self.configuration(cell), "parameters": count_parameters(model.network), "activations": cell.activations,
+                   "seconds": log[-1]["seconds"], "validation_loss": log[-1]["validation_loss"], **self.evaluate(cell, model),
+                   "machine": {"device": default_device(), "threads": torch.get_num_threads()}}
+        self.run.write(f"{self.name}/{cell.name}", content, self.notebook, target="studies", **cell.store.identities)
+        shutil.rmtree(folder)  # hundreds of megabytes, and the seed makes it again
+        return read_json(self.path(cell))
+
+
+def train_cell(cell: Cell, folder: Path) -> tuple[MetaModel, list[dict]]:
+    """The trained model of a cell, in the cell's coordinates, and the log of its training.
+
+    Raises:
+        ValueError: the recipe adds to a Gaussian, which cells do not have.
+    """
+    training, store = cell.recipe.training, cell.store
+    model = new_model(cell.recipe, store, cell.seed)
+    if cell.transform:  # what the network sees is made here, so there is nothing left for the model to standardise
+        model.normaliser = Normaliser(torch.zeros(1, store.d), torch.ones(1, store.d))
+
+    def batches(start: int) -> Iterator[Tensor]:
+        raw = shuffled_batches(store, "train", training.batch, cell.seed, start=start)
+        return map(cell.seen, raw) if cell.transform else raw
+
+    validation_nd = cell.seen(store.read(store.rows("validation")))
+    log = train(model, training, batches, validation_nd, folder, seed=cell.seed, source=cell.coordinates)
+    return model, log
+
+
+def measured_at_the_end(training):
+    """The same training with its validation loss measured once, at its end, and no state to resume from: cells take minutes at most."""
+    never = training.log_every * (training.steps // training.log_every + 1)
+    return replace(training, validate_every=never, save_every=never)

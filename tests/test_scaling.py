@@ -1,0 +1,117 @@
+"""The power law: known constants recovered, the envelope by hand, honest intervals, and extrapolations that are called what they are."""
+
+import numpy as np
+import pytest
+
+from mmlib import scaling
+from mmlib.denoisers import MLPDenoiser, count_parameters
+
+TRUTH = scaling.PowerLaw(0.9, 0.3, 0.4)
+
+
+def grid(noise, seed, truth=TRUTH):
+    """Runs of five sizes and five budgets: at each compute one that is on the law and others above it."""
+    rng = np.random.default_rng(seed)
+    compute = np.concatenate([np.geomspace(1e11, 1e14, 13), np.geomspace(1e11, 1e14, 12)])
+    waste = np.concatenate([np.zeros(13), rng.uniform(0.02, 0.2, 12)])
+    loss = truth(compute) * (1 + waste) * np.exp(noise * rng.standard_normal(25))
+    return compute, loss
+
+
+@pytest.mark.parametrize("truth", [TRUTH, scaling.PowerLaw(0.0, 1.2, 0.05), scaling.PowerLaw(0.52, 1.1, 0.169)])
+def test_known_constants_are_recovered(truth):
+    compute = np.geomspace(1e11, 1e15, 9)
+    found = scaling.fit(compute, truth(compute))
+    assert (found.e, found.a, found.alpha) == pytest.approx((truth.e, truth.a, truth.alpha), rel=2e-3, abs=2e-3)
+
+
+def test_fit_agrees_with_a_general_least_squares_solver():
+    from scipy.optimize import least_squares
+
+    compute, loss = grid(0.003, 5)
+    compute, loss = compute[:13], loss[:13]
+    best = least_squares(lambda p: (p[0] + p[1] * (compute / 1e12) ** -p[2]) / loss - 1, (0.5, 0.5, 0.3), bounds=([0, 0, 0.01], [5, 5, 3]), xtol=1e-14).x
+    found = scaling.fit(compute, loss)
+    assert (found.e, found.a, found.alpha) == pytest.approx(tuple(best), rel=1e-3)
+
+
+def test_envelope_by_hand():
+    """Runs 3, 4 and 5 are matched by the cheaper run 2; run 6 is cheaper than run 0, but not by a quarter; run 7 is run 0 once more."""
+    compute, loss = [4.0, 1.0, 2.0, 3.0, 3.1, 2.0, 3.5, 4.0], [1.0, 3.0, 2.0, 2.5, 2.0, 2.2, 1.5, 1.0]
+    assert scaling.lower_envelope(compute, loss).tolist() == [1, 2, 0]
+    assert scaling.lower_envelope(compute[:-2] + [3.1], loss[:-2] + [1.5]).tolist() == [1, 2, 6, 0]
+
+
+def test_runs_are_chosen_by_one_loss_and_fitted_on_the_other():
+    """A run that is lucky on test documents only must not be chosen for it."""
+    compute, loss = grid(0, 0)
+    lucky = loss.copy()
+    lucky[13:] = 0.5  # above the envelope by the loss that chooses
+    found = scaling.fit_envelope(compute, loss, lucky)
+    assert (found.e, found.alpha) == pytest.approx((TRUTH.e, TRUTH.alpha), rel=1e-3)
+
+
+def test_too_few_points_are_refused():
+    with pytest.raises(ValueError, match="3 different amounts of compute"):
+        scaling.fit([1e12, 2e12, 4e12, 4e12], [3, 2, 1.5, 1.4])
+    with pytest.raises(ValueError, match="measure more runs"):
+        scaling.bootstrap(np.geomspace(1e11, 1e13, 4), np.array([4, 3, 2, 1.0]), np.array([4, 3, 2, 1.0]), resamples=5)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    """Percentile intervals over runs, in 40 simulations; by chance a 95 % interval holds it 34 times or more."""
+    held = {"e": 0, "alpha": 0}
+    for seed in range(40):
+        compute, loss = grid(0.005, seed)
+        laws, _ = scaling.bootstrap(compute, loss, loss, resamples=60, seed=seed)
+        for name in held:
+            low, high = scaling.interval([getattr(law, name) for law in laws])
+            held[name] += low <= getattr(TRUTH, name) <= high
+    assert all(30 <= count for count in held.values()), held
+
+
+def test_the_compute_of_a_loss_by_hand():
+    law = scaling.PowerLaw(1.0, 2.0, 0.5)
+    assert law(np.array([4e12])) == pytest.approx([2.0]) and law.compute_at(2.0) == pytest.approx(4e12)
+    assert law.compute_at(1.0) == law.compute_at(0.7) == np.inf
+
+
+def test_an_extrapolation_far_beyond_the_runs_is_not_to_be_believed():
+    law = scaling.PowerLaw(0.5, 1.0, 0.25)
+    near = scaling.extrapolation(law, [law] * 10, 1.5, 1e12)
+    assert near["believable"] and near["compute"] == pytest.approx(1e12) and near["ci95"] == pytest.approx([1e12, 1e12])
+    far = scaling.extrapolation(law, [law] * 10, 0.8, 1e12)  # (1/0.3)⁴ = 123 times as much
+    assert not far["believable"] and "2.1 orders of magnitude" in far["reasons"][0] and far["decades_beyond"] == pytest.approx(2.09, abs=0.01)
+
+
+def test_a_loss_that_may_never_be_reached_is_not_to_be_believed():
+    law, floor = scaling.PowerLaw(0.5, 1.0, 0.25), scaling.PowerLaw(1.45, 0.5, 0.4)
+    doubtful = scaling.extrapolation(law, [law] * 9 + [floor], 1.4, 1e12)
+    assert not doubtful["believable"] and doubtful["ci95"][1] is None and doubtful["share_never"] == pytest.approx(0.1)
+    never = scaling.extrapolation(floor, [floor] * 10, 1.4, 1e12)
+    assert never["compute"] is None and never["share_never"] == 1 and "never comes below E = 1.450" in never["reasons"][0]
+
+
+def test_a_fit_at_the_edge_is_not_to_be_believed():
+    """A loss that falls ever faster with log C: no floor can be read off it."""
+    compute = np.geomspace(1e11, 1e14, 8)
+    law = scaling.fit(compute, 2 - 0.02 * np.arange(8) ** 2)
+    assert law.at_the_edge and law.e == 0 and not TRUTH.at_the_edge and scaling.PowerLaw(1.0, 1.0, 0.01).at_the_edge
+    assert any("ends at its bounds" in reason for reason in scaling.extrapolation(law, [law] * 10, 1.02, 1e14)["reasons"])
+
+
+def test_counting_by_hand():
+    """d = 10, width 4, inner width 8, three blocks."""
+    network = MLPDenoiser(10, 4, 8, 3)
+    time = 2 * (4 * 4 + 4) + 3 * (4 * 8 + 8)
+    row = (10 * 4 + 4) + (4 * 10 + 10) + 8 + 3 * (8 + 2 * (4 * 8 + 8) + (8 * 4 + 4))
+    assert scaling.parameters_of_time(network) == time and count_parameters(network) == time + row
+    assert scaling.compute(1e6, 1e6) == 6e12
+
+
+def test_the_rule_of_the_learning_rate_and_the_recipe_of_a_cell():
+    one, four = scaling.learning_rate(128), scaling.learning_rate(512)
+    assert one == pytest.approx(4 * four) and scaling.learning_rate(scaling.RATE_WIDTH) == scaling.RATE
+    recipe = scaling.recipe(128, 127, 256, 64, factor=0.5)
+    assert recipe.training.lr == one / 2 and (recipe.size.d_model, recipe.size.d_mlp, recipe.size.layers) == (128, 256, 3)
+    assert recipe.training.validate_every > 127 and recipe.training.validate_every % recipe.training.log_every == 0

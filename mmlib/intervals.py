@@ -13,6 +13,7 @@ import numpy as np
 
 RESAMPLES = 2000
 LEAST_DOCUMENTS = 5  # with fewer, too many resamples hold one document alone
+AT_ONCE = 2**23  # weights held in memory
 ROUNDING = 1e-9  # a spread below this share is none
 Statistic = Callable[[np.ndarray], np.ndarray]  # weights of the documents (…, documents) → values (…)
 
@@ -27,8 +28,8 @@ def resampled(n_documents: int, seed: int = 0) -> np.ndarray:
 def jackknife_errors(statistic: Statistic, weights_rd: np.ndarray) -> np.ndarray:
     """Standard error of the statistic in each resample, (r,), from leaving out one drawn document at a time."""
     n = weights_rd.shape[1]
-    without_rdd = np.maximum(weights_rd[:, None, :] - np.eye(n), 0)
-    values_rd = statistic(without_rdd)
+    parts = np.array_split(weights_rd, -(-weights_rd.size * n // AT_ONCE))
+    values_rd = np.concatenate([statistic(np.maximum(part[:, None, :] - np.eye(n), 0)) for part in parts])
     centre_r = (weights_rd * values_rd).sum(1, keepdims=True) / n
     return np.sqrt((n - 1) / n * (weights_rd * (values_rd - centre_r) ** 2).sum(1))
 

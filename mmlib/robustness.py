@@ -8,11 +8,10 @@ from torch import Tensor
 
 from mmlib import runs
 from mmlib.batches import spread_rows
-from mmlib.compare import CLAIM, Losses, evaluate, verdict
+from mmlib.compare import Losses, evaluate, reduction_interval, verdict
 from mmlib.corpus import Document, corpus_identity
 from mmlib.extract import describe, extract, plan_extraction
 from mmlib.gaussian import PrincipalComponents
-from mmlib.intervals import bootstrap_interval
 from mmlib.llm import LanguageModel
 from mmlib.noise import Denoiser
 from mmlib.store import ActivationStore
@@ -113,10 +112,10 @@ def _documents(losses: Losses, which: slice) -> Losses:
 
 def _reduction(losses: Losses, method: str, baseline: str) -> dict:
     (ours_d, counts_d), (theirs_d, _) = losses.by_document(method), losses.by_document(baseline)
-    low, high = bootstrap_interval(lambda weights: (weights @ ours_d) / (weights @ theirs_d), counts_d, positive=True)
+    interval = list(reduction_interval(losses, method, baseline))
     return {"loss": float(ours_d.sum() / counts_d.sum()), "baseline_loss": float(theirs_d.sum() / counts_d.sum()),
-            "reduction": float(1 - ours_d.sum() / theirs_d.sum()), "ci95": [1 - high, 1 - low], "documents": len(counts_d),
-            "draws": int(counts_d.sum()), "verdict": verdict(1 - high, 1 - low, CLAIM)}
+            "reduction": float(1 - ours_d.sum() / theirs_d.sum()), "ci95": interval, "documents": len(counts_d),
+            "draws": int(counts_d.sum()), "verdict": verdict(*interval)}
 
 
 def spread(values: Sequence[float]) -> dict:

@@ -383,6 +383,36 @@ def robustness(result: dict) -> Figure:
     return figure
 
 
+def lm_loss(result: dict) -> Figure:
+    """Δ LM loss under one-step estimates against σ, and under every replacement against its FVU."""
+    figure, (by_sigma, by_fvu) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.6), sharey=True)
+    styles = {"noisy": ("0.6", (1, 1)), **LINES}
+    rows = [(method, [row for row in result[part] if row["method"] == method]) for part, methods in (
+        ("denoisers", styles), ("denoisers_common_subset", ("unet",))) for method in methods]
+    for method, found in rows:
+        colour, dashes = styles[method]
+        sigma, fvu, delta, interval = (np.array([row[key] for row in found]) for key in ("sigma", "fvu", "delta", "ci95"))
+        if len(found):
+            reach = np.abs(interval.T - delta)
+            by_sigma.errorbar(sigma, delta, reach, color=colour, lw=1.3, elinewidth=0.8, capsize=1.5, marker="o", ms=3, label=_LM_LABELS.get(
+                method, LABELS.get(method)))[0].set_dashes(dashes)
+            by_fvu.plot(fvu, delta, color=colour, dashes=dashes, lw=0.9, marker="o", ms=3)
+    for row, dashes in zip(result["ablations"], ((5, 1, 1, 1, 1, 1), (1, 2))):
+        by_sigma.axhline(row["delta"], color=BLACK, lw=0.8, dashes=dashes, label=_LM_LABELS[row["method"]])
+    pca = result["reconstructions"]["pca"]
+    by_fvu.plot([row["fvu"] for row in pca], [row["delta"] for row in pca], color=SKY, lw=2.2, marker="s", ms=4, zorder=1, label="PCA-k, no noise")
+    for row in pca:
+        by_fvu.annotate(f"{row['k']}", (row["fvu"], row["delta"]), xytext=(3, -8), textcoords="offset points", fontsize=6.5, color=BLUE)
+    saes = result["reconstructions"]["sae"]
+    by_fvu.plot([row["fvu"] for row in saes], [row["delta"] for row in saes], color=GREEN, marker="D", ms=5, mec=BLACK, mew=0.5, ls="", label="SAEs, no noise")
+    by_sigma.set(yscale="log", xlabel="noise level σ", ylabel="Δ LM loss (nats per token)")
+    by_fvu.set(xscale="log", xlabel="fraction of variance unexplained (FVU)")
+    figure.legend(loc="outside lower center", ncol=5)
+    return figure
+
+
+_LM_LABELS = {"noisy": "noisy, as it is", "mean_ablation": "replaced by the mean", "zero_ablation": "replaced by 0"}
+
 FIGURES = {  # name of the figure → (drawing function, name of the results file)
     "activations": (activations, "activations"),
     "baselines": (baselines, "baselines"),
@@ -395,11 +425,12 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "density": (density, "density"),
     "throughput": (throughput, "benchmarks"),
     "solvers": (solvers, "benchmarks"),
+    "lm_loss": (lm_loss, "lm_loss"),
     "scaling": (scaling, "scaling"),
     "robustness": (robustness, "robustness"),
 }
 
 NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_baselines", "training": "03_train_meta_model",
-             "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "density": "07_density", "benchmarks": "22_benchmarks",
-             "scaling": "06_scaling", "robustness": "23_robustness"}
+             "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "density": "07_density", "lm_loss": "08_lm_loss",
+             "benchmarks": "22_benchmarks", "scaling": "06_scaling", "robustness": "23_robustness"}
 STUDIES = ("benchmarks", "scaling", "robustness")  # results that `make studies` writes, not `make reproduce`

@@ -7,7 +7,7 @@ there is normed already.
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +162,34 @@ def read_residual_stream(model: PreTrainedModel, layers: Sequence[int], token_id
     with _captured(blocks, layers) as outputs:
         model(input_ids=token_ids_bt.to(model.device), use_cache=False)
     return outputs
+
+
+@contextmanager
+def edited_block(model: PreTrainedModel, layer: int, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the context, block `layer` gives edit(h) in place of its output h, to all that reads it: later blocks, their caches, the logits.
+
+    Also under `model.generate`: with a cache the first call sees the prompt, each later one the newest token alone, (batch, 1, d).
+
+    Args:
+        edit: maps h (batch, tokens, d), padding and <bos> included, to as many values, of any dtype and on any device. It must leave h as it is.
+    Raises:
+        ValueError: the model has no such block, or the edit changes the shape.
+    """
+    blocks = residual_blocks(model)
+
+    def replace(module, inputs, output):
+        hidden_btd = output[0] if isinstance(output, tuple) else output
+        edited_btd = edit(hidden_btd)
+        if edited_btd.shape != hidden_btd.shape:
+            raise ValueError(f"the edit of block {layer} gives shape {tuple(edited_btd.shape)}: expected {tuple(hidden_btd.shape)}")
+        edited_btd = edited_btd.to(hidden_btd)  # its dtype and device
+        return (edited_btd, *output[1:]) if isinstance(output, tuple) else edited_btd
+
+    handle = blocks[resolve_layer(layer, len(blocks))].register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _unknown(name: str) -> ValueError:

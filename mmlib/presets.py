@@ -139,6 +139,11 @@ class Preset:
     sample_steps: int = 50
     samples_unet: int = 512  # all methods are also compared at this number, in the top components
     components_unet: int = 16
+    lm_loss_tokens: int = 5100  # test tokens that the language model reads under each replacement: about a window of each document
+    lm_loss_tokens_unet: int = 2000  # of these, the tokens that the slow UNet denoises too
+    lm_loss_sigmas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7)
+    lm_loss_sigmas_unet: tuple[float, ...] = (0.3, 0.5)
+    lm_loss_components: tuple[int, ...] = (16, 64, 128, 256, 512)  # k of PCA-k
     study_tokens: int = 300  # test tokens at each noise level for a cell of a study
     scaling_widths: tuple[int, ...] = (80, 160, 320, 640, 1280)  # d_model of the MLPs: 0.25 to 44 million parameters at d = 640
     scaling_budgets: tuple[tuple[int, int], ...] = ((127, 256), (254, 256), (254, 512), (507, 512), (1014, 512))  # (steps, batch), up to one pass
@@ -187,6 +192,7 @@ PRESETS = {
             shift_cell=Recipe(MLPSize(layers=1, d_model=64, d_mlp=128),
                               Training("flow_velocity", steps=20, batch=256, lr=2e-3, ema=0.9, levels=64, validate_every=30, save_every=30)),
             shift_corpora=(("self", 40, 16),),
+            lm_loss_tokens=800, lm_loss_tokens_unet=400, lm_loss_sigmas=(0.5,), lm_loss_sigmas_unet=(0.5,), lm_loss_components=(64, 512),
         ),
         Preset(
             name="default",
@@ -216,6 +222,7 @@ PRESETS = {
                 SparseSize(latents=8192, k=64, level_gain=True), Training("flow_velocity", steps=8000, batch=4096, lr=3e-3, ema=0.999)),
             eval_tokens=4000, eval_tokens_common=4000, mix_tokens=4000,
             samples=20_000, sample_steps=100, samples_unet=5000, components_unet=64,
+            lm_loss_tokens=50_000, lm_loss_tokens_unet=50_000, lm_loss_sigmas_unet=(0.1, 0.3, 0.5, 0.7),
         ),
     )
 }

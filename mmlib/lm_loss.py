@@ -1,0 +1,234 @@
+"""What a replacement of activations does to the language model: Δ LM loss, in nats per predicted token.
+
+The language model reads windows of test documents while the output h of one block is replaced by r(h) at every position but the
+opening one. A window of n tokens stands at positions 1 … n behind <bos>. *Counted* are the predictions made at positions 1 … n − 1, of
+tokens 2 … n: each is made at a replaced position, all before it but <bos> are replaced too. The prediction at <bos>, which no
+replacement can change, does not count, and the one at position n has no target in the window. Δ is the mean loss under a replacement less
+that without.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mmlib.compare import CLAIM, verdict
+from mmlib.intervals import bootstrap_interval
+from mmlib.llm import LanguageModel, edited_block, read_residual_stream
+from mmlib.noise import Denoiser
+from mmlib.normaliser import Normaliser
+from mmlib.store import ActivationStore
+from mmlib.windows import Window, batches_of, cut_windows, padded
+
+BATCH_TOKENS = 1024  # positions in one forward pass: their logits take 0.5 GB where the vocabulary has 262,144 tokens
+LOSS_ROWS = 8  # predictions whose logits are taken to float32 at a time: they stay in the cache, which is eight times as fast as a window
+Replacement = Callable[[Tensor], Tensor]
+
+
+def stored_windows(store: ActivationStore, split: str) -> list[Window]:
+    """The windows from which the activations of a split were extracted, in the order of the text."""
+    windows = []
+    for document in np.flatnonzero(store.splits == split):
+        token_ids = store.column("token_ids", store.rows_of(int(document)))
+        windows += [replace(window, document=int(document)) for window in cut_windows([token_ids], int(store.attributes["window"]))]
+    return windows
+
+
+def spread_windows(windows: Sequence[Window], tokens: int, seed: int) -> list[Window]:
+    """Windows of at most `tokens` tokens together: documents take turns in random order, each giving a random window of those it has left.
+
+    A smaller `tokens` gives the first of the windows that a larger one gives. Where there are fewer tokens, all windows of at least two
+    tokens, as a prediction needs, are given.
+
+    Raises:
+        ValueError: that is fewer than two documents, too few for an interval.
+    """
+    rng, turns = np.random.default_rng(seed), defaultdict(int)
+    order = []
+    for i in rng.permutation([i for i, window in enumerate(windows) if len(window.token_ids) >= 2]):
+        order.append((turns[windows[i].document], len(order), windows[i]))
+        turns[windows[i].document] += 1
+    chosen = [window for _, _, window in sorted(order, key=lambda entry: entry[:2])]
+    ends = np.cumsum([len(window.token_ids) for window in chosen])
+    chosen = chosen[: int(np.searchsorted(ends, tokens, "right"))]
+    if len({window.document for window in chosen}) < 2:
+        raise ValueError(f"windows of {tokens} tokens come from {len({w.document for w in chosen})} documents: intervals need at least two")
+    return chosen
+
+
+def stored_activations(store: ActivationStore, windows: Sequence[Window]) -> Tensor:
+    """What the store holds for the tokens of windows, (n, d) raw, one window after another."""
+    rows = [store.rows_of(window.document, slice(window.start, window.start + len(window.token_ids))) for window in windows]
+    return store.take(np.concatenate([np.arange(part.start, part.stop) for part in rows]))
+
+
+def window_noise(windows: Sequence[Window], d: int, sigma: float, seed: int) -> Tensor:
+    """Standard normal noise (n, d) for the tokens of windows: a function of (seed, σ, window), so every method meets the same."""
+    keys = ([seed, round(sigma * 1e9), window.document, window.start] for window in windows)
+    parts = [np.random.default_rng(key).standard_normal((len(window.token_ids), d), dtype=np.float32) for key, window in zip(keys, windows)]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def denoised(method: Denoiser, sigma: float, noise_nd: Tensor, normaliser: Normaliser) -> Replacement:
+    """The replacement of h by its one-step estimate from x = (1 − σ) z + σ ε, z standardised h."""
+    def replacement(h_nd: Tensor) -> Tensor:
+        return normaliser.inverse(method((1 - sigma) * normaliser(h_nd) + sigma * noise_nd, sigma))
+    return replacement
+
+
+def reconstructed(method: Callable[[Tensor], Tensor], normaliser: Normaliser) -> Replacement:
+    """The replacement of h by what a method makes of standardised z: PCA, an SAE, a constant."""
+    return lambda h_nd: normaliser.inverse(method(normaliser(h_nd)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one replacement, by window, (W,) each."""
+
+    loss_w: np.ndarray  # summed over the counted predictions, nats
+    error_w: np.ndarray  # Σ‖z − ẑ‖² over the window's tokens
+    power_w: np.ndarray  # Σ‖z‖²
+
+
+class SplicedModel:
+    """A language model that reads fixed windows while one block's output is replaced.
+
+    Args:
+        layer: the block.
+        windows: see `spread_windows`.
+        normaliser: of that layer; errors are measured on its z.
+        batch_tokens: positions in one forward pass (or one window).
+    """
+
+    def __init__(self, lm: LanguageModel, layer: int, windows: Sequence[Window], normaliser: Normaliser, batch_tokens: int = BATCH_TOKENS):
+        self.lm, self.layer, self.windows, self.normaliser = lm, layer, list(windows), normaliser
+        self.batches = list(batches_of(self.windows, batch_tokens))
+        self.lengths_w = np.array([len(window.token_ids) for window in self.windows])
+        self.ends_w = np.cumsum(self.lengths_w)
+        self.h_nd = self._read()  # raw, in the language model's dtype, one window after another
+
+    def rows(self, i: int) -> slice:
+        """Where the tokens of window i stand among the n of all windows."""
+        return slice(int(self.ends_w[i] - self.lengths_w[i]), int(self.ends_w[i]))
+
+    def _read(self) -> Tensor:
+        h_nd = torch.empty(int(self.ends_w[-1]), self.lm.width, dtype=self.lm.model.dtype)
+        for batch in self.batches:
+            output_btd = read_residual_stream(self.lm.model, [self.layer], self._ids(batch))[self.layer].cpu()
+            for row, i in enumerate(batch):
+                h_nd[self.rows(i)] = output_btd[row, 1 : 1 + self.lengths_w[i]]
+        return h_nd
+
+    def _ids(self, batch: list[int]) -> Tensor:
+        return padded([self.windows[i] for i in batch], self.lm.opening_token).to(self.lm.model.device)
+
+    @torch.inference_mode()
+    def __call__(self, replacement: Replacement | None = None) -> Outcome:
+        """Read all windows with the block's output replaced.
+
+        Args:
+            replacement: maps raw activations (n, d), float32, of all windows one after another, to those put in their places, which are rounded
+                to the language model's dtype; None: nothing is replaced.
+        Raises:
+            ValueError: it gives another shape, or a value that is not finite.
+        """
+        z_nd = self.normaliser(self.h_nd)
+        if replacement is None:
+            return Outcome(self._losses(None), np.zeros(len(self.windows)), self._squares(z_nd))
+        replaced_nd = replacement(self.h_nd.float())
+        if replaced_nd.shape != self.h_nd.shape or not replaced_nd.isfinite().all():
+            raise ValueError(f"the replacement has shape {tuple(replaced_nd.shape)}: expected finite values of shape {tuple(self.h_nd.shape)}")
+        return Outcome(self._losses(replaced_nd), self._squares(self.normaliser(replaced_nd) - z_nd), self._squares(z_nd))
+
+    def _squares(self, values_nd: Tensor) -> np.ndarray:
+        return np.add.reduceat(values_nd.double().square().sum(1).numpy(), self.ends_w - self.lengths_w)
+
+    def _losses(self, replaced_nd: Tensor | None) -> np.ndarray:
+        loss_w = np.zeros(len(self.windows))
+        for batch in self.batches:
+            logits_btv = self._logits(batch, replaced_nd)
+            for row, i in enumerate(batch):
+                targets = torch.from_numpy(self.windows[i].token_ids[1:]).long().to(logits_btv.device)
+                parts = zip(logits_btv[row, 1 : self.lengths_w[i]].split(LOSS_ROWS), targets.split(LOSS_ROWS))
+                loss_w[i] = sum(cross_entropy(logits.float(), target, reduction="none").double().sum().item() for logits, target in parts)
+        return loss_w
+
+    def _logits(self, batch: list[int], replaced_nd: Tensor | None) -> Tensor:
+        def put(hidden_btd: Tensor) -> Tensor:
+            edited_btd = hidden_btd.clone()
+            for row, i in enumerate(batch):
+                edited_btd[row, 1 : 1 + self.lengths_w[i]] = replaced_nd[self.rows(i)].to(edited_btd)
+            return edited_btd
+
+        with nullcontext() if replaced_nd is None else edited_block(self.lm.model, self.layer, put):
+            return self.lm.model(input_ids=self._ids(batch), use_cache=False).logits
+
+
+Key = tuple[str, float | None]  # method, and σ of the noise that it met; None: clean activations
+MEAN_ABLATION: Key = ("mean_ablation", None)
+
+
+class Effects:
+    """Δ LM loss and squared error of several replacements on the same windows, summed by document, the unit of all intervals.
+
+    Means weigh predictions equally, and in squared errors tokens.
+
+    Args:
+        windows: the first of those that `outcomes` are of, or all.
+        clean: nothing replaced.
+        outcomes: by method and σ; `MEAN_ABLATION` among them is the scale.
+    """
+
+    def __init__(self, windows: Sequence[Window], clean: Outcome, outcomes: Mapping[Key, Outcome]):
+        n = len(windows)
+        self.documents, document_w = np.unique([window.document for window in windows], return_inverse=True)
+
+        def sums(values_w: np.ndarray) -> np.ndarray:
+            return np.bincount(document_w, values_w[:n])
+
+        self.counts_d = sums(np.array([len(window.token_ids) - 1 for window in windows]))  # predictions
+        self.clean_d, self.power_d = sums(clean.loss_w), sums(clean.power_w)
+        self.change_d = {key: sums(outcome.loss_w) - self.clean_d for key, outcome in outcomes.items()}
+        self.error_d = {key: sums(outcome.error_w) for key, outcome in outcomes.items()}
+
+    def _ratio(self, above_d: np.ndarray, below_d: np.ndarray, sign: int = 1) -> tuple[float, list[float]]:
+        """Σ above / Σ below and its interval; with sign −1, one less that."""
+        def statistic(weights_rd: np.ndarray) -> np.ndarray:
+            ratio_r = (weights_rd @ above_d) / (weights_rd @ below_d)
+            return 1 - ratio_r if sign < 0 else ratio_r
+        return float(statistic(np.ones(len(above_d)))), list(bootstrap_interval(statistic, len(self.counts_d)))
+
+    def clean_loss(self) -> tuple[float, list[float]]:
+        """Nats a prediction with nothing replaced, and its interval."""
+        return self._ratio(self.clean_d, self.counts_d)
+
+    def row(self, key: Key) -> dict:
+        """Δ LM loss (nats a prediction), FVU, and the share of mean ablation's Δ that does not occur, with 95 % intervals by document."""
+        delta, delta_ci = self._ratio(self.change_d[key], self.counts_d)
+        fvu, fvu_ci = self._ratio(self.error_d[key], self.power_d)
+        recovered, recovered_ci = self._ratio(self.change_d[key], self.change_d[MEAN_ABLATION], -1)
+        return {"method": key[0], "sigma": key[1], "delta": delta, "ci95": delta_ci, "fvu": fvu, "fvu_ci95": fvu_ci,
+                "recovered": recovered, "recovered_ci95": recovered_ci}
+
+    def reduction(self, method: str, baseline: str, sigmas: Sequence[float]) -> dict:
+        """1 − Δ_method/Δ_baseline, and beside it the reduction of the diffusion loss (velocity) on the same tokens and noise.
+
+        Args:
+            sigmas: noise levels, summed over.
+        Returns:
+            `reduction`, its paired interval and the verdict on the claim are None, None and "undetermined" where the baseline's own Δ has an
+            interval that reaches 0: a share of what may be nothing means nothing.
+        """
+        ours_d, theirs_d = (sum(self.change_d[name, sigma] for sigma in sigmas) for name in (method, baseline))
+        ours_error_d, theirs_error_d = (sum(self.error_d[name, sigma] / sigma**2 for sigma in sigmas) for name in (method, baseline))
+        loss, loss_ci = self._ratio(ours_error_d, theirs_error_d, -1)
+        found = {"method": method, "baseline": baseline, "sigmas": list(sigmas), "claim": CLAIM, "loss_reduction": loss, "loss_ci95": loss_ci}
+        if self._ratio(theirs_d, self.counts_d)[1][0] <= 0:
+            return {**found, "reduction": None, "ci95": None, "verdict": "undetermined"}
+        reduction, interval = self._ratio(ours_d, theirs_d, -1)
+        return {**found, "reduction": reduction, "ci95": interval, "verdict": verdict(*interval)}

@@ -192,7 +192,7 @@ PRESETS = {
             shift_cell=Recipe(MLPSize(layers=1, d_model=64, d_mlp=128),
                               Training("flow_velocity", steps=20, batch=256, lr=2e-3, ema=0.9, levels=64, validate_every=30, save_every=30)),
             shift_corpora=(("self", 40, 16),),
-            lm_loss_tokens=800, lm_loss_tokens_unet=400, lm_loss_sigmas=(0.5,), lm_loss_sigmas_unet=(0.5,), lm_loss_components=(64, 512),
+            lm_loss_tokens=1300, lm_loss_tokens_unet=1100, lm_loss_sigmas=(0.5,), lm_loss_sigmas_unet=(0.5,), lm_loss_components=(64, 512),
         ),
         Preset(
             name="default",

@@ -8,7 +8,7 @@ import torch
 from letters import Letters
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
-from mmlib import llm
+from mmlib import llm, lm_loss
 from mmlib.corpus import Document
 from mmlib.extract import extract, plan_extraction
 from mmlib.lm_loss import Effects, Outcome, SplicedModel, denoised, reconstructed, spread_windows, stored_activations, stored_windows, window_noise

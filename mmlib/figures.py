@@ -115,7 +115,8 @@ def independence(result: dict) -> Figure:
     tails.axhline(0, color=BLACK, lw=0.8, ls=":", label="a Gaussian's")
     tails.set(title="whitened principal components", xlabel="component", ylabel="excess kurtosis", xscale="log")
     tails.set_yscale("symlog", linthresh=1)
-    tails.legend()
+    tails.set_ylim(bottom=-10)
+    tails.legend(loc="lower left")
     return figure
 
 

@@ -339,7 +339,7 @@ def scaling(result: dict) -> Figure:
             label="lower envelope")
     measured = curve["compute"] <= reach["largest_measured"]
     ax.fill_between(curve["compute"], curve["low"], curve["high"], color="0.5", alpha=0.25, lw=0, label="95 % over resamples of the cells")
-    ax.plot(curve["compute"][measured], curve["loss"][measured], color=BLACK, lw=1.2, label="E + A·C^−α")
+    ax.plot(curve["compute"][measured], curve["loss"][measured], color=BLACK, lw=1.2, label=r"$E + A\,C^{-\alpha}$")
     ax.plot(curve["compute"][~measured], curve["loss"][~measured], color=BLACK, lw=1.2, ls=(0, (4, 2)), label="the same, extrapolated")
     mean, gaussian = (result["references"][name]["loss"] for name in ("mean", "gaussian"))
     claimed = f"{100 * result['claim']:.0f} % below the Gaussian"

@@ -181,15 +181,15 @@ def extrapolation(law: PowerLaw, resampled: list[PowerLaw], loss: float, largest
     """
     reached = [one.compute_at(loss) for one in resampled]
     at, (low, high) = law.compute_at(loss), interval(reached)
-    reasons = []
+    reasons, (low_e, high_e) = [], interval([one.e for one in resampled])
     if not np.isfinite(at):
-        reasons.append(f"the fitted law never comes below E = {law.e:.3f}, and {loss:.3f} is needed")
+        reasons.append(f"the fitted law never comes below E = {law.e:.3f}, and {loss:.3f} is needed"
+                       + f"; but the interval of E, {low_e:.3f} to {high_e:.3f}, leaves open whether any compute would do" * (low_e < loss))
     elif np.log10(at / largest) > TRUSTED_DECADES:
         reasons.append(f"it is {np.log10(at / largest):.1f} orders of magnitude beyond the largest run, and {TRUSTED_DECADES} is where belief "
                        "ends here")
     if np.isfinite(at) and not np.isfinite(high):
-        reasons.append(f"the interval of E, {' to '.join(f'{one:.3f}' for one in interval([one.e for one in resampled]))}, does not exclude "
-                       f"that {loss:.3f} is never reached")
+        reasons.append(f"the interval of E, {low_e:.3f} to {high_e:.3f}, does not exclude that {loss:.3f} is never reached")
     if law.at_the_edge:
         reasons.append(f"the fit ends at its bounds (E = {law.e:.3f}, α = {law.alpha:.3f}): the runs do not bend towards a floor, and nothing "
                        "says where they will")

@@ -30,7 +30,8 @@ def test_fit_agrees_with_a_general_least_squares_solver():
 
     compute, loss = grid(0.003, 5)
     compute, loss = compute[:13], loss[:13]
-    best = least_squares(lambda p: (p[0] + p[1] * (compute / 1e12) ** -p[2]) / loss - 1, (0.5, 0.5, 0.3), bounds=([0, 0, 0.01], [5, 5, 3]), xtol=1e-14).x
+    best = least_squares(lambda p: (p[0] + p[1] * (compute / 1e12) ** -p[2]) / loss - 1, (0.5, 0.5, 0.3), bounds=([0, 0, 0.01], [5, 5, 3]),
+                         xtol=1e-14).x
     found = scaling.fit(compute, loss)
     assert (found.e, found.a, found.alpha) == pytest.approx(tuple(best), rel=1e-3)
 
@@ -88,8 +89,11 @@ def test_a_loss_that_may_never_be_reached_is_not_to_be_believed():
     law, floor = scaling.PowerLaw(0.5, 1.0, 0.25), scaling.PowerLaw(1.45, 0.5, 0.4)
     doubtful = scaling.extrapolation(law, [law] * 9 + [floor], 1.4, 1e12)
     assert not doubtful["believable"] and doubtful["ci95"][1] is None and doubtful["share_never"] == pytest.approx(0.1)
+    either = scaling.extrapolation(floor, [floor] * 9 + [law], 1.4, 1e12)
+    assert either["compute"] is None and "0.500 to 1.450, leaves open" in either["reasons"][0]
     never = scaling.extrapolation(floor, [floor] * 10, 1.4, 1e12)
-    assert never["compute"] is None and never["share_never"] == 1 and "never comes below E = 1.450" in never["reasons"][0]
+    assert never["compute"] is None and never["share_never"] == 1
+    assert never["reasons"] == ["the fitted law never comes below E = 1.450, and 1.400 is needed"]
 
 
 def test_a_fit_at_the_edge_is_not_to_be_believed():

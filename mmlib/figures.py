@@ -24,7 +24,9 @@ LABELS = {
 LINES = {  # colour and dashes: told apart in grey too
     "mean": (BLACK, (1, 1)), "pca_k64": (ORANGE, (4, 1.5)), "gaussian": (BLUE, (6, 1.5)), "mixture": (SKY, (4, 1, 1, 1)), "sae_naive": (GREEN, (1, 1)),
     "sae": (GREEN, (4, 1.5)), "sae_gaussian": ("0.55", (2, 1)), "denoising_sae": (GREEN, ()), "unet": (PURPLE, ()), "mlp": (ORANGE, ()), "gated_mlp": (RED, ()),
+    "pca_k64_naive": (ORANGE, (1, 1)), "pca_k64_mixed": ("0.5", (6, 1.5)), "ppca_k64": (SKY, (1, 1)),
 }
+TABLES_ONLY = ("pca_k64_naive", "pca_k64_mixed", "ppca_k64")  # too many curves tell nothing
 OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
 MARKERS = {"flow_velocity": "o", "ddpm_epsilon": "s"}
 
@@ -155,7 +157,7 @@ def loss_by_noise(result: dict) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.3))
     for ax, (objective, label) in zip(axes, OBJECTIVES.items()):
         curves = result["curves"][objective]
-        for method, (colour, dashes) in ((m, line) for m, line in LINES.items() if m in curves["loss"]):
+        for method, (colour, dashes) in ((m, line) for m, line in LINES.items() if m not in TABLES_ONLY):
             ax.plot(curves["sigma"], curves["loss"][method], color=colour, dashes=dashes, lw=1.3, label=LABELS[method])
         ax.set(yscale="log", xlabel="noise level σ", ylabel=f"{label} per dimension", xlim=(0, 1))
         ax.set_ylim((0.8, 10) if objective == "flow_velocity" else (1e-3, 10))
@@ -401,9 +403,9 @@ def lm_loss(result: dict) -> Figure:
     for row, dashes in zip(result["ablations"], ((5, 1, 1, 1, 1, 1), (1, 2))):
         by_sigma.axhline(row["delta"], color=BLACK, lw=0.8, dashes=dashes, label=_LM_LABELS[row["method"]])
     pca = result["reconstructions"]["pca"]
-    by_fvu.plot([row["fvu"] for row in pca], [row["delta"] for row in pca], color=SKY, lw=2.2, marker="s", ms=4, zorder=1, label="PCA-k, no noise")
+    by_fvu.plot([row["fvu"] for row in pca], [row["delta"] for row in pca], color="0.55", lw=2.2, marker="s", ms=4, zorder=1, label="PCA-k, no noise")
     for row in pca:
-        by_fvu.annotate(f"{row['k']}", (row["fvu"], row["delta"]), xytext=(3, -8), textcoords="offset points", fontsize=6.5, color=BLUE)
+        by_fvu.annotate(f"{row['k']}", (row["fvu"], row["delta"]), xytext=(3, -8), textcoords="offset points", fontsize=6.5, color="0.35")
     saes = result["reconstructions"]["sae"]
     by_fvu.plot([row["fvu"] for row in saes], [row["delta"] for row in saes], color=GREEN, marker="D", ms=5, mec=BLACK, mew=0.5, ls="", label="SAEs, no noise")
     by_sigma.set(yscale="log", xlabel="noise level σ", ylabel="Δ LM loss (nats per token)")

@@ -94,31 +94,11 @@ def split_documents(documents: list[Document], n_validation: int, n_test: int, s
                          "leave any for training: give more documents or ask for fewer")
     rng = np.random.default_rng(seed)
     splits = np.full(len(documents), "train", dtype=object)
-    for split, count in (("test", n_test), ("validation", n_validation)):
-        splits[_drawn(documents, splits == "train", count, rng)] = split
-    return splits.tolist()
-
-
-def redraw_test(documents: list[Document], splits: list[str], n_test: int, seed: int) -> list[str]:
-    """Another split of the same documents: test documents are drawn from those of training, which the old ones join.
-
-    For when test documents have been looked at and choices may have followed. Validation documents stay.
-
-    Raises:
-        ValueError: fewer documents are in training than are to be drawn.
-    """
-    old = np.asarray(splits, dtype=object)
-    if (old == "train").sum() < n_test:
-        raise ValueError(f"{(old == 'train').sum()} training documents cannot give {n_test} for test")
-    new = np.where(old == "test", "train", old)
-    new[_drawn(documents, old == "train", n_test, np.random.default_rng(seed))] = "test"
-    return new.tolist()
-
-
-def _drawn(documents: list[Document], free: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
-    """`count` of the free documents, one from each of that many runs of near-equal length."""
     by_length = np.argsort([-len(document.text) for document in documents], kind="stable")  # longest first
-    return [rng.choice(stratum) for stratum in np.array_split(by_length[free[by_length]], count)]
+    for split, count in (("test", n_test), ("validation", n_validation)):
+        free = by_length[splits[by_length] == "train"]
+        splits[[rng.choice(stratum) for stratum in np.array_split(free, count)]] = split
+    return splits.tolist()
 
 
 def effective_clusters(sizes: Iterable[int]) -> float:

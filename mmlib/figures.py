@@ -355,37 +355,6 @@ def scaling(result: dict) -> Figure:
     return figure
 
 
-def robustness(result: dict) -> Figure:
-    """Reduction over the full Gaussian by layer, text, coordinates and seed, with and without outliers."""
-    rows = [row for row in result["rows"] if row["baseline"] == "gaussian"]
-    labels = list(dict.fromkeys((row["group"], row["label"]) for row in rows))
-    figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 0.8 + 0.32 * len(labels)))
-    for row in rows:
-        j = list(OBJECTIVES).index(row["objective"])
-        y = labels.index((row["group"], row["label"])) + 0.14 * (2 * j - 1)
-        colour, hollow = (BLUE, RED)[j], row["tokens"] != "all"
-        if not hollow:
-            ax.plot(row["ci95"], [y, y], color=colour, lw=1.4)
-        ax.plot(row["reduction"], y + (0.16 if hollow else 0) * (2 * j - 1), marker=MARKERS[row["objective"]], color=colour, ms=3 if hollow else 4.5,
-                mfc="white" if hollow else colour, ls="")
-    for i in range(1, len(labels)):
-        if labels[i][0] != labels[i - 1][0]:
-            ax.axhline(i - 0.5, color="0.8", lw=0.6)
-    ax.axvline(0, color=BLACK, lw=0.8)
-    ax.axvline(result["claim"], color=BLACK, lw=1, ls="--")
-    ax.annotate(f"claimed {100 * result['claim']:.0f} %", (result["claim"], -0.5), xytext=(-3, -2), textcoords="offset points", ha="right",
-                va="top", fontsize=7)
-    ax.set(xlabel="reduction of the loss over the full Gaussian of the same training documents", yticks=range(len(labels)),
-           ylim=(len(labels) - 0.5, -0.5))
-    ax.set_yticklabels([label for _, label in labels])
-    ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    handles = [Line2D([], [], color=colour, marker=MARKERS[objective], ms=4.5, label=label)
-               for colour, (objective, label) in zip((BLUE, RED), OBJECTIVES.items())]
-    handles.append(Line2D([], [], color="0.3", marker="o", mfc="white", ms=3, ls="", label="without outliers"))
-    figure.legend(handles=handles, loc="outside lower center", ncol=3)
-    return figure
-
-
 def lm_loss(result: dict) -> Figure:
     """Δ LM loss under one-step estimates against σ, and under every replacement against its FVU."""
     figure, (by_sigma, by_fvu) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.6), sharey=True)
@@ -430,10 +399,9 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "solvers": (solvers, "benchmarks"),
     "lm_loss": (lm_loss, "lm_loss"),
     "scaling": (scaling, "scaling"),
-    "robustness": (robustness, "robustness"),
 }
 
 NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_baselines", "training": "03_train_meta_model",
              "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "density": "07_density", "lm_loss": "08_lm_loss",
-             "benchmarks": "22_benchmarks", "scaling": "06_scaling", "robustness": "23_robustness"}
-STUDIES = ("benchmarks", "scaling", "robustness")  # results that `make studies` writes, not `make reproduce`
+             "benchmarks": "22_benchmarks", "scaling": "06_scaling"}
+STUDIES = ("benchmarks", "scaling")  # results that `make studies` writes, not `make reproduce`

@@ -15,7 +15,7 @@ from scipy import stats
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from mmlib import newsgroups, sampled
-from mmlib.corpus import Document, corpus_identity, effective_clusters, load_documents, redraw_test, split_documents
+from mmlib.corpus import Document, corpus_identity, effective_clusters, load_documents, split_documents
 from mmlib.llm import LanguageModel
 from mmlib.sampled import sample_token_ids
 
@@ -43,19 +43,6 @@ def test_split_is_seeded_stratified_and_by_document(wikipedia):
     longest = sorted(range(106), key=lambda i: -len(wikipedia[i].text))
     for first in range(0, 100, 12):  # every stretch of lengths gives to the test split
         assert "test" in [splits[i] for i in longest[first : first + 12]]
-
-
-def test_redrawn_test_documents_were_in_training_and_span_the_lengths(wikipedia):
-    old = split_documents(wikipedia, 8, 20, seed=0)
-    new = redraw_test(wikipedia, old, 20, seed=0)
-    assert new.count("test") == 20 and all(o == "train" for o, n in zip(old, new) if n == "test")
-    assert [i for i, s in enumerate(new) if s == "validation"] == [i for i, s in enumerate(old) if s == "validation"]
-    assert all(n == "train" for o, n in zip(old, new) if o == "test") and new == redraw_test(wikipedia, old, 20, seed=0)
-    lengths = np.sort([len(d.text) for d, o in zip(wikipedia, old) if o == "train"])[::-1]
-    drawn = np.sort([len(d.text) for d, n in zip(wikipedia, new) if n == "test"])[::-1]
-    assert all(stratum[-1] <= length <= stratum[0] for stratum, length in zip(np.array_split(lengths, 20), drawn))
-    with pytest.raises(ValueError, match="78 training documents cannot give 100 for test"):
-        redraw_test(wikipedia, old, 100, seed=0)
 
 
 def test_too_few_documents():

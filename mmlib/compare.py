@@ -140,7 +140,7 @@ def floor_rows(losses: Losses, method: str, baseline: str, steps: int = 10) -> d
 
     Returns:
         rows: for floors from 0 to the lowest loss of all methods (exclusive); floor_for_claim: the E at which the reduction is the
-        claimed one; None where no floor below both losses does that.
+        claimed one; None where no floor below all losses does that.
     """
     ours, theirs = losses.mean(method), losses.mean(baseline)
     lowest = min(losses.mean(m) for m in losses.sums)
@@ -148,18 +148,19 @@ def floor_rows(losses: Losses, method: str, baseline: str, steps: int = 10) -> d
     rows = [{"floor": e, "reduction": 1 - (ours - e) / (theirs - e), "ci95": list(reduction_interval(losses, method, baseline, e))} for e in floors]
     wanted = (ours - (1 - CLAIM) * theirs) / CLAIM
     return {"method": method, "baseline": baseline, "lowest_loss_seen": lowest, "rows": rows,
-            "floor_for_claim": wanted if 0 <= wanted < min(ours, theirs) else None}
+            "floor_for_claim": wanted if 0 <= wanted < lowest else None}
 
 
 PRIMARY = (  # (what it is, method, baseline, objective)
     ("the article's UNet, repaired and narrowed, over PCA-64 fed the mean model's estimate", "unet", "pca_k64", "ddpm_epsilon"),
     ("the article's UNet, repaired and narrowed, over a sparse autoencoder mixed with its input", "unet", "sae", "ddpm_epsilon"),
-    ("our recipe, the gated MLP, over the full Gaussian, the best linear method", "gated_mlp", "gaussian", "flow_velocity"),
+    ("the paper's MLP over the full Gaussian, the best linear method", "mlp", "gaussian", "flow_velocity"),
+    ("our recipe, made after these test documents had been looked at, over the full Gaussian", "gated_mlp", "gaussian", "flow_velocity"),
 )
 
 
 def primary_rows(reductions: list[dict]) -> list[dict]:
-    """The reductions of the definitions fixed in advance; all others are exploratory."""
+    """The reductions that definitions were written down for; all others are exploratory. The last was added after the others were known."""
     by_key = {(row["method"], row["baseline"], row["objective"]): row for row in reductions}
     return [{"definition": text, **by_key[method, baseline, objective]} for text, method, baseline, objective in PRIMARY]
 

@@ -56,6 +56,8 @@ def bootstrap_interval(statistic: Statistic, n_documents: int, *, positive: bool
     if not np.isfinite(values_r).all():
         raise ValueError(f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of {n_documents} documents")
     errors_r = jackknife_errors(value, weights_rd)
+    if not np.isfinite(errors_r[0]):
+        raise ValueError(f"the statistic is not finite when one of the {n_documents} documents is left out")
     if errors_r[0] <= ROUNDING * max(1, abs(values_r[0])):  # a method against itself
         reach = 0.0
     else:

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians, each with a covariance of its own: the strongest density here whose posterior mean has a closed form.
+"""A mixture of Gaussians, each with a covariance of its own: a density whose posterior mean has a closed form.
 
 For z ~ Σ_k w_k N(μ_k, Σ_k) and x = a z + σ ε, a = 1 − σ, component k holds x with probability r_k ∝ w_k N(x; a μ_k, a² Σ_k + σ² I),
 and E[z | x] = Σ_k r_k E_k[z | x], the components' own posterior means weighed by it.

@@ -146,8 +146,9 @@ def test_plain_words_quote_the_numbers():
                 "ci95": [reduction - 0.02, reduction + 0.02], "verdict": verdict(reduction - 0.02, reduction + 0.02)}
 
     text = plain_words([row("unet", "pca_k64", "ddpm_epsilon", -0.31), row("unet", "sae", "ddpm_epsilon", 0.46),
-                        row("gated_mlp", "gaussian", "flow_velocity", 0.23)],
-                       [{"floor_for_claim": None}, {"floor_for_claim": None}, {"floor_for_claim": 0.662}])
+                        row("mlp", "gaussian", "flow_velocity", 0.2), row("gated_mlp", "gaussian", "flow_velocity", 0.23)],
+                       [{"floor_for_claim": floor} for floor in (None, None, None, 0.662)])
+    assert "made after these test documents had been looked at" in text
     assert "the reduction of the loss is −31.0 %" in text and "A negative reduction is a higher loss." in text
     assert "23.0 % (95 % interval 21.0 to 25.0 %; 11.0 % without σ < 0.05): below the claimed 47 %, by 24.0 points." in text
     assert text.count("would be 47 % if the best possible loss were 0.66") == 1 and "consistent with the claimed 47 %." in text

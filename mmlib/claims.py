@@ -64,11 +64,13 @@ def ledger(results: Callable[[str], dict | None], preset: str) -> list[dict]:
     return rows
 
 
-def as_markdown(rows: list[dict]) -> str:
-    """The ledger as a table."""
-    lines = ["| said by | statement | measured as | found | verdict | shown in |", "|---|---|---|---|---|---|"]
+def as_markdown(rows: list[dict], short: bool = False) -> str:
+    """The ledger as a table; the short one names the notebook in place of the definition."""
+    heads = ("said by", "statement", *(() if short else ("measured as",)), "found", "verdict", "shown in")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        lines.append(f"| {row['source']} | {row['statement']} | {row['definition']} | {in_words(row)} | {row['verdict']} | {row['notebook'] or '—'} |")
+        definition = () if short else (row["definition"],)
+        lines.append(f"| {' | '.join((row['source'], row['statement'], *definition, in_words(row), row['verdict'], row['notebook'] or '—'))} |")
     return "\n".join(lines)
 
 

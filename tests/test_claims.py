@@ -92,4 +92,6 @@ def test_words_quote_the_numbers():
     assert in_words({"value": 1.0412, "ci95": None, "unit": "times the floor", "note": "so"}) == "1.041 times the floor (so)"
     table = as_markdown(ledger({"loss_comparison": COMPARISON}.get, "default")).splitlines()
     assert len(table) == 2 + len(claims.CLAIMS) and all(line.count("|") == 7 for line in table)
+    short = as_markdown(ledger({"loss_comparison": COMPARISON}.get, "default"), short=True).splitlines()
+    assert len(short) == len(table) and all(line.count("|") == 6 for line in short)
     assert "46.0 [44.0, 48.0] % (the mean alone: −20.0 %) | reproduced | 04_compare_losses |" in table[3]

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 import yaml
 
-from mmlib import dependencies, figures
+from mmlib import claims, dependencies, figures
 from mmlib.runs import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -86,7 +86,8 @@ def test_committed_comparison_has_what_its_readers_need():
     result, splits = committed("loss_comparison"), committed("activations")["splits"]
     assert result["test"]["documents"] == splits["test"]["documents"] >= 20
     assert splits["validation"]["documents"] >= 8 and splits["train"]["tokens"] >= 500_000
-    methods = {"mean", "pca_k64", "sae", "pca_k64_naive", "sae_naive", "ppca_k64", "gaussian", "unet", "mlp", "gated_mlp"}
+    methods = {"mean", "pca_k64", "sae", "pca_k64_naive", "sae_naive", "ppca_k64", "gaussian", "mixture", "sae_gaussian", "denoising_sae", "unet", "mlp",
+               "gated_mlp"}
     for objective in ("ddpm_epsilon", "flow_velocity"):
         rows = {row["method"]: row for row in result["rows"] if row["objective"] == objective}
         assert methods <= set(rows)
@@ -103,6 +104,28 @@ def test_committed_comparison_has_what_its_readers_need():
         assert row["ci95"][0] <= row["reduction"] <= row["ci95"][1]
 
 
+def test_committed_densities_and_lm_losses_have_what_their_readers_need():
+    density, lm_loss = committed("density"), committed("lm_loss")
+    assert density["tokens"] >= 1000 and {"mean", "ppca_k64", "gaussian", "mixture", "mlp", "gated_mlp"} <= set(density["rows"]) and "sae" in density["absent"]
+    assert abs(density["ode"]["of_gaussian"]["difference"]["mean"]) < 0.01
+    assert all(density["ode"]["trace_errors"][name]["of_mean"] < 0.01 for name in ("mlp", "gated_mlp"))
+    assert {row["method"] for row in lm_loss["ablations"]} == {"mean_ablation", "zero_ablation"} and lm_loss["test"]["tokens_unet"] <= 2000
+    assert len({row["sigma"] for row in lm_loss["denoisers"]}) >= 4 and len(lm_loss["reconstructions"]["sae"]) >= 6
+    assert all(row["ci95"][0] <= row["delta"] <= row["ci95"][1] for row in lm_loss["denoisers"])
+
+
+def test_committed_scaling_has_its_cells():
+    scaling = committed("scaling")
+    assert len({row["d_model"] for row in scaling["rows"]}) >= 5 and len({row["activations"] for row in scaling["rows"]}) >= 4
+    assert max(row["activations"] for row in scaling["rows"]) <= committed("activations")["splits"]["train"]["tokens"]
+    assert all(committed(f"scaling/{row['name']}")["test"]["loss"] == row["loss"] for row in scaling["rows"])
+
+
+def test_the_ledger_in_the_readme_is_the_one_in_results():
+    rows, readme = committed("claims")["claims"], (ROOT / "README.md").read_text()
+    assert len(rows) == len(claims.CLAIMS) and claims.as_markdown(rows, short=True) in readme
+
+
 def test_committed_benchmarks_have_what_their_readers_need():
     benchmarks = committed("benchmarks")
     for row in benchmarks["rows"]:
@@ -117,7 +140,8 @@ def test_committed_benchmarks_have_what_their_readers_need():
     assert len(benchmarks["growth"]["tokens"]) == len(benchmarks["growth"]["gigabytes"]) == 3
 
 
-@pytest.mark.parametrize("name", ["activations", "baselines", "training", "loss_comparison", "sample_quality", "benchmarks"])
+@pytest.mark.parametrize("name", ["activations", "baselines", "training", "loss_comparison", "sample_quality", "density", "lm_loss", "claims",
+                                  "scaling", "benchmarks"])
 def test_committed_results_say_where_they_come_from(name):
     provenance = committed(name)["provenance"]
     assert provenance["preset"] == "default" and provenance["seed"] == 0 and "+changes" not in provenance["commit"]

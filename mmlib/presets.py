@@ -92,7 +92,7 @@ class SAESize:
 class MixtureSize:
     """A mixture of Gaussians and what is tried for it on validation documents; see `mixtures.fit_mixture`."""
 
-    components: tuple[int, ...] = (16, 32, 64, 128)  # more have a lower loss still, and cost in proportion wherever they are used
+    components: tuple[int, ...] = (16, 32, 64, 128)  # likelihood rises up to the last; cost grows in proportion
     priors: tuple[float, ...] = (32.0, 128.0, 512.0)  # strengths ν, in tokens
     em_steps: int = 2  # of the best, after k-means
     validation_tokens: int = 4000

@@ -161,7 +161,7 @@ def loss_by_noise(result: dict) -> Figure:
             ax.plot(curves["sigma"], curves["loss"][method], color=colour, dashes=dashes, lw=1.3, label=LABELS[method])
         ax.set(yscale="log", xlabel="noise level σ", ylabel=f"{label} per dimension", xlim=(0, 1))
         ax.set_ylim((0.8, 10) if objective == "flow_velocity" else (1e-3, 10))
-        ax.axhline(1, color="0.6", lw=0.7, label="limit of the best velocity loss at both ends, of the best ε loss at σ = 0")
+        ax.axhline(1, color="0.6", lw=0.7, label="limits of the best loss")
         if objective == "flow_velocity":
             ax.set_yticks((1, 2, 3, 5, 10), labels=("1", "2", "3", "5", "10"))
             ax.minorticks_off()
@@ -183,14 +183,15 @@ def reductions(result: dict) -> Figure:
             j = list(OBJECTIVES).index(row["objective"])
             _reduction(ax, row, i + 0.17 * (2 * j - 1), (BLUE, RED)[j], least=-0.5)
         _reduction_axis(ax, -0.5)
-        ax.set(title=LABELS[method] + (", common subset" if method == "unet" else ", full sample"), xlabel="reduction of the loss",
+        ax.set(title=LABELS[method] + ("*" if method == "unet" else ""), xlabel="reduction of the loss (%)",
                yticks=range(len(baselines_)), ylim=(len(baselines_) - 0.5, -0.7))
         ax.set_yticklabels([LABELS[b] for b in baselines_])
         ax.tick_params(labelleft=column == 0)
     for j, (objective, label) in enumerate(OBJECTIVES.items()):
         first.plot([], [], color=(BLUE, RED)[j], marker=MARKERS[objective], ms=4, label=label)
     first.plot([], [], color=BLACK, lw=1, ls="--", label="claimed 47 %")
-    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncol=3)
+    first.plot([], [], ls="", label="* on the common subset of tokens")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncol=4)
     return figure
 
 
@@ -198,8 +199,10 @@ def _primary(ax: Axes, rows: list[dict]) -> None:
     for y, row in enumerate(rows):
         _reduction(ax, row, y, (BLUE, RED)[list(OBJECTIVES).index(row["objective"])], least=-0.5)
         low, high = row["ci95"]
-        text = f"{100 * row['reduction']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
-        ax.annotate(text, (1.1, y), va="center", fontsize=7, annotation_clip=False)
+        text = f"{100 * row['reduction']:.1f} [{100 * low:.1f}, {100 * high:.1f}] %".replace("-", "−")
+        right = row["reduction"] < 0.6  # of the point, unless it is at the right end
+        ax.annotate(text, (row["reduction"], y), xytext=(6 if right else -6, 0), textcoords="offset points", ha="left" if right else "right",
+                    va="center", fontsize=7, bbox={"fc": "white", "ec": "none", "pad": 0.5})
     _reduction_axis(ax, -0.5)
     ax.set(title="primary definitions, and our recipe (made later); 95 % intervals", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
     ax.set_yticklabels([f"{LABELS[row['method']]} over {LABELS[row['baseline']]}" for row in rows])
@@ -209,14 +212,14 @@ def _reduction_axis(ax: Axes, least: float) -> None:
     ax.axvline(0, color=BLACK, lw=0.8)
     ax.axvline(0.47, color=BLACK, lw=1, ls="--")
     ax.set_xlim(least, 1.05)
-    ax.set_xticks((0, 0.5, 1))
-    ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    ax.set_xticks((0, 0.5, 1), labels=("0", "50", "100"))
 
 
 def _reduction(ax: Axes, row: dict, y: float, colour: str, least: float) -> None:
     low, high = row["ci95"]
     if high < least:
-        ax.annotate(f"◂ {100 * row['reduction']:,.0f} %".replace("-", "−"), (least, y), xytext=(2, 0), textcoords="offset points", color=colour, va="center", fontsize=7)
+        ax.annotate(f"◂ {100 * row['reduction']:,.0f} %".replace("-", "−"), (least, y), xytext=(2, 0), textcoords="offset points", color=colour, va="center", fontsize=7,
+                    bbox={"fc": "white", "ec": "none", "pad": 0.3})
         return
     ax.plot([max(low, least), high], [y, y], color=colour, lw=1.4)
     ax.plot(max(row["reduction"], least), y, marker=MARKERS[row["objective"]], color=colour, ms=4)

@@ -272,7 +272,7 @@ def test_truncated_and_incomplete_checkpoints_are_refused(saved):
         MetaModel.from_pretrained(saved)
     facts = json.loads((saved / "meta_model.json").read_text())
     (saved / "meta_model.json").write_text(json.dumps({**facts, "network": "Transformer"}))
-    with pytest.raises(CheckpointError, match="MLPDenoiser, UNetDenoiser, LinearSkip"):
+    with pytest.raises(CheckpointError, match="MLPDenoiser, UNetDenoiser, SparseDenoiser, LinearSkip"):
         MetaModel.from_pretrained(saved)
 
 

@@ -2,7 +2,7 @@
 
     python3 mmlib/dependencies.py > dependencies.mk
 
-figures.py is left out for notebooks that compute: a changed colour redraws figures/ (notebook 31) and retrains nothing.
+What draws is left out for notebooks that compute: a changed colour redraws figures/ (notebook 31) and retrains nothing.
 """
 
 import ast
@@ -40,10 +40,11 @@ def rooms_of(notebook: Path) -> set[str]:
 
 
 DRAWS_ONLY = "31_figures"
+DRAWING = {"figures", "study_figures", "application_figures", "style"}
 
 
 if __name__ == "__main__":
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        rooms = rooms_of(path) - (set() if path.stem == DRAWS_ONLY else {"figures"})
+        rooms = rooms_of(path) - (set() if path.stem == DRAWS_ONLY else DRAWING)
         files = " ".join(f"mmlib/{room}.py" for room in sorted(rooms))
         print(f"$(STAMPS)/{path.stem}: notebooks/{path.name} {files}")

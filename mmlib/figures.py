@@ -1,50 +1,17 @@
-"""House style and one function per figure. Reads results, never models: drawing takes seconds and needs no torch."""
-
-from pathlib import Path
+"""One function per figure of the main line, and the list of all figures. Reads results, never models: drawing takes seconds and needs no torch."""
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-TEXT_WIDTH = 7.0  # inches, two columns of a paper
-BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (  # Okabe and Ito's palette, told apart by all kinds of colour vision
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
+from mmlib.study_figures import scaling, solvers, throughput
+from mmlib.style import (BLACK, BLUE, GREEN, LABELS, LINES, MARKERS, OBJECTIVES, ORANGE, PURPLE, RED, SKY, TABLES_ONLY, TEXT_WIDTH, save,
+                         set_style)
 
-LABELS = {
-    "mean": "mean only", "pca_k64": "PCA-64", "pca_k64_naive": "PCA-64, naive", "pca_k64_mixed": "PCA-64, mixed", "ppca_k64": "probabilistic PCA-64",
-    "gaussian": "full Gaussian", "mixture": "mixture of Gaussians", "sae": "SAE, mixed", "sae_gaussian": "SAE, mixed with Gaussian",
-    "sae_naive": "SAE, naive", "denoising_sae": "SAE trained to denoise", "unet": "UNet (article)",
-    "mlp": "MLP (paper)", "mlp_unet_activations": "MLP, UNet's activations",
-    "gated_mlp": "gated MLP (ours)", "gated_mlp_unet_seconds": "gated MLP, UNet's seconds",
-}
-LINES = {  # colour and dashes: told apart in grey too
-    "mean": (BLACK, (1, 1)), "pca_k64": (ORANGE, (4, 1.5)), "gaussian": (BLUE, (6, 1.5)), "mixture": (SKY, (4, 1, 1, 1)), "sae_naive": (GREEN, (1, 1)),
-    "sae": (GREEN, (4, 1.5)), "sae_gaussian": ("0.55", (2, 1)), "denoising_sae": (GREEN, ()), "unet": (PURPLE, ()), "mlp": (ORANGE, ()), "gated_mlp": (RED, ()),
-    "pca_k64_naive": (ORANGE, (1, 1)), "pca_k64_mixed": ("0.5", (6, 1.5)), "ppca_k64": (SKY, (1, 1)),
-}
-TABLES_ONLY = ("pca_k64_naive", "pca_k64_mixed", "ppca_k64")  # too many curves tell nothing
-OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
-MARKERS = {"flow_velocity": "o", "ddpm_epsilon": "s"}
-
-
-def set_style() -> None:
-    """Paper sizes and type; called by every notebook that draws."""
-    sns.set_theme(context="paper", style="ticks", palette=[BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK])
-    plt.rcParams.update({
-        "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5,
-        "legend.fontsize": 7.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
-        "figure.dpi": 110, "savefig.dpi": 200, "savefig.bbox": "tight", "pdf.fonttype": 42, "figure.constrained_layout.use": True})
-
-
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write NAME.pdf and NAME.png, the same bytes for the same numbers."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+__all__ = ["FIGURES", "NOTEBOOKS", "save", "set_style"]  # notebooks take the style from here too
 
 
 def activations(result: dict) -> Figure:
@@ -268,24 +235,6 @@ def samples(result: dict) -> Figure:
     return figure
 
 
-def solvers(result: dict) -> Figure:
-    """Fréchet distance of samples, and error of the end point, against the number of evaluations, for each solver."""
-    figure, (distances, errors) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.7))
-    found = result["solvers"]
-    for (name, label), colour, marker in zip({"euler": "Euler", "heun": "Heun", "dpm++": "DPM-Solver++"}.items(), (BLUE, GREEN, RED), "os^"):
-        rows = sorted((row for row in found["rows"] if row["solver"] == name), key=lambda row: row["evaluations"])
-        evaluations = [row["evaluations"] for row in rows]
-        distances.plot(evaluations, [row["distance"] for row in rows], color=colour, marker=marker, ms=4, label=label)
-        measured = [(e, row["endpoint_error"]) for e, row in zip(evaluations, rows) if row["endpoint_error"] > 0]
-        errors.plot(*zip(*measured), color=colour, marker=marker, ms=4)
-    distances.axhspan(0.95 * found["reference"], 1.05 * found["reference"], color="0.85", lw=0, label=f"within 5 % of {found['most']} Euler steps")
-    distances.axhline(found["floor"], color=BLACK, lw=0.8, ls=":", label="real training activations")
-    distances.set(xscale="log", xlabel="evaluations of the network a sample", ylabel="Fréchet distance of z from test")
-    errors.set(xscale="log", yscale="log", xlabel="evaluations of the network a sample", ylabel="error of the end point, relative")
-    figure.legend(loc="outside lower center", ncol=3)
-    return figure
-
-
 def density(result: dict) -> Figure:
     """Log-likelihood of test activations by method, and the distribution over tokens of its difference to the Gaussian's."""
     figure, (means, differences) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.6), width_ratios=(1, 1.15))
@@ -305,56 +254,6 @@ def density(result: dict) -> Figure:
     kinds = [Line2D([], [], color="0.4", marker=marker, ms=4.5, lw=1.4, label=text) for marker, text in (("o", "exact"), ("s", "along the ODE"))]
     kinds.append(Line2D([], [], color="0.4", marker="|", ms=9, mew=1.2, ls="", label="median token"))
     figure.legend(handles=[*kinds, *differences.get_legend_handles_labels()[0]], loc="outside lower center", ncol=4)
-    return figure
-
-
-def throughput(result: dict) -> Figure:
-    """Speed of extraction and of reading at three sizes of the store, beside the references."""
-    figure, (extraction, reading) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.5))
-    growth, rows = result["growth"], {row["name"]: row for row in result["rows"]}
-    plain, bare = rows["extraction to the store"], rows["extraction to the store, against computing alone"]
-    fromfile, loader = rows["shuffled batches, checksums on"], rows["shuffled batches, checksums on, against rows one at a time"]
-    extraction.plot(growth["tokens"], growth["tokens_per_second"], color=RED, marker="o", ms=4, label="all blocks to the middle one stored")
-    extraction.axhline(bare["ours"], color=BLUE, lw=1, label="the middle block stored")
-    extraction.axhline(bare["reference"], color=BLACK, lw=1, ls=(0, (4, 2)), label="the same, computed only")
-    extraction.axhline(plain["reference"], color=ORANGE, lw=1, ls=":", label="full forward pass, padded batches")
-    extraction.set(xscale="log", xlabel="tokens extracted", ylabel="tokens/s", title="extraction")
-    reading.plot(growth["gigabytes"], growth["gb_per_second"], color=RED, marker="o", ms=4, label="shuffled batches, checksums on")
-    reading.axhline(fromfile["reference"], color=BLACK, lw=1, ls=(0, (4, 2)), label="numpy.fromfile, in sequence")
-    reading.axhline(loader["reference"], color=ORANGE, lw=1, ls=":", label="DataLoader, rows one at a time")
-    reading.set(xscale="log", yscale="log", xlabel="size of the store (GB)", ylabel="GB/s", title="reading, warm cache")
-    for axes in (extraction, reading):
-        axes.margins(y=0.1)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))
-    extraction.set_ylim(bottom=0)
-    return figure
-
-
-def scaling(result: dict) -> Figure:
-    """Loss against compute by size, the law through the lower envelope, and where it would meet the claim."""
-    figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 3.4))
-    rows, reach, curve = result["rows"], result["extrapolation"], {key: np.asarray(values) for key, values in result["curve"].items()}
-    widths = sorted({row["d_model"] for row in rows})
-    for width, colour, marker in zip(widths, (SKY, ORANGE, GREEN, PURPLE, RED, BLUE, BLACK), "vD^so<>"):
-        mine = sorted((row for row in rows if row["d_model"] == width), key=lambda row: row["compute"])
-        ax.plot([row["compute"] for row in mine], [row["loss"] for row in mine], color=colour, marker=marker, ms=4, lw=0.8,
-                label=f"width {width}, {mine[0]['parameters'] / 1e6:.2g} M")
-    best = [row for row in rows if row["name"] in result["envelope"]]
-    ax.plot([row["compute"] for row in best], [row["loss"] for row in best], ls="", marker="o", ms=8, mfc="none", mec=BLACK, mew=0.8,
-            label="lower envelope")
-    measured = curve["compute"] <= reach["largest_measured"]
-    ax.fill_between(curve["compute"], curve["low"], curve["high"], color="0.5", alpha=0.25, lw=0, label="95 % over resamples of the cells")
-    ax.plot(curve["compute"][measured], curve["loss"][measured], color=BLACK, lw=1.2, label=r"$E + A\,C^{-\alpha}$")
-    ax.plot(curve["compute"][~measured], curve["loss"][~measured], color=BLACK, lw=1.2, ls=(0, (4, 2)), label="the same, extrapolated")
-    mean, gaussian = (result["references"][name]["loss"] for name in ("mean", "gaussian"))
-    claimed = f"{100 * result['claim']:.0f} % below the Gaussian"
-    for name, loss, text in (("mean", mean, "mean only"), ("gaussian", gaussian, "full Gaussian"), ("unet", reach["loss"], claimed)):
-        colour, dashes = LINES[name]
-        ax.axhline(loss, color=colour, dashes=dashes, lw=1)
-        ax.annotate(text, (curve["compute"][-1], loss), xytext=(0, 2), textcoords="offset points", ha="right", fontsize=7)
-    ax.set(xscale="log", xlabel="compute C = 6·N·D (FLOP)", ylabel=f"{OBJECTIVES['flow_velocity']} per dimension, test",
-           ylim=(0.9 * min(reach["loss"], min(row["loss"] for row in rows)), 1.05 * max(row["loss"] for row in rows)))
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncol=3)
     return figure
 
 

@@ -1,0 +1,1 @@
+"""One function per figure of the applications. Reads results, never models."""

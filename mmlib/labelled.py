@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-REVIEWS_FILE = "pang_lee_polarity.cor"  # Pang and Lee 2005: 100 sentences of each label
+REVIEWS_FILE = "pang_lee_polarity.cor"  # Pang and Lee 2005: 100 sentences of each label, in Latin-1
 RELATIONS_FILE = "questions-words.txt"  # Mikolov et al. 2013: analogies "a b c d", of 14 families of relations
 
 
@@ -13,7 +13,7 @@ def review_sentences() -> list[tuple[str, str]]:
         ValueError: a line carries no label.
     """
     sentences = []
-    for number, line in enumerate(_lines(REVIEWS_FILE), 1):
+    for number, line in enumerate(_lines(REVIEWS_FILE, "latin-1"), 1):
         mark, _, sentence = line.partition(" ")
         label = mark.removeprefix("__label__")
         if label not in ("pos", "neg"):
@@ -29,7 +29,7 @@ def relation_families() -> dict[str, list[tuple[str, str]]]:
         ValueError: a line has not four words.
     """
     families: dict[str, list[tuple[str, str]]] = {}
-    for number, line in enumerate(_lines(RELATIONS_FILE), 1):
+    for number, line in enumerate(_lines(RELATIONS_FILE, "utf-8"), 1):
         if line.startswith(":"):
             pairs = families.setdefault(line.removeprefix(":").strip(), [])
             continue
@@ -39,7 +39,7 @@ def relation_families() -> dict[str, list[tuple[str, str]]]:
     return {family: list(dict.fromkeys(pairs)) for family, pairs in families.items()}
 
 
-def _lines(name: str) -> list[str]:
+def _lines(name: str, encoding: str) -> list[str]:
     from gensim.test.utils import datapath
 
-    return Path(datapath(name)).read_text(encoding="utf-8").splitlines()
+    return Path(datapath(name)).read_text(encoding=encoding).splitlines()

@@ -1,10 +1,11 @@
 """Concept against fluency: what steered continuations say, what they cost, and the area between two interventions' fronts.
 
-An intervention is measured at several strengths. Its *front* is the path (0, 0), (c₁, f₁), (c₂, f₂), …, by strength: c is how much more of the
-concept its continuations have than unsteered ones of the same prompts, f how many nats per token less likely they are under the unsteered
-language model. Between strengths the path is straight. The cost at a level of the concept is read where the path first reaches it; a path
-that turns back, since too strong an edit leaves no text to express anything, is not read beyond. Between two fronts lies the integral
-of the difference of their costs from 0 to the highest level that both reach. Prompts are the independent units of all intervals.
+An intervention is measured at several strengths. Its *front* is the path (c₀, f₀), (c₁, f₁), …, by strength: c is how much more of the
+concept its continuations have than unsteered ones of the same prompts, f how many nats per token less likely they are under the
+unsteered language model. It begins with the repair alone, of activations that were not edited: for plain addition that is (0, 0).
+Between strengths the path is straight. The cost at a level of the concept is read where the path first reaches it; a path that turns
+back, since too strong an edit leaves no text to express anything, is not read beyond. Between two fronts lies the integral of the
+difference of their costs from 0 to the highest level that both reach. Prompts are the independent units of all intervals.
 """
 
 from collections.abc import Sequence
@@ -47,22 +48,23 @@ def cost_at(level, concept_s: np.ndarray, cost_s: np.ndarray) -> np.ndarray:
     """Cost (…) where the path first reaches a level (…) of the concept; NaN where it never does.
 
     Args:
-        concept_s, cost_s: the path (…, strengths + 1), the origin first.
+        concept_s, cost_s: the path (…, strengths).
     """
     level, below, above = np.asarray(level)[..., None], concept_s[..., :-1], concept_s[..., 1:]
     reached = above >= level
+    at_once = concept_s[..., 0] >= level[..., 0]
     first = reached.argmax(-1)[..., None]
     start, end, cost_start, cost_end = (np.take_along_axis(values, first, -1)[..., 0] for values in (below, above, cost_s[..., :-1], cost_s[..., 1:]))
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(end > start, (level[..., 0] - start) / (end - start), 0.0)
-    return np.where(reached.any(-1), cost_start + share * (cost_end - cost_start), np.nan)
+    return np.where(at_once, cost_s[..., 0], np.where(reached.any(-1), cost_start + share * (cost_end - cost_start), np.nan))
 
 
 def area_between(ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """∫ (our cost − their cost) d concept from 0 to the highest level that both paths reach, (…); 0 where they have none in common.
 
     Args:
-        ours, theirs: (concept, cost), each (…, strengths + 1).
+        ours, theirs: (concept, cost), each (…, strengths).
     """
     top = np.maximum(np.minimum(ours[0].max(-1), theirs[0].max(-1)), 0.0)
     total = np.zeros_like(top)
@@ -73,7 +75,7 @@ def area_between(ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, 
 
 
 class Front:
-    """One intervention at rising strengths, prompt by prompt.
+    """One intervention at rising strengths, prompt by prompt, the repair alone first.
 
     Args:
         concept_sn: change of the concept against no steering, (strengths, prompts).
@@ -85,8 +87,7 @@ class Front:
     def __init__(self, concept_sn: np.ndarray, cost_sn: np.ndarray):
         if concept_sn.shape != cost_sn.shape or not (np.isfinite(concept_sn).all() and np.isfinite(cost_sn).all()):
             raise ValueError(f"concept {concept_sn.shape} and cost {cost_sn.shape}: expected equal shapes and finite values")
-        origin = np.zeros((1, concept_sn.shape[1]))
-        self.concept_ns, self.cost_ns = (np.concatenate([origin, values]).T for values in (concept_sn, cost_sn))
+        self.concept_ns, self.cost_ns = concept_sn.T, cost_sn.T
 
     @property
     def n(self) -> int:
@@ -94,14 +95,14 @@ class Front:
         return len(self.concept_ns)
 
     def path(self, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(concept, cost) (…, strengths + 1), averaged over prompts with weights (…, prompts)."""
+        """(concept, cost), each (…, strengths), averaged over prompts with weights (…, prompts)."""
         weights = np.ones(self.n) if weights is None else weights
         total = weights.sum(-1, keepdims=True)
         return weights @ self.concept_ns / total, weights @ self.cost_ns / total
 
     @property
     def reach(self) -> float:
-        """The highest level of the concept, at least 0: that of no steering."""
+        """The highest level of the concept."""
         return float(self.path()[0].max())
 
     def cost(self, level: float) -> dict:

@@ -114,7 +114,7 @@ class SteeringSize:
     """Steered generation and what is measured of it."""
 
     concepts: tuple[tuple[str, int], ...] = (("sentiment", 1),)  # a name that `concepts.concept` knows, and the sign
-    strengths: tuple[float, ...] = (1.0, 2.0, 4.0)  # in differences of class means, rising; chosen on validation prompts
+    strengths: tuple[float, ...] = (3.0, 6.0, 12.0)  # in differences of class means, rising; chosen on validation prompts
     sigmas: tuple[float, ...] = (0.5,)  # of the repairs that add noise; the first is the paper's
     steps: int = 20  # of SDEdit by Euler, as in the paper
     steps_dpm: int = 5  # by DPM-Solver++

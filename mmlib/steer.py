@@ -11,6 +11,7 @@ A *repair* maps the edited z + s v back towards activations that occur: what is 
 x = (1 − σ)(z + s v) + σ ε with the same ε for all.
 """
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -20,10 +21,9 @@ import numpy as np
 import torch
 from scipy.stats import mannwhitneyu
 from sklearn.linear_model import LogisticRegressionCV
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from mmlib.llm import LanguageModel, edited_block, read_residual_stream
 from mmlib.meta_model import MetaModel
@@ -116,6 +116,18 @@ def posterior_mean(method: Denoiser, sigma: float) -> Repair:
     return repair
 
 
+def with_bf16_weights(meta_model: MetaModel) -> MetaModel:
+    """A copy whose linear layers are in bfloat16, for `bf16=True`.
+
+    Autocast alone would convert them anew at every evaluation, which takes longer than using them where rows are few.
+    """
+    network = copy.deepcopy(meta_model.network)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+    return MetaModel(network, meta_model.process.objective, meta_model.normaliser, meta_model.language_model, meta_model.layers, meta_model.documents)
+
+
 def projected(meta_model: MetaModel, sigma: float, steps: int, *, solver: str | None = None, bf16: bool = False) -> Repair:
     """SDEdit by the meta-model from σ, see `MetaModel.project`."""
     def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
@@ -153,7 +165,8 @@ class Steering:
         return torch.cat([hidden_btd[:, :-1], self.edited(hidden_btd[:, -1])[:, None].to(hidden_btd)], 1)
 
 
-def neutral_openings(store: ActivationStore, lm: LanguageModel, split: str, n: int, *, tokens: int, neutral: Callable[[str], bool], seed: int) -> Tensor:
+def neutral_openings(store: ActivationStore, lm: LanguageModel, split: str, n: int, *, tokens: int, neutral: Callable[[str], bool],
+                     seed: int) -> Tensor:
     """Prompts (n, 1 + tokens): the opening token and the first tokens of a sentence of a split's documents, which take turns in random order.
 
     Args:
@@ -191,21 +204,37 @@ def compact_logits(model: PreTrainedModel):
         handle.remove()
 
 
+class GumbelNoise(LogitsProcessor):
+    """Adds Gumbel noise to the logits, so that their largest is a sample at temperature 1 (Maddison et al. 2014).
+
+    The noise of a prompt, step and token depends on the key alone. torch.multinomial draws as many numbers one by one, in five times as long.
+    """
+
+    def __init__(self, *key: int):
+        self.rng = np.random.Generator(np.random.SFC64(key))
+        self.room = np.empty(0, np.float32)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.room.shape != scores.shape:
+            self.room = np.empty(tuple(scores.shape), np.float32)
+        self.rng.standard_exponential(dtype=np.float32, out=self.room)  # −log of it is Gumbel's
+        return scores - torch.from_numpy(self.room).log_().to(scores)
+
+
 @contextmanager
-def plain_sampling(model: PreTrainedModel, seed: int, *key: int):
-    """Within the context, `generate` takes nothing from the settings that the model ships, and random draws depend on the key alone."""
+def shipped_settings_off(model: PreTrainedModel):
+    """Within the context, `generate` takes nothing from the settings that the model ships: penalties, bans, temperatures."""
     shipped = model.generation_config
     model.generation_config = GenerationConfig()
     try:
-        with compact_logits(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(int(np.random.SeedSequence([seed, *key]).generate_state(1)[0]))
+        with compact_logits(model):
             yield
     finally:
         model.generation_config = shipped
 
 
-def continuations(lm: LanguageModel, prompt_ids_bt: Tensor, layer: int, steering: Callable[[], Steering] | None = None, *, tokens: int, seed: int,
-                  batch: int = 100) -> Tensor:
+def continuations(lm: LanguageModel, prompt_ids_bt: Tensor, layer: int, steering: Callable[[], Steering] | None = None, *, tokens: int,
+                  seed: int, batch: int = 100) -> Tensor:
     """New token ids (b, tokens), sampled at temperature 1 by transformers' own `generate` with a KV cache.
 
     The draws that choose tokens depend on (seed, batch) and not on the edit: equal logits give equal text. Never <eos>, so all are equally long.
@@ -217,10 +246,10 @@ def continuations(lm: LanguageModel, prompt_ids_bt: Tensor, layer: int, steering
     eos, drawn = lm.tokenizer.eos_token_id, []
     for i, part_bt in enumerate(prompt_ids_bt.to(lm.model.device).split(batch)):
         editing = nullcontext() if steering is None else edited_block(lm.model, layer, steering())
-        with plain_sampling(lm.model, seed, i), editing:
-            ids_bt = lm.model.generate(part_bt, attention_mask=torch.ones_like(part_bt), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                                       num_beams=1, use_cache=True, max_new_tokens=tokens, min_new_tokens=tokens, eos_token_id=eos,
-                                       pad_token_id=lm.opening_token if eos is None else eos)
+        with shipped_settings_off(lm.model), editing:
+            ids_bt = lm.model.generate(part_bt, attention_mask=torch.ones_like(part_bt), do_sample=False, num_beams=1, use_cache=True,
+                                       logits_processor=LogitsProcessorList([GumbelNoise(seed, i)]), max_new_tokens=tokens,
+                                       min_new_tokens=tokens, eos_token_id=eos, pad_token_id=lm.opening_token if eos is None else eos)
         drawn.append(ids_bt[:, part_bt.shape[1]:].cpu())
     return torch.cat(drawn)
 
@@ -274,9 +303,3 @@ def geometry(z_nd: Tensor, edited_nd: Tensor, repaired_nd: Tensor) -> dict[str, 
     values = {"repair_over_edit": (repaired_nd - edited_nd).norm(dim=1) / length_n,
               "cosine": inner_n / (length_n * change_nd.norm(dim=1)), "along": inner_n / length_n**2}
     return {name: value.double().numpy() for name, value in values.items()}
-
-
-def generated(lm: LanguageModel, prompt_ids_bt: Tensor, layer: int, edits: dict, *, tokens: int, seed: int, batch: int) -> dict:
-    """Continuations (b, tokens) under each of several edits, with progress; see `continuations`."""
-    return {key: continuations(lm, prompt_ids_bt, layer, edit, tokens=tokens, seed=seed, batch=batch)
-            for key, edit in tqdm(edits.items(), desc="generating", unit="edit", mininterval=2)}

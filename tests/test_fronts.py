@@ -24,6 +24,8 @@ def test_cost_is_read_where_the_path_first_reaches_the_level():
     assert cost_at(0.5, concept, cost) == pytest.approx(1.75)  # not 3.5, on the way back
     assert cost_at(0.0, concept, cost) == 0 and np.isnan(cost_at(0.7, concept, cost))
     assert cost_at(0.3, np.array([0.0, -0.5, 0.5]), np.array([0.0, 1.0, 2.0])) == pytest.approx(1.8)
+    repaired = np.array([0.1, 0.5]), np.array([0.4, 0.8])  # the repair alone is at 0.1 already, and costs 0.4
+    assert cost_at(0.05, *repaired) == pytest.approx(0.4) and cost_at(0.3, *repaired) == pytest.approx(0.6)
     many = cost_at(np.array([0.1, 0.5]), np.stack([concept, concept]), np.stack([cost, 2 * cost]))
     assert many == pytest.approx([0.5, 3.5])
 
@@ -34,12 +36,15 @@ def test_the_area_between_two_fronts_by_hand():
     assert area_between(slow, fast) == pytest.approx(-0.125) and area_between(fast, slow) == pytest.approx(0.125)
     kinked = (np.array([0.0, 0.25, 0.5]), np.array([0.0, 0.0, 0.5]))
     assert area_between(kinked, fast) == pytest.approx(0.0625 - 0.25)
+    repaired = (np.array([0.0, 0.5]), np.array([0.3, 0.3]))
+    assert area_between(repaired, fast) == pytest.approx(0.15 - 0.25)
     assert area_between((np.array([0.0, -0.1]), np.array([0.0, 1.0])), fast) == 0
 
 
 def front(concept, cost, n=30, noise=0.0, seed=0):
     rng = np.random.default_rng(seed)
-    return Front(*(np.asarray(values)[:, None] + noise * rng.normal(size=(len(values), n)) for values in (concept, cost)))
+    noisy = (np.asarray(values)[:, None] + noise * rng.normal(size=(len(values), n)) for values in (concept, cost))
+    return Front(*(np.concatenate([np.zeros((1, n)), values]) for values in noisy))
 
 
 def test_fronts_give_areas_and_costs_with_intervals():

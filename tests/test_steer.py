@@ -85,6 +85,9 @@ def test_gumbel_noise_samples_the_softmax():
     logits = torch.tensor([0.0, 1.0, 2.0, -torch.inf, -1.0])
     drawn = steer.GumbelNoise(3, 0)(None, logits.expand(40_000, 5)).argmax(1)
     assert torch.bincount(drawn, minlength=5) / 40_000 == pytest.approx(logits.softmax(0), abs=0.01)
+    rare = torch.full((150, 200_000), -40.0)  # together 1e-12 of the probability
+    rare[:, :50] = 0
+    assert (steer.GumbelNoise(4)(None, rare).argmax(1) < 50).all()
     again = [steer.GumbelNoise(*key)(None, logits.expand(40_000, 5)).argmax(1) for key in ((3, 0), (3, 1))]
     assert torch.equal(again[0], drawn) and not torch.equal(again[1], drawn)
 

@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The main line of notebooks, and the studies. Applications (11_…) will be a list of their own, with a target of their own.
 MAIN := 01_extract_activations 02_fit_baselines 03_train_meta_model 04_compare_losses 05_sample_quality 07_density 08_lm_loss \
         09_claims 31_figures
-STUDIES := 06_scaling 22_benchmarks
+STUDIES := 06_scaling 22_benchmarks 23_robustness 24_replication
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -22,7 +22,7 @@ STUDIES := 06_scaling 22_benchmarks
 reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
 	@$(SUBMAKE) due LINE=main
 
-studies: $(READY) ## run what is due of the studies: benchmarks and scaling
+studies: $(READY) ## run what is due of the studies: scaling, benchmarks, robustness, replication
 	@$(SUBMAKE) due LINE=all_studies
 
 due:
@@ -82,6 +82,8 @@ $(STAMPS)/08_lm_loss: $(STAMPS)/03_train_meta_model
 $(STAMPS)/09_claims: $(STAMPS)/04_compare_losses $(STAMPS)/05_sample_quality $(STAMPS)/07_density $(STAMPS)/08_lm_loss
 $(STAMPS)/06_scaling: $(STAMPS)/03_train_meta_model
 $(STAMPS)/22_benchmarks: $(STAMPS)/03_train_meta_model
+$(STAMPS)/23_robustness: $(STAMPS)/03_train_meta_model
+$(STAMPS)/24_replication: $(STAMPS)/04_compare_losses
 $(STAMPS)/31_figures: $(STAMPS)/09_claims
 
 $(DATA)/stamps/dependencies.mk: mmlib/dependencies.py $(wildcard notebooks/*.ipynb mmlib/*.py)

@@ -148,6 +148,11 @@ class Preset:
     scaling_widths: tuple[int, ...] = (80, 160, 320, 640, 1280)  # d_model of the MLPs: 0.25 to 44 million parameters at d = 640
     scaling_budgets: tuple[tuple[int, int], ...] = ((127, 256), (254, 256), (254, 512), (507, 512), (1014, 512))  # (steps, batch), up to one pass
     scaling_levels: int = 64  # noise levels in each of those batches
+    shift_cell: Recipe = Recipe(  # of the robustness study: 11.5 million parameters at d = 640, one pass, a minute
+        MLPSize(layers=3, d_model=640, d_mlp=1280),
+        Training("flow_velocity", steps=1014, batch=512, lr=2e-3, ema=0.99, weight_decay=0.05, levels=64, validate_every=1020, save_every=1020))
+    shift_corpora: tuple[tuple[str, int, int], ...] = (("newsgroups", 400, 256), ("self", 40, 255))  # (name, documents, tokens of each at most)
+    replication_seeds: tuple[int, ...] = (1, 2)  # training seeds beside the run's own, for the networks of the primary definitions
 
 
 def _recipes(unet: UNetSize, unet_training: Training, mlp: MLPSize, mlp_training: Training, gated_training: Training,
@@ -185,6 +190,9 @@ PRESETS = {
             eval_tokens=80, eval_tokens_common=20, mix_tokens=100,
             samples=700, sample_steps=10, samples_unet=64, components_unet=8,
             study_tokens=50, scaling_widths=(8, 16, 32, 64, 128), scaling_budgets=((4, 128), (8, 128), (12, 256), (24, 256)), scaling_levels=32,
+            shift_corpora=(("self", 40, 16),),
+            shift_cell=Recipe(MLPSize(layers=1, d_model=64, d_mlp=128),
+                              Training("flow_velocity", steps=20, batch=256, lr=2e-3, ema=0.9, levels=64, validate_every=30, save_every=30)),
             lm_loss_tokens=1300, lm_loss_tokens_unet=1100, lm_loss_sigmas=(0.5,), lm_loss_sigmas_unet=(0.5,), lm_loss_components=(64, 512),
         ),
         Preset(

@@ -152,7 +152,8 @@ class Preset:
         MLPSize(layers=3, d_model=640, d_mlp=1280),
         Training("flow_velocity", steps=1014, batch=512, lr=2e-3, ema=0.99, weight_decay=0.05, levels=64, validate_every=1020, save_every=1020))
     shift_corpora: tuple[tuple[str, int, int], ...] = (("newsgroups", 400, 256), ("self", 40, 255))  # (name, documents, tokens of each at most)
-    replication_seeds: tuple[int, ...] = (1, 2)  # training seeds beside the run's own, for the networks of the primary definitions
+    replicated: tuple[str, ...] = ("gated_mlp",)  # networks of the primary definitions that are trained again, a quarter of an hour each at most
+    replication_seeds: tuple[int, ...] = (1, 2)  # with these seeds beside the run's own
 
 
 def _recipes(unet: UNetSize, unet_training: Training, mlp: MLPSize, mlp_training: Training, gated_training: Training,
@@ -190,6 +191,7 @@ PRESETS = {
             eval_tokens=80, eval_tokens_common=20, mix_tokens=100,
             samples=700, sample_steps=10, samples_unet=64, components_unet=8,
             study_tokens=50, scaling_widths=(8, 16, 32, 64, 128), scaling_budgets=((4, 128), (8, 128), (12, 256), (24, 256)), scaling_levels=32,
+            replicated=("gated_mlp", "mlp", "unet"),
             shift_corpora=(("self", 40, 16),),
             shift_cell=Recipe(MLPSize(layers=1, d_model=64, d_mlp=128),
                               Training("flow_velocity", steps=20, batch=256, lr=2e-3, ema=0.9, levels=64, validate_every=30, save_every=30)),

@@ -15,7 +15,7 @@ TYPICALITY = {  # score of notebook 13 → name, colour, marker
     "denoise_gated_mlp": ("gated MLP, denoising loss", RED, "o"),
 }
 COLUMNS = 108  # characters of a line of a passage
-SHADE = 0.7  # of the colour map, for a token above all: black type stays legible
+SHADE = 0.6  # of the colour map, for a token above all: black type stays legible
 
 
 def typicality(result: dict) -> Figure:
@@ -53,7 +53,7 @@ def typicality_passage(result: dict) -> Figure:
             for i, column, string in tokens:
                 shade = colormaps["Oranges"](SHADE * passage["ranks"][name][i])
                 ax.add_patch(plt.Rectangle((column, row + 0.04), len(string), 0.92, color=shade, lw=0))
-                ax.text(column, row + 0.5, string, va="center", fontsize=5.6, family="monospace", parse_math=False)
+                ax.text(column, row + 0.5, string, va="center", fontsize=6.2, family="monospace", parse_math=False)
         ax.set(xlim=(0, COLUMNS), ylim=(len(lines), 0), title=TYPICALITY[name][0])
         ax.axis("off")
     shades = ScalarMappable(cmap=ListedColormap(colormaps["Oranges"](np.linspace(0, SHADE, 256))))

@@ -121,7 +121,7 @@ class TypicalitySize:
     draws: int = 2  # of the noise at each
     neighbours_among: int = 20_000  # training tokens
     sample_steps: int = 50
-    weight_noise: tuple[float, ...] = (0.1, 0.3)  # added to the language model's matrices, over their own norm
+    weight_noise: tuple[float, ...] = (0.03, 0.1)  # added to the language model's matrices, over their own norm
     steering: tuple[float, ...] = (0.2, 0.5)  # length of the steering vector over √d, the length of a usual z
     noise: tuple[float, ...] = (0.1, 0.3, 1.0)  # isotropic, likewise
     noise_alike: tuple[float, ...] = (0.3, 0.6)  # with the covariance of activations, which the sum keeps
@@ -198,7 +198,7 @@ PRESETS = {
             mixture=MixtureSize(components=(2, 4), priors=(128.0, 512.0), em_steps=1, validation_tokens=500),
             density=DensitySize(tokens=60, steps=8, tokens_check=20),
             typicality=TypicalitySize(windows=8, length=96, positions=4, sigmas=(0.1, 0.5), draws=1, neighbours_among=500, sample_steps=5,
-                                      weight_noise=(0.3,), likelihood_positions=1, likelihood_steps=4, likelihood_probes=1),
+                                      weight_noise=(0.1,), likelihood_positions=1, likelihood_steps=4, likelihood_probes=1),
             recipes=_recipes(
                 UNetSize(channels=(32, 32, 32), layers_per_block=1),
                 Training("ddpm_epsilon", steps=12, batch=32, lr=1e-3, ema=0.8, bf16=False, log_every=2, validate_every=6),

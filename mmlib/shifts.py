@@ -231,8 +231,9 @@ def noised(z_nd: Tensor, strength: float, seed: int) -> Tensor:
 
 
 def noised_alike(z_nd: Tensor, gaussian: GaussianDenoiser, strength: float, seed: int) -> Tensor:
-    """μ + √(1 − s²)(z − μ) + s ε with ε from the Gaussian's covariance, (n, d): z that has μ and this covariance keeps them, so only structure
-    beyond them is lost.
+    """μ + √(1 − s²)(z − μ) + s ε, (n, d), with ε from the Gaussian's covariance: data with that mean and covariance keep both.
+
+    What is lost is structure beyond them, to which the Gaussian is blind.
     """
     noise_nd = gaussian.sample(len(z_nd), torch.Generator().manual_seed(seed)) - gaussian.mean_d
     return gaussian.mean_d + (1 - strength**2) ** 0.5 * (z_nd - gaussian.mean_d) + strength * noise_nd

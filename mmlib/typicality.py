@@ -25,6 +25,7 @@ from mmlib.shifts import Tokens
 
 NEIGHBOUR = 10  # the distance to this one
 AT_ONCE = 2000  # tokens scored together
+SHADE = 0.6  # of the colour map, for a token above all: black type stays legible
 Scores = dict[str, np.ndarray]  # (n,) of each score
 
 
@@ -161,6 +162,6 @@ def coloured_text(strings: Sequence[str], share_n: np.ndarray, title: Callable[[
     """
     spans = []
     for i, (string, share) in enumerate(zip(strings, share_n)):
-        colour = to_hex(colormaps["Oranges"](0.7 * float(share)))
+        colour = to_hex(colormaps["Oranges"](SHADE * float(share)))
         spans.append(f'<span style="background:{colour};color:#000" title="{html.escape(title(i), quote=True)}">{html.escape(string)}</span>')
     return f'<div style="white-space:pre-wrap;font-family:monospace;line-height:1.5">{"".join(spans)}</div>'

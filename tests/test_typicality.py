@@ -11,7 +11,7 @@ from letters import Letters
 from sklearn.metrics import roc_auc_score
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mmlib import llm, shifts
+from mmlib import application_figures, llm, shifts
 from mmlib.corpus import Document
 from mmlib.gaussian import GaussianDenoiser, standard_normal
 from mmlib.intervals import bootstrap_interval
@@ -303,3 +303,9 @@ def test_altered_activations_keep_what_they_say():
     assert (shifts.noised(z_nd, 0.3, 0) - z_nd).square().mean().sqrt() == pytest.approx(0.3, rel=0.01)
     dealt = shifts.independent_tokens(z_nd[:10], 5)
     assert dealt.document_n.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and dealt.position_n.tolist() == [0, 1] * 5
+
+
+def test_lines_of_a_passage_end_at_the_margin_and_with_a_segment():
+    wide = "x" * (application_figures.COLUMNS - 4)
+    lines = application_figures._lines(["a\n", "bc", wide, "d", "e"], ["one", "one", "one", "one", "two"])
+    assert lines == [("one", [(0, 0, "a↵"), (1, 2, "bc"), (2, 4, wide)]), ("", [(3, 0, "d")]), ("two", [(4, 0, "e")])]

@@ -26,7 +26,6 @@ from mmlib.shifts import Tokens
 NEIGHBOUR = 10  # the distance to this one
 AT_ONCE = 2000  # tokens scored together
 SHADE = 0.6  # of the colour map, for a token above all: black type stays legible
-Scores = dict[str, np.ndarray]  # (n,) of each score
 
 
 def token_noise(tokens: Tokens, sigma: float, draw: int, seed: int) -> Tensor:
@@ -51,20 +50,20 @@ def denoising_losses(denoisers: Mapping[str, Denoiser], tokens: Tokens, sigmas: 
 def mahalanobis(gaussian: GaussianDenoiser, z_nd: Tensor) -> np.ndarray:
     """(z − μ)ᵀ Σ⁻¹ (z − μ)/d, (n,): on the Gaussian's own draws a χ² of d degrees of freedom over d. Its order is that of −log density."""
     scores_nd = (z_nd - gaussian.mean_d) @ gaussian.basis_dd
-    return checked("mahalanobis", (scores_nd.square() / gaussian.eigenvalues_d).mean(1, dtype=torch.double).numpy())
+    return (scores_nd.square() / gaussian.eigenvalues_d).mean(1, dtype=torch.double).numpy()
 
 
 @torch.inference_mode()
 def residual(reconstruct: Denoiser, z_nd: Tensor) -> np.ndarray:
     """‖z − ẑ‖²/d of what a method makes of clean z, (n,)."""
     estimate_nd = torch.cat([reconstruct(part_nd, 0.0) for part_nd in z_nd.split(AT_ONCE)])
-    return checked("residual", (z_nd - estimate_nd).double().square().mean(1).numpy())
+    return (z_nd - estimate_nd).double().square().mean(1).numpy()
 
 
 def surprise(density: GaussianDenoiser | GaussianMixtureDenoiser, tokens: Tokens, seed: int) -> np.ndarray:
     """−log p(x) of activations smoothed at σ₀ (see `mmlib.likelihood`), nats per dimension, (n,)."""
     x_nd = (1 - SMOOTHING) * tokens.z_nd + SMOOTHING * token_noise(tokens, SMOOTHING, 0, seed)
-    return checked("surprise", -torch.cat([density.log_density(part_nd, SMOOTHING) for part_nd in x_nd.split(AT_ONCE)]).numpy())
+    return -torch.cat([density.log_density(part_nd, SMOOTHING) for part_nd in x_nd.split(AT_ONCE)]).numpy()
 
 
 class NeighbourDistance:
@@ -75,7 +74,7 @@ class NeighbourDistance:
 
     def __call__(self, z_nd: Tensor) -> np.ndarray:
         """(n,)."""
-        return checked("neighbour distance", self._found.kneighbors(z_nd.numpy())[0][:, -1].astype(np.float64))
+        return self._found.kneighbors(z_nd.numpy())[0][:, -1].astype(np.float64)
 
 
 def checked(name: str, scores: np.ndarray) -> np.ndarray:

@@ -183,7 +183,9 @@ def test_a_score_that_is_not_finite_is_refused_by_name():
     with pytest.raises(ValueError, match="score 'broken' is not finite on 4 of 4 tokens"):
         denoising_losses({"broken": lambda x_nd, sigma: x_nd / 0}, tokens_of(torch.ones(4, 3)), (0.5,), 1, 0)
     with pytest.raises(ValueError, match="score 'mahalanobis' is not finite on 1 of 2"):
-        mahalanobis(standard_normal(3), torch.tensor([[1.0, math.nan, 0], [0, 0, 0]]))
+        checked("mahalanobis", mahalanobis(standard_normal(3), torch.tensor([[1.0, math.nan, 0], [0, 0, 0]])))
+    with pytest.raises(ValueError, match="score 'shifted' is not finite on 1 of 2"):
+        Separation.of(np.zeros(2), np.arange(2), np.array([0, np.nan]), np.arange(2))
 
 
 def test_ranks_and_means_of_documents_by_hand():

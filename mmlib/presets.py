@@ -110,6 +110,27 @@ class DensitySize:
 
 
 @dataclass(frozen=True)
+class TypicalitySize:
+    """Tokens whose typicality is scored, and what is done to some of them; see notebook 13."""
+
+    windows: int = 40  # of each set of texts
+    length: int = 224  # tokens of each, read behind <bos>
+    first: int = 32  # those before this position are context only
+    positions: int = 30  # scored in each window, evenly spread from `first` on
+    sigmas: tuple[float, ...] = (0.1, 0.3, 0.5)  # of the denoising loss, which is their mean
+    draws: int = 2  # of the noise at each
+    neighbours_among: int = 20_000  # training tokens
+    sample_steps: int = 50
+    weight_noise: tuple[float, ...] = (0.03, 0.1)  # added to the language model's matrices, over their own norm
+    steering: tuple[float, ...] = (0.2, 0.5)  # length of the steering vector over √d, the length of a usual z
+    noise: tuple[float, ...] = (0.1, 0.3, 1.0)  # isotropic, likewise
+    noise_alike: tuple[float, ...] = (0.3, 0.6)  # with the covariance of activations, which the sum keeps
+    likelihood_positions: int = 3  # of those scored in each window, the ones with a likelihood along the ODE
+    likelihood_steps: int = 16
+    likelihood_probes: int = 2
+
+
+@dataclass(frozen=True)
 class Preset:
     """Everything that sets the size of a run; see `PRESETS` for the values."""
 
@@ -119,6 +140,7 @@ class Preset:
     sae_grid: dict[str, SAESize]  # further SAEs of other sizes, sparsities and kinds, all with one smaller budget
     mixture: MixtureSize = MixtureSize()
     density: DensitySize = DensitySize()
+    typicality: TypicalitySize = TypicalitySize()
     model: str = "gemma3-270m"
     corpus: str = "wikipedia"
     layer: int | None = None  # block index from 0; None: the middle block, L/2 − 1
@@ -181,6 +203,8 @@ PRESETS = {
             sae_grid={"topk_256_k16": SAESize(256, 16, steps=10, batch=256), "jumprelu_256_k16": SAESize(256, 16, steps=10, batch=256, kind="jumprelu")},
             mixture=MixtureSize(components=(2, 4), priors=(128.0, 512.0), em_steps=1, validation_tokens=500),
             density=DensitySize(tokens=60, steps=8, tokens_check=20),
+            typicality=TypicalitySize(windows=8, length=96, positions=4, sigmas=(0.1, 0.5), draws=1, neighbours_among=500, sample_steps=5,
+                                      weight_noise=(0.1,), likelihood_positions=1, likelihood_steps=4, likelihood_probes=1),
             recipes=_recipes(
                 UNetSize(channels=(32, 32, 32), layers_per_block=1),
                 Training("ddpm_epsilon", steps=12, batch=32, lr=1e-3, ema=0.8, bf16=False, log_every=2, validate_every=6),

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from mmlib.application_figures import clamping, probing, unit_contexts
 from mmlib.study_figures import scaling, solvers, throughput
 from mmlib.style import (BLACK, BLUE, GREEN, LABELS, LINES, MARKERS, OBJECTIVES, ORANGE, PURPLE, RED, SKY, TABLES_ONLY, TEXT_WIDTH, save,
                          set_style)
@@ -300,9 +301,13 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "solvers": (solvers, "benchmarks"),
     "lm_loss": (lm_loss, "lm_loss"),
     "scaling": (scaling, "scaling"),
+    "probing": (probing, "probing"),
+    "unit_contexts": (unit_contexts, "probing"),
+    "clamping": (clamping, "probing"),
 }
 
 NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_baselines", "training": "03_train_meta_model",
              "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "density": "07_density", "lm_loss": "08_lm_loss",
-             "benchmarks": "22_benchmarks", "scaling": "06_scaling"}
+             "benchmarks": "22_benchmarks", "scaling": "06_scaling", "probing": "12_meta_neurons"}
 STUDIES = ("benchmarks", "scaling")  # results that `make studies` writes, not `make reproduce`
+APPLICATIONS = ("probing",)  # results that `make applications` writes

@@ -76,8 +76,8 @@ def unit_contexts(result: dict, units: int = 8, lines: int = 3, size: float = 6.
     shown = [*chosen[: units - min(2, len(others))], *others[:2]]
     step, character = 1.75 * size / 72, 0.602 * size / 72  # inches: a line, and a character of the monospaced type
     height = step * len(shown) * (lines + 1.6)
-    with plt.rc_context({"figure.constrained_layout.use": False}):
-        figure = plt.figure(figsize=(TEXT_WIDTH, height))
+    figure = plt.figure(figsize=(TEXT_WIDTH, height), layout="constrained")
+    figure.set_layout_engine("none")  # inches are laid out by hand; a figure made without an engine would be given one by savefig
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, TEXT_WIDTH), ylim=(height, 0))
     ax.axis("off")

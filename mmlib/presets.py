@@ -114,10 +114,11 @@ class ProbingSize:
     """One-unit probes of the meta-model's hidden units and of their opponents, and what clamping a unit does."""
 
     posts: int = 120  # of each newsgroup
-    text_tokens: int = 64  # read of a post or a sentence
+    post_words: int = 40  # read of each
     window_tokens: int = 15_000  # of running text for tasks on its tokens, from validation and from test documents each
     held_out: float = 0.4  # share of posts, sentences and words; of running text, the test documents
-    per_class: int = 100  # examples of a class, to fit to and held out each
+    per_class: int = 100  # examples of a class, to fit to and held out each, at most
+    least: int = 20  # the same, at least, for a task to be asked
     candidates: int = 640  # units of the comparison at equal numbers, drawn at random
     draws: int = 5  # of those
     sigma: float = 0.1  # at which hidden units are read, the paper's
@@ -195,7 +196,7 @@ PRESETS = {
             sae_grid={"topk_256_k16": SAESize(256, 16, steps=10, batch=256), "jumprelu_256_k16": SAESize(256, 16, steps=10, batch=256, kind="jumprelu")},
             mixture=MixtureSize(components=(2, 4), priors=(128.0, 512.0), em_steps=1, validation_tokens=500),
             density=DensitySize(tokens=60, steps=8, tokens_check=20),
-            probing=ProbingSize(posts=16, text_tokens=20, window_tokens=1800, per_class=10, candidates=200, draws=2, sigmas=(0.1, 0.5),
+            probing=ProbingSize(posts=16, post_words=12, window_tokens=1800, per_class=10, least=5, candidates=200, draws=2, sigmas=(0.1, 0.5),
                                 catalogue_tokens=1000, catalogue_random=1, clamped=1, controls=1),
             recipes=_recipes(
                 UNetSize(channels=(32, 32, 32), layers_per_block=1),

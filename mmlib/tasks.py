@@ -1,8 +1,8 @@
 """Binary tasks for probes, made of texts that install with packages: examples carry marks, and two marks make a task.
 
-An example is one token at which activations are read: the last token of a post, of a sentence of a review or of a carrier sentence that ends
-with a word of a relation; or a token in running text. A *group* is what must not be divided between fit and test: a post, a
-sentence, all words that relations tie together, a document.
+An example is one token at which activations are read: the last token of a post's opening words or of a sentence of a review, each followed by
+words that ask what it was about, or of a carrier sentence that ends with a word of a relation; or a token in running text. A *group* is
+what must not be divided between fit and test: a post, a sentence, all words that relations tie together, a document.
 """
 
 import re
@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from mmlib.corpus import Document
 
 CARRIERS = ("The next word is", "She wrote down the word", "His answer was")
-LEAST = 5  # examples of a class on either side, for a task to be asked
+POST_CLOSING, REVIEW_CLOSING = ". This message is about", " This film is"  # gather at one token what is spread over a text
 FUNCTION_WORDS = frozenset(
     "a an and are as at be been but by for from had has have he her his in into is it its not of on or she such that the their them then there "
     "these they this to was were which who will with would".split())
@@ -60,17 +60,19 @@ class Definition:
     negative: str
 
 
-def post_examples(posts: Iterable[tuple[str, str, str]], per_label: int, share: float, seed: int) -> tuple[list[Document], list[Example]]:
+def post_examples(posts: Iterable[tuple[str, str, str]], per_label: int, words: int, share: float,
+                  seed: int) -> tuple[list[Document], list[Example]]:
     """The first so many posts (title, text, label) of each label; each is its own group.
 
     Args:
+        words: of each post, the first so many, before `POST_CLOSING`.
         share: of the groups, drawn at random, that is held out.
     """
     seen, chosen = Counter(), []
     for title, text, label in posts:
         seen[label] += 1
         if seen[label] <= per_label and text.strip():
-            chosen.append((Document(title, text, label), label))
+            chosen.append((Document(title, " ".join(text.split()[:words]) + POST_CLOSING, label), label))
     held_out = _drawn([document.title for document, _ in chosen], share, seed)
     return ([document for document, _ in chosen],
             [Example("posts", document.title, frozenset({label, "post"}), document.title in held_out) for document, label in chosen])
@@ -103,9 +105,9 @@ def tied(pairs: Sequence[tuple[str, str]]) -> dict[str, int]:
 
 
 def review_examples(sentences: Sequence[tuple[str, str]], share: float, seed: int) -> tuple[list[Document], list[Example]]:
-    """Sentences (text, "pos" or "neg"); equal ones are one group."""
+    """Sentences (text, "pos" or "neg") before `REVIEW_CLOSING`; equal ones are one group."""
     held_out = _drawn([text for text, _ in sentences], share, seed)
-    return ([Document(f"reviews[{i:03}]", text, label) for i, (text, label) in enumerate(sentences)],
+    return ([Document(f"reviews[{i:03}]", text + REVIEW_CLOSING, label) for i, (text, label) in enumerate(sentences)],
             [Example("reviews", text, frozenset({label}), text in held_out) for text, label in sentences])
 
 
@@ -188,11 +190,11 @@ def definitions(labels: Iterable[str], families: Iterable[str]) -> list[Definiti
             Definition("review is positive", "reviews", "pos", "neg"), *TOKEN_TASKS]
 
 
-def make_tasks(examples: Sequence[Example], wanted: Iterable[Definition], per_class: int, seed: int) -> tuple[list[Task], list[str]]:
+def make_tasks(examples: Sequence[Example], wanted: Iterable[Definition], per_class: int, least: int, seed: int) -> tuple[list[Task], list[str]]:
     """Balanced tasks: on each side equally many of each class, at most `per_class`, drawn at random.
 
     Returns:
-        (tasks, names of those with fewer than `LEAST` examples of a class on a side).
+        (tasks, names of those with fewer than `least` examples of a class on a side).
     """
     groups = {group: i for i, group in enumerate(dict.fromkeys(example.group for example in examples))}
     tasks, left_out = [], []
@@ -204,8 +206,8 @@ def make_tasks(examples: Sequence[Example], wanted: Iterable[Definition], per_cl
                        [i for i in side if definition.positive in examples[i].marks]]
             n = min(per_class, *map(len, classes))
             for label, found in enumerate(classes):
-                rows += rng.permutation(found)[:n].astype(int).tolist() if n >= LEAST else []
-                labels += [bool(label)] * (n if n >= LEAST else 0)
+                rows += rng.permutation(found)[:n].astype(int).tolist() if n >= least else []
+                labels += [bool(label)] * (n if n >= least else 0)
         held = np.array([examples[i].held_out for i in rows], bool)
         if held.any() and not held.all():
             tasks.append(Task(definition.name, definition.source, np.array(rows), np.array(labels),

@@ -56,9 +56,9 @@ def test_relation_examples_say_word_and_place_and_keep_groups_whole():
 
 def test_posts_are_the_first_of_each_label():
     posts = [(f"t{i}", f"text {i}", "ab"[i % 2]) for i in range(20)] + [("empty", " ", "c")]
-    documents, examples = tasks.post_examples(posts, 4, 0.25, seed=0)
+    documents, examples = tasks.post_examples(posts, 4, 1, 0.25, seed=0)
     assert [document.title for document in documents] == [f"t{i}" for i in range(8)] and sum(example.held_out for example in examples) == 2
-    assert examples[1].marks == {"b", "post"}
+    assert examples[1].marks == {"b", "post"} and documents[1].text == "text" + tasks.POST_CLOSING
 
 
 def example(i, marks, held_out, group=None):
@@ -69,7 +69,7 @@ EXAMPLES = [example(i, {"all", *({"yes"} if i % 3 == 0 else set())}, i % 2 == 0)
 
 
 def test_tasks_are_balanced_undivided_and_of_their_source():
-    (task,), left_out = make_tasks(EXAMPLES, [Definition("t", "s", "yes", "all")], 7, seed=0)
+    (task,), left_out = make_tasks(EXAMPLES, [Definition("t", "s", "yes", "all")], 7, 5, seed=0)
     assert not left_out and 120 not in task.rows_e and len(set(task.rows_e)) == len(task.rows_e) == 28
     for held_out in (False, True):
         rows, label = task.side(held_out)
@@ -80,19 +80,19 @@ def test_tasks_are_balanced_undivided_and_of_their_source():
 
 def test_draws_are_seeded():
     wanted = [Definition("t", "s", "yes", "all")]
-    rows = [make_tasks(EXAMPLES, wanted, 7, seed)[0][0].rows_e for seed in (0, 0, 1)]
+    rows = [make_tasks(EXAMPLES, wanted, 7, 5, seed)[0][0].rows_e for seed in (0, 0, 1)]
     assert np.array_equal(rows[0], rows[1]) and not np.array_equal(rows[0], rows[2])
 
 
 def test_a_task_with_too_few_examples_is_left_out_by_name():
-    few = EXAMPLES + [example(200 + i, {"rare"}, i % 2 == 0) for i in range(2 * tasks.LEAST - 1)]
-    found, left_out = make_tasks(few, [Definition("rare", "s", "rare", "all"), Definition("t", "s", "yes", "all")], 7, seed=0)
+    few = EXAMPLES + [example(200 + i, {"rare"}, i % 2 == 0) for i in range(9)]
+    found, left_out = make_tasks(few, [Definition("rare", "s", "rare", "all"), Definition("t", "s", "yes", "all")], 7, 5, seed=0)
     assert [task.name for task in found] == ["t"] and left_out == ["rare"]
 
 
 def test_compacted_rows_are_the_same_examples():
     wanted = [Definition("t", "s", "yes", "all"), Definition("u", "s", "yes", "all")]
-    found, _ = make_tasks(EXAMPLES, wanted, 5, seed=0)
+    found, _ = make_tasks(EXAMPLES, wanted, 5, 5, seed=0)
     used, moved = compacted(found)
     assert list(used) == sorted({*found[0].rows_e, *found[1].rows_e})
     assert all(np.array_equal(used[after.rows_e], before.rows_e) for before, after in zip(found, moved))

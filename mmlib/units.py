@@ -201,6 +201,12 @@ def selectivity(units_nu: np.ndarray) -> np.ndarray:
     return (1 - share_u) / (1 - 1 / len(units_nu))
 
 
+def paired_correlation(first_nu: np.ndarray, second_nu: np.ndarray) -> np.ndarray:
+    """Correlation of each unit with itself, read in another way at the same activations: (u,); 0 for one that never varies."""
+    first, second = (values_nu - values_nu.mean(0) for values_nu in (first_nu, second_nu))
+    return (first * second).sum(0) / (np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)).clip(1e-12)
+
+
 def nearest(units_nu: np.ndarray, others_nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each unit the other dictionary's unit with the largest absolute correlation, and that correlation: (u,), (u,)."""
     def whitened(values: np.ndarray) -> Tensor:

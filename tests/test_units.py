@@ -139,6 +139,13 @@ def test_the_nearest_unit_is_the_one_numpy_finds(monkeypatch):
     assert value == pytest.approx(table[range(5), index], abs=1e-5)
 
 
+def test_paired_correlation_is_numpys_and_0_where_nothing_varies():
+    first, second = np.random.default_rng(0).standard_normal((2, 30, 4))
+    second[:, 2] = 1.0
+    expected = [np.corrcoef(first[:, i], second[:, i])[0, 1] if i != 2 else 0 for i in range(4)]
+    assert units.paired_correlation(first, second) == pytest.approx(expected)
+
+
 def test_matched_units_have_the_matched_density():
     density_u = np.random.default_rng(0).uniform(0, 1, 2000)
     found = units.matched(density_u, 10, 4, seed=0, exclude=[11])

@@ -131,6 +131,26 @@ class TypicalitySize:
 
 
 @dataclass(frozen=True)
+class ProbingSize:
+    """One-unit probes of the meta-model's hidden units and of their opponents, and what clamping a unit does."""
+
+    posts: int = 120  # of each newsgroup
+    post_words: int = 40  # read of each
+    window_tokens: int = 15_000  # of running text for tasks on its tokens, from validation and from test documents each
+    held_out: float = 0.4  # share of posts, sentences and words; of running text, the test documents
+    per_class: int = 100  # examples of a class, to fit to and held out each, at most
+    least: int = 20  # the same, at least, for a task to be asked
+    candidates: int = 640  # units of the comparison at equal numbers, drawn at random
+    draws: int = 5  # of those
+    sigma: float = 0.1  # at which hidden units are read, the paper's
+    sigmas: tuple[float, ...] = (0.03, 0.1, 0.3, 0.5)
+    catalogue_tokens: int = 6000  # of test documents, on which units are described
+    catalogue_random: int = 4  # units that are shown though no task chose them
+    clamped: int = 10  # examples a task at which units are clamped
+    controls: int = 4  # random units beside each
+
+
+@dataclass(frozen=True)
 class Preset:
     """Everything that sets the size of a run; see `PRESETS` for the values."""
 
@@ -141,6 +161,7 @@ class Preset:
     mixture: MixtureSize = MixtureSize()
     density: DensitySize = DensitySize()
     typicality: TypicalitySize = TypicalitySize()
+    probing: ProbingSize = ProbingSize()
     model: str = "gemma3-270m"
     corpus: str = "wikipedia"
     layer: int | None = None  # block index from 0; None: the middle block, L/2 − 1
@@ -205,6 +226,8 @@ PRESETS = {
             density=DensitySize(tokens=60, steps=8, tokens_check=20),
             typicality=TypicalitySize(windows=8, length=96, positions=4, sigmas=(0.1, 0.5), draws=1, neighbours_among=500, sample_steps=5,
                                       weight_noise=(0.1,), likelihood_positions=1, likelihood_steps=4, likelihood_probes=1),
+            probing=ProbingSize(posts=16, post_words=12, window_tokens=1800, per_class=10, least=5, candidates=200, draws=2, sigmas=(0.1, 0.5),
+                                catalogue_tokens=1000, catalogue_random=1, clamped=1, controls=1),
             recipes=_recipes(
                 UNetSize(channels=(32, 32, 32), layers_per_block=1),
                 Training("ddpm_epsilon", steps=12, batch=32, lr=1e-3, ema=0.8, bf16=False, log_every=2, validate_every=6),

@@ -313,5 +313,4 @@ NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_basel
              "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "density": "07_density", "lm_loss": "08_lm_loss",
              "benchmarks": "22_benchmarks", "scaling": "06_scaling", "robustness": "23_robustness", "probing": "12_meta_neurons",
              "typicality": "13_off_manifold"}
-STUDIES = ("benchmarks", "scaling", "robustness")  # results that `make studies` writes, not `make reproduce`
-APPLICATIONS = ("probing", "typicality")  # and `make applications`
+OPTIONAL = ("benchmarks", "scaling", "robustness", "probing", "typicality")  # results that `make reproduce` does not write

@@ -164,7 +164,7 @@ class MetaModel:
         return self._solve(nothing_nd, torch.randn(n, self.d, generator=generator), 1.0, steps, solver, batch, bf16, "sampling")
 
     def project(self, z_nd: Tensor, *, sigma: float, generator: torch.Generator, steps: int = 20, solver: str | None = None,
-                batch: int = 1000, bf16: bool = False) -> Tensor:
+                batch: int = 1000, bf16: bool = False, progress: bool = True) -> Tensor:
         """SDEdit (Meng et al. 2022): noise z to level σ and take it back to 0 in `steps` steps, (n, d).
 
         The paper edits with σ = 0.5 and 20 Euler steps. A DDPM starts at its training level nearest to σ, with no more steps than levels below.
@@ -174,15 +174,18 @@ class MetaModel:
         """
         if not 0 < sigma < 1:
             raise ValueError(f"σ = {sigma}: expected a noise level between 0 and 1")
-        return self._solve(z_nd, torch.randn(z_nd.shape, generator=generator), sigma, steps, solver, batch, bf16, "projecting")
+        noise_nd = torch.randn(z_nd.shape, generator=generator)
+        return self._solve(z_nd, noise_nd, sigma, steps, solver, batch, bf16, "projecting" if progress else None)
 
     @torch.inference_mode()
-    def _solve(self, z_nd: Tensor, noise_nd: Tensor, sigma: float, steps: int, solver: str | None, batch: int, bf16: bool, what: str) -> Tensor:
+    def _solve(self, z_nd: Tensor, noise_nd: Tensor, sigma: float, steps: int, solver: str | None, batch: int, bf16: bool,
+               what: str | None) -> Tensor:
         def schedule():
             return self.process.schedule(solver or next(iter(self.process.solvers)), steps, sigma)
 
         total, done = schedule().evaluations * -(-len(z_nd) // batch), []
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), tqdm(total=total, desc=what, mininterval=2) as bar:
+        bar = tqdm(total=total, desc=what, mininterval=2, disable=what is None)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), bar:
             for z_part, noise_part in zip(z_nd.split(batch), noise_nd.split(batch)):
                 fresh = schedule()
                 x_nd = self.process.noised(fresh, z_part.to(self.device), noise_part.to(self.device))

@@ -151,6 +151,26 @@ class ProbingSize:
 
 
 @dataclass(frozen=True)
+class SteeringSize:
+    """Steered generation and what is measured of it."""
+
+    concepts: tuple[tuple[str, int], ...] = (("sentiment", 1),)  # a name that `concepts.concept` knows, and the sign
+    strengths: tuple[float, ...] = (3.0, 6.0, 12.0)  # in differences of class means, rising; chosen on validation prompts
+    sigmas: tuple[float, ...] = (0.5,)  # of the repairs that add noise; the first is the paper's
+    steps: int = 20  # of SDEdit by Euler, as in the paper
+    steps_dpm: int = 5  # by DPM-Solver++
+    prompts: int = 100
+    prompt_tokens: int = 8
+    tokens: int = 20  # of each continuation
+    places: int = 3  # of each unsteered continuation, where the geometry of edits is measured
+    judge_sigmas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the diffusion loss before and after
+    posts: int = 200  # of each class for the direction of a newsgroup
+    batch: int = 100  # prompts that are continued together
+    timed_batch: int = 32
+    timed_rounds: int = 3
+
+
+@dataclass(frozen=True)
 class Preset:
     """Everything that sets the size of a run; see `PRESETS` for the values."""
 
@@ -162,6 +182,7 @@ class Preset:
     density: DensitySize = DensitySize()
     typicality: TypicalitySize = TypicalitySize()
     probing: ProbingSize = ProbingSize()
+    steering: SteeringSize = SteeringSize()
     model: str = "gemma3-270m"
     corpus: str = "wikipedia"
     layer: int | None = None  # block index from 0; None: the middle block, L/2 − 1
@@ -228,6 +249,8 @@ PRESETS = {
                                       weight_noise=(0.1,), likelihood_positions=1, likelihood_steps=4, likelihood_probes=1),
             probing=ProbingSize(posts=16, post_words=12, window_tokens=1800, per_class=10, least=5, candidates=200, draws=2, sigmas=(0.1, 0.5),
                                 catalogue_tokens=1000, catalogue_random=1, clamped=1, controls=1),
+            steering=SteeringSize(strengths=(1.0, 3.0), steps=3, steps_dpm=2, prompts=6, tokens=4, places=2, judge_sigmas=(0.5,), batch=6,
+                                  timed_batch=4, timed_rounds=1),
             recipes=_recipes(
                 UNetSize(channels=(32, 32, 32), layers_per_block=1),
                 Training("ddpm_epsilon", steps=12, batch=32, lr=1e-3, ema=0.8, bf16=False, log_every=2, validate_every=6),
@@ -265,6 +288,8 @@ PRESETS = {
             sae=SAESize(latents=8192, k=64, steps=8000, batch=4096),
             sae_grid=_sae_grid(latents=8192, k=64, steps=2000, batch=4096),
             mixture=MixtureSize(components=(64, 128, 256)), density=DensitySize(tokens=4000, tokens_unet=200, probes=4, tokens_check=1000),
+            steering=SteeringSize(concepts=(("sentiment", 1), ("sentiment", -1), ("sci.space", 1), ("rec.sport.hockey", 1)), sigmas=(0.5, 0.3, 0.7),
+                                  prompts=400),
             recipes=_recipes(
                 UNetSize(), Training("ddpm_epsilon", steps=8000, batch=256, lr=3e-4, ema=0.999),
                 MLPSize(), Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, keep=(("unet_activations", 500),)),

@@ -1,0 +1,305 @@
+"""Steering: a direction is added to a block's output while text is generated, and the edit may be repaired.
+
+Everything is in standardised activations z, where the edit is z → z + s v: s is the strength, v a direction (d,). For v the difference
+of two classes' means, s = 1 carries one class's mean to the other's, in z as in raw activations. Any other direction is given that
+difference's length, so that equal strengths are edits of equal length.
+
+An edit applies where a new token is about to be made: at the last position of the prompt and at every generated one. Under
+`generate` with a cache that is the last position of each call; what later blocks keep in their caches is the edited stream's.
+
+A *repair* maps the edited z + s v back towards activations that occur: what is compared here. Those that add noise take
+x = (1 − σ)(z + s v) + σ ε with the same ε for all.
+"""
+
+import copy
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from scipy.stats import mannwhitneyu
+from sklearn.linear_model import LogisticRegressionCV
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from mmlib.llm import LanguageModel, edited_block, read_residual_stream
+from mmlib.meta_model import MetaModel
+from mmlib.noise import Denoiser
+from mmlib.normaliser import Normaliser
+from mmlib.store import ActivationStore
+
+PROBE_STRENGTHS = 10 ** np.arange(-4.0, 1.0)  # inverse regularisations tried by cross-validation
+LOGIT_ROWS = 8  # predictions whose logits are taken to float32 at a time, see `mmlib.lm_loss`
+SCORED_AT_ONCE = 16  # continuations in one forward pass
+LEAST_REST = 4  # tokens that a sentence has behind its opening: a whole sentence leaves less to continue
+PLAIN_OPENING = re.compile(r"[A-Z][a-z]*[ \w,'’-]*")
+Repair = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # (z, z + s v, noise's generator) → repaired, each (n, d)
+
+
+def text_means(store: ActivationStore, normaliser: Normaliser, of: Callable[[Tensor], Tensor] = lambda z_nd: z_nd) -> Tensor:
+    """Mean over the tokens of each document of of(z), (documents, …); z standardised with the training statistics of another store."""
+    return torch.stack([of(normaliser(store.read(store.rows_of(i)))).mean(0) for i in range(len(store.titles))])
+
+
+def mean_difference(z_nd: Tensor, positive_n: np.ndarray) -> Tensor:
+    """Mean of the positive class less that of the other, (d,).
+
+    Raises:
+        ValueError: one of the classes is empty.
+    """
+    positive = torch.from_numpy(np.asarray(positive_n, dtype=bool))
+    if positive.all() or not positive.any():
+        raise ValueError(f"{int(positive.sum())} of {len(positive)} texts are positive: a direction needs both classes")
+    return z_nd[positive].mean(0) - z_nd[~positive].mean(0)
+
+
+def probe_direction(z_nd: Tensor, positive_n: np.ndarray, seed: int) -> Tensor:
+    """Weights (d,) of scikit-learn's logistic regression on z, regularised as 5-fold cross-validation says, as long as the mean difference."""
+    probe = LogisticRegressionCV(Cs=PROBE_STRENGTHS, cv=5, scoring="neg_log_loss", max_iter=1000, l1_ratios=(0,), use_legacy_attributes=False,
+                                 random_state=seed).fit(z_nd.numpy(), np.asarray(positive_n, dtype=bool))
+    return as_long(torch.from_numpy(probe.coef_[0]).float(), mean_difference(z_nd, positive_n))
+
+
+def sae_direction(decoder_md: Tensor, latents_nm: Tensor, z_nd: Tensor, positive_n: np.ndarray) -> tuple[Tensor, int, float]:
+    """Decoder row of the latent that tells the classes best, as long as the mean difference; its index; its AUC, by Mann and Whitney.
+
+    Args:
+        decoder_md: the dictionary, a row a latent.
+        latents_nm: mean activity of each latent on each text.
+    """
+    positive = np.asarray(positive_n, dtype=bool)
+    latents = latents_nm.numpy()
+    auc_m = mannwhitneyu(latents[positive], latents[~positive], axis=0, method="asymptotic").statistic / (positive.sum() * (~positive).sum())
+    best = int(np.argmax(auc_m))
+    return as_long(decoder_md[best], mean_difference(z_nd, positive)), best, float(auc_m[best])
+
+
+def as_long(direction_d: Tensor, other_d: Tensor) -> Tensor:
+    """The direction with the other's length.
+
+    Raises:
+        ValueError: it has none of its own.
+    """
+    if not direction_d.norm() > 0:
+        raise ValueError("a direction of length 0 cannot be made as long as another")
+    return direction_d * (other_d.norm() / direction_d.norm())
+
+
+def unrepaired(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
+    """Plain addition."""
+    return edited_nd
+
+
+def norm_kept(normaliser: Normaliser) -> Repair:
+    """The edited activation, raw, scaled to the norm that it had before."""
+    def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
+        before_nd, after_nd = normaliser.inverse(z_nd), normaliser.inverse(edited_nd)
+        return normaliser(after_nd * (before_nd.norm(dim=1, keepdim=True) / after_nd.norm(dim=1, keepdim=True)))
+    return repair
+
+
+def reconstructed(method: Denoiser) -> Repair:
+    """What a method made for clean activations (PCA, an SAE) makes of the edited one."""
+    def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
+        return method(edited_nd, 0.0)
+    return repair
+
+
+def posterior_mean(method: Denoiser, sigma: float) -> Repair:
+    """A denoiser's one-step estimate from the edited activation noised to σ."""
+    def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
+        noise_nd = torch.randn(edited_nd.shape, generator=generator)
+        return method((1 - sigma) * edited_nd + sigma * noise_nd, sigma)
+    return repair
+
+
+def with_bf16_weights(meta_model: MetaModel) -> MetaModel:
+    """A copy whose linear layers are in bfloat16, for `bf16=True`.
+
+    Autocast alone would convert them anew at every evaluation, which takes longer than using them where rows are few.
+    """
+    network = copy.deepcopy(meta_model.network)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+    return MetaModel(network, meta_model.process.objective, meta_model.normaliser, meta_model.language_model, meta_model.layers, meta_model.documents)
+
+
+def projected(meta_model: MetaModel, sigma: float, steps: int, *, solver: str | None = None, bf16: bool = False) -> Repair:
+    """SDEdit by the meta-model from σ, see `MetaModel.project`."""
+    def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
+        return meta_model.project(edited_nd, sigma=sigma, generator=generator, steps=steps, solver=solver, bf16=bf16, progress=False)
+    return repair
+
+
+class Steering:
+    """An edit for `edited_block`: the direction is added at the last position of each call, then repaired. At strength 0 it does nothing.
+
+    Args:
+        direction_d: in z.
+        seed: of the repair's noise, which is the same for every repair that draws as much of it.
+    """
+
+    def __init__(self, normaliser: Normaliser, direction_d: Tensor, strength: float, repair: Repair = unrepaired, seed: int = 0):
+        self.normaliser, self.direction_d, self.strength, self.repair = normaliser, direction_d, strength, repair
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def edited(self, h_nd: Tensor) -> Tensor:
+        """Raw activations (n, d), float32, in place of raw ones.
+
+        Raises:
+            ValueError: the repair gives another shape, or a value that is not finite.
+        """
+        z_nd = self.normaliser(h_nd.float().cpu())
+        repaired_nd = self.repair(z_nd, z_nd + self.strength * self.direction_d, self.generator)
+        if repaired_nd.shape != z_nd.shape or not repaired_nd.isfinite().all():
+            raise ValueError(f"the repair gives shape {tuple(repaired_nd.shape)}: expected finite values of shape {tuple(z_nd.shape)}")
+        return self.normaliser.inverse(repaired_nd)
+
+    def __call__(self, hidden_btd: Tensor) -> Tensor:
+        if self.strength == 0:
+            return hidden_btd
+        return torch.cat([hidden_btd[:, :-1], self.edited(hidden_btd[:, -1])[:, None].to(hidden_btd)], 1)
+
+
+def neutral_openings(store: ActivationStore, lm: LanguageModel, split: str, n: int, *, tokens: int, neutral: Callable[[str], bool],
+                     seed: int) -> Tensor:
+    """Prompts (n, 1 + tokens): the opening token and the first tokens of a sentence of a split's documents, which take turns in random order.
+
+    Args:
+        neutral: refuses openings that have the concept already.
+    Raises:
+        ValueError: the documents have fewer such sentences.
+    """
+    rng, chosen = np.random.default_rng(seed), {}
+    turns = []
+    for order, document in enumerate(rng.permutation(np.flatnonzero(store.splits == split))):
+        text = lm.tokenizer.decode(store.column("token_ids", store.rows_of(int(document))).tolist())
+        sentences = re.split(r"(?<=[.!?])\s+|\n+", text)
+        turns += [(turn, order, sentences[i]) for turn, i in enumerate(rng.permutation(len(sentences)))]
+    for _, _, sentence in sorted(turns):
+        ids = lm.tokenizer(sentence, add_special_tokens=False)["input_ids"]
+        opening = lm.tokenizer.decode(ids[:tokens])
+        if len(ids) >= tokens + LEAST_REST and PLAIN_OPENING.fullmatch(opening) and neutral(opening):
+            chosen.setdefault(opening, [lm.opening_token, *ids[:tokens]])
+        if len(chosen) == n:
+            return torch.tensor(list(chosen.values()))
+    raise ValueError(f"{len(chosen)} neutral openings of {tokens} tokens in the {split} documents: {n} were asked for")
+
+
+@contextmanager
+def compact_logits(model: PreTrainedModel):
+    """Within the context, the vocabulary's matrix meets rows that lie side by side.
+
+    `generate` slices the last position out of a prompt's hidden states; torch multiplies such a slice prompt by prompt, with a copy of the
+    matrix for each: 10 GB at 32 prompts of a 262,144-token vocabulary.
+    """
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class GumbelNoise(LogitsProcessor):
+    """Adds Gumbel noise to the logits, so that their largest is a sample at temperature 1 (Maddison et al. 2014).
+
+    The noise of a prompt, step and token depends on the key alone. torch.multinomial draws as many numbers one by one, in five times as long.
+    """
+
+    def __init__(self, *key: int):
+        self.rng = np.random.Generator(np.random.SFC64(key))
+        self.room = np.empty(0, np.float32)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.room.shape != scores.shape:
+            self.room = np.empty(tuple(scores.shape), np.float32)
+        self.rng.standard_exponential(dtype=np.float32, out=self.room)  # −log of it is Gumbel's
+        return scores - torch.from_numpy(self.room).log_().to(scores)
+
+
+@contextmanager
+def shipped_settings_off(model: PreTrainedModel):
+    """Within the context, `generate` takes nothing from the settings that the model ships: penalties, bans, temperatures."""
+    shipped = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        with compact_logits(model):
+            yield
+    finally:
+        model.generation_config = shipped
+
+
+def continuations(lm: LanguageModel, prompt_ids_bt: Tensor, layer: int, steering: Callable[[], Steering] | None = None, *, tokens: int,
+                  seed: int, batch: int = 100) -> Tensor:
+    """New token ids (b, tokens), sampled at temperature 1 by transformers' own `generate` with a KV cache.
+
+    The draws that choose tokens depend on (seed, batch) and not on the edit: equal logits give equal text. Never <eos>, so all are equally long.
+
+    Args:
+        prompt_ids_bt: equally long prompts, opening token included.
+        steering: makes the edit of a batch; None: the language model as it is.
+    """
+    eos, drawn = lm.tokenizer.eos_token_id, []
+    for i, part_bt in enumerate(prompt_ids_bt.to(lm.model.device).split(batch)):
+        editing = nullcontext() if steering is None else edited_block(lm.model, layer, steering())
+        with shipped_settings_off(lm.model), editing:
+            ids_bt = lm.model.generate(part_bt, attention_mask=torch.ones_like(part_bt), do_sample=False, num_beams=1, use_cache=True,
+                                       logits_processor=LogitsProcessorList([GumbelNoise(seed, i)]), max_new_tokens=tokens,
+                                       min_new_tokens=tokens, eos_token_id=eos, pad_token_id=lm.opening_token if eos is None else eos)
+        drawn.append(ids_bt[:, part_bt.shape[1]:].cpu())
+    return torch.cat(drawn)
+
+
+@torch.inference_mode()
+def log_likelihoods(lm: LanguageModel, prompt_ids_bt: Tensor, new_ids_bt: Tensor) -> np.ndarray:
+    """Mean log-likelihood of each continuation, nats per token, under the language model as it is, (b,)."""
+    found, n_new = [], new_ids_bt.shape[1]
+    keep = {"logits_to_keep": n_new + 1} if "logits_to_keep" in inspect.signature(lm.model.forward).parameters else {}
+    for prompt, new in zip(prompt_ids_bt.split(SCORED_AT_ONCE), new_ids_bt.split(SCORED_AT_ONCE)):
+        ids_bt = torch.cat([prompt, new], 1).to(lm.model.device)
+        with compact_logits(lm.model):
+            logits_nv = lm.model(input_ids=ids_bt, use_cache=False, **keep).logits[:, -n_new - 1 : -1].flatten(0, 1)
+        parts = zip(logits_nv.split(LOGIT_ROWS), ids_bt[:, -n_new:].flatten().split(LOGIT_ROWS))
+        losses_n = torch.cat([cross_entropy(logits.float(), target, reduction="none") for logits, target in parts])
+        found.append(-losses_n.double().view(-1, n_new).mean(1).cpu())
+    return torch.cat(found).numpy()
+
+
+def edited_places(lm: LanguageModel, layer: int, prompt_ids_bt: Tensor, new_ids_bt: Tensor, places: int) -> Tensor:
+    """Raw activations of unsteered continuations where edits would apply, (b · places, d), prompt by prompt.
+
+    Args:
+        places: how many of each continuation, evenly spread from the last prompt position to the one before the last token.
+    """
+    columns = prompt_ids_bt.shape[1] - 1 + np.linspace(0, new_ids_bt.shape[1] - 1, places).round().astype(int)
+    ids_bt = torch.cat([prompt_ids_bt, new_ids_bt], 1)
+    return read_residual_stream(lm.model, [layer], ids_bt)[layer][:, columns].flatten(0, 1).float().cpu()
+
+
+def diffusion_losses(judge: Denoiser, z_nd: Tensor, sigmas: Sequence[float], seed: int) -> np.ndarray:
+    """Velocity loss per dimension of a judge on each activation, averaged over noise levels, (n,); the noise depends on the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for sigma in sigmas:
+        noise_nd = torch.randn(z_nd.shape, generator=generator)
+        estimate_nd = judge((1 - sigma) * z_nd + sigma * noise_nd, sigma)
+        losses.append(((z_nd - estimate_nd) / sigma).double().square().mean(1))
+    return torch.stack(losses).mean(0).numpy()
+
+
+def geometry(z_nd: Tensor, edited_nd: Tensor, repaired_nd: Tensor) -> dict[str, np.ndarray]:
+    """What a repair left of an edit, for each activation, (n,).
+
+    Returns:
+        repair_over_edit: ‖repaired − edited‖/‖edited − z‖; cosine: of repaired − z with the edit; along: the part of the edit's length that is left
+        along it, ⟨repaired − z, edit⟩/‖edit‖².
+    """
+    edit_nd, change_nd = edited_nd - z_nd, repaired_nd - z_nd
+    length_n, inner_n = edit_nd.norm(dim=1), (change_nd * edit_nd).sum(1)
+    values = {"repair_over_edit": (repaired_nd - edited_nd).norm(dim=1) / length_n,
+              "cosine": inner_n / (length_n * change_nd.norm(dim=1)), "along": inner_n / length_n**2}
+    return {name: value.double().numpy() for name, value in values.items()}

@@ -1,0 +1,103 @@
+"""Distinct-n, repetition, fronts and the area between them, against values by hand; measures of concepts."""
+
+import numpy as np
+import pytest
+
+from mmlib import concepts, fronts
+from mmlib.fronts import Front, area_between, cost_at, distinct, repetition
+
+
+def test_distinct_n_counts_over_all_continuations():
+    texts = [[1, 2, 1, 2], [1, 2, 3, 4]]
+    assert distinct(texts, 1) == 4 / 8 and distinct(texts, 2) == 4 / 6  # 12 21 23 34
+    with pytest.raises(ValueError, match="no continuation has 5 tokens"):
+        distinct(texts, 5)
+
+
+def test_repetition_counts_within_each():
+    assert repetition([[1, 2, 1, 2], [1, 2, 3, 4], [7, 7, 7, 7]], 2) == pytest.approx([1 / 3, 0, 2 / 3])
+
+
+def test_cost_is_read_where_the_path_first_reaches_the_level():
+    concept, cost = np.array([0.0, 0.2, 0.6, 0.4]), np.array([0.0, 1.0, 2.0, 5.0])
+    assert cost_at(0.1, concept, cost) == pytest.approx(0.5)
+    assert cost_at(0.5, concept, cost) == pytest.approx(1.75)  # not 3.5, on the way back
+    assert cost_at(0.0, concept, cost) == 0 and np.isnan(cost_at(0.7, concept, cost))
+    assert cost_at(0.3, np.array([0.0, -0.5, 0.5]), np.array([0.0, 1.0, 2.0])) == pytest.approx(1.8)
+    repaired = np.array([0.1, 0.5]), np.array([0.4, 0.8])  # the repair alone is at 0.1 already, and costs 0.4
+    assert cost_at(0.05, *repaired) == pytest.approx(0.4) and cost_at(0.3, *repaired) == pytest.approx(0.6)
+    many = cost_at(np.array([0.1, 0.5]), np.stack([concept, concept]), np.stack([cost, 2 * cost]))
+    assert many == pytest.approx([0.5, 3.5])
+
+
+def test_the_area_between_two_fronts_by_hand():
+    """To 0.5, costs c and 2c: the area is −0.125. A kink at 0.25 adds a triangle."""
+    slow, fast = (np.array([0.0, 1.0]), np.array([0.0, 1.0])), (np.array([0.0, 0.5]), np.array([0.0, 1.0]))
+    assert area_between(slow, fast) == pytest.approx(-0.125) and area_between(fast, slow) == pytest.approx(0.125)
+    kinked = (np.array([0.0, 0.25, 0.5]), np.array([0.0, 0.0, 0.5]))
+    assert area_between(kinked, fast) == pytest.approx(0.0625 - 0.25)
+    repaired = (np.array([0.0, 0.5]), np.array([0.3, 0.3]))
+    assert area_between(repaired, fast) == pytest.approx(0.15 - 0.25)
+    assert area_between((np.array([0.0, -0.1]), np.array([0.0, 1.0])), fast) == 0
+
+
+def front(concept, cost, n=30, noise=0.0, seed=0):
+    rng = np.random.default_rng(seed)
+    noisy = (np.asarray(values)[:, None] + noise * rng.normal(size=(len(values), n)) for values in (concept, cost))
+    return Front(*(np.concatenate([np.zeros((1, n)), values]) for values in noisy))
+
+
+def test_fronts_give_areas_and_costs_with_intervals():
+    ours, theirs = front([0.5, 1.0], [0.5, 1.0], noise=0.05), front([0.25, 0.5], [0.5, 1.0], noise=0.05, seed=1)
+    found = ours.area_to(theirs)
+    assert found["area"] == pytest.approx(-0.125, abs=0.02) and found["ci95"][0] < found["area"] < found["ci95"][1] < 0
+    assert found["up_to"] == pytest.approx(theirs.reach) and found["mean_difference"] == pytest.approx(found["area"] / theirs.reach)
+    assert theirs.area_to(ours)["area"] == pytest.approx(-found["area"])
+    cost = ours.cost(0.4)
+    assert cost["cost"] == pytest.approx(0.4, abs=0.03) and cost["ci95"][0] < cost["cost"] < cost["ci95"][1]
+
+
+def test_what_is_not_reached_is_none_never_a_number():
+    forth, back = front([0.5], [1.0], noise=0.01), front([-0.5], [1.0], noise=0.01)
+    assert forth.area_to(back) == {"area": None, "ci95": None, "up_to": None, "mean_difference": None}
+    assert forth.cost(0.6) == {"cost": None, "ci95": None} and forth.reach == pytest.approx(0.5, abs=0.01) and back.reach == 0
+    at_the_end = front([0.5], [1.0], noise=0.1)
+    assert at_the_end.cost(at_the_end.reach)["ci95"] is None  # half of the resamples do not get there
+    with pytest.raises(ValueError, match="finite"):
+        front([np.nan], [1.0])
+
+
+def test_an_area_to_itself_is_nothing():
+    one = front([0.3, 0.6], [0.2, 0.9], noise=0.1)
+    assert one.area_to(one)["area"] == 0 and one.area_to(one)["ci95"] == [0, 0]
+
+
+def test_sentiment_is_measured_by_vader_and_its_sign_turns_both():
+    pos, neg = (concepts.concept("sentiment", sign, posts=0, cache=None) for sign in (1, -1))
+    texts = ["a wonderful, delightful film", "a dreadful, tedious film", "a film"]
+    assert pos.measure(texts)[0] > 0.5 > -0.3 > pos.measure(texts)[1] and pos.measure(texts)[2] == 0
+    assert np.array_equal(neg.measure(texts), -pos.measure(texts)) and np.array_equal(neg.positive_n, ~pos.positive_n)
+    assert len(pos.documents) == 200 and pos.positive_n.sum() == 100 and pos.neutral(texts[2]) and not pos.neutral(texts[0])
+    with pytest.raises(ValueError, match="sign 2"):
+        concepts.concept("sentiment", 2, posts=0, cache=None)
+
+
+def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
+    words = {"space": "orbit launch shuttle moon", "hockey": "goal ice puck league"}
+    posts = [concepts.Document(f"{label}{i}", f"{text} {text.split()[i % 4]}", label) for i in range(12) for label, text in words.items()]
+    monkeypatch.setattr(concepts, "load_documents", lambda corpus, cache: posts)
+    space = concepts.concept("space", 1, posts=5, cache=None)
+    assert [d.label for d in space.documents] == 5 * ["space"] + 5 * ["hockey"] and space.positive_n.tolist() == 5 * [True] + 5 * [False]
+    scores = space.measure(["The Moon, and a launch", "ice, a puck"])
+    assert scores[0] > 0.6 > 0.4 > scores[1] and space.neutral("a puck") and not space.neutral("moon")
+    fitted = []
+    monkeypatch.setattr(concepts, "text_probe", lambda texts, positive: fitted.extend(texts) or (lambda new: np.zeros(len(new))))
+    unshared = concepts.concept("space", 1, posts=5, cache=None)
+    assert len(fitted) == 10 and unshared.documents[0].title == "space0"
+    with pytest.raises(ValueError, match="newsgroup 'space' has 12 posts, 14 were asked for; there are hockey, space"):
+        concepts.concept("space", 1, posts=7, cache=None)
+
+
+def test_means_by_prompt():
+    mean, interval = fronts.mean_with_interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    assert mean == 3.5 and interval[0] < 3.5 < interval[1]

@@ -1,0 +1,184 @@
+"""Steered generation: what it must leave alone, what reaches later blocks and tokens, and repairs against closed forms."""
+
+import numpy as np
+import pytest
+import torch
+from test_lm_loss import SIZES, tiny
+from test_meta_model import exact, gaussian, generator
+
+from mmlib import llm, steer
+from mmlib.denoisers import MLPDenoiser
+from mmlib.meta_model import MetaModel
+from mmlib.normaliser import Normaliser
+from mmlib.steer import Steering, continuations, geometry, norm_kept, posterior_mean, projected, reconstructed, unrepaired
+
+NORMALISER = Normaliser(torch.linspace(-1, 1, 16)[None], torch.linspace(0.5, 2, 16)[None])
+DIRECTION = torch.randn(16, generator=torch.Generator().manual_seed(1))
+PROMPTS = torch.randint(4, 60, (5, 6), generator=torch.Generator().manual_seed(2))
+
+
+def network():
+    torch.manual_seed(3)
+    return MetaModel(MLPDenoiser(16, 32, 48, 2), "flow_velocity", NORMALISER, "tiny@0", [1], "")
+
+
+REPAIRS = {"additive": unrepaired, "norm": norm_kept(NORMALISER), "reconstruction": reconstructed(lambda x_nd, sigma: 0.5 * x_nd),
+           "posterior mean": posterior_mean(lambda x_nd, sigma: (1 - sigma) * x_nd, 0.5), "meta-model": projected(network(), 0.5, 4)}
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+@pytest.mark.parametrize("name", REPAIRS)
+def test_strength_0_leaves_logits_and_text_bit_for_bit(architecture, name):
+    lm = tiny(architecture)
+    edit = Steering(NORMALISER, DIRECTION, 0.0, REPAIRS[name])
+    with llm.edited_block(lm.model, 1, edit):
+        same = lm.model(PROMPTS).logits
+    assert torch.equal(same, lm.model(PROMPTS).logits)
+    plain = continuations(lm, PROMPTS, 1, tokens=8, seed=0)
+    assert torch.equal(continuations(lm, PROMPTS, 1, lambda: edit, tokens=8, seed=0), plain)
+    assert not torch.equal(continuations(lm, PROMPTS, 1, lambda: Steering(NORMALISER, DIRECTION, 5.0, REPAIRS[name]), tokens=8, seed=0), plain)
+
+
+def test_after_an_error_no_hook_is_left_and_settings_are_as_shipped():
+    lm = tiny()
+    before, shipped = lm.model(PROMPTS).logits, lm.model.generation_config
+    for wrong in (lambda z, e, g: e / 0, lambda z, e, g: e[1:], lambda z, e, g: e / (1 // 0)):
+        with pytest.raises((ValueError, ZeroDivisionError)):
+            continuations(lm, PROMPTS, 1, lambda: Steering(NORMALISER, DIRECTION, 1.0, wrong), tokens=3, seed=0)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
+    assert lm.model.generation_config is shipped
+    assert torch.equal(lm.model(PROMPTS).logits, before)
+
+
+@pytest.mark.parametrize("wrong", [lambda z, e, g: e / 0, lambda z, e, g: e[1:]])
+def test_a_repair_of_another_shape_or_not_finite_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"expected finite values of shape \(2, 16\)"):
+        Steering(NORMALISER, DIRECTION, 1.0, wrong).edited(torch.ones(2, 16))
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+def test_the_cache_holds_the_edited_stream(architecture):
+    """Greedy text by `generate` with a cache is that of whole forward passes in which every position from the last of the prompt on is edited."""
+    lm, strength = tiny(architecture), 4.0
+    with steer.shipped_settings_off(lm.model), llm.edited_block(lm.model, 1, Steering(NORMALISER, DIRECTION, strength)):
+        cached = lm.model.generate(PROMPTS, attention_mask=torch.ones_like(PROMPTS), do_sample=False, max_new_tokens=10, pad_token_id=0)
+    ids, first = PROMPTS, PROMPTS.shape[1] - 1
+    offset = strength * DIRECTION * NORMALISER.std_ld[0]
+    for _ in range(10):
+        with llm.edited_block(lm.model, 1, lambda h: torch.cat([h[:, :first], h[:, first:] + offset], 1)):
+            ids = torch.cat([ids, lm.model(ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
+    assert torch.equal(cached, ids)
+
+
+def test_the_same_draws_choose_tokens_under_every_edit():
+    lm = tiny()
+    tiny_edit = continuations(lm, PROMPTS, 1, lambda: Steering(NORMALISER, DIRECTION, 1e-6, REPAIRS["additive"]), tokens=8, seed=0)
+    drawing = continuations(lm, PROMPTS, 1, lambda: Steering(NORMALISER, DIRECTION, 1e-6, projected(network(), 1e-6, 2)), tokens=8, seed=0)
+    plain = continuations(lm, PROMPTS, 1, tokens=8, seed=0)
+    assert torch.equal(tiny_edit, plain) and torch.equal(drawing, plain)
+    assert not torch.equal(continuations(lm, PROMPTS, 1, tokens=8, seed=1), plain)
+    assert torch.equal(continuations(lm, PROMPTS, 1, tokens=8, seed=0, batch=5), plain)
+    assert plain.shape == (5, 8) and not (plain == lm.tokenizer.eos_token_id).any()
+
+
+def test_gumbel_noise_samples_the_softmax():
+    logits = torch.tensor([0.0, 1.0, 2.0, -torch.inf, -1.0])
+    drawn = steer.GumbelNoise(3, 0)(None, logits.expand(40_000, 5)).argmax(1)
+    assert torch.bincount(drawn, minlength=5) / 40_000 == pytest.approx(logits.softmax(0), abs=0.01)
+    again = [steer.GumbelNoise(*key)(None, logits.expand(40_000, 5)).argmax(1) for key in ((3, 0), (3, 1))]
+    assert torch.equal(again[0], drawn) and not torch.equal(again[1], drawn)
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+def test_log_likelihood_is_that_of_transformers_labels(architecture):
+    lm = tiny(architecture)
+    new = torch.randint(4, 60, (5, 3), generator=generator(4))
+    for prompt, ids, value in zip(PROMPTS, new, steer.log_likelihoods(lm, PROMPTS, new)):
+        labels = torch.cat([torch.full_like(prompt, -100), ids])[None]
+        assert value == pytest.approx(-lm.model(torch.cat([prompt, ids])[None], labels=labels).loss.item(), rel=1e-5)
+
+
+def test_plain_addition_adds_the_difference_of_raw_means():
+    normaliser, h = NORMALISER, torch.randn(40, 16, generator=generator(5)) * 3
+    positive = np.arange(40) < 15
+    direction = steer.mean_difference(normaliser(h), positive)
+    moved = Steering(normaliser, direction, 2.0).edited(h)
+    assert torch.allclose(moved - h, 2 * (h[:15].mean(0) - h[15:].mean(0)), atol=1e-4)
+    with pytest.raises(ValueError, match="40 of 40 texts are positive"):
+        steer.mean_difference(h, np.ones(40))
+
+
+def test_a_kept_norm_is_the_raw_one():
+    normaliser = Normaliser(torch.tensor([[1.0, -1.0]]), torch.tensor([[2.0, 1.0]]))
+    h = torch.tensor([[3.0, 4.0], [0.0, 2.0]])  # z = (1, 5), (−½, 3)
+    found = Steering(normaliser, torch.tensor([-1.5, 2.0]), 1.0, norm_kept(normaliser)).edited(h)
+    assert torch.allclose(found, torch.tensor([[0.0, 5.0], [-1.2, 1.6]]))  # raw edit (−3, 2): (0, 6) of norm 5, (−3, 4) of norm 2
+
+
+def test_directions_find_a_planted_one_and_share_a_length():
+    rng = np.random.default_rng(0)
+    positive = np.arange(60) % 2 == 0
+    z = torch.from_numpy(rng.normal(size=(60, 16))).float()
+    z[positive, 3] += 4.0
+    length = steer.mean_difference(z, positive).norm()
+    probe = steer.probe_direction(z, positive, 0)
+    decoder, latents = torch.eye(16), z.clamp(min=0)
+    row, best, auc = steer.sae_direction(decoder, latents, z, positive)
+    pairs = [(a > b) + 0.5 * (a == b) for a in latents[positive, 3] for b in latents[~positive, 3]]
+    assert best == 3 and auc == pytest.approx(float(sum(pairs)) / 900) and probe.argmax() == 3
+    assert torch.allclose(torch.stack([probe.norm(), row.norm()]), length)
+    with pytest.raises(ValueError, match="length 0"):
+        steer.as_long(torch.zeros(16), probe)
+
+
+def test_a_one_step_repair_is_the_closed_form_on_the_noised_edit():
+    z, edited = torch.zeros(3, 3), torch.ones(3, 3)
+    noise = torch.randn(3, 3, generator=generator(6))
+    assert torch.equal(posterior_mean(gaussian(), 0.4)(z, edited, generator(6)), gaussian()(0.6 * edited + 0.4 * noise, 0.4))
+
+
+@pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
+def test_projection_tends_to_the_identity_and_moves_real_activations_less_from_less_noise(objective):
+    """The meta-model is the exact one of a Gaussian, and the activations are drawn from it."""
+    model, z = exact(objective), gaussian().sample(2000, generator(7))
+    moves = [(projected(model, sigma, 20)(z, z, generator(8)) - z).square().mean().sqrt().item() for sigma in (0.01, 0.1, 0.3, 0.6, 0.9)]
+    assert moves[0] < 0.03 and all(less < more for less, more in zip(moves, moves[1:]))
+    assert model.project(z, sigma=0.3, steps=20, generator=generator(8)).equal(projected(model, 0.3, 20)(z, z, generator(8)))
+
+
+def test_a_copy_in_bfloat16_projects_alike_and_leaves_the_original():
+    model, z = network(), torch.randn(50, 16, generator=generator(12))
+    before = {name: weight.clone() for name, weight in model.network.state_dict().items()}
+    full, half = (projected(one, 0.5, 5, bf16=bf16)(z, z, generator(13)) for one, bf16 in ((model, False), (steer.with_bf16_weights(model), True)))
+    assert 0 < (half - full).norm() < 0.02 * (full - z).norm() and half.dtype == torch.float32
+    assert all(torch.equal(weight, before[name]) and weight.dtype == torch.float32 for name, weight in model.network.state_dict().items())
+
+
+def test_one_step_repairs_tend_to_the_identity_too():
+    z = gaussian().sample(500, generator(9))
+    assert torch.allclose(posterior_mean(gaussian(), 1e-4)(z, z, generator()), z, atol=2e-3)
+
+
+def test_the_geometry_of_a_repair_by_hand():
+    z, edited = torch.zeros(2, 2), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    found = geometry(z, edited, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    assert found["repair_over_edit"] == pytest.approx([2**0.5 / 2, 0.5])
+    assert found["cosine"] == pytest.approx([0.5**0.5, 1.0]) and found["along"] == pytest.approx([0.5, 0.5])
+
+
+def test_the_diffusion_loss_of_a_gaussian_judge_is_the_closed_form():
+    z = gaussian().sample(20_000, generator(10))
+    losses = steer.diffusion_losses(gaussian(), z, [0.3, 0.7], seed=0)
+    power = ((z - gaussian().mean_d) @ gaussian().basis_dd).double().square().mean(0)
+    exact_loss = sum(gaussian().expected_mse(sigma, power) / sigma**2 for sigma in (0.3, 0.7)) / 2
+    assert losses.shape == (20_000,) and losses.mean() == pytest.approx(exact_loss, rel=0.02)
+
+
+def test_places_are_those_where_edits_apply():
+    lm = tiny()
+    new = torch.randint(4, 60, (5, 7), generator=generator(11))
+    seen = []
+    with llm.edited_block(lm.model, 1, lambda h: seen.append(h) or h):
+        lm.model(torch.cat([PROMPTS, new], 1))
+    expected = seen[0][:, [5, 8, 11]].flatten(0, 1)
+    assert torch.allclose(steer.edited_places(lm, 1, PROMPTS, new, 3), expected, atol=1e-6)

@@ -9,20 +9,24 @@ READY := .venv/ready
 SUBMAKE := $(MAKE) --no-print-directory PRESET=$(PRESET)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# The main line of notebooks, and the studies. Applications (11_…) will be a list of their own, with a target of their own.
+# The main line of notebooks, the applications of what it trains, and the studies.
 MAIN := 01_extract_activations 02_fit_baselines 03_train_meta_model 04_compare_losses 05_sample_quality 07_density 08_lm_loss \
         09_claims 31_figures
-STUDIES := 06_scaling 22_benchmarks
+APPLICATIONS := 11_steer 12_meta_neurons 13_off_manifold
+STUDIES := 06_scaling 22_benchmarks 23_robustness 24_replication
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: reproduce main studies all_studies due test figures lab publish clean help
+.PHONY: reproduce main applications all_applications studies all_studies due test figures lab publish clean help
 
 reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
 	@$(SUBMAKE) due LINE=main
 
-studies: $(READY) ## run what is due of the studies: benchmarks and scaling
+applications: $(READY) ## run what is due of the applications: steering, meta-neurons, typicality
+	@$(SUBMAKE) due LINE=all_applications
+
+studies: $(READY) ## run what is due of the studies: scaling, benchmarks, robustness, replication
 	@$(SUBMAKE) due LINE=all_studies
 
 due:
@@ -48,6 +52,7 @@ lab: $(READY) ## JupyterLab on the notebooks
 publish: $(READY) ## put the executed notebooks of a complete default run in place of those in git
 	@$(SUBMAKE) --question main PRESET=default || { echo "not everything is up to date: make reproduce first"; exit 1; }
 	$(BIN)/python -m mmlib.reproduce publish $(MAIN)
+	@if $(SUBMAKE) --question all_applications PRESET=default; then $(BIN)/python -m mmlib.reproduce publish $(APPLICATIONS); fi
 	@if $(SUBMAKE) --question all_studies PRESET=default; then $(BIN)/python -m mmlib.reproduce publish $(STUDIES); fi
 	@$(SUBMAKE) --touch main PRESET=default
 
@@ -67,6 +72,7 @@ $(READY): requirements.txt pyproject.toml
 # Make's own tracking: a notebook is due when it, a file of mmlib that it imports, or a notebook whose outputs it reads is newer
 # than its stamp.
 main: $(addprefix $(STAMPS)/,$(MAIN))
+all_applications: $(addprefix $(STAMPS)/,$(APPLICATIONS))
 all_studies: $(addprefix $(STAMPS)/,$(STUDIES))
 
 $(STAMPS)/%: requirements.txt | $(READY)
@@ -81,7 +87,10 @@ $(STAMPS)/07_density: $(STAMPS)/03_train_meta_model
 $(STAMPS)/08_lm_loss: $(STAMPS)/03_train_meta_model
 $(STAMPS)/09_claims: $(STAMPS)/04_compare_losses $(STAMPS)/05_sample_quality $(STAMPS)/07_density $(STAMPS)/08_lm_loss
 $(STAMPS)/06_scaling: $(STAMPS)/03_train_meta_model
+$(STAMPS)/11_steer $(STAMPS)/12_meta_neurons $(STAMPS)/13_off_manifold: $(STAMPS)/03_train_meta_model
 $(STAMPS)/22_benchmarks: $(STAMPS)/03_train_meta_model
+$(STAMPS)/23_robustness: $(STAMPS)/03_train_meta_model
+$(STAMPS)/24_replication: $(STAMPS)/04_compare_losses
 $(STAMPS)/31_figures: $(STAMPS)/09_claims
 
 $(DATA)/stamps/dependencies.mk: mmlib/dependencies.py $(wildcard notebooks/*.ipynb mmlib/*.py)

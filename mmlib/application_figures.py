@@ -1,10 +1,30 @@
 """One function per figure of the applications. Reads results, never models."""
 
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from mmlib.style import BLACK, LABELS, LINES, PURPLE, TEXT_WIDTH
+from mmlib.style import BLACK, BLUE, GREEN, LABELS, LINES, ORANGE, PURPLE, RED, SKY, TEXT_WIDTH
 
+_UNITS = {  # of a dictionary: label, colour
+    "gated_mlp": ("meta-neurons, gated MLP (ours)", RED), "mlp": ("meta-neurons, MLP (paper)", ORANGE),
+    "unet": ("meta-neurons, UNet (article)", PURPLE),
+    "untrained": ("meta-neurons, MLP untrained", BLACK), "random": ("random directions", "0.45"), "raw": ("dimensions", BLUE),
+    "lm_neurons": ("neurons of the block's MLP", "#7A5C00"), "pca": ("principal components", SKY), "sae": ("SAE latents", GREEN),
+    "sae_dense": ("SAE latents before TopK", "#00513B"), "mixture": (LABELS["mixture"], "#8C4B6E"),
+    "mean_difference": ("difference of class means", BLACK)}
+TYPICALITY = {  # score of notebook 13 → name, colour, marker
+    "mahalanobis": ("Mahalanobis distance (Gaussian)", BLUE, "s"), "sae": ("SAE, reconstruction error", GREEN, "^"),
+    "mixture": ("mixture of Gaussians, likelihood", SKY, "D"), "denoise_mixture": ("mixture of Gaussians, denoising loss", PURPLE, "v"),
+    "denoise_gated_mlp": ("gated MLP, denoising loss", RED, "o"),
+}
+COLUMNS = 108  # characters of a line of a passage
+SHADE = 0.6  # of the colour map, for a token above all: black type stays legible
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _ONE_STEP_LINE = (PURPLE, (4, 1, 1, 1))  # beside SDEdit by the same network
 _STEERING_LABELS = {"gated_mlp": "gated MLP, one step", "gaussian": "full Gaussian, one step", "mixture": "mixture, one step"}
@@ -39,7 +59,7 @@ def steering(result: dict) -> Figure:
     return figure
 
 
-def _areas(ax, rows: list[dict]) -> None:
+def _areas(ax: Axes, rows: list[dict]) -> None:
     for y, row in enumerate(rows):
         colour = _ONE_STEP_LINE[0] if row["intervention"] == "gated_mlp" else LINES[row["intervention"]][0]
         if row["area"] is None:
@@ -51,3 +71,157 @@ def _areas(ax, rows: list[dict]) -> None:
     ax.set(title="area to plain addition", xlabel="area (< 0: cheaper than it)", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
     short = {"mixture": "mixture", "gaussian": "Gaussian", "gated_mlp": "gated MLP", "sdedit": "SDEdit"}
     ax.set_yticklabels([short.get(row["intervention"], LABELS[row["intervention"]]) for row in rows])
+
+
+def probing(result: dict) -> Figure:
+    """Held-out AUC of one-unit probes by dictionary, with all units and with equally many candidates; and against the noise level."""
+    figure, (kinds, noise) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.3), width_ratios=(1.35, 1))
+    rows = sorted(result["rows"], key=lambda row: row["all"]["mean"])
+    for y, row in enumerate(rows):
+        colour = _UNITS[row["name"]][1]
+        for key, shift, face in (("all", 0.17, colour), ("few", -0.17, "white")):
+            kinds.plot(row[key]["ci95"], [y + shift] * 2, color=colour, lw=1.3)
+            kinds.plot(row[key]["mean"], y + shift, "o" if key == "all" else "s", color=colour, mfc=face, ms=4.5)
+    kinds.plot([], [], "o", color="0.4", ms=4.5, label="chosen from all units")
+    kinds.plot([], [], "s", color="0.4", mfc="white", ms=4.5, label=f"from {result['candidates']} at random")
+    for name, dashes, label in (("mean_difference", (4, 1.5), "fitted: difference of class means"), ("dense", (1, 1), "fitted: all dimensions")):
+        kinds.axvline(result["references"][name]["mean"], color=BLACK, lw=0.9, dashes=dashes, label=label)
+    for (name, value), colour in zip(result["published"].items(), (RED, GREEN)):
+        kinds.plot(value, len(rows) - 0.35, "v", color=colour, mfc="none", ms=4.5, clip_on=False, label=f"published, other model: {name}")
+    labels = [f"{_UNITS[row['name']][0]} ({row['units']:,})" for row in rows]
+    kinds.set(yticks=range(len(rows)), yticklabels=labels, ylim=(-0.6, len(rows) - 0.4),
+              xlabel=f"mean AUC over {len(result['tasks'])} tasks, held out")
+    for name, marker in (("gated_mlp", "o"), ("untrained", "^"), ("raw", "v")):
+        found = [row for row in result["by_sigma"] if row["name"] == name]
+        for key, dashes in (("all", ()), ("few", (3, 1.5))):
+            mean, interval = (np.array([row[key][part] for row in found]) for part in ("mean", "ci95"))
+            noise.errorbar([row["sigma"] for row in found], mean, np.abs(interval.T - mean), color=_UNITS[name][1], marker=marker, ms=3.5,
+                           lw=1.1, elinewidth=0.7, mfc=None if key == "all" else "white")[0].set_dashes(dashes)
+        noise.plot([], [], color=_UNITS[name][1], marker=marker, ms=3.5, label=_UNITS[name][0] + (", with that noise" if name == "raw" else ""))
+    noise.plot([], [], color="0.4", dashes=(3, 1.5), label=f"{result['candidates']} at random")
+    noise.set(xlabel="noise level σ at which units are read", ylabel="mean AUC")
+    kinds.legend(loc="upper center", bbox_to_anchor=(0.2, -0.17), ncol=2, columnspacing=1)
+    noise.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    return figure
+
+
+def clamping(result: dict) -> Figure:
+    """What clamping the chosen unit, and matched random units, does to the next token's log-odds, in parts of the gap between the classes."""
+    figure, panels = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.9), sharey=True)
+    titles = {"unscaled": "clamped to the positive mean", "scaled": "all changes at one norm"}
+    for ax, (scale, title) in zip(panels, titles.items()):
+        rows = [row for row in reversed(result["clamping"]["effects"]) if row["scale"] == scale]
+        for y, row in enumerate(rows):
+            label, colour = _UNITS[row["name"]]
+            for key, shift, face in (("best", 0.17, colour), ("controls", -0.17, "white")):
+                if key in row:
+                    ax.plot(row[key]["ci95"], [y + shift] * 2, color=colour, lw=1.3)
+                    ax.plot(row[key]["effect"], y + shift, "o" if key == "best" else "s", color=colour, mfc=face, ms=4.5)
+        ax.axvline(0, color=BLACK, lw=0.8)
+        ax.set(yticks=range(len(rows)), yticklabels=[_UNITS[row["name"]][0] for row in rows], title=title,
+               xlabel="share of the gap between the classes")
+    panels[0].plot([], [], "o", color="0.4", ms=4.5, label="unit chosen for the task")
+    panels[0].plot([], [], "s", color="0.4", mfc="white", ms=4.5, label="random units of the same density")
+    figure.legend(loc="outside lower center", ncol=2)
+    return figure
+
+
+def unit_contexts(result: dict, units: int = 8, lines: int = 3, size: float = 6.0) -> Figure:
+    """Tokens in context at which chosen meta-neurons, and some that no task chose, are largest; shaded by the unit's value."""
+    chosen = [unit for unit in result["units"] if unit["auc"] is not None]
+    others = [unit for unit in result["units"] if unit["auc"] is None]
+    shown = [*chosen[: units - min(2, len(others))], *others[:2]]
+    step, character = 1.75 * size / 72, 0.602 * size / 72  # inches: a line, and a character of the monospaced type
+    height = step * len(shown) * (lines + 1.6)
+    figure = plt.figure(figsize=(TEXT_WIDTH, height), layout="constrained")
+    figure.set_layout_engine("none")  # inches are laid out by hand; a figure made without an engine would be given one by savefig
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, TEXT_WIDTH), ylim=(height, 0))
+    ax.axis("off")
+    y = 0.7 * step
+    for unit in shown:
+        judged = "" if unit["auc"] is None else f"   AUC {unit['auc']:.2f}"
+        title = (f"{unit['task']}{judged}   block {unit['block']}, unit {unit['index']}   density {unit['density']:.2f}   "
+                 f"selectivity {unit['selectivity']:.2f}   nearest SAE latent r = {unit['correlation']:.2f}")
+        ax.text(0.05, y, title.replace("-0.", "−0."), fontsize=size + 0.8, va="center", weight="bold")
+        for context in unit["contexts"][:lines]:
+            y += step
+            _shaded_line(ax, context, y, 0.6 * TEXT_WIDTH, character, size, step)
+        y += 1.6 * step
+    return figure
+
+
+def _shaded_line(ax: Axes, context: dict, y: float, centre: float, character: float, size: float, step: float) -> None:
+    """One context whose token at `at` begins at x = `centre`; what would leave the page is left out."""
+    pieces = [_drawable(piece) for piece in context["pieces"]]
+    x = centre - character * sum(map(len, pieces[: context["at"]]))
+    for i, (piece, value) in enumerate(zip(pieces, context["values"])):
+        end = x + character * len(piece)
+        if x >= 0.05 and end <= TEXT_WIDTH - 0.05:
+            ax.add_patch(plt.Rectangle((x, y - 0.45 * step), end - x, 0.9 * step, color=ORANGE, alpha=0.85 * value, lw=0))
+            ax.text(x, y, piece, fontsize=size, family="monospace", va="center", weight="bold" if i == context["at"] else "normal")
+        x = end
+
+
+def _drawable(piece: str) -> str:
+    """The text with signs that the type lacks as boxes, line ends as arrows, and dollars that are no mathematics."""
+    known = get_font(findfont(FontProperties(family="monospace"))).get_charmap()
+    return "".join("↵" if c == "\n" else c if ord(c) in known else "□" for c in piece).replace("$", r"\$")
+
+
+def typicality(result: dict) -> Figure:
+    """AUROC of five scores on every shifted set, with intervals by document."""
+    names, rows = list(result["sets"]), {(row["set"], row["score"]): row for row in result["rows"]}
+    figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 0.8 + 0.27 * len(names)))
+    for j, (score, (label, colour, marker)) in enumerate(TYPICALITY.items()):
+        height = np.arange(len(names)) + 0.15 * (j - (len(TYPICALITY) - 1) / 2)
+        mine = [rows[name, score] for name in names]
+        area, (low, high) = np.array([row["auroc"] for row in mine]), np.transpose([row["ci95"] for row in mine])
+        ax.hlines(height, low, high, color=colour, lw=0.9)
+        ax.plot(area, height, color=colour, marker=marker, ms=3.2, ls="", label=label)
+    ax.axvline(0.5, color="0.4", lw=0.8, ls=":")
+    groups = [result["sets"][name]["group"] for name in names]
+    for i in range(1, len(names)):
+        inside = groups[i] == groups[i - 1]
+        ax.axhline(i - 0.5, color="0.85" if inside else "0.4", lw=0.5 if inside else 0.8)
+    ax.set_yticks(range(len(names)), [result["sets"][name]["title"] for name in names])
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel="AUROC against test documents (½: not told apart; below: taken for more typical)",
+           xlim=(-0.02, 1.02), ylim=(len(names) - 0.5, -0.5))
+    figure.legend(loc="outside lower center", ncol=2)
+    return figure
+
+
+def typicality_passage(result: dict) -> Figure:
+    """A text whose tokens are the darker the less typical they are, by two scores."""
+    passage = result["passage"]
+    lines = _lines(passage["strings"], passage["segments"])
+    names = ("denoise_gated_mlp", "mixture")
+    figure, axes = plt.subplots(len(names), 1, figsize=(TEXT_WIDTH, 0.6 + 0.135 * len(names) * (len(lines) + 1)))
+    for ax, name in zip(axes, names):
+        for row, (title, tokens) in enumerate(lines):
+            ax.text(-1, row + 0.5, title, ha="right", va="center", fontsize=6.5, style="italic")
+            for i, column, string in tokens:
+                shade = colormaps["Oranges"](SHADE * passage["ranks"][name][i])
+                ax.add_patch(plt.Rectangle((column, row + 0.04), len(string), 0.92, color=shade, lw=0))
+                ax.text(column, row + 0.5, string, va="center", fontsize=6.2, family="monospace", parse_math=False)
+        ax.set(xlim=(0, COLUMNS), ylim=(len(lines), 0), title=TYPICALITY[name][0])
+        ax.axis("off")
+    shades = ScalarMappable(cmap=ListedColormap(colormaps["Oranges"](np.linspace(0, SHADE, 256))))
+    bar = figure.colorbar(shades, ax=axes, location="bottom", fraction=0.03, aspect=60, pad=0.02)
+    bar.set_label("share of validation tokens with a lower score")
+    return figure
+
+
+def _lines(strings: list[str], segments: list[str]) -> list[tuple[str, list[tuple[int, int, str]]]]:
+    """Lines of a passage in a type of equal widths: (segment that begins there or "", its tokens as (number, column, text))."""
+    lines, column = [], 0
+    for i, (string, segment) in enumerate(zip(strings, segments)):
+        begins = i == 0 or segment != segments[i - 1]
+        text = string.replace("\n", "↵").replace("\t", " ")
+        if begins or column + len(text) > COLUMNS:
+            lines.append((segment if begins else "", []))
+            column = 0
+        lines[-1][1].append((i, column, text))
+        column += len(text)
+    return lines

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from mmlib.application_figures import steering
-from mmlib.study_figures import scaling, solvers, throughput
+from mmlib.application_figures import clamping, probing, steering, typicality, typicality_passage, unit_contexts
+from mmlib.study_figures import robustness, scaling, solvers, throughput
 from mmlib.style import (BLACK, BLUE, GREEN, LABELS, LINES, MARKERS, OBJECTIVES, ORANGE, PURPLE, RED, SKY, TABLES_ONLY, TEXT_WIDTH, save,
                          set_style)
 
@@ -301,12 +301,17 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "solvers": (solvers, "benchmarks"),
     "lm_loss": (lm_loss, "lm_loss"),
     "scaling": (scaling, "scaling"),
+    "robustness": (robustness, "robustness"),
+    "typicality": (typicality, "typicality"),
+    "typicality_passage": (typicality_passage, "typicality"),
+    "probing": (probing, "probing"),
+    "unit_contexts": (unit_contexts, "probing"),
+    "clamping": (clamping, "probing"),
     "steering": (steering, "steering"),
 }
 
 NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_baselines", "training": "03_train_meta_model",
              "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "density": "07_density", "lm_loss": "08_lm_loss",
-             "benchmarks": "22_benchmarks", "scaling": "06_scaling",
-             "steering": "11_steer"}
-STUDIES = ("benchmarks", "scaling")  # results that `make studies` writes, not `make reproduce`
-APPLICATIONS = ("steering",)  # those that `make applications` writes
+             "benchmarks": "22_benchmarks", "scaling": "06_scaling", "robustness": "23_robustness", "steering": "11_steer",
+             "probing": "12_meta_neurons", "typicality": "13_off_manifold"}
+OPTIONAL = ("benchmarks", "scaling", "robustness", "steering", "probing", "typicality")  # results that `make reproduce` does not write

@@ -6,7 +6,7 @@ distance from the estimate is divided by that resample's own jackknife standard 
 the place of Student's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -34,30 +34,33 @@ def jackknife_errors(statistic: Statistic, weights_rd: np.ndarray) -> np.ndarray
     return np.sqrt((n - 1) / n * (weights_rd * (values_rd - centre_r) ** 2).sum(1))
 
 
-def bootstrap_interval(statistic: Statistic, n_documents: int, *, positive: bool = False, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(statistic: Statistic, n_documents: int | Sequence[int], *, positive: bool = False,
+                       level: float = 0.95) -> tuple[float, float]:
     """Interval for a statistic of the test documents.
 
     Paired, if the statistic is of two methods' sums on the same documents: `lambda w: (w @ ours_d) / (w @ theirs_d)`.
 
     Args:
+        n_documents: their number; several: of groups that lie side by side, each of which is resampled for itself.
         positive: the statistic is positive, such as a loss or a ratio of losses: the interval is of its logarithm.
     Raises:
         ValueError: too few documents, or the statistic is not finite on some resample.
     """
-    if n_documents < LEAST_DOCUMENTS:
-        raise ValueError(f"{n_documents} documents: an interval needs at least {LEAST_DOCUMENTS}")
+    groups = (n_documents,) if isinstance(n_documents, int) else tuple(n_documents)
+    if min(groups) < LEAST_DOCUMENTS:
+        raise ValueError(f"{min(groups)} documents: an interval needs at least {LEAST_DOCUMENTS}")
 
     def value(weights: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.log(statistic(weights)) if positive else np.asarray(statistic(weights), dtype=np.float64)
 
-    weights_rd = resampled(n_documents)
+    weights_rd = np.concatenate([resampled(n, seed) for seed, n in enumerate(groups)], axis=1)
     values_r = value(weights_rd)
     if not np.isfinite(values_r).all():
-        raise ValueError(f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of {n_documents} documents")
+        raise ValueError(f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of {sum(groups)} documents")
     errors_r = jackknife_errors(value, weights_rd)
     if not np.isfinite(errors_r[0]):
-        raise ValueError(f"the statistic is not finite when one of the {n_documents} documents is left out")
+        raise ValueError(f"the statistic is not finite when one of the {sum(groups)} documents is left out")
     if errors_r[0] <= ROUNDING * max(1, abs(values_r[0])):  # a method against itself
         reach = 0.0
     else:

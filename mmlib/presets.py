@@ -110,6 +110,47 @@ class DensitySize:
 
 
 @dataclass(frozen=True)
+class TypicalitySize:
+    """Tokens whose typicality is scored, and what is done to some of them; see notebook 13."""
+
+    windows: int = 40  # of each set of texts
+    length: int = 224  # tokens of each, read behind <bos>
+    first: int = 32  # those before this position are context only
+    positions: int = 30  # scored in each window, evenly spread from `first` on
+    sigmas: tuple[float, ...] = (0.1, 0.3, 0.5)  # of the denoising loss, which is their mean
+    draws: int = 2  # of the noise at each
+    neighbours_among: int = 20_000  # training tokens
+    sample_steps: int = 50
+    weight_noise: tuple[float, ...] = (0.03, 0.1)  # added to the language model's matrices, over their own norm
+    steering: tuple[float, ...] = (0.2, 0.5)  # length of the steering vector over √d, the length of a usual z
+    noise: tuple[float, ...] = (0.1, 0.3, 1.0)  # isotropic, likewise
+    noise_alike: tuple[float, ...] = (0.3, 0.6)  # with the covariance of activations, which the sum keeps
+    likelihood_positions: int = 3  # of those scored in each window, the ones with a likelihood along the ODE
+    likelihood_steps: int = 16
+    likelihood_probes: int = 2
+
+
+@dataclass(frozen=True)
+class ProbingSize:
+    """One-unit probes of the meta-model's hidden units and of their opponents, and what clamping a unit does."""
+
+    posts: int = 120  # of each newsgroup
+    post_words: int = 40  # read of each
+    window_tokens: int = 15_000  # of running text for tasks on its tokens, from validation and from test documents each
+    held_out: float = 0.4  # share of posts, sentences and words; of running text, the test documents
+    per_class: int = 100  # examples of a class, to fit to and held out each, at most
+    least: int = 20  # the same, at least, for a task to be asked
+    candidates: int = 640  # units of the comparison at equal numbers, drawn at random
+    draws: int = 5  # of those
+    sigma: float = 0.1  # at which hidden units are read, the paper's
+    sigmas: tuple[float, ...] = (0.03, 0.1, 0.3, 0.5)
+    catalogue_tokens: int = 6000  # of test documents, on which units are described
+    catalogue_random: int = 4  # units that are shown though no task chose them
+    clamped: int = 10  # examples a task at which units are clamped
+    controls: int = 4  # random units beside each
+
+
+@dataclass(frozen=True)
 class SteeringSize:
     """Steered generation and what is measured of it."""
 
@@ -139,6 +180,8 @@ class Preset:
     sae_grid: dict[str, SAESize]  # further SAEs of other sizes, sparsities and kinds, all with one smaller budget
     mixture: MixtureSize = MixtureSize()
     density: DensitySize = DensitySize()
+    typicality: TypicalitySize = TypicalitySize()
+    probing: ProbingSize = ProbingSize()
     steering: SteeringSize = SteeringSize()
     model: str = "gemma3-270m"
     corpus: str = "wikipedia"
@@ -169,6 +212,12 @@ class Preset:
     scaling_widths: tuple[int, ...] = (80, 160, 320, 640, 1280)  # d_model of the MLPs: 0.25 to 44 million parameters at d = 640
     scaling_budgets: tuple[tuple[int, int], ...] = ((127, 256), (254, 256), (254, 512), (507, 512), (1014, 512))  # (steps, batch), up to one pass
     scaling_levels: int = 64  # noise levels in each of those batches
+    shift_cell: Recipe = Recipe(  # of the robustness study: 11.5 million parameters at d = 640, one pass, a minute
+        MLPSize(layers=3, d_model=640, d_mlp=1280),
+        Training("flow_velocity", steps=1014, batch=512, lr=2e-3, ema=0.99, weight_decay=0.05, levels=64, validate_every=1020, save_every=1020))
+    shift_corpora: tuple[tuple[str, int, int], ...] = (("newsgroups", 400, 256), ("self", 40, 255))  # (name, documents, tokens of each at most)
+    replicated: tuple[str, ...] = ("gated_mlp",)  # networks of the primary definitions that are trained again, a quarter of an hour each at most
+    replication_seeds: tuple[int, ...] = (1, 2)  # with these seeds beside the run's own
 
 
 def _recipes(unet: UNetSize, unet_training: Training, mlp: MLPSize, mlp_training: Training, gated_training: Training,
@@ -196,6 +245,10 @@ PRESETS = {
             sae_grid={"topk_256_k16": SAESize(256, 16, steps=10, batch=256), "jumprelu_256_k16": SAESize(256, 16, steps=10, batch=256, kind="jumprelu")},
             mixture=MixtureSize(components=(2, 4), priors=(128.0, 512.0), em_steps=1, validation_tokens=500),
             density=DensitySize(tokens=60, steps=8, tokens_check=20),
+            typicality=TypicalitySize(windows=8, length=96, positions=4, sigmas=(0.1, 0.5), draws=1, neighbours_among=500, sample_steps=5,
+                                      weight_noise=(0.1,), likelihood_positions=1, likelihood_steps=4, likelihood_probes=1),
+            probing=ProbingSize(posts=16, post_words=12, window_tokens=1800, per_class=10, least=5, candidates=200, draws=2, sigmas=(0.1, 0.5),
+                                catalogue_tokens=1000, catalogue_random=1, clamped=1, controls=1),
             steering=SteeringSize(strengths=(1.0, 3.0), steps=3, steps_dpm=2, prompts=6, tokens=4, places=2, judge_sigmas=(0.5,), batch=6,
                                   timed_batch=4, timed_rounds=1),
             recipes=_recipes(
@@ -208,6 +261,10 @@ PRESETS = {
             eval_tokens=80, eval_tokens_common=20, mix_tokens=100,
             samples=700, sample_steps=10, samples_unet=64, components_unet=8,
             study_tokens=50, scaling_widths=(8, 16, 32, 64, 128), scaling_budgets=((4, 128), (8, 128), (12, 256), (24, 256)), scaling_levels=32,
+            replicated=("gated_mlp", "mlp", "unet"),
+            shift_corpora=(("self", 40, 16),),
+            shift_cell=Recipe(MLPSize(layers=1, d_model=64, d_mlp=128),
+                              Training("flow_velocity", steps=20, batch=256, lr=2e-3, ema=0.9, levels=64, validate_every=30, save_every=30)),
             lm_loss_tokens=1300, lm_loss_tokens_unet=1100, lm_loss_sigmas=(0.5,), lm_loss_sigmas_unet=(0.5,), lm_loss_components=(64, 512),
         ),
         Preset(

@@ -74,10 +74,12 @@ class Study:
         notebook: that runs it.
         evaluate: called with a cell and its trained model, gives what is to be kept of it, as JSON can hold it.
         evaluation: everything that decides what `evaluate` gives besides the cell: a part of the configuration.
+        one_pass: refuse cells that would see an activation twice, which mixes compute with reuse.
     """
 
-    def __init__(self, run: runs.Run, name: str, notebook: str, evaluate: Callable[[Cell, MetaModel], dict], evaluation: dict):
-        self.run, self.name, self.notebook, self.evaluate, self.evaluation = run, name, notebook, evaluate, evaluation
+    def __init__(self, run: runs.Run, name: str, notebook: str, evaluate: Callable[[Cell, MetaModel], dict], evaluation: dict, *,
+                 one_pass: bool = True):
+        self.run, self.name, self.notebook, self.evaluate, self.evaluation, self.one_pass = run, name, notebook, evaluate, evaluation, one_pass
 
     def path(self, cell: Cell) -> Path:
         """Where the outcome of a cell is."""
@@ -109,7 +111,7 @@ class Study:
         if len({cell.name for cell in cells}) < len(cells):
             raise ValueError(f"{len(cells)} cells have {len({cell.name for cell in cells})} names: expected one each")
         for cell in cells:
-            if cell.activations > (there := len(cell.store.rows("train"))):
+            if self.one_pass and cell.activations > (there := len(cell.store.rows("train"))):
                 raise ValueError(f"cell {cell.name} takes {cell.activations:,} activations, {there:,} are there for training: none may come twice")
         print(self.describe(cells), flush=True)
         return {cell.name: self.known(cell) or self._trained(cell) for cell in tqdm(cells, desc=self.name, unit="cell")}

@@ -3,8 +3,10 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 
-from mmlib.style import BLACK, BLUE, GREEN, LINES, OBJECTIVES, ORANGE, PURPLE, RED, SKY, TEXT_WIDTH
+from mmlib.style import BLACK, BLUE, GREEN, LINES, MARKERS, OBJECTIVES, ORANGE, PURPLE, RED, SKY, TEXT_WIDTH
 
 
 def solvers(result: dict) -> Figure:
@@ -72,4 +74,35 @@ def scaling(result: dict) -> Figure:
     ax.set(xscale="log", xlabel="compute C = 6·N·D (FLOP)", ylabel=f"{OBJECTIVES['flow_velocity']} per dimension, test",
            ylim=(0.9 * min(reach["loss"], min(row["loss"] for row in rows)), 1.05 * max(row["loss"] for row in rows)))
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncol=3)
+    return figure
+
+
+def robustness(result: dict) -> Figure:
+    """Reduction over the full Gaussian by layer, text, coordinates and seed, with and without outliers."""
+    rows = [row for row in result["rows"] if row["baseline"] == "gaussian"]
+    labels = list(dict.fromkeys((row["group"], row["label"]) for row in rows))
+    figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 0.8 + 0.32 * len(labels)))
+    for row in rows:
+        j = list(OBJECTIVES).index(row["objective"])
+        y = labels.index((row["group"], row["label"])) + 0.14 * (2 * j - 1)
+        colour, hollow = (BLUE, RED)[j], row["tokens"] != "all"
+        if not hollow:
+            ax.plot(row["ci95"], [y, y], color=colour, lw=1.4)
+        ax.plot(row["reduction"], y + (0.16 if hollow else 0) * (2 * j - 1), marker=MARKERS[row["objective"]], color=colour, ms=3 if hollow else 4.5,
+                mfc="white" if hollow else colour, ls="")
+    for i in range(1, len(labels)):
+        if labels[i][0] != labels[i - 1][0]:
+            ax.axhline(i - 0.5, color="0.8", lw=0.6)
+    ax.axvline(0, color=BLACK, lw=0.8)
+    ax.axvline(result["claim"], color=BLACK, lw=1, ls="--")
+    ax.annotate(f"claimed {100 * result['claim']:.0f} %", (result["claim"], -0.5), xytext=(-3, -2), textcoords="offset points", ha="right",
+                va="top", fontsize=7)
+    ax.set(xlabel="reduction of the loss over the full Gaussian of the same training documents", yticks=range(len(labels)),
+           ylim=(len(labels) - 0.5, -0.5))
+    ax.set_yticklabels([label for _, label in labels])
+    ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    handles = [Line2D([], [], color=colour, marker=MARKERS[objective], ms=4.5, label=label)
+               for colour, (objective, label) in zip((BLUE, RED), OBJECTIVES.items())]
+    handles.append(Line2D([], [], color="0.3", marker="o", mfc="white", ms=3, ls="", label="without outliers"))
+    figure.legend(handles=handles, loc="outside lower center", ncol=3)
     return figure

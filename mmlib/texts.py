@@ -1,12 +1,19 @@
-"""Stores of other texts than the run's own, for studies and applications: each is extracted once and kept."""
+"""Stores beside the run's own, for studies and applications: of other texts, each extracted once, or of the same under another split."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 from mmlib import runs
-from mmlib.corpus import Document, corpus_identity
+from mmlib.corpus import SPLITS, Document, corpus_identity
 from mmlib.extract import describe, extract, plan_extraction
+from mmlib.layout import StoreError
 from mmlib.llm import LanguageModel
 from mmlib.store import ActivationStore
+from mmlib.writer import DocumentRows, StoreWriter
+
+LAID_OUT = ("first_document", "format", "format_version", "layers", "d", "dtype", "train_rows", "chunk_rows")  # attributes that a writer sets itself
 
 
 def text_store(run: runs.Run, name: str, documents: list[Document], lm: LanguageModel, layer: int, *, splits: Sequence[str] | None = None,
@@ -26,3 +33,34 @@ def text_store(run: runs.Run, name: str, documents: list[Document], lm: Language
     path = run.shared / "texts" / f"{identity}-layer{layer}{f'-{tokens}tokens' if tokens else ''}.h5"
     extract(plan, lm, path, attributes=describe(lm, identity, plan, size, size.split_seed))
     return ActivationStore(path, layer)
+
+
+def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> ActivationStore:
+    """The activations of a store with its documents in other splits, copied bit for bit unless they are there; statistics are those of the new split.
+
+    Args:
+        splits: of each document, in the store's order.
+    Raises:
+        StoreError: the store is an index of shards, or has another number of documents.
+    """
+    if "shards" in store.attributes or len(splits) != len(store.titles):
+        raise StoreError(f"{store.path} holds {len(store.titles)} documents{' in shards' if 'shards' in store.attributes else ''}, {len(splits)} splits are given: "
+                         "expected one file, and one split a document")
+    order = sorted(range(len(splits)), key=lambda i: SPLITS.index(splits[i]))
+    documents = [DocumentRows(str(store.titles[i]), splits[i], int(store.document_rows[i])) for i in order]
+    if path.exists():
+        there = ActivationStore(path)
+        if (there.model, there.corpus, there.layer, list(zip(there.titles, there.splits))) == (
+                store.model, store.corpus, store.layer, [(document.title, document.split) for document in documents]):
+            return there
+        there.close()
+    attributes = {key: value for key, value in store.attributes.items() if key not in LAID_OUT} | {"created_by": f"another split of {store.path.name}"}
+    with StoreWriter(path, documents, [store.layer], store.d, store.dtype, attributes) as writer:
+        start, done = writer.next_row, 0
+        for new, (old, document) in enumerate(zip(order, documents)):
+            if start < done + document.rows:
+                rows = store.rows_of(old, slice(max(0, start - done), None))
+                writer.append({store.layer: store.read(rows)}, store.column("token_ids", rows), np.full(len(rows), new), store.column("position", rows))
+            done += document.rows
+        writer.finish()
+    return ActivationStore(path)

@@ -74,6 +74,8 @@ def test_more_activations_than_one_pass_are_refused(run, store):
     endless = replace(RECIPE, training=replace(TINY, steps=94))  # 94 × 32 = 3008 of 3000
     with pytest.raises(ValueError, match="takes 3,008 activations, 3,000 are there"):
         study.outcomes([studies.Cell("one", endless, store)])
+    study.one_pass = False
+    assert study.outcomes([studies.Cell("one", endless, store)])["one"]["activations"] == 3008
 
 
 def test_names_that_clash_or_name_no_file_are_refused(run, store):

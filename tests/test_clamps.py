@@ -1,0 +1,90 @@
+"""Reading one token again under changes gives what reading the whole text gives; margins and effects by hand."""
+
+import numpy as np
+import pytest
+import torch
+from test_lm_loss import SIZES, tiny, window
+
+from mmlib import clamps, llm, units
+from mmlib.clamps import LastToken
+
+IDS = [7, 30, 12, 5, 41, 22]
+
+
+def last_state(lm, edit=None):
+    ids = torch.tensor([[1, *IDS]])
+    with torch.inference_mode():
+        if edit is None:
+            return lm.model.base_model(ids).last_hidden_state[0, -1]
+        with llm.edited_block(lm.model, 1, edit):
+            return lm.model.base_model(ids).last_hidden_state[0, -1]
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+def test_changes_at_the_last_token_are_those_of_a_whole_reading(architecture):
+    lm = tiny(architecture)
+    text, changes = LastToken(lm, 1, IDS), torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    changes[1] = 0
+    found = text.changed(changes)
+    for change, state in zip(changes, found):
+        whole = last_state(lm, lambda h: torch.cat([h[:, :-1], h[:, -1:] + change], 1))
+        assert torch.allclose(state, whole, atol=1e-4)
+    assert torch.allclose(found[1], last_state(lm), atol=1e-4) and not torch.allclose(found[0], found[1], atol=1e-2)
+    assert torch.equal(found, text.changed(changes))  # the cache is as it was
+    assert torch.allclose(text.activation(), llm.read_residual_stream(lm.model, [1], torch.tensor([[1, *IDS]]))[1][:, -1], atol=1e-5)
+
+
+def test_a_change_of_zero_is_the_unchanged_reading_bit_for_bit():
+    lm = tiny()
+    text = LastToken(lm, 1, IDS)
+    assert torch.equal(text.changed(torch.zeros(1, 16)), text._read(1))
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+def test_clamped_neurons_are_those_of_a_whole_reading(architecture):
+    lm = tiny(architecture)
+    text, module = LastToken(lm, 1, IDS), units.mlp_output(lm.model, 1)
+    found = text.neurons_clamped([3, 20], [5.0, -4.0])
+    for unit, value, output in zip((3, 20), (5.0, -4.0), found):
+        def put(module, inputs):
+            hidden = inputs[0].clone()
+            hidden[0, -1, unit] = value
+            return (hidden,)
+        handle = module.register_forward_pre_hook(put)
+        whole = llm.read_residual_stream(lm.model, [1], torch.tensor([[1, *IDS]]))[1][0, -1]
+        handle.remove()
+        assert torch.allclose(output, whole, atol=1e-4)
+    assert not module._forward_pre_hooks and not torch.allclose(found[0], text.activation()[0], atol=1e-2)
+
+
+def test_last_states_are_those_of_each_window_alone():
+    lm, windows = tiny(), [window(9), window(5, 1), window(12, 4)]
+    positions = [np.array([0, 8]), np.array([4]), np.array([3, 11])]
+    found = clamps.last_states(lm, windows, positions, batch_tokens=24)
+    with torch.inference_mode():
+        alone = [lm.model.base_model(torch.tensor([[1, *one.token_ids]])).last_hidden_state[0, 1 + places] for one, places in zip(windows, positions)]
+    assert torch.allclose(found, torch.cat(alone), atol=1e-4)
+
+
+def test_the_margin_is_the_difference_of_mean_log_probabilities_of_the_signature():
+    lm, states = tiny(), torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+    label = np.arange(50) % 2 == 0
+    direction, rising, falling = clamps.signature(lm, states, label, count=3)
+    with torch.inference_mode():
+        log_probability = lm.model.get_output_embeddings()(states).log_softmax(1)
+    probability = log_probability.exp().numpy()
+    order = np.argsort(probability[label].mean(0) - probability[~label].mean(0))
+    assert set(rising) == set(order[-3:]) and set(falling) == set(order[:3])
+    expected = log_probability[:, rising].mean(1) - log_probability[:, falling].mean(1)
+    assert torch.allclose(states @ direction, expected, atol=1e-4)
+
+
+def test_scaled_changes_have_one_norm_and_nothing_comes_of_nothing():
+    found = clamps.scaled(torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 0.5], [1e-7, 0.0]]), 2.0)
+    assert found.numpy() == pytest.approx(np.array([[1.2, 1.6], [0, 0], [0, 2], [0, 0]]))
+
+
+def test_effects_are_a_ratio_of_sums():
+    found = clamps.effect_over_tasks([1.0, 2, 3, 0, 4, 2], [2.0, 4, 6, 2, 8, 2])
+    assert found["effect"] == pytest.approx(12 / 24) and found["ci95"][0] < 0.5 < found["ci95"][1] and found["tasks"] == 6
+    assert clamps.effect_over_tasks(np.arange(1, 8) / 2, np.arange(1, 8))["ci95"] == pytest.approx([0.5, 0.5])

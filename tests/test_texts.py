@@ -1,0 +1,36 @@
+"""Stores beside the run's own."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmlib.layout import StoreError
+from mmlib.store import ActivationStore, verify
+from mmlib.texts import resplit_store
+
+
+def test_another_split_has_the_same_activations_and_its_own_statistics(make_store, tmp_path):
+    path, values = make_store()
+    store, splits = ActivationStore(path), ["train", "test", "validation", "validation", "train", "train"]
+    other = resplit_store(store, splits, tmp_path / "other.h5")
+    assert verify(other.path) == [] and sorted(zip(other.titles, other.splits)) == sorted(zip(store.titles, splits))
+    for title in store.titles:
+        theirs, ours = store.rows_of(title), other.rows_of(title)
+        assert torch.equal(store.read(theirs), other.read(ours)) and np.array_equal(store.column("token_ids", theirs), other.column("token_ids", ours))
+    training = torch.cat([store.read(store.rows_of(str(title))) for title, split in zip(store.titles, splits) if split == "train"]).double()
+    assert np.allclose(other.mean, training.mean(0).numpy()) and np.allclose(other.variance, training.var(0, correction=0).numpy())
+    assert not np.allclose(other.mean, store.mean, atol=1e-3) and other.documents != store.documents
+
+
+def test_it_is_copied_once_for_a_split(make_store, tmp_path):
+    path, _ = make_store()
+    store, place = ActivationStore(path), tmp_path / "other.h5"
+    splits = ["train", "test", "validation", "validation", "train", "train"]
+    resplit_store(store, splits, place)
+    written = place.stat().st_mtime_ns
+    resplit_store(store, splits, place)
+    assert place.stat().st_mtime_ns == written
+    again = resplit_store(store, splits[::-1], place)
+    assert dict(zip(again.titles, again.splits)) == dict(zip(store.titles, splits[::-1])) and place.stat().st_mtime_ns != written
+    with pytest.raises(StoreError, match="holds 6 documents, 2 splits are given"):
+        resplit_store(store, ["train", "test"], place)

@@ -141,7 +141,7 @@ def test_committed_benchmarks_have_what_their_readers_need():
 
 
 @pytest.mark.parametrize("name", ["activations", "baselines", "training", "loss_comparison", "sample_quality", "density", "lm_loss", "claims",
-                                  "scaling", "benchmarks"])
+                                  "scaling", "benchmarks", "steering", "probing", "typicality", "robustness", "replication"])
 def test_committed_results_say_where_they_come_from(name):
     provenance = committed(name)["provenance"]
     assert provenance["preset"] == "default" and provenance["seed"] == 0 and "+changes" not in provenance["commit"]
@@ -158,3 +158,22 @@ def test_numbers_quoted_in_the_readme_stand_in_results():
         number = float(text.replace("−", "-").replace(",", ""))
         decimals = len(text.split(".")[1]) if "." in text else 0
         assert number == pytest.approx(round(value * (100 if percent else 1), decimals), abs=1e-9), (text, name, path)
+
+
+def test_committed_applications_have_what_their_readers_need():
+    steering, probing, typicality = committed("steering"), committed("probing"), committed("typicality")
+    assert steering["prompts"] >= 100 and len(steering["strengths"]) >= 3 and steering["tokens"] == 20
+    assert {"additive", "norm_kept", "sae_clean", "gaussian", "mixture", "gated_mlp", "sdedit"} <= {row["intervention"] for row in steering["rows"]}
+    assert {"plain", "sdedit"} <= set(steering["cost"]["median_seconds"])
+    assert len(probing["tasks"]) >= 40 and {"gated_mlp", "untrained", "random", "sae", "raw", "mixture"} <= {row["name"] for row in probing["rows"]}
+    assert all(row["all"]["ci95"][0] <= row["all"]["mean"] <= row["all"]["ci95"][1] for row in probing["rows"])
+    assert {"mahalanobis", "mixture", "pca", "sae", "denoise_gated_mlp"} <= set(typicality["scores"]) and len(typicality["sets"]) >= 15
+    control = [row for row in typicality["rows"] if row["set"] == "validation"]
+    assert all(row["ci95"][0] <= 0.5 <= row["ci95"][1] for row in control), "validation documents are told from test documents"
+
+
+def test_committed_robustness_and_replication_have_what_their_readers_need():
+    robustness, replication = committed("robustness"), committed("replication")
+    assert len(robustness["layers"]) == 3 and {row["corpus"] for row in robustness["rows"]} >= {"wikipedia", "newsgroups", "self"}
+    assert {"whitened", "standardised"} == {row["coordinates"] for row in robustness["rows"]} and all(len(s["values"]) == 3 for s in robustness["seeds"].values())
+    assert all(len(row["reductions"]["values"]) == 3 for row in replication["seeds"]) and replication["fresh"]["test"]["documents"] >= 20

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from mmlib.study_figures import robustness, scaling, solvers, throughput
+from mmlib.study_figures import recipes, robustness, scaling, solvers, throughput, unet_recipes
 from mmlib.style import (BLACK, BLUE, GREEN, LABELS, LINES, MARKERS, OBJECTIVES, ORANGE, PURPLE, RED, SKY, TABLES_ONLY, TEXT_WIDTH, save,
                          set_style)
 
@@ -301,9 +301,11 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "lm_loss": (lm_loss, "lm_loss"),
     "scaling": (scaling, "scaling"),
     "robustness": (robustness, "robustness"),
+    "recipes": (recipes, "recipes"),
+    "unet_recipes": (unet_recipes, "recipes"),
 }
 
 NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_baselines", "training": "03_train_meta_model",
              "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "density": "07_density", "lm_loss": "08_lm_loss",
-             "benchmarks": "22_benchmarks", "scaling": "06_scaling", "robustness": "23_robustness"}
-STUDIES = ("benchmarks", "scaling", "robustness")  # results that `make studies` writes, not `make reproduce`
+             "benchmarks": "22_benchmarks", "scaling": "06_scaling", "robustness": "23_robustness", "recipes": "21_recipes"}
+STUDIES = ("benchmarks", "scaling", "robustness", "recipes")  # results that `make studies` writes, not `make reproduce`

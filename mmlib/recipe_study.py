@@ -16,20 +16,19 @@ from scipy import stats
 from torch._dynamo.exc import BackendCompilerFailed
 
 from mmlib import compare, runs
-from mmlib.denoisers import MLPDenoiser, count_parameters
+from mmlib.denoisers import image_shape
 from mmlib.meta_model import MetaModel
 from mmlib.noise import FlowMatching
 from mmlib.normaliser import Normaliser
-from mmlib.presets import MLPSize, Recipe, RecipeStudySize, Training, UNetSize
+from mmlib.presets import MLPSize, Recipe, Training, UNetSize
 from mmlib.store import ActivationStore
 from mmlib.studies import Cell, Study, watched
-from mmlib.trials import best_of, end_of, loss_of, row_of, seconds_a_step, time_to, tune
+from mmlib.trials import best_of, end_of, guess, loss_of, planned_seconds, row_of, seconds_a_step, time_to, tune
 
-VARIANTS = {"published": "published architecture", "shared": "shared levels", "gated": "shared levels, gated skip", "linear": "shared levels, linear skip"}
+VARIANTS = {"published": "published architecture", "shared": "shared levels", "gated": "shared levels, gated skip",
+            "linear": "shared levels, linear skip"}
 OURS = "gated"  # fixed before this study: the recipe of notebook 03
 MARGIN = 0.05  # published settings that end further above the target than this share have no further seeds
-SECONDS = {"shared": 11e-12, "own": 21e-12, "unet": 7.3e-3, "unet_measured": 2.4e-3}  # for planning, on two cores of an AMD EPYC with AVX-512 bf16:
-# of an MLP by parameter and activation, with shared levels and with a level a row; of the reference UNet by activation, trained and measured
 
 
 class LogitNormalFlow(FlowMatching):
@@ -48,10 +47,10 @@ def logit_normal(model: MetaModel) -> None:
 
 ABLATIONS = {  # of our recipe: what differs, in its training, its network, or the cell
     "16 levels": {"training": {"levels": 16}},
-    "averaging over a third": {"training": {"ema": 0.97}},
-    "averaging over thrice": {"training": {"ema": 0.997}},
-    "twice as deep, half as wide inside": {"shape": (2.0, 0.5)},
-    "a third as deep, thrice as wide inside": {"shape": (1 / 3, 3.0)},
+    "shorter averaging": {"training": {"ema": 0.97}},
+    "longer averaging": {"training": {"ema": 0.997}},
+    "deeper and narrower": {"shape": (2.0, 0.5)},
+    "shallower and wider": {"shape": (1 / 3, 3.0)},
     "logit-normal σ": {"cell": {"change": "logit-normal levels", "alter": logit_normal}},
 }
 BEST_ABLATIONS = 2  # that are repeated with the other seeds
@@ -83,35 +82,42 @@ class RecipeStudy:
     """
 
     def __init__(self, run: runs.Run, store: ActivationStore, planning: bool = False):
-        self.store, self.size, self.planning, self.planned, self.at, self.used = store, run.preset.recipe_study, planning, {}, "", {}
-        self.all_seeds = tuple(range(run.seed, run.seed + self.size.seeds))
+        self.store, self.size, self.planning, self.at = store, run.preset.recipe_study, planning, ""
+        self.cells, self.planned, self.used = {}, {}, {}
+        self.seed, self.all_seeds = run.seed, tuple(range(run.seed, run.seed + self.size.seeds))
+        self.reference = self.size.unet_channels[len(self.size.unet_channels) // 2]
         rows = store.rows("validation")
         self.z, documents = Normaliser.of(store)(store.read(rows)), store.column("document", rows)
         self.documents = documents - documents[0]
 
-        def study(evaluate, **evaluation):
+        def study(evaluate: Callable[[Cell, MetaModel], dict], evaluation: dict) -> Study:
             return Study(run, "recipes", "21_recipes", evaluate, evaluation, one_pass=False, trials=True, validation_rows=self.size.validation_rows)
 
-        def losses(objective, tokens):
-            return (lambda cell, model: {"loss": self.measured(model, objective, tokens)}), {
-                "objective": objective, "documents": "validation", "tokens_per_level": tokens, "seed": run.seed}
+        def measuring(objective: str, tokens: int) -> Study:
+            return study(lambda cell, model: {"loss": self.measured(model, objective, tokens)},
+                         {"objective": objective, "documents": "validation", "tokens_per_level": tokens, "seed": run.seed})
 
-        self.mlps, self.unets = (study(evaluate, **evaluation) for evaluate, evaluation in (
-            losses("flow_velocity", self.size.tokens), losses("ddpm_epsilon", self.size.tokens_unet)))
-        self.speeds = study(lambda cell, model: {})
-        self.seed = run.seed
+        self.mlps, self.unets = measuring("flow_velocity", self.size.tokens), measuring("ddpm_epsilon", self.size.tokens_unet)
+        self.speeds = study(lambda cell, model: {}, {})
 
     def measured(self, denoiser, objective: str, tokens: int) -> float:
         """The plain loss of a denoiser on validation documents."""
-        return compare.evaluate({"it": denoiser}, {}, objective, self.z, self.documents, tokens=tokens, common_tokens=tokens, seed=self.seed)[0].mean("it")
+        losses, _ = compare.evaluate({"it": denoiser}, {}, objective, self.z, self.documents, tokens=tokens, common_tokens=tokens, seed=self.seed)
+        return losses.mean("it")
 
     def outcome(self, study: Study, cell: Cell) -> dict:
-        """Of a cell: known, trained now, or when planning guessed."""
+        """Of a cell: known, trained now, or when planning guessed.
+
+        Raises:
+            ValueError: the name is another cell's, which would have each of the two trained anew whenever it is asked for.
+        """
+        if self.cells.setdefault(cell.name, cell) != cell:
+            raise ValueError(f"two cells are called {cell.name}: expected a name each")
         found = study.known(cell)
         if self.planning:
             self.planned.setdefault(cell.name, (self.at, found is None, planned_seconds(cell, study)))
             return found or guess(cell, self.size)
-        self.used[cell.name] = found or study.outcomes([cell])[cell.name]
+        self.used[cell.name] = found or study.outcome(cell)
         return self.used[cell.name]
 
     # Cells
@@ -128,10 +134,10 @@ class RecipeStudy:
         name = "-".join(filter(None, (variant, label, f"rate{rate:g}", f"batch{batch}", f"steps{steps}", f"seed{seed}")))
         return Cell(name, recipe, self.store, seed, **(cell or {}))
 
-    def speed(self, cell: Cell, label: str = "") -> float:
-        """Seconds a step of a cell's recipe, from a short training of its own."""
-        training = replace(cell.recipe.training, steps=self.size.speed_steps)
-        short = replace(cell, name="speed-" + (label or cell.name), recipe=replace(cell.recipe, training=watched(training, 8)))
+    def speed(self, cell: Cell, label: str) -> float:
+        """Seconds a step of a cell's recipe, whatever its rate and seed, from a short training of its own."""
+        training = watched(replace(cell.recipe.training, steps=self.size.speed_steps, lr=self.size.rates[0]), 8)
+        short = replace(cell, name=f"speed-{label}", recipe=replace(cell.recipe, training=training), seed=self.seed)
         return seconds_a_step(self.outcome(self.speeds, short))
 
     def steps_for(self, variant: str, batch: int) -> int:
@@ -147,7 +153,8 @@ class RecipeStudy:
         size, seed, reference = self.size, self.seed if seed is None else seed, self.reference
         layout = UNetSize(channels, layers_per_block=1, height=height)
         label = "-".join(["unet", *map(str, channels)] + [f"height{height}"] * (height is not None))
-        settings = Training("ddpm_epsilon", steps=size.unet_steps, batch=size.unet_batch, lr=rate, warmup=0.05, ema=0.99, bf16=False, stop_if_stuck=False)
+        settings = Training("ddpm_epsilon", steps=size.unet_steps, batch=size.unet_batch, lr=rate, warmup=0.05, ema=0.99, bf16=False,
+                            stop_if_stuck=False)
         cell = Cell(f"{label}-rate{rate:g}-seed{seed}", Recipe(layout, settings), self.store, seed)
         if (channels, height) != (reference, None):
             own = self.speed(replace(cell, recipe=Recipe(UNetSize(reference, layers_per_block=1), settings)), "unet-reference")
@@ -174,7 +181,8 @@ class RecipeStudy:
     @stage
     def variants(self) -> dict[str, list[dict]]:
         """Outcomes of each variant at its best rate, seed by seed."""
-        return {variant: [self.outcome(self.mlps, self.mlp(variant, best_of(self.rates[variant]), seed)) for seed in self.all_seeds] for variant in VARIANTS}
+        return {variant: [self.outcome(self.mlps, self.mlp(variant, best_of(tried), seed)) for seed in self.all_seeds]
+                for variant, tried in self.rates.items()}
 
     @stage
     def published_long(self) -> dict:
@@ -213,7 +221,7 @@ class RecipeStudy:
 
     @stage
     def published_settings(self) -> list[dict]:
-        """Outcomes of the published settings; of one seed alone where that ends far above the target, since all that counts then is how long it takes."""
+        """Outcomes of the published settings; of one seed alone where that ends far above the target: then only its time counts."""
         settings = watched(self.size.published)
         recipe, outcomes = Recipe(self.size.mlp, settings), []
         for seed in self.all_seeds:
@@ -232,8 +240,11 @@ class RecipeStudy:
     @stage
     def large(self) -> dict[str, dict[float, dict]]:
         """The published architecture and ours with the published ratios of widths, by rate, one seed."""
-        return {variant: {rate: self.outcome(self.mlps, self.mlp(variant, rate, label="large", length=self.size.large_length, size=self.size.large))
-                          for rate in (factor * best_of(self.rates[variant]) for factor in self.size.large_factors)} for variant in ("published", OURS)}
+        def train(variant: str, rate: float) -> dict:
+            return self.outcome(self.mlps, self.mlp(variant, rate, label="large", length=self.size.large_length, size=self.size.large))
+
+        return {variant: {rate: train(variant, rate) for rate in (factor * best_of(self.rates[variant]) for factor in self.size.large_factors)}
+                for variant in ("published", OURS)}
 
     def ablation(self, name: str, seed: int) -> dict:
         """Outcome of ours with one thing changed."""
@@ -274,15 +285,18 @@ class RecipeStudy:
     def unet_heights(self) -> dict[int | None, dict]:
         """Outcomes of the best UNet by height of the image; None: the height that it has by itself."""
         channels, rate = best_of(self.unet_widths)
-        return {height: self.outcome(self.unets, self.unet(rate, channels, height=height)) for height in (None, *self.size.unet_heights)}
+        heights = [height for height in self.size.unet_heights if _fits(self.store.d, height)]
+        return {height: self.outcome(self.unets, self.unet(rate, channels, height=height)) for height in (None, *heights)}
 
     @stage
     def unet_orders(self) -> dict[str, list[dict]]:
         """Outcomes of the best UNet on the best image, with dimensions in their natural order, and permuted: another permutation with each seed."""
         (channels, rate), height = best_of(self.unet_widths), best_of(self.unet_heights)
+        def train(seed: int, order: int | None) -> dict:
+            return self.outcome(self.unets, self.unet(rate, channels, seed, height=height, order=order))
+
         seeds = range(self.seed, self.seed + self.size.permutations)
-        return {kind: [self.outcome(self.unets, self.unet(rate, channels, seed, height=height, order=seed if kind == "permuted" else None)) for seed in seeds]
-                for kind in ("natural", "permuted")}
+        return {"natural": [train(seed, None) for seed in seeds], "permuted": [train(seed, seed) for seed in seeds]}
 
     @stage
     def compiled(self) -> dict:
@@ -303,10 +317,28 @@ class RecipeStudy:
             found[variant] = list({(row["rate"], row["batch"], row["steps"]): row for row in rows}.values())
         return found
 
-    @property
-    def reference(self) -> tuple[int, int, int]:
-        """Channels of the reference UNet."""
-        return self.size.unet_channels[len(self.size.unet_channels) // 2]
+
+def _fits(d: int, height: int) -> bool:
+    """Whether so many dimensions can be seen as an image of another height than by themselves."""
+    try:
+        return image_shape(d, height) != image_shape(d)
+    except ValueError:
+        return False
+
+
+def neighbours(z_nd: torch.Tensor, width: int, seed: int, permutations: int = 1000) -> dict[str, dict]:
+    """Do dimensions correlate that a convolution sees side by side, or one row apart in an image of that width, more than others do?
+
+    Returns:
+        By "beside" and "above": mean, of the absolute correlations of such pairs, and band, which 95 % of random orders are in.
+    """
+    correlation = np.abs(np.corrcoef(z_nd.double().numpy(), rowvar=False))
+    rng, d, found = np.random.default_rng(seed), z_nd.shape[1], {}
+    orders = [np.arange(d), *(rng.permutation(d) for _ in range(permutations))]
+    for name, apart in (("beside", 1), ("above", width)):
+        means = [float(correlation[order[:-apart], order[apart:]].mean()) for order in orders]
+        found[name] = {"mean": means[0], "band": np.quantile(means[1:], (0.025, 0.975)).tolist()}
+    return found
 
 
 def plan(run: runs.Run, store: ActivationStore) -> list[dict]:
@@ -317,25 +349,3 @@ def plan(run: runs.Run, store: ActivationStore) -> list[dict]:
     rows = {part: [entry for entry in planner.planned.values() if entry[0] == part] for part in STAGES}
     return [{"part": part.replace("_", " "), "cells": len(cells), "left": sum(left for _, left, _ in cells),
              "minutes": sum(seconds for _, left, seconds in cells if left) / 60} for part, cells in rows.items()]
-
-
-def planned_seconds(cell: Cell, study: Study) -> float:
-    """About how long a cell takes, measuring included."""
-    size, rows = cell.recipe.size, 100 * study.evaluation.get("tokens_per_level", 0)
-    if isinstance(size, UNetSize):
-        return cell.activations * SECONDS["unet"] + rows * SECONDS["unet_measured"]
-    with torch.device("meta"):
-        parameters = count_parameters(MLPDenoiser(cell.store.d, size.d_model, size.d_mlp, size.layers, gated_skip=size.gated_skip))
-    own = cell.recipe.training.levels is None
-    return parameters * (cell.activations * SECONDS["own" if own else "shared"] + rows * SECONDS["shared"] / 3) + 6 * cell.recipe.linear_skip
-
-
-def guess(cell: Cell, size: RecipeStudySize) -> dict:
-    """An outcome to plan with: a loss that falls with the activations, is best at the middle rate, and lower for ours. Nothing else rests on it."""
-    training = cell.recipe.training
-    rates = size.unet_rates if isinstance(cell.recipe.size, UNetSize) else size.rates
-    octaves = abs(np.log2(training.lr / rates[len(rates) // 2]))
-    own = getattr(cell.recipe.size, "gated_skip", True)
-    loss = float(1 + (0.3 if own else 0.45) * (size.steps * size.batch / cell.activations) ** 0.5 + 0.05 * octaves)
-    return {"loss": loss, "seconds": 2.0 * training.batch, "setup_seconds": 0.0, "log": {
-        "step": [1, 2], "seconds": [1.0 * training.batch, 2.0 * training.batch], "loss": [2.0, loss], "validation_loss": [2.0, loss]}}

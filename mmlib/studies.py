@@ -132,7 +132,11 @@ class Study:
             if self.one_pass and cell.activations > (there := len(cell.store.rows("train"))):
                 raise ValueError(f"cell {cell.name} takes {cell.activations:,} activations, {there:,} are there for training: none may come twice")
         print(self.describe(cells), flush=True)
-        return {cell.name: self.known(cell) or self._trained(cell) for cell in tqdm(cells, desc=self.name, unit="cell")}
+        return {cell.name: self.outcome(cell) for cell in tqdm(cells, desc=self.name, unit="cell")}
+
+    def outcome(self, cell: Cell) -> dict:
+        """Of one cell: what is known, or else what training and evaluating it now gives."""
+        return self.known(cell) or self._trained(cell)
 
     def _trained(self, cell: Cell) -> dict:
         folder = self.run.data / "studies" / self.name / cell.name
@@ -143,7 +147,8 @@ class Study:
         except TrainingDiverged as reason:
             if not self.trials:
                 raise
-            log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()] if (folder / "log.jsonl").exists() else []
+            path = folder / "log.jsonl"
+            log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
             content |= {"activations": cell.activations, "diverged": str(reason), "seconds": log[-1]["seconds"] if log else 0.0}
         else:
             model.to(default_device())
@@ -172,7 +177,8 @@ def fitted_gaussian(cell: Cell) -> tuple[GaussianDenoiser | None, float]:
     return gaussian, round(time.perf_counter() - began, 4)
 
 
-def train_cell(cell: Cell, folder: Path, gaussian: GaussianDenoiser | None = None, validation_rows: int | None = None) -> tuple[MetaModel, list[dict]]:
+def train_cell(cell: Cell, folder: Path, gaussian: GaussianDenoiser | None = None,
+               validation_rows: int | None = None) -> tuple[MetaModel, list[dict]]:
     """The trained model of a cell, in the cell's coordinates, and the log of its training.
 
     Args:

@@ -159,8 +159,8 @@ def _race(ax: Axes, result: dict, mean: float) -> None:
     for key, text in (("published", "target, published settings"), ("tuned", "target, tuned architecture")):
         target = float(np.mean(result[key]["targets"]))
         ax.axhline(target, color="0.4", lw=0.8, ls=(0, (4, 2)))
-        ax.annotate(text, (0, target), xycoords=("axes fraction", "data"), xytext=(2, -2), textcoords="offset points", va="top", fontsize=6.5, color="0.3",
-                    annotation_clip=True)
+        ax.annotate(text, (0, target), xycoords=("axes fraction", "data"), xytext=(2, -2), textcoords="offset points", va="top", fontsize=6.5,
+                    color="0.3", annotation_clip=True)
     ax.set(xscale="log", xlabel="seconds, set-up included", ylabel="velocity loss, log of the training", title="the race to two targets")
     low, high = ax.get_xlim()
     ticks = [step * 10.0**power for power in range(-4, 7) for step in (1, 3) if low <= step * 10.0**power <= high]
@@ -169,7 +169,8 @@ def _race(ax: Axes, result: dict, mean: float) -> None:
 
 
 def _changes(ax: Axes, result: dict) -> None:
-    rows = sorted(((name, row) for name, row in result["ablations"]["rows"].items() if row["difference"] is not None), key=lambda item: -item[1]["difference"])
+    rows = [(name, row) for name, row in result["ablations"]["rows"].items() if row["difference"] is not None]
+    rows.sort(key=lambda item: -item[1]["difference"])
     for y, (name, row) in enumerate(rows):
         ax.plot(row["difference"], y, marker="o", mfc="white", ms=4.5, color=RED, ls="")
         if name in result["ablations"]["seeds"]:
@@ -200,8 +201,8 @@ def unet_recipes(result: dict) -> Figure:
     orders.set(xticks=(0, 1), xticklabels=("natural", "permuted"), xlabel="order of the dimensions", title="a line a seed", xlim=(-0.4, 1.4))
     for ax in (widths, heights, orders):
         ax.axhline(mean, color=BLACK, lw=0.9, ls=":", label="mean only" if ax is widths else None)
-    losses = [row["loss"] for part in ("widths", "heights") for row in unet[part] if row["loss"] is not None]
-    low, high = min(losses + unet["orders"]["permuted"]["values"] + [mean]), max(sorted(losses)[len(losses) // 2], mean, *unet["orders"]["permuted"]["values"])
-    widths.set_ylim(low - 0.1 * (high - low), high + 0.3 * (high - low))
+    lowest = [min(line.get_ydata()) for line in widths.lines]  # of each width; what is far above may leave the picture
+    shown = [*lowest, *(row["loss"] for row in rows), *unet["orders"]["natural"]["values"], *unet["orders"]["permuted"]["values"]]
+    widths.set_ylim(min(shown) - 0.1 * np.ptp(shown), max(shown) + 0.3 * np.ptp(shown))
     figure.legend(*widths.get_legend_handles_labels(), loc="outside lower center", ncol=4)
     return figure

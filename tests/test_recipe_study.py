@@ -106,7 +106,7 @@ def trial_study(run, **more):
 
 def test_an_outcome_of_a_trial_holds_its_log_and_its_setup(run, store):
     study, recipe = trial_study(run), Recipe(MLPSize(1, 8, 16), TINY)
-    plain, linear = (study.outcomes([Cell(name, replace(recipe, linear_skip=skip), store)])[name] for name, skip in (("plain", False), ("linear", True)))
+    plain, linear = (study.outcome(Cell(name, replace(recipe, linear_skip=skip), store)) for name, skip in (("plain", False), ("linear", True)))
     assert plain["log"]["step"] == [2, 4] and plain["log"]["validation_loss"][-1] == pytest.approx(plain["validation_loss"], abs=1e-5)
     assert plain["setup_seconds"] == 0 < linear["setup_seconds"] and linear["parameters"] == plain["parameters"] + 8 + 36
     assert study.known(Cell("linear", replace(recipe, linear_skip=True), store)) == linear
@@ -253,6 +253,22 @@ def test_a_permutation_keeps_the_steps_and_the_seed_of_the_natural_order(run, ma
     assert sorted(permuted.recipe.size.order) == list(range(16)) != list(permuted.recipe.size.order) and natural.recipe.size.order is None
 
 
+@pytest.mark.parametrize("size", [None, RecipeStudySize(steps=40, batch=512)])
+def test_no_two_cells_share_a_name_so_that_a_rerun_finds_them_all(run, make_store, size):
+    """Every cell of the whole study, the speeds too: a name with two configurations would be trained anew each time."""
+    store = ActivationStore(make_store(d=64, dtype="float32")[0])
+    chosen = run if size is None else replace(run, preset=replace(run.preset, recipe_study=size))
+    planner = recipe_study.RecipeStudy(chosen, store, planning=True)
+    for part in recipe_study.STAGES:
+        getattr(planner, part)
+    assert {name.split("-")[0] for name in planner.cells} == {"published", "shared", "gated", "linear", "unet", "speed"}
+    speeds = [cell for name, cell in planner.cells.items() if name.startswith("speed-")]
+    assert {(cell.seed, cell.recipe.training.lr) for cell in speeds} == {(0, chosen.preset.recipe_study.rates[0])}
+    one = planner.cells["speed-unet-reference"]
+    with pytest.raises(ValueError, match="two cells are called speed-unet-reference"):
+        planner.outcome(planner.speeds, replace(one, seed=5))
+
+
 def test_the_plan_trains_nothing_and_counts_every_cell_once(run, store, tmp_path):
     rows = recipe_study.plan(run, store)
     assert [row["part"] for row in rows] == [part.replace("_", " ") for part in recipe_study.STAGES]
@@ -265,7 +281,7 @@ def test_planned_seconds_are_those_of_the_cells_they_come_from(store, run):
     big = replace(run, preset=replace(run.preset, recipe_study=RecipeStudySize()))
     study = recipe_study.RecipeStudy(big, store)
     cell = replace(study.mlp("shared", 2e-3), store=type("Wide", (), {"d": 640})())
-    assert recipe_study.planned_seconds(cell, study.speeds) == pytest.approx(65, rel=0.1)
+    assert trials.planned_seconds(cell, study.speeds) == pytest.approx(65, rel=0.1)
 
 
 def test_a_compiler_that_fails_is_a_reason_not_an_error(run, store, monkeypatch):
@@ -276,3 +292,19 @@ def test_a_compiler_that_fails_is_a_reason_not_an_error(run, store, monkeypatch)
 
     monkeypatch.setattr(torch, "compile", lambda module: whole(module, backend=broken))
     assert "no C++ compiler" in recipe_study.RecipeStudy(run, store).compiled["skipped"]
+
+
+def test_neighbours_are_found_where_they_are_and_not_where_they_are_not():
+    """Dimensions 2i and 2i + 1 share half their variance: half of the pairs side by side correlate by 0.5, and none a row apart."""
+    generator = torch.Generator().manual_seed(0)
+    alone, shared = torch.randn(20_000, 24, generator=generator), torch.randn(20_000, 12, generator=generator).repeat_interleave(2, dim=1)
+    found = recipe_study.neighbours((alone + shared) / 2**0.5, 8, seed=0)
+    assert found["beside"]["mean"] == pytest.approx(0.5 * 12 / 23, abs=0.01) and found["beside"]["mean"] > found["beside"]["band"][1]
+    assert found["above"]["mean"] < 0.02 and found["above"]["mean"] <= found["above"]["band"][1]
+    nothing = recipe_study.neighbours(alone, 8, seed=0)
+    assert all(part["band"][0] <= part["mean"] <= part["band"][1] for part in nothing.values())
+
+
+def test_heights_that_do_not_fit_the_width_are_left_out():
+    assert [height for height in (4, 8, 20, 40) if recipe_study._fits(640, height)] == [4, 8, 40]  # 20 is its own
+    assert [height for height in (4, 8, 40) if recipe_study._fits(768, height)] == [4, 8]

@@ -285,8 +285,8 @@ class RecipeStudy:
     def unet_heights(self) -> dict[int | None, dict]:
         """Outcomes of the best UNet by height of the image; None: the height that it has by itself."""
         channels, rate = best_of(self.unet_widths)
-        heights = [height for height in self.size.unet_heights if _fits(self.store.d, height)]
-        return {height: self.outcome(self.unets, self.unet(rate, channels, height=height)) for height in (None, *heights)}
+        return {height: self.outcome(self.unets, self.unet(rate, channels, height=height))
+                for height in (None, *other_heights(self.store.d, self.size.unet_heights))}
 
     @stage
     def unet_orders(self) -> dict[str, list[dict]]:
@@ -318,12 +318,10 @@ class RecipeStudy:
         return found
 
 
-def _fits(d: int, height: int) -> bool:
-    """Whether so many dimensions can be seen as an image of another height than by themselves."""
-    try:
-        return image_shape(d, height) != image_shape(d)
-    except ValueError:
-        return False
+def other_heights(d: int, heights: tuple[int, ...]) -> list[int]:
+    """Those of the heights, multiples of 4, that an image of d dimensions can have, without its own."""
+    own, width = image_shape(d)
+    return [height for height in heights if height != own and own * width % (4 * height) == 0]
 
 
 def neighbours(z_nd: torch.Tensor, width: int, seed: int, permutations: int = 1000) -> dict[str, dict]:

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from mmlib import recipe_study, runs, trials
+from mmlib.denoisers import image_shape
 from mmlib.normaliser import Normaliser
 from mmlib.presets import MLPSize, Recipe, RecipeStudySize, Training
 from mmlib.results import read_json
@@ -76,7 +77,7 @@ def test_time_to_a_loss_counts_the_setup_and_takes_the_first_entry_there():
 
 def test_ratios_are_paired_by_seed_and_missing_where_a_seed_is():
     ours = [outcome([1.0, 2.0], [1.4, 1.0]), outcome([1.0, 4.0], [1.4, 1.0])]
-    theirs = [outcome([10.0, 20.0], [1.4, 1.1]), outcome([2.0, 5.0], [1.9, 1.8])]
+    theirs = [outcome([10.0, 20.0, 30.0], [1.4, 1.1, 1.0]), outcome([2.0, 5.0], [1.9, 1.8])]
     found = trials.ratios(ours, theirs, [1.1, 1.5])
     assert found["theirs_seconds"] == [20.0, 5.0] and found["theirs_reached"] == [True, False]
     assert found["ours_seconds"] == [2.0, 1.0] and found["ratio"]["values"] == [0.1, 0.2] and found["ratio"]["mean"] == pytest.approx(0.15)
@@ -262,6 +263,9 @@ def test_no_two_cells_share_a_name_so_that_a_rerun_finds_them_all(run, make_stor
     for part in recipe_study.STAGES:
         getattr(planner, part)
     assert {name.split("-")[0] for name in planner.cells} == {"published", "shared", "gated", "linear", "unet", "speed"}
+    for seed in (0, 1):
+        planner.unet(2e-3, chosen.preset.recipe_study.unet_channels[0], seed)
+        planner.mlp("published", 2e-3, seed, batch=256)
     speeds = [cell for name, cell in planner.cells.items() if name.startswith("speed-")]
     assert {(cell.seed, cell.recipe.training.lr) for cell in speeds} == {(0, chosen.preset.recipe_study.rates[0])}
     one = planner.cells["speed-unet-reference"]
@@ -306,5 +310,7 @@ def test_neighbours_are_found_where_they_are_and_not_where_they_are_not():
 
 
 def test_heights_that_do_not_fit_the_width_are_left_out():
-    assert [height for height in (4, 8, 20, 40) if recipe_study._fits(640, height)] == [4, 8, 40]  # 20 is its own
-    assert [height for height in (4, 8, 40) if recipe_study._fits(768, height)] == [4, 8]
+    assert recipe_study.other_heights(640, (4, 8, 20, 40)) == [4, 8, 40]  # 20 is its own
+    assert recipe_study.other_heights(768, (4, 8, 40)) == [4, 8]
+    for d in (96, 640, 768, 1000):
+        assert all(image_shape(d, height)[0] == height for height in recipe_study.other_heights(d, range(4, 200, 4)))

@@ -119,10 +119,20 @@ def spread(values: Sequence[float]) -> dict:
     return {"values": [float(value) for value in values], "mean": mean, "std": std, "ci95": [mean - reach, mean + reach]}
 
 
+def losses_of(outcomes: Sequence[dict]) -> dict:
+    """The spread of the losses of what did not diverge, and the number that did."""
+    losses = [outcome["loss"] for outcome in outcomes if "diverged" not in outcome]
+    return spread(losses) | {"diverged": len(outcomes) - len(losses)}
+
+
 def paired(outcomes: Sequence[dict], references: Sequence[dict]) -> dict:
-    """The spread of the differences in loss, seed by seed, and whether all are negative: lower than the reference with every seed."""
-    differences = [ours["loss"] - theirs["loss"] for ours, theirs in zip(outcomes, references, strict=True)]
-    return spread(differences) | {"every_seed": max(differences) < 0}
+    """The spread of the differences in loss, seed by seed; and whether none diverged and all are negative: lower with every seed.
+
+    Seeds with which the reference or the other diverged are left out of the spread, and counted.
+    """
+    differences = [loss_of(ours) - loss_of(theirs) for ours, theirs in zip(outcomes, references, strict=True)]
+    finite = [difference for difference in differences if math.isfinite(difference)]
+    return spread(finite) | {"every_seed": len(finite) == len(differences) and max(finite) < 0, "diverged": len(differences) - len(finite)}
 
 
 def ratios(ours: Sequence[dict], theirs: Sequence[dict], targets: Sequence[float]) -> dict:

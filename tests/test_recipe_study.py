@@ -95,6 +95,11 @@ def test_spread_is_students_interval():
     assert found["ci95"] == pytest.approx(stats.ttest_1samp(values, 0).confidence_interval(0.95))
     pair = trials.paired([{"loss": 1.0}, {"loss": 2.0}], [{"loss": 1.5}, {"loss": 1.9}])
     assert pair["values"] == pytest.approx([-0.5, 0.1]) and not pair["every_seed"]
+    lower, gone = [{"loss": 1.0}, {"loss": 1.2}, {"loss": 1.1}], [{"loss": 2.0}, {"loss": 1.9}, {"diverged": "so"}]
+    assert trials.paired(lower[:2], gone[:2])["every_seed"]
+    pair = trials.paired(gone, lower)
+    assert pair["diverged"] == 1 and len(pair["values"]) == 2 and not trials.paired(lower, gone)["every_seed"] and not pair["every_seed"]
+    assert trials.losses_of(gone)["values"] == [2.0, 1.9] and trials.losses_of(gone)["diverged"] == 1
     with pytest.raises(ValueError, match="at least two"):
         trials.spread([1.0])
 

@@ -181,10 +181,11 @@ def _published_exponent(results: dict) -> Measured:
 
 
 def _probing(results: dict) -> Measured:
-    """Paired difference of the mean AUC, meta-neurons of our recipe less SAE latents, each the best of its own units."""
-    row, = (row for row in results["differences"] if (row["name"], row["other"]) == ("gated_mlp", "sae"))
+    """Paired difference of the mean AUC, hidden units of the paper's MLP less SAE latents, each the best of its own units."""
+    row, = (row for row in results["differences"] if (row["name"], row["other"]) == ("mlp", "sae"))
     means = {row["name"]: row["all"]["mean"] for row in results["rows"]}
-    note = ", ".join(f"{label} {means[name]:.2f}" for name, label in (("gated_mlp", "meta-neurons"), ("sae", "SAE"), ("sae_dense", "SAE before TopK"), ("random", "random directions")))
+    note = ", ".join(f"{label} {means[name]:.2f}" for name, label in (("mlp", "meta-neurons"), ("gated_mlp", "those of our recipe"), ("sae", "SAE"),
+                                                                    ("sae_dense", "SAE before TopK"), ("random", "random directions")))
     return Measured(row["all"]["mean"], tuple(row["all"]["ci95"]), "AUC", better_than(0, row["all"]["ci95"]), note)
 
 
@@ -242,7 +243,7 @@ CLAIMS = (
           "the exponent of the same fit: another language model, other data, a thousandth of the compute", "scaling", "06_scaling",
           _published_exponent),
     Claim("paper", f"one-unit probes on meta-neurons beat those on SAE latents, AUC {PAPER_AUC}",
-          "mean AUC of the best unit of our recipe less that of the best SAE latent, paired over tasks; another language model, other tasks",
+          "mean AUC of the best hidden unit of the paper's MLP less that of the best SAE latent, paired over tasks; another language model, other tasks",
           "probing", "12_meta_neurons", _probing),
     Claim("article", "better behaviour editing",
           "sentiment steered by adding a direction: log-likelihood that SDEdit by our recipe saves over plain addition at equal sentiment (VADER)",

@@ -95,3 +95,24 @@ def test_words_quote_the_numbers():
     short = as_markdown(ledger({"loss_comparison": COMPARISON}.get, "default"), short=True).splitlines()
     assert len(short) == len(table) and all(line.count("|") == 6 for line in short)
     assert "46.0 [44.0, 48.0] % (the mean alone: −20.0 %) | reproduced | 04_compare_losses |" in table[3]
+
+
+def test_probing_is_judged_by_the_papers_design_and_steering_by_what_it_saves():
+    def probing(interval):
+        rows = [{"name": name, "all": {"mean": mean}} for name, mean in (("mlp", 0.8), ("gated_mlp", 0.9), ("sae", 0.7), ("sae_dense", 0.8), ("random", 0.6))]
+        pairs = [{"name": name, "other": "sae", "all": {"mean": 0.1, "ci95": interval if name == "mlp" else [0.1, 0.2]}} for name in ("mlp", "gated_mlp")]
+        return {"rows": rows, "differences": pairs}
+
+    statement = "one-unit probes on meta-neurons beat those on SAE latents, AUC 0.84 against 0.70"
+    assert [rows_of(probing=probing(i))[statement]["verdict"] for i in ([-0.1, 0.3], [0.05, 0.15], [-0.3, -0.1])] == [UNDECIDED, REPRODUCED, NOT]
+    assert "those of our recipe 0.90" in rows_of(probing=probing([0, 1]))[statement]["note"]
+
+    def steering(area, interval):
+        rows = [{"intervention": "sdedit", "against": against, "area": area, "ci95": interval, "up_to": 0.5, "mean_difference": area and area / 0.5}
+                for against in ("additive", "mixture")]
+        return {"areas": rows}
+
+    found = rows_of(steering=steering(-0.1, [-0.2, -0.05]))["better behaviour editing"]
+    assert (found["value"], found["ci95"], found["verdict"]) == (pytest.approx(0.2), pytest.approx([0.1, 0.4]), REPRODUCED)
+    assert rows_of(steering=steering(0.1, [0.05, 0.2]))["better behaviour editing"]["verdict"] == NOT
+    assert rows_of(steering=steering(None, None))["better behaviour editing"]["verdict"] == UNDECIDED

@@ -26,7 +26,9 @@ TYPICALITY = {  # score of notebook 13 → name, colour, marker
 COLUMNS = 108  # characters of a line of a passage
 SHADE = 0.6  # of the colour map, for a token above all: black type stays legible
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-_ONE_STEP_LINE = (PURPLE, (4, 1, 1, 1))  # beside SDEdit by the same network
+_EDIT_LINES = {  # colour and dashes of an edit or of the method that repairs it
+    "additive": (BLACK, ()), "norm_kept": ("0.5", (4, 1.5)), "pca_k256": (ORANGE, (4, 1.5)), "sae_clean": (GREEN, (1, 1)), "gaussian": LINES["gaussian"],
+    "mixture": LINES["mixture"], "gated_mlp": (PURPLE, (4, 1, 1, 1)), "sdedit": (RED, ())}
 _STEERING_LABELS = {"gated_mlp": "gated MLP, one step", "gaussian": "full Gaussian, one step", "mixture": "mixture, one step"}
 
 
@@ -37,7 +39,7 @@ def steering(result: dict) -> Figure:
     rows = [row for row in result["rows"] if row["concept"] == concept and row["sigma"] in sigmas]
     names = [name for name in dict.fromkeys(row["intervention"] for row in rows) if name != "sdedit_dpm"]
     for name, marker in zip(names, _MARKERS):
-        colour, dashes = _ONE_STEP_LINE if name == "gated_mlp" else LINES[name]
+        colour, dashes = _EDIT_LINES[name]
         mine = [r for r in rows if (r["intervention"], r["direction"]) == (name, "mean_difference")]  # by strength
         style = {"color": colour, "dashes": dashes, "marker": marker, "ms": 4, "lw": 1.1}
         start = [] if mine[0]["strength"] == 0 else [0]  # the repair alone; where there is nothing to repair that is no steering
@@ -45,7 +47,7 @@ def steering(result: dict) -> Figure:
         known = [r for r in result["geometry"] if (r["concept"], r["intervention"]) == (concept, name) and r["sigma"] in sigmas and r["strength"] > 0]
         left.plot([r["strength"] for r in known], [r["along"] for r in known], **style)
     for row in (r for r in rows if r["direction"] == "mean_difference" and r["strength"] == result["strengths"][-1]):
-        colour = _ONE_STEP_LINE[0] if row["intervention"] == "gated_mlp" else LINES[row["intervention"]][0]
+        colour = _EDIT_LINES[row["intervention"]][0]
         fronts.plot(row["change_ci95"], 2 * [row["cost"]], color=colour, lw=0.6, alpha=0.6)
         fronts.plot(2 * [row["change"]], row["cost_ci95"], color=colour, lw=0.6, alpha=0.6)
     fronts.axhline(0, color="0.8", lw=0.7, zorder=0)
@@ -61,7 +63,7 @@ def steering(result: dict) -> Figure:
 
 def _areas(ax: Axes, rows: list[dict]) -> None:
     for y, row in enumerate(rows):
-        colour = _ONE_STEP_LINE[0] if row["intervention"] == "gated_mlp" else LINES[row["intervention"]][0]
+        colour = _EDIT_LINES[row["intervention"]][0]
         if row["area"] is None:
             ax.annotate("no common level", (0.5, y), xycoords=ax.get_yaxis_transform(), ha="center", va="center", fontsize=6.5)
             continue

@@ -16,16 +16,14 @@ LABELS = {
     "sae_naive": "SAE, naive", "denoising_sae": "SAE trained to denoise", "unet": "UNet (article)",
     "mlp": "MLP (paper)", "mlp_unet_activations": "MLP, UNet's activations",
     "gated_mlp": "gated MLP (ours)", "gated_mlp_unet_seconds": "gated MLP, UNet's seconds",
+    "additive": "plain addition", "norm_kept": "norm kept", "pca_k256": "PCA-256", "sae_clean": "SAE", "sdedit": "SDEdit, gated MLP",
+    "sdedit_dpm": "SDEdit by DPM-Solver++",
 }
 LINES = {  # colour and dashes: told apart in grey too
     "mean": (BLACK, (1, 1)), "pca_k64": (ORANGE, (4, 1.5)), "gaussian": (BLUE, (6, 1.5)), "mixture": (SKY, (4, 1, 1, 1)), "sae_naive": (GREEN, (1, 1)),
     "sae": (GREEN, (4, 1.5)), "sae_gaussian": ("0.55", (2, 1)), "denoising_sae": (GREEN, ()), "unet": (PURPLE, ()), "mlp": (ORANGE, ()), "gated_mlp": (RED, ()),
     "pca_k64_naive": (ORANGE, (1, 1)), "pca_k64_mixed": ("0.5", (6, 1.5)), "ppca_k64": (SKY, (1, 1)),
 }
-LABELS |= {"additive": "plain addition", "norm_kept": "norm kept", "pca_k256": "PCA-256", "sae_clean": "SAE", "sdedit": "SDEdit, gated MLP",
-           "sdedit_dpm": "SDEdit by DPM-Solver++"}
-LINES |= {"additive": (BLACK, ()), "norm_kept": ("0.5", (4, 1.5)), "pca_k256": (ORANGE, (4, 1.5)), "sae_clean": (GREEN, (1, 1)), "sdedit": (RED, ()),
-          "sdedit_dpm": (PURPLE, (1, 1))}
 TABLES_ONLY = ("pca_k64_naive", "pca_k64_mixed", "ppca_k64")  # too many curves tell nothing
 OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
 MARKERS = {"flow_velocity": "o", "ddpm_epsilon": "s"}

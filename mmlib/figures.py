@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from mmlib.application_figures import clamping, probing, steering, typicality, typicality_passage, unit_contexts
-from mmlib.study_figures import robustness, scaling, solvers, throughput
+from mmlib.study_figures import recipes, robustness, scaling, solvers, throughput, unet_recipes
 from mmlib.style import (BLACK, BLUE, GREEN, LABELS, LINES, MARKERS, OBJECTIVES, ORANGE, PURPLE, RED, SKY, TABLES_ONLY, TEXT_WIDTH, save,
                          set_style)
 
@@ -302,6 +302,8 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "lm_loss": (lm_loss, "lm_loss"),
     "scaling": (scaling, "scaling"),
     "robustness": (robustness, "robustness"),
+    "recipes": (recipes, "recipes"),
+    "unet_recipes": (unet_recipes, "recipes"),
     "typicality": (typicality, "typicality"),
     "typicality_passage": (typicality_passage, "typicality"),
     "probing": (probing, "probing"),
@@ -312,6 +314,6 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
 
 NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_baselines", "training": "03_train_meta_model",
              "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "density": "07_density", "lm_loss": "08_lm_loss",
-             "benchmarks": "22_benchmarks", "scaling": "06_scaling", "robustness": "23_robustness", "steering": "11_steer",
+             "benchmarks": "22_benchmarks", "scaling": "06_scaling", "robustness": "23_robustness", "recipes": "21_recipes", "steering": "11_steer",
              "probing": "12_meta_neurons", "typicality": "13_off_manifold"}
-OPTIONAL = ("benchmarks", "scaling", "robustness", "steering", "probing", "typicality")  # results that `make reproduce` does not write
+OPTIONAL = ("benchmarks", "scaling", "robustness", "recipes", "steering", "probing", "typicality")  # results that `make reproduce` does not write

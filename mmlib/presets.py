@@ -171,6 +171,40 @@ class SteeringSize:
 
 
 @dataclass(frozen=True)
+class RecipeStudySize:
+    """The study of recipes (notebook 21): what is tried, and for how long. Lengths are multiples of the tuning's `steps`."""
+
+    mlp: MLPSize = MLPSize(layers=3, d_model=640, d_mlp=1280)  # 11.5 million parameters at d = 640
+    large: MLPSize = MLPSize()  # the published ratios: 44 million
+    steps: int = 507  # of a batch of 512: half a pass
+    batch: int = 512
+    levels: int = 64  # shared noise levels in a batch
+    seeds: int = 3
+    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)  # of every variant
+    more_rates: int = 3  # at most, of every variant, while any has its best at the edge
+    batches: tuple[int, ...] = (256, 1024)  # beside `batch`, for as many seconds
+    long: float = 5.8  # of the published architecture at its best: six minutes
+    long_factors: tuple[float, ...] = (0.5, 1.0, 2.0)  # of its best rate, at that length
+    lengths: tuple[float, ...] = (1.0, 2.0, 3.0, 4.5, 6.0)  # of our schedule, until all seeds come to where that one ends
+    short_lengths: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5, 2.0)  # the same, until all come to `target`
+    target: float = 1.30
+    published: Training = Training("flow_velocity", steps=490, batch=4096, lr=5e-5, warmup=0.01, final_lr=0.1, ema=0.0, beta2=0.999,
+                                   weight_decay=0.01, stop_if_stuck=False)  # 2 million activations
+    large_length: float = 0.5
+    large_factors: tuple[float, ...] = (1.0, 0.5)  # of the rate that is best at the smaller size
+    unet_channels: tuple[tuple[int, int, int], ...] = ((16, 32, 64), (32, 64, 128), (64, 128, 256))  # the middle one is the reference
+    unet_batch: int = 32
+    unet_steps: int = 240  # of the reference, a minute; other sizes and layouts take the steps that last as long
+    unet_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    unet_heights: tuple[int, ...] = (8, 40)  # of the image, beside that of `denoisers.image_shape`
+    permutations: int = 3  # of the dimensions
+    speed_steps: int = 24  # that a speed is measured on
+    tokens: int = 200  # validation tokens at each noise level
+    tokens_unet: int = 40
+    validation_rows: int = 256  # of the losses during training: the smallest batch, see `studies.Study`
+
+
+@dataclass(frozen=True)
 class Preset:
     """Everything that sets the size of a run; see `PRESETS` for the values."""
 
@@ -218,6 +252,7 @@ class Preset:
     shift_corpora: tuple[tuple[str, int, int], ...] = (("newsgroups", 400, 256), ("self", 40, 255))  # (name, documents, tokens of each at most)
     replicated: tuple[str, ...] = ("gated_mlp",)  # networks of the primary definitions that are trained again, a quarter of an hour each at most
     replication_seeds: tuple[int, ...] = (1, 2)  # with these seeds beside the run's own
+    recipe_study: RecipeStudySize = RecipeStudySize()
 
 
 def _recipes(unet: UNetSize, unet_training: Training, mlp: MLPSize, mlp_training: Training, gated_training: Training,
@@ -262,6 +297,13 @@ PRESETS = {
             samples=700, sample_steps=10, samples_unet=64, components_unet=8,
             study_tokens=50, scaling_widths=(8, 16, 32, 64, 128), scaling_budgets=((4, 128), (8, 128), (12, 256), (24, 256)), scaling_levels=32,
             replicated=("gated_mlp", "mlp", "unet"),
+            recipe_study=RecipeStudySize(
+                mlp=MLPSize(layers=1, d_model=32, d_mlp=64), large=MLPSize(layers=1, d_model=64, d_mlp=128), steps=8, batch=64, levels=16, seeds=2,
+                rates=(2e-3, 4e-3, 8e-3), more_rates=1, batches=(32,), lengths=(1.0, 2.0), short_lengths=(0.5, 1.0),
+                published=Training("flow_velocity", steps=4, batch=128, lr=5e-5, warmup=0.01, final_lr=0.1, ema=0.0, beta2=0.999, weight_decay=0.01,
+                                   stop_if_stuck=False),
+                unet_channels=((32, 32, 32), (32, 32, 64)), unet_batch=8, unet_steps=2, unet_rates=(1e-3, 2e-3), unet_heights=(4,), permutations=2,
+                speed_steps=4, tokens=10, tokens_unet=1, validation_rows=32),
             shift_corpora=(("self", 40, 16),),
             shift_cell=Recipe(MLPSize(layers=1, d_model=64, d_mlp=128),
                               Training("flow_velocity", steps=20, batch=256, lr=2e-3, ema=0.9, levels=64, validate_every=30, save_every=30)),

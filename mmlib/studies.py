@@ -7,6 +7,7 @@ from; a cell whose file has another configuration is trained again. The code is 
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,13 +20,14 @@ from mmlib import runs
 from mmlib.batches import shuffled_batches
 from mmlib.denoisers import count_parameters
 from mmlib.devices import default_device
+from mmlib.gaussian import GaussianDenoiser, PrincipalComponents
 from mmlib.meta_model import MetaModel
 from mmlib.normaliser import Normaliser
-from mmlib.presets import Recipe
+from mmlib.presets import Recipe, Training
 from mmlib.recipes import new_model
 from mmlib.results import read_json
 from mmlib.store import ActivationStore
-from mmlib.train import train
+from mmlib.train import TrainingDiverged, train
 
 STANDARDISED = "standardised"
 
@@ -38,8 +40,11 @@ class Cell:
         name: of its file: letters, digits, dots, hyphens and underscores.
         coordinates: name of the coordinates that the network sees.
         transform: takes standardised activations (n, d) to those coordinates; None where they are the same.
+        change: name of what `alter` does.
+        alter: changes the untrained model in place, in what a recipe cannot say; None: it stays as it is.
     Raises:
-        ValueError: the name cannot be that of a file, or coordinates have a name and no transform, or the other way round.
+        ValueError: the name cannot be that of a file, or coordinates have a name and no transform, or a change has a name and no
+            `alter`, or the other way round.
     """
 
     name: str
@@ -48,12 +53,16 @@ class Cell:
     seed: int = 0
     coordinates: str = STANDARDISED
     transform: Callable[[Tensor], Tensor] | None = None
+    change: str = ""
+    alter: Callable[[MetaModel], None] | None = None
 
     def __post_init__(self):
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"cell {self.name!r}: expected letters, digits, dots, hyphens and underscores, since it names a file")
         if (self.coordinates == STANDARDISED) != (self.transform is None):
             raise ValueError(f"cell {self.name}: coordinates {self.coordinates!r} {'need a' if self.transform is None else 'take no'} transform")
+        if bool(self.change) != (self.alter is not None):
+            raise ValueError(f"cell {self.name}: change {self.change!r} and alter={self.alter}: expected both or neither")
 
     @property
     def activations(self) -> int:
@@ -75,11 +84,18 @@ class Study:
         evaluate: called with a cell and its trained model, gives what is to be kept of it, as JSON can hold it.
         evaluation: everything that decides what `evaluate` gives besides the cell: a part of the configuration.
         one_pass: refuse cells that would see an activation twice, which mixes compute with reuse.
+        trials: cells are trials of recipes. An outcome then also has `setup_seconds`, of what was fitted before training; `log`, the
+            entries of the training's log that have a validation loss, as columns; and a training that diverged is an outcome as well,
+            with `diverged` in place of losses.
+        validation_rows: measure validation losses during training on so many rows, spread evenly; None: as `train` does. The noise
+            that `train` puts on them depends on the batch, so two trainings of unlike batches compare only if it is the smaller
+            batch, or less.
     """
 
     def __init__(self, run: runs.Run, name: str, notebook: str, evaluate: Callable[[Cell, MetaModel], dict], evaluation: dict, *,
-                 one_pass: bool = True):
+                 one_pass: bool = True, trials: bool = False, validation_rows: int | None = None):
         self.run, self.name, self.notebook, self.evaluate, self.evaluation, self.one_pass = run, name, notebook, evaluate, evaluation, one_pass
+        self.trials, self.validation_rows = trials, validation_rows
 
     def path(self, cell: Cell) -> Path:
         """Where the outcome of a cell is."""
@@ -87,8 +103,10 @@ class Study:
 
     def configuration(self, cell: Cell) -> dict:
         """What decides the outcome of a cell, as JSON gives it back."""
+        further = {"change": cell.change, "validation_rows": self.validation_rows}
         return json.loads(json.dumps({"recipe": asdict(cell.recipe), "seed": cell.seed, "coordinates": cell.coordinates,
-                                      "documents": cell.store.documents, **cell.store.identities, "evaluation": self.evaluation}))
+                                      "documents": cell.store.documents, **cell.store.identities, "evaluation": self.evaluation,
+                                      **{key: value for key, value in further.items() if value}}))
 
     def known(self, cell: Cell) -> dict | None:
         """The outcome of a cell, if it is there with the same configuration."""
@@ -114,41 +132,87 @@ class Study:
             if self.one_pass and cell.activations > (there := len(cell.store.rows("train"))):
                 raise ValueError(f"cell {cell.name} takes {cell.activations:,} activations, {there:,} are there for training: none may come twice")
         print(self.describe(cells), flush=True)
-        return {cell.name: self.known(cell) or self._trained(cell) for cell in tqdm(cells, desc=self.name, unit="cell")}
+        return {cell.name: self.outcome(cell) for cell in tqdm(cells, desc=self.name, unit="cell")}
+
+    def outcome(self, cell: Cell) -> dict:
+        """Of one cell: what is known, or else what training and evaluating it now gives."""
+        return self.known(cell) or self._trained(cell)
 
     def _trained(self, cell: Cell) -> dict:
         folder = self.run.data / "studies" / self.name / cell.name
-        model, log = train_cell(cell, folder)
-        model.to(default_device())
-        content = {"configuration": self.configuration(cell), "parameters": count_parameters(model.network), "activations": cell.activations,
-                   "seconds": log[-1]["seconds"], "validation_loss": log[-1]["validation_loss"], **self.evaluate(cell, model),
-                   "machine": {"device": default_device(), "threads": torch.get_num_threads()}}
+        gaussian, setup_seconds = fitted_gaussian(cell)
+        content = {"configuration": self.configuration(cell)}
+        try:
+            model, log = train_cell(cell, folder, gaussian, self.validation_rows)
+        except TrainingDiverged as reason:
+            if not self.trials:
+                raise
+            path = folder / "log.jsonl"
+            log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+            content |= {"activations": cell.activations, "diverged": str(reason), "seconds": log[-1]["seconds"] if log else 0.0}
+        else:
+            model.to(default_device())
+            content |= {"parameters": count_parameters(model.network), "activations": cell.activations, "seconds": log[-1]["seconds"],
+                        "validation_loss": log[-1]["validation_loss"], **self.evaluate(cell, model)}
+        if self.trials:
+            content |= {"setup_seconds": setup_seconds, "log": validated(log)}
+        content["machine"] = {"device": default_device(), "threads": torch.get_num_threads()}
         self.run.write(f"{self.name}/{cell.name}", content, self.notebook, target="studies", **cell.store.identities)
         shutil.rmtree(folder)  # hundreds of megabytes, and the seed makes it again
         return read_json(self.path(cell))
 
 
-def train_cell(cell: Cell, folder: Path) -> tuple[MetaModel, list[dict]]:
+def validated(log: list[dict]) -> dict[str, list]:
+    """Steps, seconds and losses of the entries that have a validation loss, a list each."""
+    entries = [entry for entry in log if "validation_loss" in entry]
+    return {key: [round(entry[key], 5) for entry in entries] for key in ("step", "seconds", "loss", "validation_loss")}
+
+
+def fitted_gaussian(cell: Cell) -> tuple[GaussianDenoiser | None, float]:
+    """The Gaussian that a cell with a linear skip adds to, fitted to its training documents, and the seconds that took; else (None, 0)."""
+    if not cell.recipe.linear_skip:
+        return None, 0.0
+    began = time.perf_counter()
+    gaussian = PrincipalComponents.fit(cell.seen(cell.store.read(cell.store.rows("train")))).gaussian()
+    return gaussian, round(time.perf_counter() - began, 4)
+
+
+def train_cell(cell: Cell, folder: Path, gaussian: GaussianDenoiser | None = None,
+               validation_rows: int | None = None) -> tuple[MetaModel, list[dict]]:
     """The trained model of a cell, in the cell's coordinates, and the log of its training.
 
+    Args:
+        gaussian: that a recipe with a linear skip adds to, in the cell's coordinates.
+        validation_rows: see `Study`.
     Raises:
-        ValueError: the recipe adds to a Gaussian, which cells do not have.
+        ValueError: the recipe adds to a Gaussian and none is given.
     """
     training, store = cell.recipe.training, cell.store
-    model = new_model(cell.recipe, store, cell.seed)
+    model = new_model(cell.recipe, store, cell.seed, gaussian)
     if cell.transform:  # what the network sees is made here, so there is nothing left for the model to standardise
         model.normaliser = Normaliser(torch.zeros(1, store.d), torch.ones(1, store.d))
+    if cell.alter:
+        cell.alter(model)
 
     def batches(start: int) -> Iterator[Tensor]:
         raw = shuffled_batches(store, "train", training.batch, cell.seed, start=start)
         return map(cell.seen, raw) if cell.transform else raw
 
     validation_nd = cell.seen(store.read(store.rows("validation")))
-    log = train(model, training, batches, validation_nd, folder, seed=cell.seed, source=cell.coordinates)
+    if validation_rows:
+        validation_nd = validation_nd[:: max(1, len(validation_nd) // validation_rows)][:validation_rows]
+    log = train(model, training, batches, validation_nd, folder, seed=cell.seed, source=cell.coordinates + cell.change)
     return model, log
 
 
-def measured_at_the_end(training):
+def measured_at_the_end(training: Training) -> Training:
     """The same training with its validation loss measured once, at its end, and no state to resume from: cells take minutes at most."""
     never = training.log_every * (training.steps // training.log_every + 1)
     return replace(training, validate_every=never, save_every=never)
+
+
+def watched(training: Training, entries: int = 40) -> Training:
+    """The same training with its validation loss measured about so many times, at equal distances, and no state to resume from."""
+    every = max(1, training.steps // entries)
+    never = every * (training.steps // every + 1)
+    return replace(training, log_every=every, validate_every=every, save_every=never)

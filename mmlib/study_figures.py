@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
@@ -105,4 +106,103 @@ def robustness(result: dict) -> Figure:
                for colour, (objective, label) in zip((BLUE, RED), OBJECTIVES.items())]
     handles.append(Line2D([], [], color="0.3", marker="o", mfc="white", ms=3, ls="", label="without outliers"))
     figure.legend(handles=handles, loc="outside lower center", ncol=3)
+    return figure
+
+
+_VARIANTS = {"published": (ORANGE, (), "s"), "shared": (BLUE, (4, 1.5), "o"), "gated": (RED, (), "D"), "linear": (GREEN, (1, 1), "^")}
+_RACE = {"published settings": (BLACK, (1, 1)), "published architecture, tuned": (ORANGE, ()), "ours, to its end": (RED, ()),
+         "ours, to their target": (PURPLE, (4, 1.5))}
+
+
+def recipes(result: dict) -> Figure:
+    """Variants by learning rate and by seconds, the race to two targets, and what one change at a time does to ours."""
+    figure, ((rates, seconds), (race, changes)) = plt.subplots(2, 2, figsize=(TEXT_WIDTH, 5.2))
+    mean = result["references"]["mean"]["flow_velocity"]
+    for variant, (colour, dashes, marker) in _VARIANTS.items():
+        rows = [row for row in result["rates"][variant] if row["loss"] is not None]
+        rates.plot([row["rate"] for row in rows], [row["loss"] for row in rows], color=colour, dashes=dashes, marker=marker, ms=4,
+                   label=result["variants"][variant]["name"])
+        _curves(seconds, result["curves"]["variants"][variant], colour, dashes)
+    _rate_axis(rates, [row["rate"] for rows in result["rates"].values() for row in rows])
+    rates.set(ylabel="velocity loss, validation", title="learning rate (one pass, one seed)")
+    rates.set_ylim(top=min(rates.get_ylim()[1], 1.15 * max(row["loss"] for row in result["variants"].values())))
+    seconds.set(xlabel="seconds, set-up included", ylabel="velocity loss, log of the training", title="at its best rate, every seed", xlim=(0, None))
+    _loss_axis(seconds, result["curves"]["variants"], mean)
+    _race(race, result, mean)
+    _changes(changes, result)
+    figure.legend(*(first + second for first, second in zip(rates.get_legend_handles_labels(), race.get_legend_handles_labels())),
+                  loc="outside lower center", ncol=3)
+    return figure
+
+
+def _rate_axis(ax: Axes, rates: list[float]) -> None:
+    ax.set_xscale("log", base=2)
+    ticks = 2.0 ** np.arange(np.floor(np.log2(1000 * min(rates)) + 0.01), np.ceil(np.log2(1000 * max(rates)) - 0.01) + 1)
+    ax.set_xticks(ticks / 1000, labels=[f"{tick:g}" for tick in ticks])
+    ax.set_xlabel("peak learning rate (10⁻³)")
+
+
+def _loss_axis(ax: Axes, curves: dict[str, list[dict]], mean: float) -> None:
+    ends = [curve["loss"][-1] for found in curves.values() for curve in found]
+    ax.set_ylim(0.95 * min(ends), 1.1 * max(mean, *ends))
+
+
+def _curves(ax: Axes, curves: list[dict], colour: str, dashes: tuple, label: str | None = None) -> None:
+    for i, curve in enumerate(curves):
+        ax.plot(curve["seconds"], curve["loss"], color=colour, dashes=dashes, lw=1, label=label if i == 0 else None)
+
+
+def _race(ax: Axes, result: dict, mean: float) -> None:
+    for name, (colour, dashes) in _RACE.items():
+        _curves(ax, result["curves"]["race"][name], colour, dashes, name)
+    _loss_axis(ax, result["curves"]["race"], mean)
+    for key, text in (("published", "target, published settings"), ("tuned", "target, tuned architecture")):
+        target = float(np.mean(result[key]["targets"]))
+        ax.axhline(target, color="0.4", lw=0.8, ls=(0, (4, 2)))
+        ax.annotate(text, (0, target), xycoords=("axes fraction", "data"), xytext=(2, -2), textcoords="offset points", va="top", fontsize=6.5,
+                    color="0.3", annotation_clip=True)
+    ax.set(xscale="log", xlabel="seconds, set-up included", ylabel="velocity loss, log of the training", title="the race to two targets")
+    low, high = ax.get_xlim()
+    ticks = [step * 10.0**power for power in range(-4, 7) for step in (1, 3) if low <= step * 10.0**power <= high]
+    ax.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+
+
+def _changes(ax: Axes, result: dict) -> None:
+    rows = [(name, row) for name, row in result["ablations"]["rows"].items() if row["difference"] is not None]
+    rows.sort(key=lambda item: -item[1]["difference"])
+    for y, (name, row) in enumerate(rows):
+        ax.plot(row["difference"], y, marker="o", mfc="white", ms=4.5, color=RED, ls="")
+        if name in result["ablations"]["seeds"]:
+            values = result["ablations"]["seeds"][name]["values"]
+            ax.plot(values, [y] * len(values), marker="|", ms=9, mew=1.2, color=BLACK, ls="")
+    ax.axvline(0, color=BLACK, lw=0.8)
+    ax.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], ylim=(-0.6, len(rows) - 0.4), xlabel="loss, less that of ours",
+           title="ours with one change (| every seed)")
+    ax.margins(x=0.15)
+
+
+def unet_recipes(result: dict) -> Figure:
+    """The UNet at equal seconds: by rate and width, by height of its image, and with its dimensions in order and permuted."""
+    figure, (widths, heights, orders) = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 2.7), sharey=True, width_ratios=(1.4, 1, 1))
+    unet, mean = result["unet"], result["references"]["mean"]["ddpm_epsilon"]
+    for channels, colour, marker in zip(dict.fromkeys(tuple(row["channels"]) for row in unet["widths"]), (BLUE, ORANGE, GREEN), "osD"):
+        rows = sorted((row for row in unet["widths"] if tuple(row["channels"]) == channels and row["loss"] is not None), key=lambda row: row["rate"])
+        widths.plot([row["rate"] for row in rows], [row["loss"] for row in rows], color=colour, marker=marker, ms=4, lw=1,
+                    label=f"channels {', '.join(map(str, channels))}")
+    _rate_axis(widths, [row["rate"] for row in unet["widths"]])
+    widths.set(ylabel="ε loss, validation", title="rate and width")
+    rows = [row for row in unet["heights"] if row["loss"] is not None]
+    heights.plot(range(len(rows)), [row["loss"] for row in rows], color=PURPLE, marker="o", ms=5, ls="")
+    heights.set(xticks=range(len(rows)), xticklabels=["own" if row["height"] is None else str(row["height"]) for row in rows],
+                xlabel="height of the image", title="layout", xlim=(-0.6, len(rows) - 0.4))
+    for i, (natural, permuted) in enumerate(zip(unet["orders"]["natural"]["values"], unet["orders"]["permuted"]["values"])):
+        orders.plot((0, 1), (natural, permuted), color="0.4", lw=0.9, marker="os^v<>"[i % 6], ms=4.5, mfc=SKY, mec=BLACK)
+    orders.set(xticks=(0, 1), xticklabels=("natural", "permuted"), xlabel="order of the dimensions", title="a line a seed", xlim=(-0.4, 1.4))
+    for ax in (widths, heights, orders):
+        ax.axhline(mean, color=BLACK, lw=0.9, ls=":", label="mean only" if ax is widths else None)
+    lowest = [min(line.get_ydata()) for line in widths.lines]  # of each width; what is far above may leave the picture
+    shown = [*lowest, *(row["loss"] for row in rows), *unet["orders"]["natural"]["values"], *unet["orders"]["permuted"]["values"]]
+    widths.set_ylim(min(shown) - 0.1 * np.ptp(shown), max(shown) + 0.3 * np.ptp(shown))
+    figure.legend(*widths.get_legend_handles_labels(), loc="outside lower center", ncol=4)
     return figure

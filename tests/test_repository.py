@@ -141,7 +141,7 @@ def test_committed_benchmarks_have_what_their_readers_need():
 
 
 @pytest.mark.parametrize("name", ["activations", "baselines", "training", "loss_comparison", "sample_quality", "density", "lm_loss", "claims",
-                                  "scaling", "benchmarks", "steering", "probing", "typicality", "robustness", "replication"])
+                                  "scaling", "recipes", "benchmarks", "steering", "probing", "typicality", "robustness", "replication"])
 def test_committed_results_say_where_they_come_from(name):
     provenance = committed(name)["provenance"]
     assert provenance["preset"] == "default" and provenance["seed"] == 0 and "+changes" not in provenance["commit"]
@@ -177,3 +177,13 @@ def test_committed_robustness_and_replication_have_what_their_readers_need():
     assert len(robustness["layers"]) == 3 and {row["corpus"] for row in robustness["rows"]} >= {"wikipedia", "newsgroups", "self"}
     assert {"whitened", "standardised"} == {row["coordinates"] for row in robustness["rows"]} and all(len(s["values"]) == 3 for s in robustness["seeds"].values())
     assert all(len(row["reductions"]["values"]) == 3 for row in replication["seeds"]) and replication["fresh"]["test"]["documents"] >= 20
+
+
+def test_committed_recipes_have_their_cells_and_as_many_trials_for_the_published_architecture_as_for_ours():
+    recipes = committed("recipes")
+    assert {"published", "shared", "gated", "linear"} == set(recipes["variants"]) and all(len(row["losses"]["values"]) == 3 for row in recipes["variants"].values())
+    assert len({len(tried) for tried in recipes["rates"].values()}) == 1
+    assert len(recipes["tuned"]["trials"]["published"]) >= len(recipes["tuned"]["trials"]["gated"])
+    assert {row["rate"] for row in recipes["rates"]["published"]} and len(recipes["tuned"]["targets"]) == len(recipes["published"]["targets"]) == 3
+    assert all(committed(f"recipes/{name}")["configuration"]["seed"] in (0, 1, 2) for name in recipes["cells"])
+    assert len(recipes["unet"]["orders"]["natural"]["values"]) == len(recipes["unet"]["orders"]["permuted"]["values"]) >= 3

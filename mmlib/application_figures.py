@@ -28,7 +28,7 @@ SHADE = 0.6  # of the colour map, for a token above all: black type stays legibl
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _EDIT_LINES = {  # colour and dashes of an edit or of the method that repairs it
     "additive": (BLACK, ()), "norm_kept": ("0.5", (4, 1.5)), "pca_k256": (ORANGE, (4, 1.5)), "sae_clean": (GREEN, (1, 1)), "gaussian": LINES["gaussian"],
-    "mixture": LINES["mixture"], "gated_mlp": (PURPLE, (4, 1, 1, 1)), "sdedit": (RED, ())}
+    "mixture": LINES["mixture"], "gated_mlp": (PURPLE, (4, 1, 1, 1)), "sdedit": (RED, ()), "sdedit_dpm": (SKY, (1, 1))}
 _STEERING_LABELS = {"gated_mlp": "gated MLP, one step", "gaussian": "full Gaussian, one step", "mixture": "mixture, one step"}
 
 

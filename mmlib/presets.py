@@ -184,8 +184,8 @@ class RecipeStudySize:
     more_rates: int = 3  # at most, of every variant, while any has its best at the edge
     batches: tuple[int, ...] = (256, 1024)  # beside `batch`, for as many seconds
     long: float = 9.8  # of the published architecture at its best: six minutes
-    long_factors: tuple[float, ...] = (0.5, 1.0, 2.0)  # of its best rate, at that length
-    lengths: tuple[float, ...] = (1.0, 2.0, 3.0, 4.5, 6.0, 8.0)  # of our schedule, until all seeds come to where that one ends
+    long_factors: tuple[float, ...] = (0.25, 0.5, 1.0)  # of its best rate, at that length: longer schedules want lower rates
+    lengths: tuple[float, ...] = (4.5, 6.0, 8.0, 10.0)  # of our schedule, until all seeds come to where that one ends
     short_lengths: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5, 2.0)  # the same, until all come to `target`
     target: float = 1.30
     published: Training = Training("flow_velocity", steps=490, batch=4096, lr=5e-5, warmup=0.01, final_lr=0.1, ema=0.0, beta2=0.999,

@@ -51,10 +51,12 @@ lab: $(READY) ## JupyterLab on the notebooks
 
 publish: $(READY) ## put the executed notebooks of a complete default run in place of those in git
 	@$(SUBMAKE) --question main PRESET=default || { echo "not everything is up to date: make reproduce first"; exit 1; }
-	$(BIN)/python -m mmlib.reproduce publish $(MAIN)
-	@if $(SUBMAKE) --question all_applications PRESET=default; then $(BIN)/python -m mmlib.reproduce publish $(APPLICATIONS); fi
-	@if $(SUBMAKE) --question all_studies PRESET=default; then $(BIN)/python -m mmlib.reproduce publish $(STUDIES); fi
-	@$(SUBMAKE) --touch main PRESET=default
+	@lines=main; names="$(MAIN)"; \
+	if $(SUBMAKE) --question all_applications PRESET=default; then lines="$$lines all_applications"; names="$$names $(APPLICATIONS)"; \
+	else echo "applications are not up to date and not published: make applications first"; fi; \
+	if $(SUBMAKE) --question all_studies PRESET=default; then lines="$$lines all_studies"; names="$$names $(STUDIES)"; \
+	else echo "studies are not up to date and not published: make studies first"; fi; \
+	$(BIN)/python -m mmlib.reproduce publish $$names && $(SUBMAKE) --touch $$lines PRESET=default
 
 clean: ## forget all runs; keeps .venv and the converted language model
 	rm -rf $(DATA)/runs $(DATA)/executed $(DATA)/stamps
@@ -86,6 +88,8 @@ $(STAMPS)/05_sample_quality: $(STAMPS)/03_train_meta_model
 $(STAMPS)/07_density: $(STAMPS)/03_train_meta_model
 $(STAMPS)/08_lm_loss: $(STAMPS)/03_train_meta_model
 $(STAMPS)/09_claims: $(STAMPS)/04_compare_losses $(STAMPS)/05_sample_quality $(STAMPS)/07_density $(STAMPS)/08_lm_loss
+# The ledger also tells what applications and studies found, where they ran.
+$(STAMPS)/09_claims: $(wildcard $(addprefix results/$(PRESET)/,$(addsuffix .json,scaling steering probing replication)))
 $(STAMPS)/06_scaling: $(STAMPS)/03_train_meta_model
 $(STAMPS)/11_steer $(STAMPS)/12_meta_neurons $(STAMPS)/13_off_manifold: $(STAMPS)/03_train_meta_model
 $(STAMPS)/21_recipes: $(STAMPS)/02_fit_baselines

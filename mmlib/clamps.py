@@ -25,8 +25,17 @@ ROWS = 32  # predictions over the whole vocabulary held in memory
 
 
 def unembedding(lm: LanguageModel) -> Tensor:
-    """The matrix (vocabulary, m) that turns last hidden states to logits."""
-    return lm.model.get_output_embeddings().weight
+    """The matrix (vocabulary, m) that turns last hidden states to logits.
+
+    Raises:
+        ValueError: the model does more to its logits than that, so that margins are not differences of them.
+    """
+    head, config = lm.model.get_output_embeddings(), lm.model.config.get_text_config()
+    more = ["a bias"] * (getattr(head, "bias", None) is not None) + [
+        name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, name, None) not in (None, 1)]
+    if more:
+        raise ValueError(f"{type(lm.model).__name__} makes its logits with {', '.join(more)}: expected a matrix alone; clamp units of another model")
+    return head.weight
 
 
 @torch.inference_mode()

@@ -81,7 +81,9 @@ def _posts_of(newsgroup: str, posts: int, cache: Path) -> tuple[list[Document], 
     """Two sets of posts that share none: in each, so many of the newsgroup and as many of the others."""
     everything = load_documents(NEWSGROUPS, cache=cache)  # in an order drawn at random
     parts = [[d for d in everything if (d.label == newsgroup) == inside] for inside in (True, False)]
+    known = ", ".join(sorted({d.label for d in everything}))
+    if not parts[0]:
+        raise ValueError(f"unknown concept {newsgroup!r}: expected {SENTIMENT!r} or a newsgroup, one of {known}")
     if len(parts[0]) < 2 * posts:
-        raise ValueError(f"newsgroup {newsgroup!r} has {len(parts[0])} posts, {2 * posts} were asked for; there are "
-                         f"{', '.join(sorted({d.label for d in everything}))}")
+        raise ValueError(f"newsgroup {newsgroup!r} has {len(parts[0])} posts, {2 * posts} were asked for; there are {known}: lower SteeringSize.posts")
     return [d for part in parts for d in part[:posts]], [d for part in parts for d in part[posts : 2 * posts]]

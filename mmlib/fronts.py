@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmlib.intervals import bootstrap_interval
+from mmlib.intervals import NotFinite, bootstrap_interval
 
 AREA_LEVELS = 21  # of the concept at which costs are compared, by the trapezoidal rule
 
@@ -86,7 +86,9 @@ class Front:
 
     def __init__(self, concept_sn: np.ndarray, cost_sn: np.ndarray):
         if concept_sn.shape != cost_sn.shape or not (np.isfinite(concept_sn).all() and np.isfinite(cost_sn).all()):
-            raise ValueError(f"concept {concept_sn.shape} and cost {cost_sn.shape}: expected equal shapes and finite values")
+            odd = [int((~np.isfinite(values)).sum()) for values in (concept_sn, cost_sn)]
+            raise ValueError(f"concept {concept_sn.shape} and cost {cost_sn.shape} with {odd[0]} and {odd[1]} values that are not finite: expected equal "
+                             "shapes and finite values")
         self.concept_ns, self.cost_ns = concept_sn.T, cost_sn.T
 
     @property
@@ -116,7 +118,12 @@ class Front:
         """Area between this front and another (negative: this one is cheaper), up to which level, and their mean distance.
 
         All are None where no level above 0 is reached by both.
+
+        Raises:
+            ValueError: the fronts are of unlike numbers of prompts, which are resampled together.
         """
+        if other.n != self.n:
+            raise ValueError(f"fronts of {self.n} and {other.n} prompts: expected the same prompts")
         top = min(self.reach, other.reach)
         if top <= 0:
             return {"area": None, "ci95": None, "up_to": None, "mean_difference": None}
@@ -128,7 +135,5 @@ class Front:
 def _interval_or_none(statistic, n: int) -> list[float] | None:
     try:
         return list(bootstrap_interval(statistic, n))
-    except ValueError as error:
-        if "not finite" not in str(error):
-            raise
+    except NotFinite:
         return None

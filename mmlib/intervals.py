@@ -18,6 +18,10 @@ ROUNDING = 1e-9  # a spread below this share is none
 Statistic = Callable[[np.ndarray], np.ndarray]  # weights of the documents (…, documents) → values (…)
 
 
+class NotFinite(ValueError):
+    """The statistic is not finite on some resample."""
+
+
 @lru_cache(maxsize=8)
 def resampled(n_documents: int, seed: int = 0) -> np.ndarray:
     """How often each document is drawn in each resample, (resamples, documents), after the documents themselves in the first row."""
@@ -44,7 +48,8 @@ def bootstrap_interval(statistic: Statistic, n_documents: int | Sequence[int], *
         n_documents: their number; several: of groups that lie side by side, each of which is resampled for itself.
         positive: the statistic is positive, such as a loss or a ratio of losses: the interval is of its logarithm.
     Raises:
-        ValueError: too few documents, or the statistic is not finite on some resample.
+        ValueError: too few documents.
+        NotFinite: the statistic is not finite on some resample.
     """
     groups = (n_documents,) if isinstance(n_documents, int) else tuple(n_documents)
     if min(groups) < LEAST_DOCUMENTS:
@@ -57,10 +62,10 @@ def bootstrap_interval(statistic: Statistic, n_documents: int | Sequence[int], *
     weights_rd = np.concatenate([resampled(n, seed) for seed, n in enumerate(groups)], axis=1)
     values_r = value(weights_rd)
     if not np.isfinite(values_r).all():
-        raise ValueError(f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of {sum(groups)} documents")
+        raise NotFinite(f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of {sum(groups)} documents")
     errors_r = jackknife_errors(value, weights_rd)
     if not np.isfinite(errors_r[0]):
-        raise ValueError(f"the statistic is not finite when one of the {sum(groups)} documents is left out")
+        raise NotFinite(f"the statistic is not finite when one of the {sum(groups)} documents is left out")
     if errors_r[0] <= ROUNDING * max(1, abs(values_r[0])):  # a method against itself
         reach = 0.0
     else:

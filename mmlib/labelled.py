@@ -26,7 +26,7 @@ def relation_families() -> dict[str, list[tuple[str, str]]]:
     """The different pairs of words of each family, such as ("Athens", "Greece"), in the order in which they come.
 
     Raises:
-        ValueError: a line has not four words.
+        ValueError: a line has not four words, or stands before any family.
     """
     families: dict[str, list[tuple[str, str]]] = {}
     for number, line in enumerate(_lines(RELATIONS_FILE, "utf-8"), 1):
@@ -35,6 +35,8 @@ def relation_families() -> dict[str, list[tuple[str, str]]]:
             continue
         if len(words := line.split()) != 4:
             raise ValueError(f"{RELATIONS_FILE}, line {number}: {line!r} has {len(words)} words, expected four")
+        if not families:
+            raise ValueError(f"{RELATIONS_FILE}, line {number}: {line!r} stands before any family, expected a line that begins with ':'")
         pairs += [(words[0], words[1]), (words[2], words[3])]
     return {family: list(dict.fromkeys(pairs)) for family, pairs in families.items()}
 

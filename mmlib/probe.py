@@ -111,7 +111,8 @@ def random_candidates(units: int, count: int, draws: int, seed: int) -> list[np.
 
 
 def mean_difference_auc(z_nd: np.ndarray, task: Task) -> float:
-    """Held-out AUC of one direction that is fitted, not chosen: the difference of the class means of standardised activations."""
+    """Held-out AUC of one direction that is fitted, not chosen: the difference of the class means, each
+    dimension divided by its standard deviation over the examples that were not held out."""
     (rows, label), (held, held_label) = task.side(False), task.side(True)
     score_e = z_nd[held] @ mean_difference(z_nd[rows], label)
     return float(auc(score_e[held_label, None], score_e[~held_label, None])[0])

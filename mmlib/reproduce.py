@@ -72,7 +72,7 @@ def summary(preset: str, notebooks: list[str]) -> None:
         print(f"  {notebook:<28}{row['minutes']:>8.1f}{row['peak_gib']:>10.1f}   {_shown(executed(preset, notebook))}")
     print(f"  {'together':<28}{sum(row['minutes'] for row in took.values()):>8.1f}\n\n"
           f"results: {_shown(ROOT / 'results' / preset)}    figures: {_shown(ROOT / 'figures' / ('' if preset == 'default' else preset))}\n")
-    facts = {"preset": preset, "command": f"make reproduce PRESET={preset}", "cores": os.cpu_count()}
+    facts = {"preset": preset, "command": f"make reproduce, applications and studies PRESET={preset}", "cores": os.cpu_count()}
     known = read_json(times_file(preset))["notebooks"] if times_file(preset).exists() else {}
     measured = {path.name.removesuffix(".time.json"): read_json(path) for path in executed(preset, "any").parent.glob("*.time.json")}
     write_json(times_file(preset), {"provenance": provenance(ROOT, **facts), "notebooks": dict(sorted({**known, **measured}.items()))})
@@ -95,7 +95,7 @@ def _readable(notebook: str) -> str:
     content = json.loads(executed("default", notebook).read_text(encoding="utf-8"))
     original = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))
     if ["".join(c["source"]) for c in content["cells"]] != ["".join(c["source"]) for c in original["cells"]]:
-        raise ValueError(f"{notebook} was edited since it ran: make reproduce first")
+        raise ValueError(f"{notebook} was edited since it ran: make reproduce, applications or studies first, whichever runs it")
     content["metadata"].pop("papermill", None)
     for cell in content["cells"]:
         for trace in ("papermill", "execution"):
@@ -113,7 +113,9 @@ def _shown(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    command, *names = sys.argv[1:]
+    command, *names = sys.argv[1:] or [""]
+    if command not in ("plan", "run", "summary", "publish"):
+        raise SystemExit(f"unknown command {command!r}: expected plan, run, summary or publish")
     if command in ("plan", "summary"):
         {"plan": plan, "summary": summary}[command](names[0], names[1:])
     elif command == "run":

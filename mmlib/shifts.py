@@ -167,6 +167,9 @@ def equal_windows(windows: Sequence[Window], length: int, n: int, seed: int) -> 
         ValueError: no more than one document has one.
     """
     long_enough = [replace(window, token_ids=window.token_ids[:length]) for window in windows if len(window.token_ids) >= length]
+    if (there := len({window.document for window in long_enough})) < 2:
+        raise ValueError(f"{there} of {len({window.document for window in windows})} documents have a window of {length} tokens: expected two at least; "
+                         "give longer texts, or lower TypicalitySize.length")
     return spread_windows(long_enough, n * length, seed)
 
 
@@ -234,7 +237,12 @@ def noised_alike(z_nd: Tensor, gaussian: GaussianDenoiser, strength: float, seed
     """μ + √(1 − s²)(z − μ) + s ε, (n, d), with ε from the Gaussian's covariance: data with that mean and covariance keep both.
 
     What is lost is structure beyond them, to which the Gaussian is blind.
+
+    Raises:
+        ValueError: the strength is not from 0 to 1.
     """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength {strength}: expected 0 to 1, the share of noise that keeps the covariance")
     noise_nd = gaussian.sample(len(z_nd), torch.Generator().manual_seed(seed)) - gaussian.mean_d
     return gaussian.mean_d + (1 - strength**2) ** 0.5 * (z_nd - gaussian.mean_d) + strength * noise_nd
 

@@ -156,7 +156,8 @@ class Steering:
         z_nd = self.normaliser(h_nd.float().cpu())
         repaired_nd = self.repair(z_nd, z_nd + self.strength * self.direction_d, self.generator)
         if repaired_nd.shape != z_nd.shape or not repaired_nd.isfinite().all():
-            raise ValueError(f"the repair gives shape {tuple(repaired_nd.shape)}: expected finite values of shape {tuple(z_nd.shape)}")
+            raise ValueError(f"the repair gives shape {tuple(repaired_nd.shape)} with {int((~repaired_nd.isfinite()).sum())} values that are not finite, at "
+                             f"strength {self.strength}: expected finite values of shape {tuple(z_nd.shape)}; lower the strength, or mend the repair")
         return self.normaliser.inverse(repaired_nd)
 
     def __call__(self, hidden_btd: Tensor) -> Tensor:
@@ -256,7 +257,7 @@ def log_likelihoods(lm: LanguageModel, prompt_ids_bt: Tensor, new_ids_bt: Tensor
     """Mean log-likelihood of each continuation, nats per token, under the language model as it is, (b,)."""
     found, n_new = [], new_ids_bt.shape[1]
     keep = {"logits_to_keep": n_new + 1} if "logits_to_keep" in inspect.signature(lm.model.forward).parameters else {}
-    for prompt, new in zip(prompt_ids_bt.split(SCORED_AT_ONCE), new_ids_bt.split(SCORED_AT_ONCE)):
+    for prompt, new in zip(prompt_ids_bt.split(SCORED_AT_ONCE), new_ids_bt.split(SCORED_AT_ONCE), strict=True):
         ids_bt = torch.cat([prompt, new], 1).to(lm.model.device)
         with compact_logits(lm.model):
             logits_nv = lm.model(input_ids=ids_bt, use_cache=False, **keep).logits[:, -n_new - 1 : -1].flatten(0, 1)
@@ -278,7 +279,8 @@ def edited_places(lm: LanguageModel, layer: int, prompt_ids_bt: Tensor, new_ids_
 
 
 def diffusion_losses(judge: Denoiser, z_nd: Tensor, sigmas: Sequence[float], seed: int) -> np.ndarray:
-    """Velocity loss per dimension of a judge on each activation, averaged over noise levels, (n,); the noise depends on the seed alone."""
+    """Velocity loss per dimension of a judge on each activation, averaged over noise levels, (n,); the same noise for as many
+    activations at the same levels."""
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for sigma in sigmas:

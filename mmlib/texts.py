@@ -41,20 +41,23 @@ def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> 
     Args:
         splits: of each document, in the store's order.
     Raises:
-        StoreError: the store is an index of shards, or has another number of documents.
+        StoreError: the store is an index of shards, or has another number of documents, or a split is unknown.
     """
     if "shards" in store.attributes or len(splits) != len(store.titles):
         raise StoreError(f"{store.path} holds {len(store.titles)} documents{' in shards' if 'shards' in store.attributes else ''}, {len(splits)} splits are given: "
                          "expected one file, and one split a document")
+    if unknown := sorted(set(splits) - set(SPLITS)):
+        raise StoreError(f"splits {', '.join(unknown)}: expected {', '.join(SPLITS)}, one a document")
     order = sorted(range(len(splits)), key=lambda i: SPLITS.index(splits[i]))
     documents = [DocumentRows(str(store.titles[i]), splits[i], int(store.document_rows[i])) for i in order]
+    attributes = {key: value for key, value in store.attributes.items() if key not in LAID_OUT} | {"created_by": f"another split of {store.path.name}"}
     if path.exists():
         there = ActivationStore(path)
-        if (there.model, there.corpus, there.layer, list(zip(there.titles, there.splits))) == (
-                store.model, store.corpus, store.layer, [(document.title, document.split) for document in documents]):
+        rows = [(title, split, int(n)) for title, split, n in zip(there.titles, there.splits, there.document_rows)]
+        same = (there.layer, there.dtype, rows) == (store.layer, store.dtype, [(d.title, d.split, d.rows) for d in documents])
+        if same and all(there.attributes.get(key) == value for key, value in attributes.items()):
             return there
         there.close()
-    attributes = {key: value for key, value in store.attributes.items() if key not in LAID_OUT} | {"created_by": f"another split of {store.path.name}"}
     with StoreWriter(path, documents, [store.layer], store.d, store.dtype, attributes) as writer:
         start, done = writer.next_row, 0
         for new, (old, document) in enumerate(zip(order, documents)):

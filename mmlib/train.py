@@ -310,7 +310,10 @@ def main() -> None:
     parser.add_argument("--tracker", help="a tracker of accelerate, such as tensorboard")
     parser.add_argument("--live", action="store_true", help="activations straight from the language model; statistics and validation from the store")
     given = parser.parse_args()
-    run = runs.start(preset=given.preset, seed=given.seed, model=given.model, corpus=given.corpus, layer=given.layer)
+    if given.layers and given.layer is not None:
+        parser.error(f"--layer {given.layer} and --layers {' '.join(map(str, given.layers))}: expected one of the two")
+    layer = given.layers[0] if given.layers and len(given.layers) == 1 else given.layer  # as mmlib.extract names its runs
+    run = runs.start(preset=given.preset, seed=given.seed, model=given.model, corpus=given.corpus, layer=layer)
     path = run.store_of(given.layers)
     if given.layers and not path.exists():
         raise MissingInput(f"{path} is missing: run python -m mmlib.extract --layers {' '.join(map(str, given.layers))} first, with the same options")

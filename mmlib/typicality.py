@@ -160,7 +160,7 @@ def coloured_text(strings: Sequence[str], share_n: np.ndarray, title: Callable[[
         title: what is shown when the pointer rests on a token.
     """
     spans = []
-    for i, (string, share) in enumerate(zip(strings, share_n)):
+    for i, (string, share) in enumerate(zip(strings, share_n, strict=True)):
         colour = to_hex(colormaps["Oranges"](SHADE * float(share)))
         spans.append(f'<span style="background:{colour};color:#000" title="{html.escape(title(i), quote=True)}">{html.escape(string)}</span>')
     return f'<div style="white-space:pre-wrap;font-family:monospace;line-height:1.5">{"".join(spans)}</div>'

@@ -34,6 +34,18 @@ def test_changes_at_the_last_token_are_those_of_a_whole_reading(architecture):
     assert torch.allclose(text.activation(), llm.read_residual_stream(lm.model, [1], torch.tensor([[1, *IDS]]))[1][:, -1], atol=1e-5)
 
 
+def test_logits_that_are_more_than_a_product_are_refused():
+    lm = tiny()
+    assert clamps.unembedding(lm) is lm.model.get_output_embeddings().weight
+    lm.model.config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match="final_logit_softcapping: expected a matrix alone"):
+        clamps.unembedding(lm)
+    lm.model.config.final_logit_softcapping = None
+    lm.model.get_output_embeddings().bias = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match="with a bias"):
+        clamps.unembedding(lm)
+
+
 def test_a_change_of_zero_is_the_unchanged_reading_bit_for_bit():
     lm = tiny()
     text = LastToken(lm, 1, IDS)

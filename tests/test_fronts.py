@@ -63,8 +63,13 @@ def test_what_is_not_reached_is_none_never_a_number():
     assert forth.cost(0.6) == {"cost": None, "ci95": None} and forth.reach == pytest.approx(0.5, abs=0.01) and back.reach == 0
     at_the_end = front([0.5], [1.0], noise=0.1)
     assert at_the_end.cost(at_the_end.reach)["ci95"] is None  # half of the resamples do not get there
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="with [1-9][0-9]* and 0 values that are not finite: expected equal shapes"):
         front([np.nan], [1.0])
+
+
+def test_fronts_of_unlike_prompts_are_refused():
+    with pytest.raises(ValueError, match="fronts of 6 and 7 prompts"):
+        fronts.Front(np.ones((2, 6)), np.ones((2, 6))).area_to(fronts.Front(np.ones((2, 7)), np.ones((2, 7))))
 
 
 def test_an_area_to_itself_is_nothing():
@@ -96,6 +101,8 @@ def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
     assert len(fitted) == 10 and unshared.documents[0].title == "space0"
     with pytest.raises(ValueError, match="newsgroup 'space' has 12 posts, 14 were asked for; there are hockey, space"):
         concepts.concept("space", 1, posts=7, cache=None)
+    with pytest.raises(ValueError, match="unknown concept 'sentimant': expected 'sentiment' or a newsgroup, one of hockey, space"):
+        concepts.concept("sentimant", 1, posts=5, cache=None)
 
 
 def test_means_by_prompt():

@@ -19,7 +19,8 @@ def test_relations_have_fourteen_families_of_different_pairs():
 
 
 @pytest.mark.parametrize("read, line, message", [(labelled.review_sentences, "good film", "line 1: begins with 'good'"),
-                                                 (labelled.relation_families, "a b c", "has 3 words, expected four")])
+                                                 (labelled.relation_families, "a b c", "has 3 words, expected four"),
+                                                 (labelled.relation_families, "a b c d", "stands before any family")])
 def test_damaged_lines_are_named(monkeypatch, read, line, message):
     monkeypatch.setattr(labelled, "_lines", lambda name, encoding: [line])
     with pytest.raises(ValueError, match=message):

@@ -77,9 +77,15 @@ def test_two_runs_give_identical_results(finished):
 
 def test_the_command_line_trains_what_the_notebook_trained(finished):
     """The same settings, data and code, so it finds the notebook's model and repeats nothing; an unknown recipe is refused by name."""
-    def command(recipe):
+    def command(recipe, *options):
         outside = {**os.environ, "MMLIB_DATA": str(finished[0])}
-        return subprocess.run([sys.executable, "-m", "mmlib.train", recipe, "--preset", "smoke"], cwd=ROOT, capture_output=True, text=True, env=outside)
+        return subprocess.run([sys.executable, "-m", "mmlib.train", recipe, "--preset", "smoke", *options], cwd=ROOT, capture_output=True, text=True, env=outside)
 
     assert "already trained" in command("gated_mlp").stdout
     assert "unknown recipe 'mpl': preset smoke has unet, mlp, gated_mlp, denoising_sae" in command("mpl").stderr
+    assert "--layer 8 and --layers 4 8: expected one of the two" in command("mlp", "--layer", "8", "--layers", "4", "8").stderr
+
+
+def test_an_unknown_step_of_a_reproduction_publishes_nothing():
+    refused = subprocess.run([sys.executable, "-m", "mmlib.reproduce", "help"], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 1 and "unknown command 'help': expected plan, run, summary or publish" in refused.stderr

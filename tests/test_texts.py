@@ -34,3 +34,15 @@ def test_it_is_copied_once_for_a_split(make_store, tmp_path):
     assert dict(zip(again.titles, again.splits)) == dict(zip(store.titles, splits[::-1])) and place.stat().st_mtime_ns != written
     with pytest.raises(StoreError, match="holds 6 documents, 2 splits are given"):
         resplit_store(store, ["train", "test"], place)
+    with pytest.raises(StoreError, match="splits tset: expected train, validation, test"):
+        resplit_store(store, ["train", "tset", *splits[2:]], place)
+
+
+@pytest.mark.parametrize("change", [{"dtype": "float32"}, {"window": 7}, {"rows": (3002, 500, 700)}])
+def test_a_copy_of_other_numbers_is_not_taken_for_one_of_these(make_store, tmp_path, change):
+    """Same model, corpus, layer, titles and splits, as when a store is extracted again with other settings."""
+    place, splits = tmp_path / "other.h5", ["train", "test", "validation", "validation", "train", "train"]
+    resplit_store(ActivationStore(make_store()[0]), splits, place).close()
+    again = ActivationStore(make_store(**change)[0])
+    found = resplit_store(again, splits, place)
+    assert (found.n, found.dtype, found.attributes.get("window")) == (again.n, again.dtype, again.attributes.get("window"))

@@ -245,6 +245,8 @@ def test_all_windows_are_of_one_length_and_documents_take_turns():
     windows = shifts.text_windows([Document(str(i), "x" * n) for i, n in enumerate((50, 9, 31, 10))], lm, 10, 6, seed=0)
     assert all(len(window.token_ids) == 10 for window in windows) and len(windows) == 6
     assert sorted(window.document for window in windows[:3]) == [0, 2, 3] and {window.document for window in windows} == {0, 2, 3}
+    with pytest.raises(ValueError, match="1 of 2 documents have a window of 10 tokens: expected two at least"):
+        shifts.text_windows([Document(str(i), "x" * n) for i, n in enumerate((50, 9))], lm, 10, 6, seed=0)
 
 
 def test_prompted_samples_begin_with_their_prompts_and_are_kept(tmp_path):
@@ -298,6 +300,8 @@ def test_altered_activations_keep_what_they_say():
     kept_nd = shifts.noised_alike(z_nd, model, 0.6, 0)
     expected = model.basis_dd * model.eigenvalues_d @ model.basis_dd.T
     assert (kept_nd.mean(0) - model.mean_d).abs().max() < 0.1 and (kept_nd.T.cov() - expected).abs().max() < 0.05 * expected.diag().max()
+    with pytest.raises(ValueError, match="strength 1.5: expected 0 to 1"):
+        shifts.noised_alike(z_nd, model, 1.5, 0)
     between = ((kept_nd - model.mean_d) * (z_nd - model.mean_d)).sum() / (z_nd - model.mean_d).square().sum()
     assert between == pytest.approx(0.8, abs=0.01)
     moved_nd = shifts.steered(z_nd, torch.tensor([0.0, 3, 0, 0, 0, 0]), 0.5) - z_nd

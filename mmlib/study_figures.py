@@ -124,7 +124,7 @@ def recipes(result: dict) -> Figure:
                    label=result["variants"][variant]["name"])
         _curves(seconds, result["curves"]["variants"][variant], colour, dashes)
     _rate_axis(rates, [row["rate"] for rows in result["rates"].values() for row in rows])
-    rates.set(ylabel="velocity loss, validation", title="learning rate (one pass, one seed)")
+    rates.set(ylabel="velocity loss, validation", title="learning rate (one seed)")
     rates.set_ylim(top=min(rates.get_ylim()[1], 1.15 * max(row["loss"] for row in result["variants"].values())))
     seconds.set(xlabel="seconds, set-up included", ylabel="velocity loss, log of the training", title="at its best rate, every seed", xlim=(0, None))
     _loss_axis(seconds, result["curves"]["variants"], mean)

@@ -149,7 +149,7 @@ def test_committed_results_say_where_they_come_from(name):
 
 def test_numbers_quoted_in_the_readme_stand_in_results():
     """Each number in the README is written `number<!-- file:path.to.value -->` and must equal the value as rounded."""
-    quoted = re.findall(r"(−?\d[\d.,]*)(?: %)?<!-- (\w+):([\w.\[\]-]+) (%|)-->", (ROOT / "README.md").read_text())
+    quoted = re.findall(r"(−?\d[\d.,]*)(?: %)?<!-- (\w+):([\w.\[\] -]+?) (%|)-->", (ROOT / "README.md").read_text())
     assert len(quoted) >= 30
     for text, name, path, percent in quoted:
         value = committed(name)

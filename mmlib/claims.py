@@ -3,8 +3,10 @@
 Every verdict is computed from results/, by the rules below, of which each claim's definition names the measure.
 
 - *Reproduced*: a claimed number lies in an interval at most ten points wide; or the whole interval is on the side of a claimed bound.
-- *Exceeded*: the whole interval is above a claimed number. *Artefact*: it is, and so is the mean alone, which no network needs.
-- *Not reproduced*: the interval contradicts the statement. *Undecided*: it leaves both open, or is too wide to tell.
+- *Exceeded*: the whole interval is above a claimed number. *Artefact*: what is claimed is found, and so it is of a control
+  that needs no network: the mean alone, or one Gaussian.
+- *Not reproduced*: the interval contradicts the statement. *Undecided*: it leaves both open, or is too wide to tell, or what it is
+  depends on a noise level of which the statement names none.
 - *Not comparable*: measured, but in other units or at another scale than the statement's. *Not tested here*: with the reason.
 """
 
@@ -136,7 +138,10 @@ def _at_each_sigma(results: dict) -> str:
 
 
 def _better_fidelity(results: dict) -> Measured:
-    return _reduction(_lm_loss_rows(results)[-1], _at_each_sigma(results))
+    """Of all levels together; undecided where single levels, of which the statement names none, have unlike verdicts."""
+    measured = _reduction(_lm_loss_rows(results)[-1], _at_each_sigma(results))
+    each = {row["verdict"] for row in _lm_loss_rows(results) if len(row["sigmas"]) == 1 and row["reduction"] is not None}
+    return replace(measured, verdict=UNDECIDED) if len(each) > 1 else measured
 
 
 def _lower_lm_loss(results: dict) -> Measured:
@@ -148,9 +153,9 @@ def _lower_lm_loss(results: dict) -> Measured:
 def _frechet(results: dict) -> Measured:
     """Distance of the samples over the floor, real training activations against test."""
     rows = {name: row["distance"] for name, row in results["frechet"]["all_dimensions"].items()}
-    ratio = rows["gated_mlp"] / rows["floor"]
-    note = f"a fitted Gaussian's: {rows['gaussian'] / rows['floor']:.3f}"
-    return Measured(ratio, None, "times the floor", REPRODUCED if ratio < NEAR else NOT, note)
+    ours, gaussian = rows["gated_mlp"] / rows["floor"], rows["gaussian"] / rows["floor"]
+    verdict = NOT if ours >= NEAR else ARTEFACT if gaussian < NEAR else REPRODUCED
+    return Measured(ours, None, "times the floor", verdict, f"a fitted Gaussian's: {gaussian:.3f}")
 
 
 def _dependent(*place: str) -> Callable[[dict], Measured]:
@@ -190,13 +195,13 @@ def _probing(results: dict) -> Measured:
 
 
 def _steering(results: dict) -> Measured:
-    """What SDEdit saves over plain addition between the fronts of concept against fluency, mean over the levels that both reach."""
+    """The area between the fronts of plain addition and of SDEdit, concept against fluency, up to the level that both reach."""
     rows = {row["against"]: row for row in results["areas"] if row["intervention"] == "sdedit"}
     row = rows["additive"]
     if row["area"] is None:
         return Measured(None, None, "", UNDECIDED)
-    saved, (low, high) = -row["mean_difference"], (-end / row["up_to"] for end in reversed(row["ci95"]))
-    return Measured(saved, (low, high), "nats per token", better_than(0, (low, high)))
+    low, high = (-end for end in reversed(row["ci95"]))
+    return Measured(-row["area"], (low, high), "nats per token × VADER", better_than(0, (low, high)), "area between fronts")
 
 
 OPTIONAL = ("06_scaling", "11_steer", "12_meta_neurons", "24_replication")  # notebooks that `make reproduce` does not run: their results may be missing
@@ -246,7 +251,7 @@ CLAIMS = (
           "mean AUC of the best hidden unit of the paper's MLP less that of the best SAE latent, paired over tasks; another language model, other tasks",
           "probing", "12_meta_neurons", _probing),
     Claim("article", "better behaviour editing",
-          "sentiment steered by adding a direction: log-likelihood that SDEdit by our recipe saves over plain addition at equal sentiment (VADER)",
+          "sentiment steered by adding a direction: what SDEdit by our recipe saves in log-likelihood over plain addition at equal sentiment (VADER), up to what both reach",
           "steering", "11_steer", _steering),
     Claim("article", "better safety interventions, model editing, feature visualisation, circuit analysis", "not built; a loss says nothing about them"),
 )

@@ -46,8 +46,19 @@ def test_fidelity_is_that_of_all_levels_together_with_each_beside_it():
     rows = rows_of(lm_loss=lm_loss(both, ([0.3], None, "undetermined"), ([0.5], 0.463, "consistent with")))
     assert (rows["47 % better fidelity"]["verdict"], rows["47 % better fidelity"]["note"]) == (EXCEEDED, "46 % at σ = 0.5")
     assert rows["lower Δ LM loss than SAEs"]["verdict"] == REPRODUCED
+    rows = rows_of(lm_loss=lm_loss(both, ([0.3], 0.2, "below"), ([0.5], 0.8, "above")))
+    assert (rows["47 % better fidelity"]["value"], rows["47 % better fidelity"]["verdict"]) == (0.68, UNDECIDED)  # whichever level one likes
     rows = rows_of(lm_loss=lm_loss(([0.3, 0.5], None, "undetermined")))
     assert {rows[statement]["verdict"] for statement in ("47 % better fidelity", "lower Δ LM loss than SAEs")} == {UNDECIDED}
+
+
+def test_a_distance_near_the_floor_that_a_gaussian_has_too_is_an_artefact():
+    def quality(ours, gaussian):
+        distances = {"gated_mlp": ours, "gaussian": gaussian, "floor": 1.0}
+        return {"frechet": {"all_dimensions": {name: {"distance": value} for name, value in distances.items()}}}
+
+    cases = (quality(1.05, 1.5), quality(1.05, 0.95), quality(1.2, 0.95), quality(1.2, 1.5))
+    assert [rows_of(sample_quality=case)["Fréchet distance near the floor"]["verdict"] for case in cases] == [REPRODUCED, ARTEFACT, NOT, NOT]
 
 
 def test_to_beat_all_is_to_beat_the_strongest():
@@ -113,6 +124,6 @@ def test_probing_is_judged_by_the_papers_design_and_steering_by_what_it_saves():
         return {"areas": rows}
 
     found = rows_of(steering=steering(-0.1, [-0.2, -0.05]))["better behaviour editing"]
-    assert (found["value"], found["ci95"], found["verdict"]) == (pytest.approx(0.2), pytest.approx([0.1, 0.4]), REPRODUCED)
+    assert (found["value"], found["ci95"], found["verdict"]) == (pytest.approx(0.1), pytest.approx([0.05, 0.2]), REPRODUCED)
     assert rows_of(steering=steering(0.1, [0.05, 0.2]))["better behaviour editing"]["verdict"] == NOT
     assert rows_of(steering=steering(None, None))["better behaviour editing"]["verdict"] == UNDECIDED

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from mmlib import recipe_study, runs, trials
-from mmlib.denoisers import image_shape
+from mmlib.denoisers import UNetDenoiser, image_shape
 from mmlib.normaliser import Normaliser
 from mmlib.presets import MLPSize, Recipe, RecipeStudySize, Training
 from mmlib.results import read_json
@@ -320,3 +320,11 @@ def test_heights_that_do_not_fit_the_width_are_left_out():
     assert recipe_study.other_heights(768, (4, 8, 40)) == [4, 8]
     for d in (96, 640, 768, 1000):
         assert all(image_shape(d, height)[0] == height for height in recipe_study.other_heights(d, range(4, 200, 4)))
+
+
+def test_every_unet_of_the_default_study_can_be_built():
+    size = RecipeStudySize()
+    heights = (None, *recipe_study.other_heights(640, size.unet_heights))
+    with torch.device("meta"):
+        images = [UNetDenoiser(640, channels, layers_per_block=1, height=height).image for channels in size.unet_channels for height in heights]
+    assert len(images) == len(size.unet_channels) * len(heights) and all(height * width >= 640 for height, width in images)

@@ -46,6 +46,8 @@ def steering(result: dict) -> Figure:
         fronts.plot([*start, *(r["change"] for r in mine)], [*start, *(r["cost"] for r in mine)], label=_STEERING_LABELS.get(name, LABELS[name]), **style)
         known = [r for r in result["geometry"] if (r["concept"], r["intervention"]) == (concept, name) and r["sigma"] in sigmas and r["strength"] > 0]
         left.plot([r["strength"] for r in known], [r["along"] for r in known], **style)
+        for row in mine if name == "additive" else ():
+            fronts.annotate(f"× {row['strength']:g}", (row["change"], row["cost"]), xytext=(5, -2), textcoords="offset points", va="top", fontsize=6.5)
     for row in (r for r in rows if r["direction"] == "mean_difference" and r["strength"] == result["strengths"][-1]):
         colour = _EDIT_LINES[row["intervention"]][0]
         fronts.plot(row["change_ci95"], 2 * [row["cost"]], color=colour, lw=0.6, alpha=0.6)
@@ -70,7 +72,7 @@ def _areas(ax: Axes, rows: list[dict]) -> None:
         ax.plot(row["ci95"], [y, y], color=colour, lw=1.4)
         ax.plot(row["area"], y, marker="o", color=colour, ms=4)
     ax.axvline(0, color=BLACK, lw=0.8, zorder=0)
-    ax.set(title="area to plain addition", xlabel="area (< 0: cheaper than it)", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+    ax.set(title="area to plain addition", xlabel="nats per token × measure\n(< 0: cheaper than it)", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
     short = {"mixture": "mixture", "gaussian": "Gaussian", "gated_mlp": "gated MLP", "sdedit": "SDEdit"}
     ax.set_yticklabels([short.get(row["intervention"], LABELS[row["intervention"]]) for row in rows])
 
@@ -85,7 +87,7 @@ def probing(result: dict) -> Figure:
             kinds.plot(row[key]["ci95"], [y + shift] * 2, color=colour, lw=1.3)
             kinds.plot(row[key]["mean"], y + shift, "o" if key == "all" else "s", color=colour, mfc=face, ms=4.5)
     kinds.plot([], [], "o", color="0.4", ms=4.5, label="chosen from all units")
-    kinds.plot([], [], "s", color="0.4", mfc="white", ms=4.5, label=f"from {result['candidates']} at random")
+    kinds.plot([], [], "s", color="0.4", mfc="white", ms=4.5, label=f"from at most {result['candidates']} at random")
     for name, dashes, label in (("mean_difference", (4, 1.5), "fitted: difference of class means"), ("dense", (1, 1), "fitted: all dimensions")):
         kinds.axvline(result["references"][name]["mean"], color=BLACK, lw=0.9, dashes=dashes, label=label)
     for (name, value), colour in zip(result["published"].items(), (RED, GREEN)):
@@ -95,7 +97,7 @@ def probing(result: dict) -> Figure:
               xlabel=f"mean AUC over {len(result['tasks'])} tasks, held out")
     for name, marker in (("gated_mlp", "o"), ("untrained", "^"), ("raw", "v")):
         found = [row for row in result["by_sigma"] if row["name"] == name]
-        for key, dashes in (("all", ()), ("few", (3, 1.5))):
+        for key, dashes in (("all", ()), ("few", (3, 1.5)))[: 1 if name == "raw" else 2]:  # there are no more dimensions than candidates
             mean, interval = (np.array([row[key][part] for row in found]) for part in ("mean", "ci95"))
             noise.errorbar([row["sigma"] for row in found], mean, np.abs(interval.T - mean), color=_UNITS[name][1], marker=marker, ms=3.5,
                            lw=1.1, elinewidth=0.7, mfc=None if key == "all" else "white")[0].set_dashes(dashes)
@@ -175,12 +177,14 @@ def typicality(result: dict) -> Figure:
     """AUROC of five scores on every shifted set, with intervals by document."""
     names, rows = list(result["sets"]), {(row["set"], row["score"]): row for row in result["rows"]}
     figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 0.8 + 0.27 * len(names)))
+    lowest = 0.5
     for j, (score, (label, colour, marker)) in enumerate(TYPICALITY.items()):
         height = np.arange(len(names)) + 0.15 * (j - (len(TYPICALITY) - 1) / 2)
         mine = [rows[name, score] for name in names]
         area, (low, high) = np.array([row["auroc"] for row in mine]), np.transpose([row["ci95"] for row in mine])
         ax.hlines(height, low, high, color=colour, lw=0.9)
         ax.plot(area, height, color=colour, marker=marker, ms=3.2, ls="", label=label)
+        lowest = min(lowest, *low)
     ax.axvline(0.5, color="0.4", lw=0.8, ls=":")
     groups = [result["sets"][name]["group"] for name in names]
     for i in range(1, len(names)):
@@ -189,7 +193,7 @@ def typicality(result: dict) -> Figure:
     ax.set_yticks(range(len(names)), [result["sets"][name]["title"] for name in names])
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel="AUROC against test documents (½: not told apart; below: taken for more typical)",
-           xlim=(-0.02, 1.02), ylim=(len(names) - 0.5, -0.5))
+           xlim=(lowest - 0.02, 1.02), ylim=(len(names) - 0.5, -0.5))
     figure.legend(loc="outside lower center", ncol=2)
     return figure
 

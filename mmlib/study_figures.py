@@ -100,11 +100,11 @@ def robustness(result: dict) -> Figure:
                 va="top", fontsize=7)
     ax.set(xlabel="reduction of the loss over the full Gaussian of the same training documents", yticks=range(len(labels)),
            ylim=(len(labels) - 0.5, -0.5))
-    ax.set_yticklabels([label for _, label in labels])
+    ax.set_yticklabels([label.replace("on self", "on the model's own samples").replace("on newsgroups", "on newsgroups, letters only") for _, label in labels])
     ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     handles = [Line2D([], [], color=colour, marker=MARKERS[objective], ms=4.5, label=label)
                for colour, (objective, label) in zip((BLUE, RED), OBJECTIVES.items())]
-    handles.append(Line2D([], [], color="0.3", marker="o", mfc="white", ms=3, ls="", label="without outliers"))
+    handles.append(Line2D([], [], color="0.3", marker="o", mfc="white", ms=3, ls="", label="hollow: without outliers"))
     figure.legend(handles=handles, loc="outside lower center", ncol=3)
     return figure
 

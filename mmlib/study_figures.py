@@ -186,10 +186,11 @@ def unet_recipes(result: dict) -> Figure:
     """The UNet at equal seconds: by rate and width, by height of its image, and with its dimensions in order and permuted."""
     figure, (widths, heights, orders) = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 2.7), sharey=True, width_ratios=(1.4, 1, 1))
     unet, mean = result["unet"], result["references"]["mean"]["ddpm_epsilon"]
+    far = 1.05 * mean  # what is above leaves the picture, to keep the rest apart
     for channels, colour, marker in zip(dict.fromkeys(tuple(row["channels"]) for row in unet["widths"]), (BLUE, ORANGE, GREEN), "osD"):
         rows = sorted((row for row in unet["widths"] if tuple(row["channels"]) == channels and row["loss"] is not None), key=lambda row: row["rate"])
         widths.plot([row["rate"] for row in rows], [row["loss"] for row in rows], color=colour, marker=marker, ms=4, lw=1,
-                    label=f"channels {', '.join(map(str, channels))}")
+                    label=f"channels {', '.join(map(str, channels))}" + (f" (from {lowest:.3f}, above)" if (lowest := min(r["loss"] for r in rows)) > far else ""))
     _rate_axis(widths, [row["rate"] for row in unet["widths"]])
     widths.set(ylabel="ε loss, validation", title="rate and width")
     rows = [row for row in unet["heights"] if row["loss"] is not None]
@@ -201,8 +202,8 @@ def unet_recipes(result: dict) -> Figure:
     orders.set(xticks=(0, 1), xticklabels=("natural", "permuted"), xlabel="order of the dimensions", title="a line a seed", xlim=(-0.4, 1.4))
     for ax in (widths, heights, orders):
         ax.axhline(mean, color=BLACK, lw=0.9, ls=":", label="mean only" if ax is widths else None)
-    lowest = [min(line.get_ydata()) for line in widths.lines]  # of each width; what is far above may leave the picture
-    shown = [*lowest, *(row["loss"] for row in rows), *unet["orders"]["natural"]["values"], *unet["orders"]["permuted"]["values"]]
+    lowest = [min(line.get_ydata()) for line in widths.lines]  # of each width
+    shown = [*(loss for loss in lowest if loss <= far), *(row["loss"] for row in rows), *unet["orders"]["natural"]["values"], *unet["orders"]["permuted"]["values"]]
     widths.set_ylim(min(shown) - 0.1 * np.ptp(shown), max(shown) + 0.3 * np.ptp(shown))
     figure.legend(*widths.get_legend_handles_labels(), loc="outside lower center", ncol=4)
     return figure

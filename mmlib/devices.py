@@ -1,6 +1,16 @@
 """What the machine computes on, and in."""
 
+import platform
+from pathlib import Path
+
 import torch
+
+
+def processor() -> str:
+    """Name of the processor, as Linux gives it; its architecture where that is not said."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def default_device() -> str:

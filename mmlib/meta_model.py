@@ -16,7 +16,7 @@ from mmlib.denoisers import DENOISERS, count_parameters
 from mmlib.files import written_whole
 from mmlib.likelihood import LogLikelihood, log_likelihood, smoothed
 from mmlib.model_card import model_card
-from mmlib.noise import noise_process, stratified_levels
+from mmlib.noise import DENSITIES, noise_process, stratified_levels
 from mmlib.normaliser import Normaliser
 from mmlib.skip import LinearSkip
 from mmlib.store import ActivationStore, StoreError
@@ -118,8 +118,8 @@ class MetaModel:
         return self.network(x_nd, time_u)
 
     def loss(self, z: Tensor, generator: torch.Generator, *, levels: int | None = None, part: tuple[int, int] = (0, 1),
-             network: nn.Module | None = None) -> Tensor:
-        """Training loss of a batch: mean squared error per dimension of the prediction, levels uniform over the process's 1000.
+             network: nn.Module | None = None, density: str = "uniform", weighting: str = "uniform") -> Tensor:
+        """Training loss of a batch: mean squared error per dimension of the prediction at levels drawn from the process's 1000.
 
         Args:
             z: standardised activations (n, d), or (layers, n, d) for a model of several layers.
@@ -127,13 +127,15 @@ class MetaModel:
             levels: number u of different levels, each shared by n/u rows, which is faster; None: one a row.
             part: (i, k): the loss of the i-th of k equal parts of the batch. Their mean is the loss of the whole.
             network: in place of the model's own, such as one that is wrapped for several processes.
+            density: of the levels, one of `noise.DENSITIES`; "uniform" is the plain objective.
+            weighting: weights of the squared errors by level, after the same densities; "uniform" is the plain objective.
         """
         z_lnd = z if z.ndim == 3 else z[None]
         n_layers, n, d = z_lnd.shape
         u, (i, k) = levels or n, part
         if n % u or u % k:
             raise ValueError(f"batch {n}, {u} noise levels, {k} processes: expected each to divide the one before")
-        index_lu = torch.stack([stratified_levels(u, generator) for _ in range(n_layers)])
+        index_lu = torch.stack([stratified_levels(u, generator, density) for _ in range(n_layers)])
         noise_lnd = torch.randn(z_lnd.shape, generator=generator)
         index, z_nd, noise_nd = (whole.chunk(k, dim=1)[i].flatten(0, 1).to(z.device) for whole in (index_lu, z_lnd, noise_lnd))
         a, s = (value.repeat_interleave(n // u, 0) for value in self.process.coefficients(index))
@@ -141,7 +143,10 @@ class MetaModel:
         if self._several:
             inputs.append(torch.tensor(self.layers, device=z.device).repeat_interleave(u // k))
         prediction_nd = (self.network if network is None else network)(*inputs)
-        return (prediction_nd.float() - self.process.target(z_nd, noise_nd)).square().mean()
+        squared_nd = (prediction_nd.float() - self.process.target(z_nd, noise_nd)).square()
+        if weighting != "uniform":
+            squared_nd = squared_nd * DENSITIES[weighting].weights.to(z.device)[index].repeat_interleave(n // u)[:, None]
+        return squared_nd.mean()
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
         """The one-step estimate of z (n, d): `denoise`, so that a MetaModel is a `Denoiser`."""

@@ -238,7 +238,36 @@ def noise_process(objective: str) -> FlowMatching | DDPM:
     return PROCESSES[objective]()
 
 
-def stratified_levels(n: int, generator: torch.Generator) -> Tensor:
-    """n training levels (n,), uniform over 0 … 999, one from each of n equal strata: the mean loss varies less."""
+def stratified_levels(n: int, generator: torch.Generator, density: str = "uniform") -> Tensor:
+    """n training levels (n,) of 0 … 999, one from each of n equally likely strata: the mean loss varies less.
+
+    Args:
+        density: of the levels, one of `DENSITIES`.
+    """
     strata = torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)
-    return (strata / n * 1000).long().clamp_(max=999)
+    return DENSITIES[density].quantiles[(strata / n * 1000).long().clamp_(max=999)]
+
+
+@dataclass(frozen=True)
+class LevelDensity:
+    """How likely the 1000 training levels are.
+
+    Args:
+        quantiles: a level for each of 1000 equally likely strata, rising, (1000,).
+        weights: density of each level over the uniform one's, (1000,), mean 1: as weights of a loss at uniform levels they have the same
+            expected gradient.
+    """
+
+    quantiles: Tensor
+    weights: Tensor
+
+
+def _logit_normal() -> LevelDensity:
+    """Level sigmoid(n), n ~ N(0, 1), on a scale from 0 to 1 (Esser et al. 2024, eq. 19): the middle is asked most."""
+    middle = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    quantiles = (1000 * torch.sigmoid(torch.special.ndtri(middle))).long().clamp_(0, 999)
+    weights = torch.exp(-torch.logit(middle) ** 2 / 2) / (middle * (1 - middle))
+    return LevelDensity(quantiles, (weights / weights.mean()).float())
+
+
+DENSITIES = {"uniform": LevelDensity(torch.arange(1000), torch.ones(1000)), "logit_normal": _logit_normal()}

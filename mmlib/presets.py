@@ -3,10 +3,19 @@
 Steps of the `default` preset were calibrated once on two CPU cores to the minutes stated beside them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 PCA_K = 64  # components of the primary PCA methods, in every preset: the methods are named by it
 PCA_KS = (16, 64, 256)  # all that are compared
+
+
+DENSITIES = ("uniform", "logit_normal")  # of noise levels, see `noise.DENSITIES`
+DECAYS = ("cosine", "linear", "late")  # of the learning rate, see `train.DECAYS`
+
+
+def _later(default):
+    """A field that came after cells of studies had been trained with its default: see `studies.Study.configuration`."""
+    return field(default=default, metadata={"later": True})
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,7 @@ class Training:
     lr: float  # peak learning rate
     warmup: float = 0.02  # fraction of the steps that warms up linearly
     final_lr: float = 0.02  # the cosine ends at this fraction of the peak
-    ema: float = 0.99  # decay of the averaged weights, the ones evaluated and saved
+    ema: float = 0.99  # decay of the averaged weights, the ones evaluated and saved; after s steps at most (1 + s)/(10 + s), diffusers' warm-up
     beta2: float = 0.99  # of AdamW
     levels: int | None = None  # different noise levels in a batch, shared by runs of rows; None: one a row
     stop_if_stuck: bool = True  # give up on a training that stays above the mean predictor's loss
@@ -31,11 +40,17 @@ class Training:
     validate_every: int = 100
     save_every: int = 100  # a state to resume from; both at steps that are logged
     keep: tuple[tuple[str, int], ...] = ()  # (name, step): copies of the averaged weights kept on the way
+    density: str = _later("uniform")  # of the noise levels, or "logit_normal": see `noise.DENSITIES`
+    weighting: str = _later("uniform")  # of the squared errors by noise level, likewise
+    decay: str = _later("cosine")  # of the rate; or "linear", or "late": constant, then linear over the last fifth
 
     def __post_init__(self):
-        """Refuse validation or saving at steps that are not logged, where they would not happen."""
+        """Refuse validation or saving at steps that are not logged, where they would not happen, and names that nothing has."""
         if self.validate_every % self.log_every or self.save_every % self.log_every:
             raise ValueError(f"validate_every={self.validate_every} and save_every={self.save_every}: expected multiples of log_every={self.log_every}")
+        for name, allowed in (("density", DENSITIES), ("weighting", DENSITIES), ("decay", DECAYS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)

@@ -48,12 +48,16 @@ class TrainingDiverged(RuntimeError):
 
 
 def learning_rate(step: int, settings: Training) -> float:
-    """Rate of step 0, 1, …: linear warm-up, then a cosine to `final_lr` of the peak."""
+    """Rate of step 0, 1, …: linear warm-up, then a decay to `final_lr` of the peak."""
     warmup = max(1, round(settings.warmup * settings.steps))
     if step < warmup:
         return settings.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, settings.steps - warmup)
-    return settings.lr * (settings.final_lr + (1 - settings.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
+    return settings.lr * (settings.final_lr + (1 - settings.final_lr) * DECAYS[settings.decay](progress))
+
+
+DECAYS = {"cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2, "linear": lambda progress: 1 - progress,
+          "late": lambda progress: min(1.0, (1 - progress) / 0.2)}  # of the peak that is above the final rate, by progress from 0 to 1
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -170,7 +174,8 @@ class _TrainingRun:
 
     def _loss(self, z: Tensor, generator: torch.Generator, network: torch.nn.Module, part: tuple[int, int]) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.model.loss(z, generator, levels=self.settings.levels, part=part, network=network)
+            return self.model.loss(z, generator, levels=self.settings.levels, part=part, network=network,
+                                   density=self.settings.density, weighting=self.settings.weighting)
 
     def validation_loss(self) -> float:
         """The training loss of the averaged weights on fixed validation rows, with a level each, the same for all seeds."""

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from mmlib.noise import DDPM, FlowMatching, noise_process, stratified_levels
+from mmlib.noise import DDPM, DENSITIES, FlowMatching, noise_process, stratified_levels
 
 
 def test_flow_levels_are_the_published_ones():
@@ -101,3 +102,20 @@ def test_stratified_levels_take_one_from_each_stratum():
 def test_unknown_objective_lists_those_there_are():
     with pytest.raises(ValueError, match="flow_velocity, ddpm_epsilon"):
         noise_process("score")
+
+
+def test_logit_normal_levels_have_the_density_they_are_named_for():
+    levels = stratified_levels(1000, torch.Generator().manual_seed(0), "logit_normal")
+    sigmas = (levels.double() + 0.5) / 1000
+    distance = stats.kstest(torch.logit(sigmas).numpy(), "norm").statistic
+    assert distance < 0.005 and levels.min() >= 0 and levels.max() <= 999
+    assert sigmas.mean().item() == pytest.approx(0.5, abs=2e-3)
+
+
+def test_weights_of_a_density_do_what_drawing_from_it_does():
+    """The mean of any function of the level is the same, here of σ and of |σ − ½|, which tells the middle from the ends."""
+    density, middle = DENSITIES["logit_normal"], (torch.arange(1000) + 0.5) / 1000
+    assert density.weights.mean().item() == pytest.approx(1, abs=1e-5)
+    for of in (lambda s: s, lambda s: (s - 0.5).abs()):
+        assert (density.weights * of(middle)).mean().item() == pytest.approx(of(middle[density.quantiles]).mean().item(), rel=5e-3)
+    assert (DENSITIES["uniform"].quantiles == torch.arange(1000)).all() and (DENSITIES["uniform"].weights == 1).all()

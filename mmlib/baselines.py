@@ -20,7 +20,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from mmlib.gaussian import clean_input
+from mmlib.gaussian import GaussianDenoiser, clean_input
 from mmlib.noise import Denoiser, Level
 from mmlib.presets import SAESize
 from mmlib.store import ActivationStore
@@ -74,6 +74,13 @@ def train_sae(batches: Iterator[Tensor], d: int, size: SAESize, *, seed: int, de
     return SAETrainer(config, sae, batches).fit().eval().to("cpu")
 
 
+def drawn_batches(gaussian: GaussianDenoiser, batch: int, seed: int) -> Iterator[Tensor]:
+    """Endless draws from a Gaussian, each (batch, d): what `train_sae` takes for activations that are known to have no features."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield gaussian.sample(batch, generator)
+
+
 def save_sae(sae: SAE, folder: Path, documents: str) -> None:
     """Write SAELens's inference format (cfg.json and safetensors), with the identity of the documents it was trained on."""
     sae.cfg.metadata.documents = documents
@@ -107,6 +114,15 @@ def sae_quality(sae: SAE, z_nd: Tensor) -> dict[str, float]:
         active += (latents > 0).sum().item()
     return {"fvu": error / z_nd.double().square().sum().item(), "l0": active / len(z_nd), "dead": (fired == 0).double().mean().item(),
             "frequency": (fired / len(z_nd)).tolist()}
+
+
+@torch.inference_mode()
+def frequent_firing(sae: SAE, z_nd: Tensor, count: int) -> Tensor:
+    """Whether the SAE's most frequent latents fire, (n, count), most frequent first; fewer where fewer fire somewhere and not everywhere."""
+    firing_nm = torch.cat([sae.encode(part_nd) > 0 for part_nd in z_nd.split(2048)])
+    tokens_m = firing_nm.sum(0)
+    tokens_m[tokens_m == len(z_nd)] = 0
+    return firing_nm[:, tokens_m.topk(min(count, int((tokens_m > 0).sum()))).indices]
 
 
 class SAEDenoiser:

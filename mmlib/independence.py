@@ -5,6 +5,7 @@ for how long in a row, and destroys what it has in common with other columns, po
 the data would be one more draw from the null, so exactly 5 % of the pairs would be expected outside its 95 % band.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,14 +49,21 @@ def paired(values_nm: Tensor, seed: int, shifts: int = SHIFTS) -> Pairs:
     n, m = values_nm.shape
     if m < 2 or shifts < SHIFTS:
         raise ValueError(f"{m} columns and {shifts} shifts: expected at least 2 and {SHIFTS}")
-    pair, rng = np.triu_indices(m, 1), np.random.default_rng(seed)
-    columns_mn = values_nm.T.contiguous().float()
+    pair, columns_mn = np.triu_indices(m, 1), values_nm.T.contiguous().float()
+    null = [_products(shifted_mn, pair) / n for shifted_mn in _shifted(columns_mn, seed, shifts)]
+    return Pairs(_products(columns_mn, pair) / n, np.stack(null))
 
-    def products(rows_mn: Tensor) -> np.ndarray:
-        return (rows_mn @ rows_mn.T).numpy()[pair] / n
 
-    null = [products(torch.stack([row.roll(int(by)) for row, by in zip(columns_mn, rng.integers(0, n, m))])) for _ in range(shifts)]
-    return Pairs(products(columns_mn), np.stack(null))
+def _shifted(columns_mn: Tensor, seed: int, shifts: int) -> Iterator[Tensor]:
+    """Draws from the null, (m, n) each."""
+    rng, (m, n) = np.random.default_rng(seed), columns_mn.shape
+    for _ in range(shifts):
+        yield torch.stack([row.roll(int(by)) for row, by in zip(columns_mn, rng.integers(0, n, m))])
+
+
+def _products(rows_mn: Tensor, pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Sums of products over tokens of pairs of rows, (pairs,)."""
+    return (rows_mn @ rows_mn.T).numpy()[pair]
 
 
 def mutual_information(joint_p: np.ndarray, first_p: np.ndarray, second_p: np.ndarray) -> np.ndarray:
@@ -102,6 +110,45 @@ def coactivation(firing_nm: Tensor, seed: int, bins: np.ndarray) -> dict:
             "mutual_information": float(information[0]), "mutual_information_null": float(np.mean(information[1:])),
             "entropy": float(stats.entropy([rate_m, 1 - rate_m]).mean()), "rates": [float(rate_m.min()), float(rate_m.max())],
             "histogram": {"edges": np.asarray(bins).tolist(), "data": histogram(pairs.observed_p), "null": histogram(pairs.null_sp)}}
+
+
+def coactivation_by_document(firing_nm: Tensor, document_n: np.ndarray, seed: int) -> dict:
+    """How far `outside` and `above` of `coactivation` hang on single documents: both without each of them, and the jackknife's interval.
+
+    Shares without a long document are lower for its tokens alone, since fewer show less: the intervals are, if anything, too wide.
+
+    Args:
+        document_n: of each token, in any numbers; a document's tokens stand together.
+    Returns:
+        outside, above: dictionaries of `value`, `without` (each document) and `ci95`, by Student's t.
+    Raises:
+        ValueError: fewer than two documents.
+    """
+    ends = np.flatnonzero(np.diff(document_n)) + 1
+    if not len(ends):
+        raise ValueError("one document: an interval by document needs at least two")
+    pair, columns_mn = np.triu_indices(firing_nm.shape[1], 1), firing_nm.T.contiguous().float()
+
+    def together(rows_mn: Tensor) -> np.ndarray:
+        """Joint firings of all tokens, then without each document, (1 + documents, pairs)."""
+        counts_dp = np.stack([_products(part_mn, pair) for part_mn in rows_mn.tensor_split(ends.tolist(), dim=1)])
+        return np.concatenate([counts_dp.sum(0, keepdims=True), counts_dp.sum(0) - counts_dp])
+
+    observed = together(columns_mn)
+    more, less = np.ones_like(observed), np.ones_like(observed)
+    for shifted_mn in _shifted(columns_mn, seed, SHIFTS):
+        null = together(shifted_mn)
+        more += null >= observed
+        less += null <= observed
+    above, below = (rank / (1 + SHIFTS) <= 0.025 for rank in (more, less))
+    return {name: _jackknife((above | below if name == "outside" else above).mean(1)) for name in ("outside", "above")}
+
+
+def _jackknife(share: np.ndarray) -> dict:
+    """Interval of a share, from that of all documents and those without each."""
+    (value, *without), n = share.tolist(), len(share) - 1
+    reach = stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) ** 2 / n * np.var(without, ddof=1))
+    return {"value": value, "without": without, "ci95": [float(max(0.0, value - reach)), float(min(1.0, value + reach))]}
 
 
 def gaussianity(whitened_nd: Tensor, seed: int) -> dict:

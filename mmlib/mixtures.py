@@ -140,7 +140,8 @@ def fit_mixture(z_train_nd: Tensor, z_validation_nd: Tensor, size: MixtureSize, 
         z_train_nd: standardised activations.
         z_validation_nd: of validation documents, a few thousand, spread evenly over them.
     Returns:
-        (the best of all that were tried, what was tried: dictionaries of components, prior, em_steps and nats_per_dimension).
+        (the best of all that were tried, what was tried: dictionaries of components, prior, em_steps, nats_per_dimension and least_tokens,
+        of the smallest component: where these are fewer than dimensions, its covariance is mostly the prior's).
     Raises:
         ValueError: fewer training activations than dimensions or components.
     """
@@ -152,7 +153,8 @@ def fit_mixture(z_train_nd: Tensor, z_validation_nd: Tensor, size: MixtureSize, 
 
     def tried(mixture: GaussianMixtureDenoiser, label_n: Tensor, prior: float, em_steps: int) -> tuple:
         score = float(mixture.log_density(x_nd, SMOOTHING).mean())
-        outcomes.append({"components": len(mixture.components), "prior": prior, "em_steps": em_steps, "nats_per_dimension": score})
+        outcomes.append({"components": len(mixture.components), "prior": prior, "em_steps": em_steps, "nats_per_dimension": score,
+                         "least_tokens": int(label_n.unique(return_counts=True)[1].min())})
         bar.set_postfix_str(f"{len(mixture.components)} components, prior {prior:g}: {score:.4f} nats per dimension")
         bar.update()
         return score, mixture, label_n, prior

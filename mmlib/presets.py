@@ -107,7 +107,7 @@ class SAESize:
 class MixtureSize:
     """A mixture of Gaussians and what is tried for it on validation documents; see `mixtures.fit_mixture`."""
 
-    components: tuple[int, ...] = (16, 32, 64, 128)  # likelihood rises up to the last; cost grows in proportion
+    components: tuple[int, ...] = (32, 64, 128, 256)  # cost grows in proportion; notebook 02 says whether the last is the best
     priors: tuple[float, ...] = (32.0, 128.0, 512.0)  # strengths ν, in tokens
     em_steps: int = 2  # of the best, after k-means
     validation_tokens: int = 4000
@@ -225,7 +225,7 @@ class Preset:
 
     name: str
     sae: SAESize
-    recipes: dict[str, Recipe]  # "unet": the article's, "mlp": the paper's, "gated_mlp": ours, "denoising_sae": an SAE trained to denoise
+    recipes: dict[str, Recipe]  # see `_recipes`
     sae_grid: dict[str, SAESize]  # further SAEs of other sizes, sparsities and kinds, all with one smaller budget
     mixture: MixtureSize = MixtureSize()
     density: DensitySize = DensitySize()
@@ -247,6 +247,7 @@ class Preset:
     eval_tokens: int = 1000  # test tokens at each of the 100 noise levels, fresh ones at each
     eval_tokens_common: int = 200  # of these, the tokens that every method sees, the slow UNet too
     mix_tokens: int = 1000  # training tokens per level on which the per-level mixes are fitted
+    gap_tokens: int = 200  # at each noise level, of training and of validation documents each, for the gap between them
     paired_latents: int = 500  # the SAE's most frequent ones, whose pairs are tested for independence
     samples: int = 5000  # drawn from each generative model
     sample_steps: int = 50
@@ -272,12 +273,18 @@ class Preset:
     recipe_study: RecipeStudySize = RecipeStudySize()
 
 
+MATCHED_WIDTHS = {"mlp_2m": 292, "mlp_5m": 432}  # at d = 640 as many parameters as the `default` preset's UNet, and as its SAEs
+
+
 def _recipes(unet: UNetSize, unet_training: Training, mlp: MLPSize, mlp_training: Training, gated_training: Training,
-             sparse: SparseSize, sparse_training: Training) -> dict[str, Recipe]:
-    """The networks of a preset; ours has the size of the paper's."""
+             sparse: SparseSize, sparse_training: Training, matched_training: Training) -> dict[str, Recipe]:
+    """The networks of a preset: the article's UNet, the paper's MLP, ours of the same size, an SAE trained to denoise; and of the paper's kind
+    two with other networks' numbers of parameters, and one with a whole schedule of as many activations as the UNet sees."""
+    short = replace(mlp_training, steps=round(unet_training.steps * unet_training.batch / mlp_training.batch), warmup=0.1, keep=())
     return {"unet": Recipe(unet, unet_training), "mlp": Recipe(mlp, mlp_training),
             "gated_mlp": Recipe(replace(mlp, gated_skip=True), gated_training),
-            "denoising_sae": Recipe(sparse, sparse_training, linear_skip=True)}
+            "denoising_sae": Recipe(sparse, sparse_training, linear_skip=True), "mlp_short": Recipe(mlp, short),
+            **{name: Recipe(MLPSize(d_model=m, d_mlp=2 * m), matched_training) for name, m in MATCHED_WIDTHS.items()}}
 
 
 def _sae_grid(latents: int, k: int, steps: int, batch: int) -> dict[str, SAESize]:
@@ -309,8 +316,9 @@ PRESETS = {
                 MLPSize(layers=2, d_model=256, d_mlp=512),
                 Training("flow_velocity", steps=30, batch=256, lr=2e-3, ema=0.9, validate_every=10, keep=(("unet_activations", 2),)),
                 Training("flow_velocity", steps=60, batch=256, lr=2e-3, ema=0.9, levels=64, validate_every=30, keep=(("unet_seconds", 30),)),
-                SparseSize(latents=256, k=16, level_gain=True), Training("flow_velocity", steps=20, batch=256, lr=1e-3, ema=0.9, validate_every=10)),
-            eval_tokens=80, eval_tokens_common=20, mix_tokens=100,
+                SparseSize(latents=256, k=16, level_gain=True), Training("flow_velocity", steps=20, batch=256, lr=1e-3, ema=0.9, validate_every=10),
+                Training("flow_velocity", steps=20, batch=256, lr=4e-3, ema=0.9, validate_every=10)),
+            eval_tokens=80, eval_tokens_common=20, mix_tokens=100, gap_tokens=20,
             samples=700, sample_steps=10, samples_unet=64, components_unet=8,
             study_tokens=50, study_tokens_mixture=25, scaling_widths=(8, 16, 32, 64, 128), scaling_budgets=((4, 128), (8, 128), (12, 256), (24, 256)), scaling_levels=32,
             recipe_study=RecipeStudySize(
@@ -338,7 +346,8 @@ PRESETS = {
                 Training("flow_velocity", steps=3200, batch=512, lr=1e-3, ema=0.995, weight_decay=0.05, levels=64,  # 12 minutes
                          keep=(("unet_seconds", 1250),)),
                 SparseSize(latents=4096, k=64, level_gain=True),
-                Training("flow_velocity", steps=3500, batch=1024, lr=3e-3, ema=0.995)),  # 5 minutes
+                Training("flow_velocity", steps=3500, batch=1024, lr=3e-3, ema=0.995),  # 5 minutes
+                Training("flow_velocity", steps=3000, batch=512, lr=4e-3, ema=0.99, weight_decay=0.05)),  # three passes: 1 and 2 minutes
         ),
         Preset(
             name="gpu",  # the article's full-size UNet, longer budgets; any CUDA device of 16 GB
@@ -352,8 +361,9 @@ PRESETS = {
                 UNetSize(), Training("ddpm_epsilon", steps=8000, batch=256, lr=3e-4, ema=0.999),
                 MLPSize(), Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, keep=(("unet_activations", 500),)),
                 Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, levels=256, keep=(("unet_seconds", 4000),)),
-                SparseSize(latents=8192, k=64, level_gain=True), Training("flow_velocity", steps=8000, batch=4096, lr=3e-3, ema=0.999)),
-            eval_tokens=4000, eval_tokens_common=4000, mix_tokens=4000,
+                SparseSize(latents=8192, k=64, level_gain=True), Training("flow_velocity", steps=8000, batch=4096, lr=3e-3, ema=0.999),
+                Training("flow_velocity", steps=8000, batch=4096, lr=2e-3, ema=0.999, weight_decay=0.05)),
+            eval_tokens=4000, eval_tokens_common=4000, mix_tokens=4000, gap_tokens=1000,
             samples=20_000, sample_steps=100, samples_unet=5000, components_unet=64,
             lm_loss_tokens=50_000, lm_loss_tokens_unet=50_000, lm_loss_sigmas_unet=(0.1, 0.3, 0.5, 0.7),
         ),

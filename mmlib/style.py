@@ -15,6 +15,7 @@ LABELS = {
     "gaussian": "full Gaussian", "mixture": "mixture of Gaussians", "sae": "SAE, mixed", "sae_gaussian": "SAE, mixed with Gaussian",
     "sae_naive": "SAE, naive", "denoising_sae": "SAE trained to denoise", "unet": "UNet (article)",
     "mlp": "MLP (paper)", "mlp_unet_activations": "MLP, UNet's activations",
+    "mlp_short": "MLP, UNet's activations, whole schedule", "mlp_2m": "MLP, 2.6 M parameters", "mlp_5m": "MLP, 5.4 M parameters",
     "gated_mlp": "gated MLP (ours)", "gated_mlp_unet_seconds": "gated MLP, UNet's seconds",
     "additive": "plain addition", "norm_kept": "norm kept", "pca_k256": "PCA-256", "sae_clean": "SAE", "sdedit": "SDEdit, gated MLP",
     "sdedit_dpm": "SDEdit by DPM-Solver++",

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from mmlib.denoisers import ActivationDiffusionModel, MLPDenoiser, UNetDenoiser, count_parameters, image_shape
+from mmlib.presets import get_preset
 
 
 @pytest.mark.parametrize("d, shape", [(5120, (32, 160)), (640, (20, 32)), (768, (24, 32)), (2048, (32, 64)), (100, (4, 28)), (1, (4, 4))])
@@ -34,6 +35,16 @@ def test_the_articles_size():
     model = ActivationDiffusionModel()
     assert model.config.activation_dim == 5120 and model.image == (32, 160)
     assert count_parameters(model) == pytest.approx(58.9e6, rel=0.01)
+
+
+def test_matched_mlps_have_the_numbers_of_parameters_that_they_match():
+    """At d = 640: the default UNet's, and those of the default SAE (encoder, decoder and two biases)."""
+    preset = get_preset("default")
+    unet, sae = preset.recipes["unet"].size, preset.sae.latents * (2 * 640 + 1) + 640
+    for name, target in (("mlp_2m", count_parameters(UNetDenoiser(640, unet.channels, unet.layers_per_block))), ("mlp_5m", sae)):
+        size = preset.recipes[name].size
+        assert count_parameters(MLPDenoiser(640, size.d_model, size.d_mlp, size.layers)) == pytest.approx(target, rel=0.05)
+        assert size.d_mlp == 2 * size.d_model, "the paper's ratio"
 
 
 def test_mlp_against_the_published_equations_written_again():

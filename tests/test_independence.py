@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.independence import coactivation, gaussianity, mutual_information, paired
+from mmlib.independence import _jackknife, coactivation, coactivation_by_document, gaussianity, mutual_information, paired
 
 BINS = np.linspace(-4, 4, 17)
 
@@ -32,6 +32,26 @@ def test_a_planted_pair_is_found_and_named_by_its_side():
     assert found["never_together"] == pytest.approx(1 / 15) and found["mutual_information"] > 2 * found["mutual_information_null"]
     assert sum(found["histogram"]["data"]) == pytest.approx(1) == pytest.approx(sum(found["histogram"]["null"]))
     assert found["histogram"]["data"][0] == pytest.approx(1 / 15)
+
+
+def test_shares_without_each_document():
+    """One pair of latents agrees in the last of 5 documents alone, so it is outside the band unless that one is left out."""
+    rng, document = np.random.default_rng(2), np.repeat([3, 4, 7, 8, 9], 1000)
+    firing = torch.from_numpy(rng.random((5000, 2)) < 0.3)
+    firing[document == 9, 1] = firing[document == 9, 0]
+    found = coactivation_by_document(firing, document, 1)
+    assert found["above"]["value"] == coactivation(firing, 1, BINS)["above"] == 1
+    assert found["above"]["without"] == [1, 1, 1, 1, 0] and found["above"]["ci95"][0] == 0 and found["above"]["ci95"][1] == 1
+    everywhere = torch.cat([firing[:, :1], firing[:, :1]], 1)
+    assert coactivation_by_document(everywhere, document, 1)["outside"]["ci95"] == [1, 1]
+
+
+def test_the_jackknifes_interval_by_hand():
+    """Without each of three documents 0.4, 0.5, 0.6: standard error √(2/3 · 0.02), and t of two degrees is 4.303."""
+    found = _jackknife(np.array([0.5, 0.4, 0.5, 0.6]))
+    assert found["value"] == 0.5 and found["ci95"] == pytest.approx([0.5 - 4.303 * np.sqrt(0.04 / 3), 0.5 + 4.303 * np.sqrt(0.04 / 3)], abs=1e-3)
+    with pytest.raises(ValueError, match="one document"):
+        coactivation_by_document(torch.ones(10, 2, dtype=torch.bool), np.zeros(10), 0)
 
 
 def test_shifting_keeps_rates_and_runs():

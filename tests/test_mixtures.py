@@ -120,10 +120,17 @@ def test_moments_and_prior_by_hand():
     assert [c.eigenvalues_d.item() for c in fitted.components] == pytest.approx([7 / 4, 13 / 4])
 
 
+def test_a_component_of_one_token_has_the_covariance_within_components():
+    """Its own scatter is nothing: ν/(1 + ν) of the covariance within, here (2·1 + 0)/3 on the axis of the pair."""
+    fitted = ClusterMoments.of(torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]]), torch.tensor([0, 0, 1])).mixture(prior=3)
+    assert fitted.components[1].eigenvalues_d.max().item() == pytest.approx(3 / 4 * 2 / 3) and fitted.components[1].mean_d.tolist() == [9, 9]
+
+
 def test_fit_finds_the_clusters_and_beats_the_gaussian():
     (z, second), (held_out, _) = clusters(4000, generator(5)), clusters(1000, generator(6))
     fitted, tried = fit_mixture(z, held_out, MixtureSize(components=(1, 2), priors=(1.0, 1000.0), em_steps=1, validation_tokens=0), seed=0)
     assert sorted(fitted.log_weights_k.exp().tolist()) == pytest.approx([0.25, 0.75], abs=0.001) and len(tried) == 5
+    assert [row["least_tokens"] for row in tried] == [4000, 4000, 1000, 1000, 1000]
     assert min(c.eigenvalues_d.mean().item() for c in fitted.components) == pytest.approx(0.01, rel=0.2), "a strong prior would blur it"
     x = smoothed(held_out, generator(0))
     assert fitted.log_density(x, SMOOTHING).mean().item() == pytest.approx(max(row["nats_per_dimension"] for row in tried))

@@ -94,8 +94,9 @@ def test_every_preset_is_consistent():
     for preset in PRESETS.values():
         assert preset.eval_tokens % preset.eval_tokens_common == 0 and preset.samples_unet <= preset.samples
         trainings = {name: recipe.training for name, recipe in preset.recipes.items()}
-        assert set(trainings) == {"unet", "mlp", "gated_mlp", "denoising_sae"}
+        assert set(trainings) == {"unet", "mlp", "gated_mlp", "denoising_sae", "mlp_short", "mlp_2m", "mlp_5m"}
         for training in trainings.values():
             assert all(step <= training.steps for _, step in training.keep) and training.batch % (training.levels or 1) == 0
         seen = trainings["unet"].steps * trainings["unet"].batch / trainings["mlp"].batch
         assert dict(trainings["mlp"].keep)["unet_activations"] == pytest.approx(seen, rel=0.35)
+        assert trainings["mlp_short"].steps == pytest.approx(seen, rel=0.35) and not trainings["mlp_short"].keep

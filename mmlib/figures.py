@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from mmlib import claimed
 from mmlib.application_figures import clamping, probing, steering, typicality, typicality_passage, unit_contexts
 from mmlib.study_figures import recipes, robustness, scaling, solvers, throughput, unet_recipes
 from mmlib.style import (BLACK, BLUE, GREEN, LABELS, LINES, MARKERS, OBJECTIVES, ORANGE, PURPLE, RED, SKY, TABLES_ONLY, TEXT_WIDTH, save,
@@ -121,16 +122,17 @@ def _training_curve(ax: Axes, log: list[dict], key: str, name: str) -> None:
 
 
 def loss_by_noise(result: dict) -> Figure:
-    """Loss of every method against the noise level, on the tokens that all methods saw."""
-    figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.3))
+    """Loss of every method against the noise level, on the tokens that all methods saw; two readings of PCA are light, the naive one is left out."""
+    figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.4))
     for ax, (objective, label) in zip(axes, OBJECTIVES.items()):
-        curves = result["curves"][objective]
-        for method, (colour, dashes) in ((m, line) for m, line in LINES.items() if m not in TABLES_ONLY):
-            ax.plot(curves["sigma"], curves["loss"][method], color=colour, dashes=dashes, lw=1.3, label=LABELS[method])
-        ax.set(yscale="log", xlabel="noise level σ", ylabel=f"{label} per dimension", xlim=(0, 1))
-        ax.set_ylim((0.8, 10) if objective == "flow_velocity" else (1e-3, 10))
-        ax.axhline(1, color="0.6", lw=0.7, label="limits of the best loss")
-        if objective == "flow_velocity":
+        curves, velocity = result["curves"][objective], objective == "flow_velocity"
+        for method, (colour, dashes) in ((m, line) for m, line in LINES.items() if m in curves["loss"] and m != "pca_k64_naive"):
+            light = method in TABLES_ONLY
+            ax.plot(curves["sigma"], curves["loss"][method], color=colour, dashes=dashes, lw=0.7 if light else 1.3, alpha=0.7 if light else 1,
+                    zorder=1 if light else 2, label=LABELS[method])
+        ax.set(yscale="log", xlabel="noise level σ", ylabel=f"{label} per dimension", xlim=(0, 1), ylim=(0.8, 10) if velocity else (1e-3, 10))
+        _limits(ax, velocity)
+        if velocity:
             ax.set_yticks((1, 2, 3, 5, 10), labels=("1", "2", "3", "5", "10"))
             ax.minorticks_off()
     handles, labels = axes[0].get_legend_handles_labels()
@@ -138,19 +140,35 @@ def loss_by_noise(result: dict) -> Figure:
     return figure
 
 
-def reductions(result: dict) -> Figure:
-    """The primary definitions, set apart; then the reduction of the loss by each network over each baseline."""
-    figure = plt.figure(figsize=(TEXT_WIDTH, 5.0))
-    grid = figure.add_gridspec(2, 3, height_ratios=(1, 3.3))
-    _primary(figure.add_subplot(grid[0, :]), result["primary"])
+def _limits(ax: Axes, velocity: bool) -> None:
+    """The limits of the best loss: of the velocity 1 at both ends; of ε 1 at low noise, and 0 at high, which the axis of a logarithm does not have."""
+    for end, limit in ((0, 1), (1, 1 if velocity else ax.get_ylim()[0])):
+        ax.plot(end, limit, ls="", marker="D" if velocity or not end else "v", ms=5, mfc="white", color=BLACK, clip_on=False, zorder=5,
+                label=None if end else "limits of the best loss")
+    if not velocity:
+        ax.annotate("to 0", (1, ax.get_ylim()[0]), xytext=(-24, 4), textcoords="offset points", ha="right", fontsize=7)
+
+
+LEAST = -0.5  # reduction at the left end of the axis
+
+
+def reductions(result: dict, replication: dict | None = None) -> Figure:
+    """The primary definitions, set apart; then the reduction of the loss by each network over each baseline.
+
+    Args:
+        replication: results of notebook 24, whose training seeds become small ticks.
+    """
+    figure = plt.figure(figsize=(TEXT_WIDTH, 5.5))
+    grid = figure.add_gridspec(2, 3, height_ratios=(1.6, 3.3))
+    _primary(figure.add_subplot(grid[0, :]), result["primary"], replication)
     baselines_ = list(dict.fromkeys(row["baseline"] for row in result["reductions"]))
     first = None
     for column, method in enumerate(("unet", "mlp", "gated_mlp")):
         first = ax = figure.add_subplot(grid[1, column], sharey=first)
         for i, row in ((i, r) for i, b in enumerate(baselines_) for r in result["reductions"] if (r["method"], r["baseline"]) == (method, b)):
             j = list(OBJECTIVES).index(row["objective"])
-            _reduction(ax, row, i + 0.17 * (2 * j - 1), (BLUE, RED)[j], least=-0.5)
-        _reduction_axis(ax, -0.5)
+            _reduction(ax, row, i + 0.17 * (2 * j - 1), (BLUE, RED)[j])
+        _reduction_axis(ax)
         ax.set(title=LABELS[method] + ("*" if method == "unet" else ""), xlabel="reduction of the loss (%)",
                yticks=range(len(baselines_)), ylim=(len(baselines_) - 0.5, -0.7))
         ax.set_yticklabels([LABELS[b] for b in baselines_])
@@ -158,56 +176,76 @@ def reductions(result: dict) -> Figure:
     for j, (objective, label) in enumerate(OBJECTIVES.items()):
         first.plot([], [], color=(BLUE, RED)[j], marker=MARKERS[objective], ms=4, label=label)
     first.plot([], [], color=BLACK, lw=1, ls="--", label="claimed 47 %")
+    if replication:
+        first.plot([], [], ls="", marker="|", ms=8, mew=0.8, color=BLACK, label="training seeds")
     first.plot([], [], ls="", label="* on the common subset of tokens")
-    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncol=4)
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncol=5)
     return figure
 
 
-def _primary(ax: Axes, rows: list[dict]) -> None:
+def _primary(ax: Axes, rows: list[dict], replication: dict | None) -> None:
+    seeds = {(row["method"], row["baseline"], row["objective"]): row["reductions"]["values"] for row in (replication or {"seeds": []})["seeds"]}
     for y, row in enumerate(rows):
-        _reduction(ax, row, y, (BLUE, RED)[list(OBJECTIVES).index(row["objective"])], least=-0.5)
-        low, high = row["ci95"]
-        text = f"{100 * row['reduction']:.1f} [{100 * low:.1f}, {100 * high:.1f}] %".replace("-", "−")
-        right = row["reduction"] < 0.6  # of the point, unless it is at the right end
-        ax.annotate(text, (row["reduction"], y), xytext=(6 if right else -6, 0), textcoords="offset points", ha="left" if right else "right",
-                    va="center", fontsize=7, bbox={"fc": "white", "ec": "none", "pad": 0.5})
-    _reduction_axis(ax, -0.5)
-    ax.set(title="primary definitions, and our recipe (made later); 95 % intervals", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
-    ax.set_yticklabels([f"{LABELS[row['method']]} over {LABELS[row['baseline']]}" for row in rows])
+        _reduction(ax, row, y, (BLUE, RED)[list(OBJECTIVES).index(row["objective"])])
+        values = seeds.get((row["method"], row["baseline"], row["objective"]), [])
+        ax.plot(values, [y] * len(values), ls="", marker="|", ms=11, mew=0.8, color=BLACK, zorder=4)
+    _reduction_axis(ax)
+    ax.set(title="primary definitions, and the paper's MLP (added); 95 % intervals by document", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+    values = [f"{100 * row['reduction']:.1f} [{100 * row['ci95'][0]:.1f}, {100 * row['ci95'][1]:.1f}] %".replace("-", "−") for row in rows]
+    ax.set_yticklabels([f"{LABELS[row['method']]} over {LABELS[row['baseline']]}\n{value}" for row, value in zip(rows, values)])  # over no line there
 
 
-def _reduction_axis(ax: Axes, least: float) -> None:
-    ax.axvline(0, color=BLACK, lw=0.8)
-    ax.axvline(0.47, color=BLACK, lw=1, ls="--")
-    ax.set_xlim(least, 1.05)
+def _reduction_axis(ax: Axes) -> None:
+    ax.axvline(0, color=BLACK, lw=0.8, zorder=1)
+    ax.axvline(claimed.CLAIM, color=BLACK, lw=1, ls="--", zorder=1)
+    ax.set_xlim(LEAST, 1.05)
     ax.set_xticks((0, 0.5, 1), labels=("0", "50", "100"))
 
 
-def _reduction(ax: Axes, row: dict, y: float, colour: str, least: float) -> None:
+def _reduction(ax: Axes, row: dict, y: float, colour: str) -> None:
+    """A point with its interval; what is left of the axis is an arrow with its value."""
     low, high = row["ci95"]
-    if high < least:
-        ax.annotate(f"◂ {100 * row['reduction']:,.0f} %".replace("-", "−"), (least, y), xytext=(2, 0), textcoords="offset points", color=colour, va="center", fontsize=7,
-                    bbox={"fc": "white", "ec": "none", "pad": 0.3})
+    if row["reduction"] < LEAST:
+        ax.annotate(f"◂ {100 * row['reduction']:,.0f} %".replace("-", "−"), (LEAST, y), xytext=(2, 0), textcoords="offset points", color=colour, va="center",
+                    fontsize=6.3, bbox={"fc": "white", "ec": "none", "pad": 0})
         return
-    ax.plot([max(low, least), high], [y, y], color=colour, lw=1.4)
-    ax.plot(max(row["reduction"], least), y, marker=MARKERS[row["objective"]], color=colour, ms=4)
+    ax.plot([max(low, LEAST), high], [y, y], color=colour, lw=1.4)
+    ax.plot(row["reduction"], y, marker=MARKERS[row["objective"]], color=colour, ms=4)
 
 
-def floors(result: dict) -> Figure:
-    """The reduction of what can be reduced, against the unknown best possible loss, for the primary definitions."""
-    figure, ax = plt.subplots(figsize=(TEXT_WIDTH * 0.62, 2.6))
+def floors(result: dict, scaling: dict | None = None) -> Figure:
+    """The reduction of what can be reduced, against the unknown best possible loss, for the primary definitions.
+
+    Args:
+        scaling: results of notebook 06, whose E is marked, with its interval cut at the lowest loss.
+    """
+    figure, ax = plt.subplots(figsize=(TEXT_WIDTH * 0.62, 3.0))
     for found, colour, dashes in zip(result["floors"], (PURPLE, GREEN, ORANGE, RED), ((4, 1.5), (1, 1), (6, 1, 1, 1), ())):
         share = [row["floor"] / found["lowest_loss_seen"] for row in found["rows"]]
         ax.fill_between(share, *zip(*(row["ci95"] for row in found["rows"])), color=colour, alpha=0.25, lw=0)
         label = f"{LABELS[found['method']]} over {LABELS[found['baseline']]}, {OBJECTIVES[found['objective']].removesuffix(' loss')}"
         ax.plot(share, [row["reduction"] for row in found["rows"]], color=colour, dashes=dashes, marker="o", ms=3, label=label)
     ax.axhline(0, color=BLACK, lw=0.8)
-    ax.axhline(0.47, color=BLACK, lw=1, ls="--", label="claimed 47 %")
+    ax.axhline(claimed.CLAIM, color=BLACK, lw=1, ls="--", label="claimed 47 %")
     ax.set(xlabel="assumed best possible loss, as a share of the lowest loss seen", ylabel="reduction of the rest", xlim=(0, 1), ylim=(-1, 1.05))
+    if scaling is not None:
+        _estimated_floor(ax, claimed.over_the_estimate(result, scaling))
     ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     figure.legend(loc="outside lower center", ncol=1)
     return figure
+
+
+def _estimated_floor(ax: Axes, found: dict) -> None:
+    """E as a line, its interval as a bar along the axis, and the mixture's reduction over it as a star."""
+    if not found["possible"]:
+        return
+    at, ends = found["e"] / found["lowest_loss"], [end / found["lowest_loss"] for end in found["cut_ci95"]]
+    ax.axvline(at, color=BLUE, lw=1, ls=":", label=f"E of the scaling law, velocity: {found['e']:.2f}; bar: its interval, cut at the lowest loss")
+    ax.plot(ends, [-0.93] * 2, color=BLUE, lw=3, alpha=0.5, solid_capstyle="butt")
+    mixture = next(row["reduction"] for row in found["rows"] if row["method"] == "mixture")
+    if mixture is not None:
+        ax.plot(at, mixture, marker="*", ms=8, mfc=SKY, mec=BLACK, mew=0.6, ls="", zorder=5, label="mixture of Gaussians over full Gaussian, at E")
 
 
 def samples(result: dict) -> Figure:
@@ -312,8 +350,9 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "steering": (steering, "steering"),
 }
 
+BESIDE = {"reductions": ("replication",), "floors": ("scaling",)}  # results that a figure also shows, by keyword, where a run has them
 NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_baselines", "training": "03_train_meta_model",
              "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "density": "07_density", "lm_loss": "08_lm_loss",
              "benchmarks": "22_benchmarks", "scaling": "06_scaling", "robustness": "23_robustness", "recipes": "21_recipes", "steering": "11_steer",
-             "probing": "12_meta_neurons", "typicality": "13_off_manifold"}
+             "probing": "12_meta_neurons", "typicality": "13_off_manifold", "replication": "24_replication"}
 OPTIONAL = ("benchmarks", "scaling", "robustness", "recipes", "steering", "probing", "typicality")  # results that `make reproduce` does not write

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mmlib.compare import CLAIM, verdict
+from mmlib.claimed import CLAIM, verdict
 from mmlib.intervals import bootstrap_interval
 from mmlib.llm import LanguageModel, edited_block, read_residual_stream
 from mmlib.noise import Denoiser
@@ -219,16 +219,26 @@ class Effects:
         """1 − Δ_method/Δ_baseline, and beside it the reduction of the diffusion loss (velocity) on the same tokens and noise.
 
         Args:
-            sigmas: noise levels, summed over.
+            sigmas: noise levels, summed over. The noisiest dominates that sum, so the mean of the reductions at each stands beside it.
         Returns:
             `reduction`, its paired interval and the verdict on the claim are None, None and "undetermined" where the baseline's own Δ has an
-            interval that reaches 0: a share of what may be nothing means nothing.
+            interval that reaches 0: a share of what may be nothing means nothing. So are `mean_reduction`, `mean_ci95` and `mean_verdict`
+            where that holds at any one σ.
         """
         ours_d, theirs_d = (sum(self.change_d[name, sigma] for sigma in sigmas) for name in (method, baseline))
         ours_error_d, theirs_error_d = (sum(self.error_d[name, sigma] / sigma**2 for sigma in sigmas) for name in (method, baseline))
         loss, loss_ci = self._ratio(ours_error_d, theirs_error_d, -1)
         found = {"method": method, "baseline": baseline, "sigmas": list(sigmas), "claim": CLAIM, "loss_reduction": loss, "loss_ci95": loss_ci}
-        if self._ratio(theirs_d, self.counts_d)[1][0] <= 0:
-            return {**found, "reduction": None, "ci95": None, "verdict": "undetermined"}
-        reduction, interval = self._ratio(ours_d, theirs_d, -1)
-        return {**found, "reduction": reduction, "ci95": interval, "verdict": verdict(*interval)}
+        reduction, interval = self._mean_of_ratios([ours_d], [theirs_d])
+        found |= {"reduction": reduction, "ci95": interval, "verdict": verdict(*interval) if interval else "undetermined"}
+        mean, interval = self._mean_of_ratios(*([self.change_d[name, sigma] for sigma in sigmas] for name in (method, baseline)))
+        return {**found, "mean_reduction": mean, "mean_ci95": interval, "mean_verdict": verdict(*interval) if interval else "undetermined"}
+
+    def _mean_of_ratios(self, ours: list[np.ndarray], theirs: list[np.ndarray]) -> tuple[float | None, list[float] | None]:
+        """Mean over pairs of 1 − Σ ours / Σ theirs and its interval; None, None where some Σ theirs may be 0 or less."""
+        if any(self._ratio(theirs_d, self.counts_d)[1][0] <= 0 for theirs_d in theirs):
+            return None, None
+
+        def statistic(weights_rd: np.ndarray) -> np.ndarray:
+            return 1 - sum((weights_rd @ ours_d) / (weights_rd @ theirs_d) for ours_d, theirs_d in zip(ours, theirs)) / len(ours)
+        return float(statistic(np.ones(len(self.counts_d)))), list(bootstrap_interval(statistic, len(self.counts_d)))

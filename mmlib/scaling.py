@@ -11,6 +11,7 @@ import numpy as np
 import scipy.optimize
 from torch import nn
 
+from mmlib import claimed
 from mmlib.presets import MLPSize, Preset, Recipe, Training
 from mmlib.store import ActivationStore
 from mmlib.studies import Cell, measured_at_the_end
@@ -196,6 +197,23 @@ def extrapolation(law: PowerLaw, resampled: list[PowerLaw], loss: float, largest
     return {"loss": loss, "compute": _finite(at), "ci95": [_finite(low), _finite(high)],
             "share_never": float(np.mean(~np.isfinite(reached))), "decades_beyond": _finite(np.log10(at / largest)), "largest_measured": largest,
             "believable": not reasons, "reasons": reasons}
+
+
+def over_floor(e: dict, lowest: float, baseline: float) -> list[dict]:
+    """The reduction of what lies above E, and above each end of its interval.
+
+    Args:
+        e: value and ci95.
+        lowest: the lowest loss of a run; baseline: the loss that it is compared with, above it.
+    Returns:
+        is, floor, reduction, impossible: why not, where the floor is above a loss that was reached, with None for the reduction; else None.
+    """
+    rows = []
+    for name, floor in zip(("E", "lower end of E", "upper end of E"), (e["value"], *e["ci95"])):
+        possible = floor < lowest
+        rows.append({"is": name, "floor": floor, "reduction": claimed.over(floor, lowest, baseline) if possible else None,
+                     "impossible": None if possible else f"a loss of {lowest:.3f} has been reached"})
+    return rows
 
 
 def _finite(value: float) -> float | None:

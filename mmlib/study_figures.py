@@ -68,8 +68,8 @@ def scaling(result: dict) -> Figure:
     ax.plot(curve["compute"][~measured], curve["loss"][~measured], color=BLACK, lw=1.2, ls=(0, (4, 2)), label="the same, extrapolated")
     mean, gaussian = (result["references"][name]["loss"] for name in ("mean", "gaussian"))
     claimed = f"{100 * result['claim']:.0f} % below the Gaussian"
-    for name, loss, text in (("mean", mean, "mean only"), ("gaussian", gaussian, "full Gaussian"), ("unet", reach["loss"], claimed)):
-        colour, dashes = LINES[name]
+    for loss, text, (colour, dashes) in ((mean, "mean only", LINES["mean"]), (gaussian, "full Gaussian", LINES["gaussian"]),
+                                         (reach["loss"], claimed, (BLACK, (8, 2, 1, 2, 1, 2)))):
         ax.axhline(loss, color=colour, dashes=dashes, lw=1)
         ax.annotate(text, (curve["compute"][-1], loss), xytext=(0, 2), textcoords="offset points", ha="right", fontsize=7)
     ax.set(xscale="log", xlabel="compute C = 6·N·D (FLOP)", ylabel=f"{OBJECTIVES['flow_velocity']} per dimension, test",

@@ -9,6 +9,7 @@ from letters import Letters
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from mmlib import llm, lm_loss
+from mmlib.claimed import verdict
 from mmlib.corpus import Document
 from mmlib.extract import extract, plan_extraction
 from mmlib.lm_loss import Effects, Outcome, SplicedModel, denoised, reconstructed, spread_windows, stored_activations, stored_windows, window_noise
@@ -221,7 +222,10 @@ def test_effects_are_sums_by_document(monkeypatch):
     assert found["ci95"][0] < found["reduction"] < found["ci95"][1] and found["verdict"] in ("above", "consistent with")
     both = effects.reduction("a", "b", [0.5, 0.25])
     assert (both["reduction"], both["loss_reduction"]) == pytest.approx((1 - 3 / 17, 1 - (4 / 0.25 + 2 / 0.0625) / (16 / 0.25 + 4 / 0.0625)))
+    assert both["mean_reduction"] == pytest.approx(1 - (3 / 14 + 0) / 2) and both["mean_ci95"][0] <= both["mean_reduction"] <= both["mean_ci95"][1]
+    assert both["mean_verdict"] == verdict(*both["mean_ci95"]) and found["mean_reduction"] == found["reduction"]
     uncertain = effects.reduction("a", "c", [0.5])  # its changes by document: −1, 2, 0
     assert (uncertain["reduction"], uncertain["verdict"], uncertain["loss_reduction"]) == (None, "undetermined", 0)
+    assert (uncertain["mean_reduction"], uncertain["mean_ci95"], uncertain["mean_verdict"]) == (None, None, "undetermined")
     part = Effects(WINDOWS[:3], outcome([2.0, 2, 2, 2]), outcomes)
     assert part.counts_d.tolist() == [8, 12] and part.row(("b", 0.5))["delta"] == pytest.approx(10 / 20)

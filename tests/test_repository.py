@@ -97,7 +97,7 @@ def test_committed_comparison_has_what_its_readers_need():
         for same_seconds in ("mlp", "gated_mlp_unet_seconds"):
             assert rows[same_seconds]["train_seconds"] == pytest.approx(rows["unet"]["train_seconds"], rel=0.25)
         assert objective == "ddpm_epsilon" or rows["gated_mlp"]["loss"] <= 1.05
-        assert rows["gated_mlp"]["loss"] < rows["mlp"]["loss"] < rows["gaussian"]["loss"] < rows["ppca_k64"]["loss"] < rows["mean"]["loss"]
+        assert rows["gaussian"]["loss"] < rows["ppca_k64"]["loss"] < rows["mean"]["loss"]  # closed forms; who wins among the others is an outcome
         assert abs(result["closed_form"][objective]["relative_difference"]) < 0.01
     for row in result["reductions"]:
         assert row["claim"] == 0.47 and row["verdict"] in ("below", "consistent with", "above")

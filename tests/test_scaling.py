@@ -59,8 +59,8 @@ def test_too_few_points_are_refused():
         scaling.bootstrap(np.geomspace(1e11, 1e13, 4), np.array([4, 3, 2, 1.0]), np.array([4, 3, 2, 1.0]), resamples=5)
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    """Percentile intervals over runs, in 40 simulations; by chance a 95 % interval holds it 34 times or more."""
+def test_intervals_hold_the_truth_at_least_as_often_as_they_say():
+    """Percentile intervals over runs, in 40 simulations; one of exactly 95 % holds it 34 times or more (but for one case in a hundred)."""
     held = {"e": 0, "alpha": 0}
     for seed in range(40):
         compute, loss = grid(0.005, seed)
@@ -68,7 +68,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         for name in held:
             low, high = scaling.interval([getattr(law, name) for law in laws])
             held[name] += low <= getattr(TRUTH, name) <= high
-    assert all(30 <= count for count in held.values()), held
+    assert all(34 <= count for count in held.values()), held
 
 
 def test_the_compute_of_a_loss_by_hand():
@@ -94,6 +94,15 @@ def test_a_loss_that_may_never_be_reached_is_not_to_be_believed():
     never = scaling.extrapolation(floor, [floor] * 10, 1.4, 1e12)
     assert never["compute"] is None and never["share_never"] == 1
     assert never["reasons"] == ["the fitted law never comes below E = 1.450, and 1.400 is needed"]
+
+
+def test_an_impossible_end_of_a_floor_is_said_to_be_so():
+    """0.5 and 1 under losses 1.2 and 1.5; an end at 1.3 is above a loss that was reached."""
+    value, low, high = scaling.over_floor({"value": 1.0, "ci95": [0.5, 1.3]}, 1.2, 1.5)
+    assert [(row["is"], row["floor"], row["reduction"]) for row in (value, low)] == [
+        ("E", 1.0, pytest.approx(0.6)), ("lower end of E", 0.5, pytest.approx(0.3))]
+    assert (high["is"], high["floor"], high["reduction"]) == ("upper end of E", 1.3, None)
+    assert high["impossible"] == "a loss of 1.200 has been reached"
 
 
 def test_a_fit_at_the_edge_is_not_to_be_believed():

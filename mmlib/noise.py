@@ -240,5 +240,6 @@ def noise_process(objective: str) -> FlowMatching | DDPM:
 
 def stratified_levels(n: int, generator: torch.Generator) -> Tensor:
     """n training levels (n,), uniform over 0 … 999, one from each of n equal strata: the mean loss varies less."""
-    strata = torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)
+    on = {"generator": generator, "device": generator.device}
+    strata = torch.randperm(n, **on) + torch.rand(n, **on)
     return (strata / n * 1000).long().clamp_(max=999)

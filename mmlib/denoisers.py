@@ -159,6 +159,9 @@ class UNetDenoiser(ModelMixin, ConfigMixin):
         if order is not None and sorted(order) != list(range(activation_dim)):
             raise ValueError(f"order has {len(order)} entries: expected a permutation of 0 to {activation_dim - 1}")
         self.image = image_shape(activation_dim, height)
+        order_d = None if order is None else torch.tensor(order)
+        self.register_buffer("order_d", order_d, persistent=False)
+        self.register_buffer("inverse_order_d", None if order_d is None else order_d.argsort(), persistent=False)
         self.unet = UNet2DModel(
             sample_size=self.image, in_channels=1, out_channels=1, layers_per_block=layers_per_block,
             block_out_channels=tuple(block_out_channels),
@@ -175,11 +178,11 @@ class UNetDenoiser(ModelMixin, ConfigMixin):
         n, d = x_nd.shape
         height, width = self.image
         time_n = time_u.repeat_interleave(by_run(x_nd, len(time_u)).shape[1])
-        if self.config.order is not None:
-            x_nd = x_nd[:, self.config.order]
+        if self.order_d is not None:
+            x_nd = x_nd[:, self.order_d]
         image = F.pad(x_nd, (0, height * width - d)).view(n, 1, height, width)
         flat_nd = self.unet(image, time_n).sample.reshape(n, height * width)[:, :d]
-        return flat_nd if self.config.order is None else flat_nd[:, torch.tensor(self.config.order).argsort()]
+        return flat_nd if self.order_d is None else flat_nd[:, self.inverse_order_d]
 
 
 ActivationDiffusionModel = UNetDenoiser  # the article's name for it

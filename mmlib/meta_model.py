@@ -123,7 +123,7 @@ class MetaModel:
 
         Args:
             z: standardised activations (n, d), or (layers, n, d) for a model of several layers.
-            generator: draws levels and noise (on the CPU, so that devices agree).
+            generator: draws levels and noise, on its own device; a GPU's draws differ from a CPU's.
             levels: number u of different levels, each shared by n/u rows, which is faster; None: one a row.
             part: (i, k): the loss of the i-th of k equal parts of the batch. Their mean is the loss of the whole.
             network: in place of the model's own, such as one that is wrapped for several processes.
@@ -136,7 +136,7 @@ class MetaModel:
         if n % u or u % k:
             raise ValueError(f"batch {n}, {u} noise levels, {k} processes: expected each to divide the one before")
         index_lu = torch.stack([stratified_levels(u, generator, density) for _ in range(n_layers)])
-        noise_lnd = torch.randn(z_lnd.shape, generator=generator)
+        noise_lnd = torch.randn(z_lnd.shape, generator=generator, device=generator.device)
         index, z_nd, noise_nd = (whole.chunk(k, dim=1)[i].flatten(0, 1).to(z.device) for whole in (index_lu, z_lnd, noise_lnd))
         a, s = (value.repeat_interleave(n // u, 0) for value in self.process.coefficients(index))
         inputs = [a * z_nd + s * noise_nd, self.process.timestep(index)]

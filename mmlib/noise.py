@@ -244,8 +244,9 @@ def stratified_levels(n: int, generator: torch.Generator, density: str = "unifor
     Args:
         density: of the levels, one of `DENSITIES`.
     """
-    strata = torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)
-    return DENSITIES[density].quantiles[(strata / n * 1000).long().clamp_(max=999)]
+    on = {"generator": generator, "device": generator.device}
+    strata = torch.randperm(n, **on) + torch.rand(n, **on)
+    return DENSITIES[density].quantiles.to(generator.device)[(strata / n * 1000).long().clamp_(max=999)]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +25,16 @@ def git_commit(root: Path) -> str:
         return "unknown"
 
 
-def provenance(root: Path, **facts) -> dict:
-    """What a reader needs to make the number again: commit, package versions, time, and the caller's facts."""
+def provenance(root: Path, *, packages: Sequence[str] = PACKAGES, commit: str | None = None, **facts) -> dict:
+    """What a reader needs to make the number again: commit, package versions, time, and the caller's facts.
+
+    Args:
+        commit: of the code; None: the one that `root` is at.
+    """
     return {
         **facts,
-        "commit": git_commit(root),
-        "packages": {name: version(name) for name in PACKAGES},
+        "commit": commit or git_commit(root),
+        "packages": {name: version(name) for name in packages},
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

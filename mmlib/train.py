@@ -4,8 +4,9 @@
     torchrun --nproc-per-node 2 -m mmlib.train gated_mlp …    the same, on several processes or machines with a shared disk
 
 Batches, noise levels and noise are functions of (seed, step), so on a CPU a run that was killed and resumed ends with the same
-bytes as one that was not, and a checkpoint needs no random-number state. Several processes each take their part of every batch:
-the loss is the one of a single process.
+bytes as one that was not, and a checkpoint needs no random-number state. Noise is drawn where training runs: a GPU draws other
+numbers than a CPU, so a run that moves to the other kind trains on, but not to the same weights. Several processes each take their
+part of every batch: the loss is the one of a single process.
 """
 
 import argparse
@@ -60,9 +61,9 @@ DECAYS = {"cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2, "li
           "late": lambda progress: min(1.0, (1 - progress) / 0.2)}  # of the peak that is above the final rate, by progress from 0 to 1
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """Random numbers of one step."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random numbers of one step, drawn on that device: a GPU's differ from a CPU's."""
+    return torch.Generator(device).manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
 
 
 def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterator[Tensor]], validation: Tensor, folder: Path,
@@ -84,7 +85,7 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
         TrainingDiverged: the loss or its gradient is no longer finite, or the loss stays above the mean predictor's.
         ValueError: the tracker is unknown or its package is not installed.
     """
-    run = _TrainingRun(model, settings, validation, folder, seed, source, tracker)
+    run = TrainingRun(model, settings, validation, folder, seed, source, tracker)
     if run.done():
         return run.log
     given = batches(run.step)
@@ -109,7 +110,7 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
     return run.finish()
 
 
-class _TrainingRun:
+class TrainingRun:
     """The state of a run between steps."""
 
     def __init__(self, model: MetaModel, settings: Training, validation: Tensor, folder: Path, seed: int, source: str,
@@ -154,7 +155,8 @@ class _TrainingRun:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.settings)
         z = self.model.normaliser(next(source).to(self.device))
-        loss = self._loss(z, step_generator(self.seed, self.step), self.forward, (self.accelerator.process_index, self.accelerator.num_processes))
+        generator, part = step_generator(self.seed, self.step, self.device), (self.accelerator.process_index, self.accelerator.num_processes)
+        loss = self._loss(z, generator, self.forward, part)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         value = self.accelerator.reduce(loss.detach(), "mean").item()

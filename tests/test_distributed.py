@@ -1,6 +1,7 @@
 """Two processes train, and extract, what one does."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,21 @@ def test_what_two_processes_left_unfinished_one_resumes(make_store, tmp_path):
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "killed.py"), store,
                     str(tmp_path / "run")], capture_output=True, timeout=300)
     assert "resuming at step 8" in launch(str(tmp_path / "worker.py"), store, str(tmp_path / "run"))
+
+
+def test_the_command_line_trains_by_two_processes(make_store, tmp_path):
+    """What the README says to type, on a store where notebook 01 would have put one."""
+    data = tmp_path / "data"
+    (data / "runs" / "smoke").mkdir(parents=True)
+    make_store(dtype="float32")[0].rename(data / "runs" / "smoke" / "activations.h5")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    command = (*launcher, "-m", "mmlib.train", "gated_mlp", "--preset", "smoke")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "MMLIB_DATA": str(data)})
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder, steps = data / "runs" / "smoke" / "gated_mlp", get_preset("smoke").recipes["gated_mlp"].training.steps
+    assert done.stdout.count(f"{folder}: {{'step': {steps}") == 1  # by one of the two
+    assert MetaModel.from_pretrained(folder).language_model == "toy@1"
+    assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"] == steps
 
 
 EXTRACTION = """

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -66,24 +68,24 @@ def test_every_solver_recovers_a_known_gaussian(objective, solver):
 
 
 class Mixture(torch.nn.Module):
-    """The exact velocity of an even mixture of N(±3, 0.1²) in one dimension."""
+    """The exact prediction for an even mixture of N(±3, 0.1²) in one dimension."""
 
-    def __init__(self):
+    def __init__(self, objective):
         super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.process, self.unused = noise_process(objective), torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, x, time_u):
-        sigma = (time_u / 1000).repeat_interleave(len(x) // len(time_u))[:, None]
-        a, centres, variance = 1 - sigma, torch.tensor([-3.0, 3.0]), 0.01
-        power = a**2 * variance + sigma**2
+        a, s = (value.repeat_interleave(len(x) // len(time_u))[:, None] for value in self.process.at_time(time_u))
+        centres, variance = torch.tensor([-3.0, 3.0]), 0.01
+        power = a**2 * variance + s**2
         weight = torch.softmax(-((x - a * centres) ** 2) / (2 * power), 1)
         estimate = (weight * (centres + a * variance / power * (x - a * centres))).sum(1, keepdim=True)
-        return (x - estimate) / sigma
+        return self.process.target(estimate, (x - a * estimate) / s)
 
 
-@pytest.mark.parametrize("solver", FlowMatching.solvers)
-def test_every_flow_solver_recovers_a_known_mixture(solver):
-    model = MetaModel(Mixture(), "flow_velocity", Normaliser(torch.zeros(1, 1), torch.ones(1, 1)), "toy@1", [0], "")
+@pytest.mark.parametrize("objective, solver", [("flow_velocity", s) for s in FlowMatching.solvers] + [("ddpm_epsilon", s) for s in DDPM.solvers])
+def test_every_solver_recovers_a_known_mixture(objective, solver):
+    model = MetaModel(Mixture(objective), objective, Normaliser(torch.zeros(1, 1), torch.ones(1, 1)), "toy@1", [0], "")
     drawn = model.sample(4000, steps=200, solver=solver, generator=generator())
     assert 0.46 < (drawn > 0).double().mean() < 0.54
     assert abs(drawn.abs().mean() - 3) < 0.02 and 0.07 < (drawn.abs() - 3).std() < 0.13
@@ -185,6 +187,19 @@ def test_the_parts_of_a_batch_have_the_loss_of_the_whole():
         assert torch.allclose(whole, torch.stack(parts).mean())
     with pytest.raises(ValueError, match="expected each to divide"):
         model.loss(z, generator(), levels=5)
+
+
+@pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
+@pytest.mark.parametrize("network", [partial(MLPDenoiser, 48, 32, 64, 2), partial(UNetDenoiser, 48, (32, 32, 32), 1)], ids=["mlp", "unet"])
+def test_both_denoisers_learn_under_both_processes(network, objective):
+    """The loss of a new network is finite, and its gradient reaches every weight."""
+    torch.manual_seed(0)
+    model = MetaModel(network(), objective, Normaliser(torch.zeros(1, 48), torch.ones(1, 48)), "toy@1", [1], "")
+    loss = model.loss(torch.randn(16, 48), generator(), levels=8)
+    loss.backward()
+    assert 0.5 < loss.item() < 5
+    for name, weight in model.network.named_parameters():
+        assert weight.grad.isfinite().all() and weight.grad.any(), name
 
 
 def several(make_store):
@@ -358,6 +373,39 @@ def test_an_epoch_is_read_where_there_is_no_final(published):
         path.unlink()
     with pytest.raises(CheckpointError, match="neither final.safetensors nor"):
         MetaModel.from_pretrained(folder)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub whose one repository is a folder: what is asked for is copied from it, the rest is not."""
+    def of(repository):
+        def download(name, revision, allow_patterns):
+            assert (name, revision) == ("someone/meta-model", "v1")
+            copy = tmp_path / "cache"
+            for path in (path.relative_to(repository) for path in repository.rglob("*") if path.is_file()):
+                if any(path.match(pattern) for pattern in allow_patterns):
+                    (copy / path.parent).mkdir(parents=True, exist_ok=True)
+                    shutil.copy(repository / path, copy / path)
+            return str(copy)
+        monkeypatch.setattr("mmlib.checkpoints.snapshot_download", download)
+        return partial(MetaModel.from_pretrained, "someone/meta-model", revision="v1")
+    return of
+
+
+def test_a_model_of_ours_is_read_from_the_hub(hub, tmp_path):
+    model, x = exact("flow_velocity"), torch.randn(4, 3)
+    model.save_pretrained(tmp_path / "ours")
+    assert torch.allclose(hub(tmp_path / "ours")().denoise(x, 0.5), model.denoise(x, 0.5), atol=1e-6)
+
+
+def test_a_published_model_is_read_from_the_hub(hub, published, tmp_path):
+    folder, x = published().rename(tmp_path.with_name("published")), torch.randn(4, 6)
+    (folder / "checkpoints").mkdir()
+    shutil.copy(folder / "final.safetensors", folder / "checkpoints" / "epoch_2.safetensors")
+    from_hub = hub(folder)
+    assert torch.equal(from_hub().denoise(x, 0.5), MetaModel.from_pretrained(folder).denoise(x, 0.5))
+    assert not list(tmp_path.rglob("epoch_2.safetensors"))  # as large as the model, and not asked for
+    assert torch.equal(from_hub(checkpoint="epoch_2").denoise(x, 0.5), MetaModel.from_pretrained(folder).denoise(x, 0.5))
 
 
 class Malicious:

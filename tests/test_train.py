@@ -2,8 +2,12 @@
 
 import dataclasses
 import os
+import random
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +97,40 @@ def test_resume_survives_a_new_process(make_store, tmp_path):
     subprocess.run((*arguments, "kill"), env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True)
     done = subprocess.run((*arguments, "on"), env={**os.environ, "PYTHONHASHSEED": "2"}, capture_output=True, text=True)
     assert "resuming at step 8" in done.stdout, done.stderr
+
+
+LONG = dataclasses.replace(SETTINGS, steps=400, validate_every=40, keep=())
+
+
+def run_until_killed(path, folder, step, delay):
+    """Train in this process, which a thread kills so many seconds after a step was begun: anywhere in a step, or while a state is written."""
+    store = ActivationStore(Path(path))
+
+    def source(start):
+        for i, batch in enumerate(batches(store)(start), start):
+            if i == max(int(step), start):
+                threading.Timer(float(delay), os.kill, (os.getpid(), signal.SIGKILL)).start()
+            if i == LONG.steps - 1:
+                time.sleep(60)  # it never ends by itself
+            yield batch
+    model = fresh(store)
+    train(model, LONG, source, model.normaliser(store.read(store.rows("validation"))), Path(folder), seed=0)
+
+
+def test_killed_at_random_moments_and_resumed_ends_bit_identical(make_store, tmp_path, pytestconfig):
+    path = make_store(dtype="float32")[0]
+    seed = random.randrange(10**6)
+    draw = random.Random(seed)
+    for step in sorted(draw.randrange(LONG.steps) for _ in range(pytestconfig.getoption("faults"))):
+        code = "import sys; sys.path.insert(0, sys.argv[1]); import test_train as t; t.run_until_killed(*sys.argv[2:])"
+        arguments = (Path(__file__).parent, path, tmp_path / "cut", step, draw.uniform(0, 0.03))
+        done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    store = ActivationStore(path)
+    (_, whole_log), (_, log) = run(store, tmp_path / "whole", LONG), run(store, tmp_path / "cut", LONG)
+    whole, cut = ((tmp_path / name / "network" / "diffusion_pytorch_model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut, f"kills drawn with seed {seed}"
+    assert [(e["step"], e["loss"]) for e in whole_log] == [(e["step"], e["loss"]) for e in log], f"kills drawn with seed {seed}"
 
 
 def test_divergence_names_the_step(make_store, tmp_path):

@@ -31,8 +31,8 @@ def over(floor: float, loss: float, baseline: float) -> float:
 def over_the_estimate(comparison: dict, scaling: dict) -> dict:
     """The reduction over the law's E for each primary definition on velocity, and for the mixture.
 
-    The interval is that of E alone, cut; the choice of documents would widen it little. The reduction is monotone in E, so its ends are
-    those of E.
+    The interval is that of E alone, cut; the choice of documents would widen it by a few points (`compare.floor_rows` has those
+    intervals). The reduction is monotone in E, so its ends are those of E.
 
     Args:
         comparison: results of notebook 04 (`rows`, `primary`).
@@ -73,7 +73,8 @@ def in_words(found: dict) -> str:
     rows = [row for row in found["rows"] if row["reduction"] is not None]
     if not rows:
         return f"{start}{cut}; the baseline's own loss is the lowest, so no share of what lies above that can be given."
-    shares = "; ".join(f"{SHORT[row['method']]} {percent(row['reduction'])} % ({' to '.join(map(percent, row['ci95']))} % over that interval)" for row in rows)
+    shares = "; ".join(f"{SHORT[row['method']]} {percent(row['reduction'])} % ({' to '.join(map(percent, row['ci95']))} % over that interval)"
+                       for row in rows)
     claim, there = f"{100 * found['claim']:.0f} %", [SHORT[row["method"]] for row in rows if abs(row["reduction"] - found["claim"]) < NEAR]
     fitting = sum(row["verdict"] == "consistent with" for row in rows)
     return (f"{start}{cut}. Of what lies above that floor the reductions over the full Gaussian are: {shares}."

@@ -204,15 +204,15 @@ def over_floor(e: dict, lowest: float, baseline: float) -> list[dict]:
 
     Args:
         e: value and ci95.
-        lowest: the lowest loss of a run; baseline: the loss that it is compared with, above it.
+        lowest: the lowest loss of a run; baseline: the loss that it is compared with.
     Returns:
         is, floor, reduction, impossible: why not, where the floor is above a loss that was reached, with None for the reduction; else None.
     """
-    rows = []
+    rows, reached = [], min(lowest, baseline)
     for name, floor in zip(("E", "lower end of E", "upper end of E"), (e["value"], *e["ci95"])):
-        possible = floor < lowest
+        possible = floor < reached
         rows.append({"is": name, "floor": floor, "reduction": claimed.over(floor, lowest, baseline) if possible else None,
-                     "impossible": None if possible else f"a loss of {lowest:.3f} has been reached"})
+                     "impossible": None if possible else f"a loss of {reached:.3f} has been reached"})
     return rows
 
 

@@ -103,6 +103,8 @@ def test_an_impossible_end_of_a_floor_is_said_to_be_so():
         ("E", 1.0, pytest.approx(0.6)), ("lower end of E", 0.5, pytest.approx(0.3))]
     assert (high["is"], high["floor"], high["reduction"]) == ("upper end of E", 1.3, None)
     assert high["impossible"] == "a loss of 1.200 has been reached"
+    by_the_baseline = scaling.over_floor({"value": 1.6, "ci95": [0.5, 1.7]}, 1.8, 1.5)
+    assert [row["impossible"] for row in by_the_baseline] == ["a loss of 1.500 has been reached", None, "a loss of 1.500 has been reached"]
 
 
 def test_a_fit_at_the_edge_is_not_to_be_believed():

@@ -25,26 +25,30 @@ def imported_rooms(source: str) -> set[str]:
     return rooms
 
 
-def rooms_of(notebook: Path) -> set[str]:
-    """Files of mmlib that a notebook imports, directly or through others."""
+def rooms_of(notebook: Path, ignored: frozenset[str] = frozenset()) -> set[str]:
+    """Files of mmlib that a notebook imports, directly or through others.
+
+    Args:
+        ignored: files that are left out, and so what only they import.
+    """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = ["".join(line for line in cell["source"] if not line.lstrip().startswith(("%", "!")))  # IPython's own commands
             for cell in cells if cell["cell_type"] == "code"]
-    todo = set().union(*map(imported_rooms, code))
+    todo = set().union(*map(imported_rooms, code)) - ignored
     found = set()
     while todo:
         room = todo.pop()
         found.add(room)
-        todo |= imported_rooms((ROOT / "mmlib" / f"{room}.py").read_text(encoding="utf-8")) - found
+        todo |= imported_rooms((ROOT / "mmlib" / f"{room}.py").read_text(encoding="utf-8")) - found - ignored
     return found
 
 
 DRAWS_ONLY = "31_figures"
-DRAWING = {"figures", "study_figures", "application_figures", "style"}
+DRAWING = frozenset({"figures", "study_figures", "application_figures", "style"})
 
 
 if __name__ == "__main__":
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        rooms = rooms_of(path) - (set() if path.stem == DRAWS_ONLY else DRAWING)
+        rooms = rooms_of(path, frozenset() if path.stem == DRAWS_ONLY else DRAWING)
         files = " ".join(f"mmlib/{room}.py" for room in sorted(rooms))
         print(f"$(STAMPS)/{path.stem}: notebooks/{path.name} {files}")

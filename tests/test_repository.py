@@ -69,6 +69,8 @@ def test_drawing_loads_no_torch():
 def test_a_changed_room_is_known_to_the_notebooks_that_use_it():
     users = {path.stem[:2]: dependencies.rooms_of(path) for path in NOTEBOOKS}
     assert all("store" in users[n] for n in ("01", "02", "03", "04", "05")) and "compare" in users["04"]
+    computed_by = {path.stem[:2]: dependencies.rooms_of(path, dependencies.DRAWING) for path in NOTEBOOKS}
+    assert "claimed" not in computed_by["01"] and "claimed" in computed_by["04"], "what only figures import makes nothing but figures due"
     assert "train" not in users["01"] and "compare" not in users["03"] and "store" not in users["31"]
 
 

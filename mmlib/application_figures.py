@@ -14,7 +14,7 @@ from mmlib.style import BLACK, BLUE, GREEN, LABELS, LINES, ORANGE, PURPLE, RED, 
 _UNITS = {  # of a dictionary: label, colour
     "gated_mlp": ("meta-neurons, gated MLP (ours)", RED), "mlp": ("meta-neurons, MLP (paper)", ORANGE),
     "unet": ("meta-neurons, UNet (article)", PURPLE),
-    "untrained": ("meta-neurons, MLP untrained", BLACK), "random": ("random directions", "0.45"), "raw": ("dimensions", BLUE),
+    "untrained": ("meta-neurons, MLP untrained", BLACK), "random": ("random directions", "0.45"), "random_silu": ("random SiLU features", "0.65"), "raw": ("dimensions", BLUE),
     "lm_neurons": ("neurons of the block's MLP", "#7A5C00"), "pca": ("principal components", SKY), "sae": ("SAE latents", GREEN),
     "sae_dense": ("SAE latents before TopK", "#00513B"), "mixture": (LABELS["mixture"], "#8C4B6E"),
     "mean_difference": ("difference of class means", BLACK)}
@@ -136,8 +136,10 @@ def probing(result: dict) -> Figure:
     labels = [f"{_UNITS[row['name']][0]} ({row['units']:,})" for row in rows]
     kinds.set(yticks=range(len(rows)), yticklabels=labels, ylim=(-0.6, len(rows) - 0.4),
               xlabel=f"mean AUC over {len(result['tasks'])} tasks, held out")
-    for name, marker in (("gated_mlp", "o"), ("untrained", "^"), ("raw", "v")):
+    for name, marker in (("gated_mlp", "o"), ("mlp", "s"), ("untrained", "^"), ("raw", "v")):
         found = [row for row in result["by_sigma"] if row["name"] == name]
+        if not found:
+            continue  # results of before the paper's MLP was read at every σ
         for key, dashes in (("all", ()), ("few", (3, 1.5)))[: 1 if name == "raw" else 2]:  # there are no more dimensions than candidates
             mean, interval = (np.array([row[key][part] for row in found]) for part in ("mean", "ci95"))
             noise.errorbar([row["sigma"] for row in found], mean, np.abs(interval.T - mean), color=_UNITS[name][1], marker=marker, ms=3.5,
@@ -152,6 +154,8 @@ def probing(result: dict) -> Figure:
 
 def clamping(result: dict) -> Figure:
     """What clamping the chosen unit, and matched random units, does to the next token's log-odds, in parts of the gap between the classes."""
+    if "skipped" in result["clamping"]:
+        return _said(f"No unit was clamped. {result['clamping']['skipped']}")
     figure, panels = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.9), sharey=True)
     titles = {"unscaled": "clamped to the positive mean", "scaled": "all changes at one norm"}
     for ax, (scale, title) in zip(panels, titles.items()):
@@ -168,6 +172,13 @@ def clamping(result: dict) -> Figure:
     panels[0].plot([], [], "o", color="0.4", ms=4.5, label="unit chosen for the task")
     panels[0].plot([], [], "s", color="0.4", mfc="white", ms=4.5, label="random units of the same density")
     figure.legend(loc="outside lower center", ncol=2)
+    return figure
+
+
+def _said(text: str) -> Figure:
+    """In place of a figure, why there is none."""
+    figure = plt.figure(figsize=(TEXT_WIDTH, 0.8))
+    figure.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
     return figure
 
 

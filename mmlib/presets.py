@@ -146,8 +146,9 @@ class ProbingSize:
     sigmas: tuple[float, ...] = (0.03, 0.1, 0.3, 0.5)
     catalogue_tokens: int = 6000  # of test documents, on which units are described
     catalogue_random: int = 4  # units that are shown though no task chose them
-    clamped: int = 10  # examples a task at which units are clamped
-    controls: int = 4  # random units beside each
+    clamped: int = 25  # examples a task at which units are clamped
+    controls: int = 10  # random units beside each
+    controls_at_once: int = 4  # of these, at each example, in turns
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,7 @@ PRESETS = {
             typicality=TypicalitySize(windows=8, length=96, positions=4, sigmas=(0.1, 0.5), draws=1, neighbours_among=500, sample_steps=5,
                                       weight_noise=(0.1,), likelihood_positions=1, likelihood_steps=4, likelihood_probes=1),
             probing=ProbingSize(posts=16, post_words=12, window_tokens=1800, per_class=10, least=5, candidates=200, draws=2, sigmas=(0.1, 0.5),
-                                catalogue_tokens=1000, catalogue_random=1, clamped=1, controls=1),
+                                catalogue_tokens=1000, catalogue_random=1, clamped=2, controls=2, controls_at_once=1),
             steering=SteeringSize(strengths=(1.0, 3.0), steps=3, steps_dpm=2, prompts=6, tokens=4, places=2, judge_sigmas=(0.5,), batch=6,
                                   timed_batch=4, timed_rounds=1),
             steering_study=SteeringStudySize(concepts=(("sentiment", 1), ("sci.space", 1)), strengths=(1.0, 3.0), sigmas=(0.5,), fraction_strengths=(3.0,),

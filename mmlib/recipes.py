@@ -66,7 +66,7 @@ def untrained(model: MetaModel, seed: int) -> MetaModel:
     network = model.network
     skipped = isinstance(network, LinearSkip)
     inner = network.inner if skipped else network
-    fresh = type(inner).from_config(inner.config)
+    fresh = type(inner)(**{key: value for key, value in inner.config.items() if not key.startswith("_")})
     if skipped:
         outer = copy.deepcopy(network)
         outer.inner, fresh = fresh, outer

@@ -148,7 +148,7 @@ class ProbingSize:
     catalogue_random: int = 4  # units that are shown though no task chose them
     clamped: int = 25  # examples a task at which units are clamped
     controls: int = 10  # random units beside each
-    controls_at_once: int = 4  # of these, at each example, in turns
+    controls_at_once: int = 2  # of these, at each example, in turns
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ def test_committed_comparison_has_what_its_readers_need():
         assert objective == "ddpm_epsilon" or rows["gated_mlp"]["loss"] <= 1.05
         assert rows["gaussian"]["loss"] < rows["ppca_k64"]["loss"] < rows["mean"]["loss"]  # closed forms; who wins among the others is an outcome
         assert abs(result["closed_form"][objective]["relative_difference"]) < 0.01
+        assert abs(result["closed_form"][objective]["z"]) < 3
     for row in result["reductions"]:
         assert row["claim"] == 0.47 and row["verdict"] in ("below", "consistent with", "above")
         assert row["ci95"][0] <= row["reduction"] <= row["ci95"][1]

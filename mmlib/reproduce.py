@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from mmlib.dependencies import DRAWS_ONLY
 from mmlib.files import require_disk, written_whole
 from mmlib.presets import get_preset
 from mmlib.results import provenance, read_json, write_json
@@ -91,7 +92,7 @@ def publish(notebooks: list[str]) -> None:
 
 
 def _readable(notebook: str) -> str:
-    """The executed copy without papermill's traces and progress bars."""
+    """The executed copy without papermill's traces and progress bars, and without pictures where figures/ holds every one of them."""
     content = json.loads(executed("default", notebook).read_text(encoding="utf-8"))
     original = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))
     if ["".join(c["source"]) for c in content["cells"]] != ["".join(c["source"]) for c in original["cells"]]:
@@ -101,7 +102,7 @@ def _readable(notebook: str) -> str:
         for trace in ("papermill", "execution"):
             cell["metadata"].pop(trace, None)
         if cell["cell_type"] == "code":
-            cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+            cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr" and not (notebook == DRAWS_ONLY and "image/png" in o.get("data", {}))]
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     if str(ROOT) in text:
         raise ValueError(f"{notebook} shows the path {ROOT}, which no reader's machine has: print it relative to the repository")

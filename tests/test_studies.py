@@ -86,12 +86,3 @@ def test_names_that_clash_or_name_no_file_are_refused(run, store):
         studies.Cell("a/b", RECIPE, store)
     with pytest.raises(ValueError, match="need a transform"):
         studies.Cell("a", RECIPE, store, coordinates="whitened")
-
-
-def test_settings_that_came_later_count_only_where_they_differ(run, store):
-    """Or every cell that is committed would be trained again."""
-    study, plain = counting(run, {})[0], studies.Cell("one", RECIPE, store)
-    changed = replace(plain, recipe=replace(RECIPE, training=replace(TINY, density="logit_normal")))
-    training = study.configuration(plain)["recipe"]["training"]
-    assert not {"density", "weighting", "decay"} & set(training)
-    assert study.configuration(changed)["recipe"]["training"] == {**training, "density": "logit_normal"}

@@ -259,6 +259,7 @@ class Preset:
     lm_loss_sigmas_unet: tuple[float, ...] = (0.3, 0.5)
     lm_loss_components: tuple[int, ...] = (16, 64, 128, 256, 512)  # k of PCA-k
     study_tokens: int = 300  # test tokens at each noise level for a cell of a study
+    study_tokens_mixture: int = 100  # of these, the tokens that a mixture of Gaussians sees, which is slow
     scaling_widths: tuple[int, ...] = (80, 160, 320, 640, 1280)  # d_model of the MLPs: 0.25 to 44 million parameters at d = 640
     scaling_budgets: tuple[tuple[int, int], ...] = ((127, 256), (254, 256), (254, 512), (507, 512), (1014, 512))  # (steps, batch), up to one pass
     scaling_levels: int = 64  # noise levels in each of those batches
@@ -266,7 +267,8 @@ class Preset:
         MLPSize(layers=3, d_model=640, d_mlp=1280),
         Training("flow_velocity", steps=1014, batch=512, lr=2e-3, ema=0.99, weight_decay=0.05, levels=64, validate_every=1020, save_every=1020))
     shift_corpora: tuple[tuple[str, int, int], ...] = (("newsgroups", 400, 256), ("self", 40, 255))  # (name, documents, tokens of each at most)
-    replicated: tuple[str, ...] = ("gated_mlp",)  # networks of the primary definitions that are trained again, a quarter of an hour each at most
+    replicated: tuple[str, ...] = ("gated_mlp", "mlp", "unet")  # networks of the primary definitions that are trained again, in this order
+    replicate_sae: bool = True  # the main SAE too
     replication_seeds: tuple[int, ...] = (1, 2)  # with these seeds beside the run's own
     recipe_study: RecipeStudySize = RecipeStudySize()
 
@@ -318,8 +320,7 @@ PRESETS = {
                 Training("flow_velocity", steps=20, batch=256, lr=4e-3, ema=0.9, validate_every=10)),
             eval_tokens=80, eval_tokens_common=20, mix_tokens=100, gap_tokens=20,
             samples=700, sample_steps=10, samples_unet=64, components_unet=8,
-            study_tokens=50, scaling_widths=(8, 16, 32, 64, 128), scaling_budgets=((4, 128), (8, 128), (12, 256), (24, 256)), scaling_levels=32,
-            replicated=("gated_mlp", "mlp", "unet"),
+            study_tokens=50, study_tokens_mixture=25, scaling_widths=(8, 16, 32, 64, 128), scaling_budgets=((4, 128), (8, 128), (12, 256), (24, 256)), scaling_levels=32,
             recipe_study=RecipeStudySize(
                 mlp=MLPSize(layers=1, d_model=32, d_mlp=64), large=MLPSize(layers=1, d_model=64, d_mlp=128), steps=8, batch=64, levels=16, seeds=2,
                 rates=(2e-3, 4e-3, 8e-3), more_rates=1, batches=(32,), lengths=(1.0, 2.0), short_lengths=(0.5, 1.0),

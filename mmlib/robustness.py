@@ -1,15 +1,21 @@
 """Does the verdict hold elsewhere: at other layers, on other texts, in other coordinates, without outliers, on fresh documents, with other seeds?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from sae_lens import SAE
 from torch import Tensor
 
+from mmlib.baselines import MixedDenoiser, SAEDenoiser
 from mmlib.batches import spread_rows
 from mmlib.compare import Losses, evaluate, reduction_interval, verdict
 from mmlib.gaussian import PrincipalComponents
-from mmlib.noise import Denoiser
+from mmlib.mixtures import GaussianMixtureDenoiser, fit_mixture
+from mmlib.noise import Denoiser, noise_process
+from mmlib.normaliser import Normaliser
+from mmlib.presets import MixtureSize
 from mmlib.store import ActivationStore
 
 OUTLIER_FACTOR = 3.0  # of the median norm of the training activations
@@ -55,6 +61,40 @@ def outliers(activations_nd: Tensor, training_median: float) -> np.ndarray:
     return (activations_nd.float().norm(dim=1) > OUTLIER_FACTOR * training_median).numpy()
 
 
+def as_chosen(size: MixtureSize, tried: Sequence[dict]) -> MixtureSize:
+    """The number of components and the prior that validation documents chose, as the only ones to be tried; EM has as many steps as it had.
+
+    Args:
+        tried: what `mixtures.fit_mixture` reports.
+    """
+    best = max(tried, key=lambda trial: trial["nats_per_dimension"])
+    return replace(size, components=(best["components"],), priors=(best["prior"],))
+
+
+def mixture_again(z_train_nd: Tensor, z_validation_nd: Tensor, size: MixtureSize, seed: int) -> GaussianMixtureDenoiser:
+    """A mixture fitted as notebook 02 fits it, here usually with one size to try: k-means, the noise and the validation tokens follow the seed.
+
+    Args:
+        z_train_nd, z_validation_nd: activations in the coordinates of the mixture.
+    """
+    rows = spread_rows(len(z_validation_nd), min(size.validation_tokens, len(z_validation_nd)), np.random.default_rng(seed))
+    return fit_mixture(z_train_nd, z_validation_nd[rows], size, seed=seed)[0]
+
+
+def mixed_sae(sae: SAE, store: ActivationStore, objectives: Sequence[str], tokens: int, seed: int) -> MixedDenoiser:
+    """An SAE read as notebook 04 reads it: fed the mean model's estimate, mixed with its input at each level of these objectives' grids.
+
+    Args:
+        store: whose training documents give the tokens that mixes are fitted on.
+        tokens: their number; seed: of the tokens and their noise.
+    """
+    rows = store.rows("train")
+    chosen = rows.start + spread_rows(len(rows), min(tokens, len(rows)), np.random.default_rng(seed))
+    levels = [level for objective in objectives for level in noise_process(objective).grid()]
+    z_nd = Normaliser.of(store)(store.take(chosen))
+    return MixedDenoiser(SAEDenoiser(sae, "mean_estimate"), levels, z_nd, torch.Generator().manual_seed(seed))
+
+
 def redraw_test(lengths: Sequence[int], splits: Sequence[str], n_test: int, seed: int) -> list[str]:
     """Another split of the same documents: test documents are drawn from those of training, which the old ones join.
 
@@ -76,28 +116,42 @@ def redraw_test(lengths: Sequence[int], splits: Sequence[str], n_test: int, seed
 
 
 def reduction_rows(methods: Mapping[str, Denoiser], baselines: Mapping[str, Denoiser], objectives: Sequence[str], z_nd: Tensor,
-                   document_n: np.ndarray, outlier_n: np.ndarray, *, tokens: int, seed: int) -> list[dict]:
+                   document_n: np.ndarray, outlier_n: np.ndarray, *, tokens: int, seed: int, slow: Mapping[str, Denoiser] | None = None,
+                   slow_tokens: int | None = None) -> list[dict]:
     """Reductions of each method over each baseline on all tokens and on those that are no outliers, with intervals by document.
 
-    All see the same tokens and noise. "Without outliers" leaves out draws; it draws no others.
+    All see the same tokens and noise. "Without outliers" leaves out draws; it draws no others. Nothing is compared with itself.
 
     Args:
         z_nd: activations in the coordinates of the methods.
         document_n: index of each one's document, from 0.
         outlier_n: which are outliers.
         tokens: drawn at each noise level, all of them if there are fewer.
+        slow: further methods, each a baseline of `methods` too, that see only every (tokens / slow_tokens)-th token; so does what is compared with them.
+    Raises:
+        ValueError: `slow_tokens` does not divide `tokens`, or is missing.
     """
-    n_documents, rows, tokens = int(document_n.max()) + 1, [], min(tokens, len(z_nd))
+    slow, slow_tokens = slow or {}, slow_tokens or (tokens if not slow else 0)
+    if not slow_tokens or tokens % slow_tokens:
+        raise ValueError(f"{tokens} tokens a level, {slow_tokens} for {', '.join(slow)}: expected the second to divide the first")
+    stride = tokens // slow_tokens
+    slow_tokens = min(tokens, len(z_nd)) // stride
+    rows = []
     for objective in objectives:
-        both, _ = evaluate({**methods, **baselines}, {}, objective, z_nd, document_n + n_documents * outlier_n, tokens=tokens,
-                           common_tokens=tokens, seed=seed)
-        plain = _documents(both, slice(0, n_documents))
-        rest = _documents(both, slice(n_documents, 2 * n_documents))
-        everything = Losses(both.sigma_l, {m: plain.sums[m] + rest.sums[m] for m in both.sums}, plain.counts_ld + rest.counts_ld)
-        for which, losses in (("all", everything), ("without outliers", plain)):
-            rows += [{"objective": objective, "tokens": which, "method": method, "baseline": baseline, **_reduction(losses, method, baseline)}
-                     for method in methods for baseline in baselines]
+        full, common = evaluate({**methods, **baselines}, slow, objective, z_nd, document_n + (int(document_n.max()) + 1) * outlier_n,
+                                tokens=slow_tokens * stride, common_tokens=slow_tokens, seed=seed)
+        for losses, pairs in ((full, [(m, b) for m in methods for b in baselines]),
+                              (common, [(m, s) for s in slow for m in methods] + [(s, b) for s in slow for b in baselines])):
+            for which, part in _with_and_without(losses, int(document_n.max()) + 1):
+                rows += [{"objective": objective, "tokens": which, "method": m, "baseline": b, **paired_reduction(part, m, b)} for m, b in pairs if m != b]
     return rows
+
+
+def _with_and_without(losses: Losses, n_documents: int) -> list[tuple[str, Losses]]:
+    """Losses by document of all tokens and of those that are no outliers, from losses whose further documents are the outliers of each."""
+    plain, rest = _documents(losses, slice(0, n_documents)), _documents(losses, slice(n_documents, 2 * n_documents))
+    return [("all", Losses(losses.sigma_l, {m: plain.sums[m] + rest.sums[m] for m in losses.sums}, plain.counts_ld + rest.counts_ld)),
+            ("without outliers", plain)]
 
 
 def _documents(losses: Losses, which: slice) -> Losses:
@@ -110,12 +164,50 @@ def _documents(losses: Losses, which: slice) -> Losses:
     return Losses(losses.sigma_l, {m: padded(sums) for m, sums in losses.sums.items()}, padded(losses.counts_ld))
 
 
-def _reduction(losses: Losses, method: str, baseline: str) -> dict:
+def document_sums(losses: Losses, method: str) -> dict:
+    """What `joined` needs of a method that is measured alone: summed losses and numbers of draws by document, levels together."""
+    sums_d, counts_d = losses.by_document(method)
+    return {"sums": sums_d.tolist(), "counts": counts_d.astype(int).tolist()}
+
+
+def joined(measured: Mapping[str, dict]) -> Losses:
+    """Losses of methods that were measured one at a time on the same draws, as if at a single level.
+
+    Args:
+        measured: by method, what `document_sums` gives.
+    Raises:
+        ValueError: they differ in their numbers of draws by document, so the draws were not the same.
+    """
+    counts = {method: found["counts"] for method, found in measured.items()}
+    if len({tuple(one) for one in counts.values()}) != 1:
+        raise ValueError(f"{', '.join(counts)} have {[sum(one) for one in counts.values()]} draws in documents of their own: expected the same draws for all")
+    return Losses(np.full(1, np.nan), {method: np.array([found["sums"]]) for method, found in measured.items()}, np.array([next(iter(counts.values()))]))
+
+
+def paired_reduction(losses: Losses, method: str, baseline: str) -> dict:
+    """The reduction with both losses, its interval by document and the verdict."""
     (ours_d, counts_d), (theirs_d, _) = losses.by_document(method), losses.by_document(baseline)
     interval = list(reduction_interval(losses, method, baseline))
     return {"loss": float(ours_d.sum() / counts_d.sum()), "baseline_loss": float(theirs_d.sum() / counts_d.sum()),
             "reduction": float(1 - ours_d.sum() / theirs_d.sum()), "ci95": interval, "documents": len(counts_d),
             "draws": int(counts_d.sum()), "verdict": verdict(*interval)}
+
+
+GRID = {("small_mlp", "gaussian"): "over_gaussian", ("small_mlp", "mixture"): "over_mixture", ("mixture", "gaussian"): "mixture_over_gaussian"}
+
+
+def grid(rows: Sequence[dict]) -> dict[str, dict[str, dict]]:
+    """Layers × texts: by corpus and layer, the velocity reductions of the small MLP over the Gaussian and the mixture, and of one over the other.
+
+    Args:
+        rows: of `reduction_rows`, each with its group, corpus and layer; those of groups "layers", "texts" and "layers and texts" count.
+    """
+    found: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        key = GRID.get((row["method"], row["baseline"]))
+        if key and row["group"] in ("layers", "texts", "layers and texts") and (row["objective"], row["tokens"]) == ("flow_velocity", "all"):
+            found.setdefault(row["corpus"], {}).setdefault(str(row["layer"]), {})[key] = {name: row[name] for name in ("reduction", "ci95", "verdict")}
+    return {corpus: dict(sorted(by_layer.items(), key=lambda item: int(item[0]))) for corpus, by_layer in found.items()}
 
 
 def spread(values: Sequence[float]) -> dict:

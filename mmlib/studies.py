@@ -22,6 +22,7 @@ from mmlib.denoisers import count_parameters
 from mmlib.devices import default_device, processor
 from mmlib.gaussian import GaussianDenoiser, PrincipalComponents
 from mmlib.meta_model import MetaModel
+from mmlib.noise import Denoiser
 from mmlib.normaliser import Normaliser
 from mmlib.presets import Recipe, Training
 from mmlib.recipes import new_model
@@ -52,20 +53,71 @@ class Cell:
     transform: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self):
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ValueError(f"cell {self.name!r}: expected letters, digits, dots, hyphens and underscores, since it names a file")
+        _require_file_name(self.name)
         if (self.coordinates == STANDARDISED) != (self.transform is None):
             raise ValueError(f"cell {self.name}: coordinates {self.coordinates!r} {'need a' if self.transform is None else 'take no'} transform")
+
+    @property
+    def steps(self) -> int:
+        """Of the training."""
+        return self.recipe.training.steps
 
     @property
     def activations(self) -> int:
         """Seen in training."""
         return self.recipe.training.steps * self.recipe.training.batch
 
+    @property
+    def configuration(self) -> dict:
+        """What decides its outcome besides the store and the evaluation.
+
+        Settings that came later than some cells are left out where they have their default: those cells had it.
+        """
+        recipe, training = asdict(self.recipe), self.recipe.training
+        for field in fields(training):
+            if field.metadata.get("later") and getattr(training, field.name) == field.default:
+                del recipe["training"][field.name]
+        return {"recipe": recipe, "seed": self.seed, "coordinates": self.coordinates}
+
     def seen(self, activations_nd: Tensor) -> Tensor:
         """What the network sees of raw activations, (n, d): standardised by training statistics, then transformed."""
         z_nd = Normaliser.of(self.store)(activations_nd)
         return self.transform(z_nd) if self.transform else z_nd
+
+
+@dataclass(frozen=True)
+class FittedCell:
+    """A denoiser that no loop of ours trains, with one seed on one store: fitted in closed form, or by another library.
+
+    Args:
+        name: of its file, as a `Cell`'s.
+        settings: all that decides the fit besides the store and the seed, as JSON can hold it.
+        fit: gives the denoiser, of standardised activations, with the number of its `parameters`.
+        activations: seen by the fit.
+    Raises:
+        ValueError: the name cannot be that of a file.
+    """
+
+    name: str
+    store: ActivationStore
+    seed: int
+    settings: dict
+    fit: Callable[[], Denoiser]
+    activations: int
+    steps = 0  # of a training loop
+
+    def __post_init__(self):
+        _require_file_name(self.name)
+
+    @property
+    def configuration(self) -> dict:
+        """What decides its outcome besides the store and the evaluation."""
+        return {"settings": self.settings, "seed": self.seed}
+
+
+def _require_file_name(name: str) -> None:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"cell {name!r}: expected letters, digits, dots, hyphens and underscores, since it names a file")
 
 
 class Study:
@@ -74,7 +126,7 @@ class Study:
     Args:
         name: of its folder in results/.
         notebook: that runs it.
-        evaluate: called with a cell and its trained model, gives what is to be kept of it, as JSON can hold it.
+        evaluate: called with a cell and its trained model (of a `FittedCell`, its denoiser), gives what is to be kept of it, as JSON can hold it.
         evaluation: everything that decides what `evaluate` gives besides the cell: a part of the configuration.
         one_pass: refuse cells that would see an activation twice, which mixes compute with reuse.
         trials: cells are trials of recipes. An outcome then also has `setup_seconds`, of what was fitted before training; `log`, the
@@ -85,42 +137,34 @@ class Study:
             batch, or less.
     """
 
-    def __init__(self, run: runs.Run, name: str, notebook: str, evaluate: Callable[[Cell, MetaModel], dict], evaluation: dict, *,
+    def __init__(self, run: runs.Run, name: str, notebook: str, evaluate: Callable[[Cell | FittedCell, Denoiser], dict], evaluation: dict, *,
                  one_pass: bool = True, trials: bool = False, validation_rows: int | None = None):
         self.run, self.name, self.notebook, self.evaluate, self.evaluation, self.one_pass = run, name, notebook, evaluate, evaluation, one_pass
         self.trials, self.validation_rows = trials, validation_rows
 
-    def path(self, cell: Cell) -> Path:
+    def path(self, cell: Cell | FittedCell) -> Path:
         """Where the outcome of a cell is."""
         return runs.ROOT / "results" / self.run.name / self.name / f"{cell.name}.json"
 
-    def configuration(self, cell: Cell) -> dict:
-        """What decides the outcome of a cell, as JSON gives it back.
+    def configuration(self, cell: Cell | FittedCell) -> dict:
+        """What decides the outcome of a cell, as JSON gives it back."""
+        further = {"validation_rows": self.validation_rows} if self.validation_rows else {}
+        return json.loads(json.dumps({**cell.configuration, "documents": cell.store.documents, **cell.store.identities,
+                                      "evaluation": self.evaluation, **further}))
 
-        Settings that came later than some cells are left out where they have their default: those cells had it.
-        """
-        recipe, training = asdict(cell.recipe), cell.recipe.training
-        later = [field for field in fields(training) if field.metadata.get("later") and getattr(training, field.name) == field.default]
-        for field in later:
-            del recipe["training"][field.name]
-        further = {"validation_rows": self.validation_rows}
-        return json.loads(json.dumps({"recipe": recipe, "seed": cell.seed, "coordinates": cell.coordinates,
-                                      "documents": cell.store.documents, **cell.store.identities, "evaluation": self.evaluation,
-                                      **{key: value for key, value in further.items() if value}}))
-
-    def known(self, cell: Cell) -> dict | None:
+    def known(self, cell: Cell | FittedCell) -> dict | None:
         """The outcome of a cell, if it is there with the same configuration."""
         path = self.path(cell)
         outcome = read_json(path) if path.exists() else None
         return outcome if outcome and outcome["configuration"] == self.configuration(cell) else None
 
-    def describe(self, cells: list[Cell]) -> str:
+    def describe(self, cells: list[Cell | FittedCell]) -> str:
         """What is left to do."""
         left = [cell for cell in cells if self.known(cell) is None]
-        return (f"{self.name}: {len(left)} of {len(cells)} cells left to train, {sum(cell.recipe.training.steps for cell in left):,} steps, "
+        return (f"{self.name}: {len(left)} of {len(cells)} cells left to train, {sum(cell.steps for cell in left):,} steps, "
                 f"{sum(cell.activations for cell in left):,} activations")
 
-    def outcomes(self, cells: list[Cell]) -> dict[str, dict]:
+    def outcomes(self, cells: list[Cell | FittedCell]) -> dict[str, dict]:
         """Outcome by cell; those that are missing are trained and evaluated, after a word on how many.
 
         Raises:
@@ -134,14 +178,26 @@ class Study:
         print(self.describe(cells), flush=True)
         return {cell.name: self.outcome(cell) for cell in tqdm(cells, desc=self.name, unit="cell")}
 
-    def outcome(self, cell: Cell) -> dict:
+    def outcome(self, cell: Cell | FittedCell) -> dict:
         """Of one cell: what is known, or else what training and evaluating it now gives."""
-        return self.known(cell) or self._trained(cell)
+        return self.known(cell) or (self._fitted(cell) if isinstance(cell, FittedCell) else self._trained(cell))
+
+    def _fitted(self, cell: FittedCell) -> dict:
+        began = time.perf_counter()
+        denoiser = cell.fit()
+        return self._written(cell, {"parameters": denoiser.parameters, "activations": cell.activations,
+                                    "seconds": round(time.perf_counter() - began, 4), **self.evaluate(cell, denoiser)})
+
+    def _written(self, cell: Cell | FittedCell, found: dict) -> dict:
+        """The outcome of a cell, from its file."""
+        machine = {"device": default_device(), "threads": torch.get_num_threads(), "processor": processor()}
+        content = {"configuration": self.configuration(cell), **found, "machine": machine}
+        self.run.write(f"{self.name}/{cell.name}", content, self.notebook, target="studies", **cell.store.identities)
+        return read_json(self.path(cell))
 
     def _trained(self, cell: Cell) -> dict:
         folder = self.run.data / "studies" / self.name / cell.name
         gaussian, setup_seconds = fitted_gaussian(cell)
-        content = {"configuration": self.configuration(cell)}
         try:
             model, log = train_cell(cell, folder, gaussian, self.validation_rows)
         except TrainingDiverged as reason:
@@ -149,17 +205,16 @@ class Study:
                 raise
             path = folder / "log.jsonl"
             log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-            content |= {"activations": cell.activations, "diverged": str(reason), "seconds": log[-1]["seconds"] if log else 0.0}
+            content = {"activations": cell.activations, "diverged": str(reason), "seconds": log[-1]["seconds"] if log else 0.0}
         else:
             model.to(default_device())
-            content |= {"parameters": count_parameters(model.network), "activations": cell.activations, "seconds": log[-1]["seconds"],
-                        "validation_loss": log[-1]["validation_loss"], **self.evaluate(cell, model)}
+            content = {"parameters": count_parameters(model.network), "activations": cell.activations, "seconds": log[-1]["seconds"],
+                       "validation_loss": log[-1]["validation_loss"], **self.evaluate(cell, model)}
         if self.trials:
             content |= {"setup_seconds": setup_seconds, "log": validated(log)}
-        content["machine"] = {"device": default_device(), "threads": torch.get_num_threads(), "processor": processor()}
-        self.run.write(f"{self.name}/{cell.name}", content, self.notebook, target="studies", **cell.store.identities)
+        outcome = self._written(cell, content)
         shutil.rmtree(folder)  # hundreds of megabytes, and the seed makes it again
-        return read_json(self.path(cell))
+        return outcome
 
 
 def validated(log: list[dict]) -> dict[str, list]:

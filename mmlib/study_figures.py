@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
@@ -78,11 +78,46 @@ def scaling(result: dict) -> Figure:
     return figure
 
 
+_TEXTS = {"self": "the model's own samples", "newsgroups": "newsgroups, letters only", "wikipedia": "Wikipedia"}
+_IN_THE_GRID = ("layers", "texts", "layers and texts", "seeds")  # groups of rows that the two maps show, or that a sentence tells
+
+
 def robustness(result: dict) -> Figure:
-    """Reduction over the full Gaussian by layer, text, coordinates and seed, with and without outliers."""
-    rows = [row for row in result["rows"] if row["baseline"] == "gaussian"]
+    """Layers × texts over the Gaussian and over the mixture; then the other rows, with and without outliers, on both objectives."""
+    rows = [row for row in result["rows"] if row["baseline"] == "gaussian" and row["group"] not in _IN_THE_GRID]
     labels = list(dict.fromkeys((row["group"], row["label"]) for row in rows))
-    figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 0.8 + 0.32 * len(labels)))
+    figure = plt.figure(figsize=(TEXT_WIDTH, 3.0 + 0.24 * len(labels)))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(2.2, 0.8 + 0.24 * len(labels)))
+    _layers_and_texts(top, result["grid"])
+    _further_rows(bottom, rows, labels, result["claim"])
+    return figure
+
+
+def _layers_and_texts(figure: SubFigure, grid: dict[str, dict]) -> None:
+    """Two maps of the small MLP's velocity reductions on one scale, with the interval in each cell."""
+    texts, layers = list(grid), list(next(iter(grid.values())))
+    titles = {"over_gaussian": "small MLP over the full Gaussian", "over_mixture": "small MLP over the mixture of Gaussians"}
+    values = {key: np.array([[grid[text][layer][key]["reduction"] for text in texts] for layer in layers]) for key in titles}
+    low, high = min(map(np.min, values.values())), max(map(np.max, values.values()))
+    for ax, (key, title) in zip(figure.subplots(1, 2, sharey=True), titles.items()):
+        image = ax.imshow(values[key], cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        for i, layer in enumerate(layers):
+            for j, text in enumerate(texts):
+                found = grid[text][layer][key]
+                numbers = [f"{100 * value:+.1f}".replace("-", "−") for value in (found["reduction"], *found["ci95"])]
+                ax.text(j, i, f"{numbers[0]} %\n[{numbers[1]}, {numbers[2]}]", ha="center", va="center", fontsize=7, linespacing=1.3,
+                        color="white" if found["reduction"] < (low + high) / 2 else BLACK)
+        ax.set(xticks=range(len(texts)), xticklabels=[_TEXTS.get(text, text).replace(", ", ",\n").replace("own ", "own\n") for text in texts],
+               yticks=range(len(layers)), yticklabels=[f"layer {layer}" for layer in layers], title=title)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=figure.axes, pad=0.01, fraction=0.03, format=PercentFormatter(1, symbol=" %"))
+    bar.set_label("reduction, velocity loss")
+    bar.outline.set_visible(False)
+
+
+def _further_rows(figure: SubFigure, rows: list[dict], labels: list[tuple[str, str]], claim: float) -> None:
+    ax = figure.subplots()
     for row in rows:
         j = list(OBJECTIVES).index(row["objective"])
         y = labels.index((row["group"], row["label"])) + 0.14 * (2 * j - 1)
@@ -95,18 +130,15 @@ def robustness(result: dict) -> Figure:
         if labels[i][0] != labels[i - 1][0]:
             ax.axhline(i - 0.5, color="0.8", lw=0.6)
     ax.axvline(0, color=BLACK, lw=0.8)
-    ax.axvline(result["claim"], color=BLACK, lw=1, ls="--")
-    ax.annotate(f"claimed {100 * result['claim']:.0f} %", (result["claim"], -0.5), xytext=(-3, -2), textcoords="offset points", ha="right",
-                va="top", fontsize=7)
-    ax.set(xlabel="reduction of the loss over the full Gaussian of the same training documents", yticks=range(len(labels)),
-           ylim=(len(labels) - 0.5, -0.5))
+    ax.axvline(claim, color=BLACK, lw=1, ls="--")
+    ax.annotate(f"claimed {100 * claim:.0f} %", (claim, -0.5), xytext=(-3, -2), textcoords="offset points", ha="right", va="top", fontsize=7)
+    ax.set(xlabel="reduction of the loss over the full Gaussian of the same training documents", yticks=range(len(labels)), ylim=(len(labels) - 0.5, -0.5))
     ax.set_yticklabels([label.replace("on self", "on the model's own samples").replace("on newsgroups", "on newsgroups, letters only") for _, label in labels])
     ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     handles = [Line2D([], [], color=colour, marker=MARKERS[objective], ms=4.5, label=label)
                for colour, (objective, label) in zip((BLUE, RED), OBJECTIVES.items())]
     handles.append(Line2D([], [], color="0.3", marker="o", mfc="white", ms=3, ls="", label="hollow: without outliers"))
     figure.legend(handles=handles, loc="outside lower center", ncol=3)
-    return figure
 
 
 _VARIANTS = {"published": (ORANGE, (), "s"), "shared": (BLUE, (4, 1.5), "o"), "gated": (RED, (), "D"), "linear": (GREEN, (1, 1), "^")}

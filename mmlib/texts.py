@@ -16,23 +16,34 @@ from mmlib.writer import DocumentRows, StoreWriter
 LAID_OUT = ("first_document", "format", "format_version", "layers", "d", "dtype", "train_rows", "chunk_rows")  # attributes that a writer sets itself
 
 
-def text_store(run: runs.Run, name: str, documents: list[Document], lm: LanguageModel, layer: int, *, splits: Sequence[str] | None = None,
-               tokens: int | None = None) -> ActivationStore:
-    """A store of these texts at one layer; it is extracted unless it is there, and continued where an extraction was interrupted.
+def text_stores(run: runs.Run, name: str, documents: list[Document], lm: LanguageModel, layers: Sequence[int], *,
+                splits: Sequence[str] | None = None, tokens: int | None = None) -> dict[int, ActivationStore]:
+    """Stores of these texts, one a layer, all from one pass of the language model; it is made unless its file is there, and continued where an
+    extraction was interrupted.
 
-    Standardise with the statistics of the store that the models were trained on, not with those of this one: without
-    training documents it has none.
+    Standardise with the statistics of the store that the models were trained on, not with those of these: without
+    training documents they have none.
 
     Args:
-        name: of the texts; with a hash of them and `tokens` it names the file.
+        name: of the texts; with a hash of them, the layers and `tokens` it names the file.
+        layers: block indices, each once.
         splits: of each document; None: all are test documents.
         tokens: at most so many of each document.
+    Raises:
+        ValueError: no such layer, or one twice.
     """
     size, identity = run.preset, corpus_identity(name, documents)
-    plan = plan_extraction(documents, list(splits or ["test"] * len(documents)), lm, layer, size.window, tokens, size.batch_tokens)
-    path = run.shared / "texts" / f"{identity}-layer{layer}{f'-{tokens}tokens' if tokens else ''}.h5"
+    plan = plan_extraction(documents, list(splits or ["test"] * len(documents)), lm, list(layers), size.window, tokens, size.batch_tokens)
+    which = f"layer{layers[0]}" if len(layers) == 1 else "layers" + "-".join(map(str, layers))
+    path = run.shared / "texts" / f"{identity}-{which}{f'-{tokens}tokens' if tokens else ''}.h5"
     extract(plan, lm, path, attributes=describe(lm, identity, plan, size, size.split_seed))
-    return ActivationStore(path, layer)
+    return {layer: ActivationStore(path, layer) for layer in layers}
+
+
+def text_store(run: runs.Run, name: str, documents: list[Document], lm: LanguageModel, layer: int, *, splits: Sequence[str] | None = None,
+               tokens: int | None = None) -> ActivationStore:
+    """`text_stores` of one layer."""
+    return text_stores(run, name, documents, lm, [layer], splits=splits, tokens=tokens)[layer]
 
 
 def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> ActivationStore:

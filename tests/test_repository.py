@@ -177,9 +177,17 @@ def test_committed_applications_have_what_their_readers_need():
 
 def test_committed_robustness_and_replication_have_what_their_readers_need():
     robustness, replication = committed("robustness"), committed("replication")
-    assert len(robustness["layers"]) == 3 and {row["corpus"] for row in robustness["rows"]} >= {"wikipedia", "newsgroups", "self"}
+    assert len(robustness["layers"]) == 3 and set(robustness["grid"]) == {"wikipedia", "newsgroups", "self"}
+    assert all(set(by_layer) == {str(layer) for layer in robustness["layers"]} for by_layer in robustness["grid"].values())
+    cells = [cell for by_layer in robustness["grid"].values() for cell in by_layer.values()]
+    assert all({"over_gaussian", "over_mixture", "mixture_over_gaussian"} == set(cell) for cell in cells)
     assert {"whitened", "standardised"} == {row["coordinates"] for row in robustness["rows"]} and all(len(s["values"]) == 3 for s in robustness["seeds"].values())
+    assert {(row["method"], row["baseline"]) for row in robustness["rows"]} >= {("gated_mlp", "mixture"), ("mixture", "gaussian"), ("gated_mlp", "sae")}
     assert all(len(row["reductions"]["values"]) == 3 for row in replication["seeds"]) and replication["fresh"]["test"]["documents"] >= 20
+    assert len(replication["seeds"]) == 4 and {"gated_mlp", "mlp", "unet", "mixture"} <= set(replication["spread_by_method"])
+    assert all(len(row["losses"]) == len(row["reductions"]) == 3 for row in replication["spread_by_method"].values())
+    assert len(replication["mixture"]["tie"]["values"]) == 3 and {"mixture", "gated_mlp", "gaussian"} <= set(replication["fresh"]["losses"])
+    assert {"gaussian"} <= set(replication["mixture"]["fresh"]["over"]) and "reduction" in replication["mixture"]["fresh"]["recipe_over_mixture"]
 
 
 def test_committed_recipes_have_their_cells_and_as_many_trials_for_the_published_architecture_as_for_ours():

@@ -9,6 +9,7 @@ from mmlib.compare import evaluate
 from mmlib.corpus import Document, split_documents
 from mmlib.gaussian import PrincipalComponents, standard_normal
 from mmlib.intervals import bootstrap_interval
+from mmlib.presets import MixtureSize
 from mmlib.store import ActivationStore
 
 
@@ -99,3 +100,76 @@ def test_redrawn_test_documents_were_in_training_and_span_the_lengths():
     assert all(stratum[-1] <= length <= stratum[0] for stratum, length in zip(np.array_split(lengths, 20), drawn))
     with pytest.raises(ValueError, match="78 training documents cannot give 100 for test"):
         robustness.redraw_test(sizes, old, 100, seed=0)
+
+
+def test_slow_opponents_see_every_nth_token_and_what_is_compared_with_them_too():
+    z = torch.randn(300, 4, generator=torch.Generator().manual_seed(1))
+    documents, none = np.repeat(np.arange(6), 50), np.zeros(300, dtype=bool)
+    methods, baselines, slow = {"m": Scaled(0.3), "b": Scaled(0.8)}, {"b": Scaled(0.8)}, {"s": Scaled(0.5)}
+    rows = robustness.reduction_rows(methods, baselines, ["flow_velocity"], z, documents, none, tokens=30, seed=3, slow=slow, slow_tokens=10)
+    found = {(row["method"], row["baseline"]): row for row in rows if row["tokens"] == "all"}
+    assert set(found) == {("m", "b"), ("m", "s"), ("b", "s"), ("s", "b")} and len(rows) == 8
+    full, common = evaluate({**methods, **baselines}, slow, "flow_velocity", z, documents, tokens=30, common_tokens=10, seed=3)
+    assert found["m", "b"]["draws"] == 3000 and found["m", "b"]["reduction"] == pytest.approx(1 - full.mean("m") / full.mean("b"))
+    assert found["m", "s"]["draws"] == 1000 and found["m", "s"]["reduction"] == pytest.approx(1 - common.mean("m") / common.mean("s"))
+    assert (1 - found["s", "b"]["reduction"]) * (1 - found["b", "s"]["reduction"]) == pytest.approx(1)
+    for wrong in (7, None):
+        with pytest.raises(ValueError, match="expected the second to divide the first"):
+            robustness.reduction_rows(methods, baselines, ["flow_velocity"], z, documents, none, tokens=30, seed=3, slow=slow, slow_tokens=wrong)
+
+
+def test_a_mixture_of_one_component_is_the_gaussian_and_takes_nothing_off_its_loss():
+    """Only the divisor of the covariance differs, n for n − 1."""
+    z = torch.randn(6000, 4, generator=torch.Generator().manual_seed(1)) @ torch.randn(4, 4, generator=torch.Generator().manual_seed(2)) + 1
+    train, validation, test = z[:5000], z[5000:5500], z[5500:]
+    one = robustness.mixture_again(train, validation, MixtureSize(components=(1,), priors=(0.0,), em_steps=1, validation_tokens=200), seed=0)
+    rows = robustness.reduction_rows({"mixture": one}, {"gaussian": PrincipalComponents.fit(train).gaussian()}, ["flow_velocity", "ddpm_epsilon"], test,
+                                     np.repeat(np.arange(5), 100), np.zeros(500, dtype=bool), tokens=50, seed=0)
+    assert len(rows) == 4 and all(row["reduction"] == pytest.approx(0, abs=1e-3) for row in rows)
+
+
+def test_only_what_was_chosen_is_tried_again():
+    tried = [{"components": 16, "prior": 32.0, "em_steps": 0, "nats_per_dimension": -0.9}, {"components": 32, "prior": 128.0, "em_steps": 2, "nats_per_dimension": -0.7},
+             {"components": 64, "prior": 128.0, "em_steps": 0, "nats_per_dimension": -0.8}]
+    assert robustness.as_chosen(MixtureSize(em_steps=2, validation_tokens=7), tried) == MixtureSize((32,), (128.0,), 2, 7)
+    z = torch.randn(600, 4, generator=torch.Generator().manual_seed(1)) + 5 * torch.arange(600)[:, None].remainder(2)
+    size = MixtureSize((2,), (8.0,), 1, 50)
+    fitted, again, other = (robustness.mixture_again(z[:500], z[500:], size, seed) for seed in (0, 0, 1))
+    assert len(fitted.components) == 2 and sorted(c.mean_d.mean().round().item() for c in fitted.components) == [0, 5]
+    assert torch.equal(fitted.components[0].basis_dd, again.components[0].basis_dd) and len(other.components) == 2
+
+
+def test_an_sae_that_copies_its_input_is_mixed_to_the_mean_model(make_store):
+    """Its estimate is x times a number, so the mix is the least-squares multiple of x: (1 − σ)/((1 − σ)² + σ²) for unit variance."""
+    class Copy(torch.nn.Linear):
+        def forward(self, x):
+            return x
+
+    store = ActivationStore(make_store(dtype="float32")[0])
+    mixed = robustness.mixed_sae(Copy(8, 8), store, ["flow_velocity"], 3000, seed=0)
+    x, sigma = torch.randn(5, 8, generator=torch.Generator().manual_seed(3)), 0.405
+    assert len(mixed.weights) == 100 and torch.allclose(mixed(x, sigma), standard_normal(8)(x, sigma), atol=0.03)
+
+
+def test_methods_measured_apart_on_the_same_draws_are_compared_as_if_together():
+    z, documents = torch.randn(300, 4, generator=torch.Generator().manual_seed(1)), np.repeat(np.arange(6), 50)
+    draws = {"tokens": 30, "common_tokens": 30, "seed": 3}
+    both, _ = evaluate({"m": Scaled(0.3), "b": Scaled(0.8)}, {}, "flow_velocity", z, documents, **draws)
+    alone = {name: evaluate({name: Scaled(factor)}, {}, "flow_velocity", z, documents, **draws)[0] for name, factor in (("m", 0.3), ("b", 0.8))}
+    sums = {name: robustness.document_sums(losses, name) for name, losses in alone.items()}
+    assert robustness.paired_reduction(robustness.joined(sums), "m", "b") == robustness.paired_reduction(both, "m", "b")
+    sums["b"]["counts"][0] += 1
+    with pytest.raises(ValueError, match=r"m, b have \[3000, 3001\] draws .*: expected the same draws for all"):
+        robustness.joined(sums)
+
+
+def test_the_grid_takes_the_velocity_reductions_of_the_small_network_by_hand():
+    row = {"objective": "flow_velocity", "tokens": "all", "method": "small_mlp", "baseline": "gaussian", "group": "layers", "corpus": "w", "layer": 13,
+           "reduction": 0.1, "ci95": [0.0, 0.2], "verdict": "below", "loss": 1.0}
+    rows = [row, {**row, "layer": 4, "reduction": 0.3}, {**row, "baseline": "mixture", "reduction": -0.1}, {**row, "group": "texts", "corpus": "n"},
+            {**row, "method": "mixture", "reduction": 0.2}, {**row, "group": "seeds", "reduction": 9}, {**row, "objective": "ddpm_epsilon", "reduction": 9},
+            {**row, "tokens": "without outliers", "reduction": 9}, {**row, "method": "mixture", "baseline": "ppca_k64", "reduction": 9}]
+    grid = robustness.grid(rows)
+    assert list(grid) == ["w", "n"] and list(grid["w"]) == ["4", "13"]
+    assert {key: found["reduction"] for key, found in grid["w"]["13"].items()} == {"over_gaussian": 0.1, "over_mixture": -0.1, "mixture_over_gaussian": 0.2}
+    assert grid["w"]["4"] == {"over_gaussian": {"reduction": 0.3, "ci95": [0.0, 0.2], "verdict": "below"}}

@@ -86,3 +86,28 @@ def test_names_that_clash_or_name_no_file_are_refused(run, store):
         studies.Cell("a/b", RECIPE, store)
     with pytest.raises(ValueError, match="need a transform"):
         studies.Cell("a", RECIPE, store, coordinates="whitened")
+
+
+class Constant:
+    """A denoiser with one number."""
+
+    parameters = 1
+
+    def __call__(self, x_nd, sigma):
+        return torch.ones_like(x_nd)
+
+
+def test_a_fitted_cell_is_fitted_once_and_again_when_its_settings_or_seed_change(run, store):
+    fits, evaluated = [], []
+    study = studies.Study(run, "toys", "24_replication", lambda cell, denoiser: evaluated.append(denoiser) or {"loss": 2.0}, {})
+
+    def cell(name, seed=1, **settings):
+        return studies.FittedCell(name, store, seed, settings, lambda: fits.append(name) or Constant(), 3000)
+
+    found = study.outcomes([cell("mixture-seed1", components=(2, 3)), studies.Cell("one", RECIPE, store)])
+    assert fits == ["mixture-seed1"] and isinstance(evaluated[0], Constant) and len(evaluated) == 2
+    assert {key: found["mixture-seed1"][key] for key in ("parameters", "activations", "loss")} == {"parameters": 1, "activations": 3000, "loss": 2.0}
+    assert study.outcomes([cell("mixture-seed1", components=(2, 3))])["mixture-seed1"] == found["mixture-seed1"] and len(fits) == 1
+    assert study.known(cell("mixture-seed1", seed=2, components=(2, 3))) is None and study.known(cell("mixture-seed1", components=(4,))) is None
+    with pytest.raises(ValueError, match="since it names a file"):
+        cell("a/b")

@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from letters import Letters
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from mmlib import runs
+from mmlib.corpus import Document
 from mmlib.layout import StoreError
+from mmlib.llm import LanguageModel
 from mmlib.store import ActivationStore, verify
-from mmlib.texts import resplit_store
+from mmlib.texts import resplit_store, text_store, text_stores
 
 
 def test_another_split_has_the_same_activations_and_its_own_statistics(make_store, tmp_path):
@@ -46,3 +51,24 @@ def test_a_copy_of_other_numbers_is_not_taken_for_one_of_these(make_store, tmp_p
     again = ActivationStore(make_store(**change)[0])
     found = resplit_store(again, splits, place)
     assert (found.n, found.dtype, found.attributes.get("window")) == (again.n, again.dtype, again.attributes.get("window"))
+
+
+@pytest.fixture
+def small_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
+    return runs.start(preset="smoke", seed=0)
+
+
+def test_texts_at_several_layers_come_from_one_pass_and_each_is_as_if_alone(small_run):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gpt2", vocab_size=64, n_embd=16, n_layer=3, n_head=2)
+    lm = LanguageModel(AutoModelForCausalLM.from_config(config).eval(), Letters(), "tiny@0")
+    documents = [Document(f"d{i}", "abcdefgh" * (i + 1)) for i in range(3)]
+    several = text_stores(small_run, "toy", documents, lm, [0, 2], tokens=12)
+    assert list(several) == [0, 2] and {store.path for store in several.values()} == {several[0].path}
+    assert several[0].path.name.endswith("-layers0-2-12tokens.h5") and set(several[0].splits) == {"test"} and several[0].n == 8 + 12 + 12
+    alone = text_store(small_run, "toy", documents, lm, 2, tokens=12)
+    assert alone.path.name.endswith("-layer2-12tokens.h5") and several[2].documents == alone.documents
+    assert torch.allclose(alone.read(alone.rows("test")), several[2].read(several[2].rows("test")), atol=1e-5)
+    assert not torch.allclose(several[0].read(several[0].rows("test")), several[2].read(several[2].rows("test")), atol=1e-2)

@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 MAIN := 01_extract_activations 02_fit_baselines 03_train_meta_model 04_compare_losses 05_sample_quality 07_density 08_lm_loss \
         09_claims 31_figures
 APPLICATIONS := 11_steer 12_meta_neurons 13_off_manifold
-STUDIES := 06_scaling 21_recipes 22_benchmarks 23_robustness 24_replication
+STUDIES := 06_scaling 21_recipes 22_benchmarks 23_robustness 24_replication 25_steering_study
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -26,7 +26,7 @@ reproduce: $(READY) ## run what is due of the main line: text to verdict and fig
 applications: $(READY) ## run what is due of the applications: steering, meta-neurons, typicality
 	@$(SUBMAKE) due LINE=all_applications
 
-studies: $(READY) ## run what is due of the studies: scaling, recipes, benchmarks, robustness, replication
+studies: $(READY) ## run what is due of the studies: scaling, recipes, benchmarks, robustness, replication, steering
 	@$(SUBMAKE) due LINE=all_studies
 
 due:
@@ -96,6 +96,7 @@ $(STAMPS)/21_recipes: $(STAMPS)/02_fit_baselines
 $(STAMPS)/22_benchmarks: $(STAMPS)/03_train_meta_model
 $(STAMPS)/23_robustness: $(STAMPS)/03_train_meta_model
 $(STAMPS)/24_replication: $(STAMPS)/04_compare_losses
+$(STAMPS)/25_steering_study: $(STAMPS)/03_train_meta_model
 $(STAMPS)/31_figures: $(STAMPS)/09_claims
 
 $(DATA)/stamps/dependencies.mk: mmlib/dependencies.py $(wildcard notebooks/*.ipynb mmlib/*.py)

@@ -14,7 +14,7 @@ from mmlib.style import BLACK, BLUE, GREEN, LABELS, LINES, ORANGE, PURPLE, RED, 
 _UNITS = {  # of a dictionary: label, colour
     "gated_mlp": ("meta-neurons, gated MLP (ours)", RED), "mlp": ("meta-neurons, MLP (paper)", ORANGE),
     "unet": ("meta-neurons, UNet (article)", PURPLE),
-    "untrained": ("meta-neurons, MLP untrained", BLACK), "random": ("random directions", "0.45"), "raw": ("dimensions", BLUE),
+    "untrained": ("meta-neurons, MLP untrained", BLACK), "random": ("random directions", "0.45"), "random_silu": ("random SiLU features", "0.65"), "raw": ("dimensions", BLUE),
     "lm_neurons": ("neurons of the block's MLP", "#7A5C00"), "pca": ("principal components", SKY), "sae": ("SAE latents", GREEN),
     "sae_dense": ("SAE latents before TopK", "#00513B"), "mixture": (LABELS["mixture"], "#8C4B6E"),
     "mean_difference": ("difference of class means", BLACK)}
@@ -63,6 +63,47 @@ def steering(result: dict) -> Figure:
     return figure
 
 
+_STUDY_LINES = {  # intervention and rank of its σ, from the largest → colour, dashes, marker
+    ("additive", 0): (BLACK, (), "o"), ("sae_clean", 0): (GREEN, (1, 1), "^"), ("mixture", 0): (SKY, (4, 1, 1, 1), "D"), ("sdedit", 0): (RED, (), "s"),
+    ("sdedit", 1): (ORANGE, (4, 1.5), "v"), ("sdedit", 2): (PURPLE, (1, 1), "P"), ("sdedit_mixture", 0): (BLUE, (6, 1.5), "X")}
+_DIRECTIONS = {"mean_difference": "difference of means", "sae_decoder": "SAE latent", "probe": "logistic probe"}
+
+
+def steering_study(result: dict) -> Figure:
+    """Fronts of concept against fluency, a row of panels a concept, a column a direction; hollow where the repair is alone."""
+    concepts, sigmas = list(dict.fromkeys(row["concept"] for row in result["rows"])), sorted(result["sigmas"], reverse=True)
+    figure, panels = plt.subplots(len(concepts), len(_DIRECTIONS), figsize=(TEXT_WIDTH, 0.9 + 1.75 * len(concepts)), sharex="row", sharey="row", squeeze=False)
+    handles = {}
+    for i, (concept, line) in enumerate(zip(concepts, panels)):
+        for direction, ax in zip(_DIRECTIONS, line):
+            mine = [row for row in result["rows"] if (row["concept"], row["direction"]) == (concept, direction)]
+            for name, sigma in dict.fromkeys((row["intervention"], row["sigma"]) for row in mine):
+                style = _STUDY_LINES.get((name, sigmas.index(sigma) if sigma in sigmas else 0))
+                if style is not None:  # one step of the mixture is drawn at the largest σ alone
+                    label = _STEERING_LABELS.get(name, LABELS[name]) + ("" if sigma is None else f", σ = {sigma:g}")
+                    handles[label] = _study_front(ax, [row for row in mine if (row["intervention"], row["sigma"]) == (name, sigma)], label, *style)
+            ax.axhline(0, color="0.8", lw=0.7, zorder=0)
+            ax.axvline(0, color="0.8", lw=0.7, zorder=0)
+            if ax is line[0]:
+                ax.set(ylabel=f"{concept}\ncost (nats per token)")
+            if i == 0:
+                ax.set(title=_DIRECTIONS[direction])
+    for ax in panels[-1]:
+        ax.set(xlabel="change of the measure")
+    figure.legend(handles.values(), handles, loc="outside lower center", ncol=4)
+    return figure
+
+
+def _study_front(ax: Axes, rows: list[dict], label: str, colour: str, dashes: tuple, marker: str):
+    """The path of one intervention with the intervals of its last strength; returns its handle for the legend."""
+    changes, costs = ([row[key] for row in rows] for key in ("change", "cost"))
+    handle, = ax.plot(changes, costs, color=colour, dashes=dashes, marker=marker, ms=3.5, lw=1, label=label)
+    ax.plot(changes[:1], costs[:1], color=colour, marker=marker, ms=3.5, mfc="white", ls="")
+    ax.plot(rows[-1]["change_ci95"], 2 * costs[-1:], color=colour, lw=0.6, alpha=0.6)
+    ax.plot(2 * changes[-1:], rows[-1]["cost_ci95"], color=colour, lw=0.6, alpha=0.6)
+    return handle
+
+
 def _areas(ax: Axes, rows: list[dict]) -> None:
     for y, row in enumerate(rows):
         colour = _EDIT_LINES[row["intervention"]][0]
@@ -95,8 +136,10 @@ def probing(result: dict) -> Figure:
     labels = [f"{_UNITS[row['name']][0]} ({row['units']:,})" for row in rows]
     kinds.set(yticks=range(len(rows)), yticklabels=labels, ylim=(-0.6, len(rows) - 0.4),
               xlabel=f"mean AUC over {len(result['tasks'])} tasks, held out")
-    for name, marker in (("gated_mlp", "o"), ("untrained", "^"), ("raw", "v")):
+    for name, marker in (("gated_mlp", "o"), ("mlp", "s"), ("untrained", "^"), ("raw", "v")):
         found = [row for row in result["by_sigma"] if row["name"] == name]
+        if not found:
+            continue  # results of before the paper's MLP was read at every σ
         for key, dashes in (("all", ()), ("few", (3, 1.5)))[: 1 if name == "raw" else 2]:  # there are no more dimensions than candidates
             mean, interval = (np.array([row[key][part] for row in found]) for part in ("mean", "ci95"))
             noise.errorbar([row["sigma"] for row in found], mean, np.abs(interval.T - mean), color=_UNITS[name][1], marker=marker, ms=3.5,
@@ -111,6 +154,8 @@ def probing(result: dict) -> Figure:
 
 def clamping(result: dict) -> Figure:
     """What clamping the chosen unit, and matched random units, does to the next token's log-odds, in parts of the gap between the classes."""
+    if "skipped" in result["clamping"]:
+        return _said(f"No unit was clamped. {result['clamping']['skipped']}")
     figure, panels = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.9), sharey=True)
     titles = {"unscaled": "clamped to the positive mean", "scaled": "all changes at one norm"}
     for ax, (scale, title) in zip(panels, titles.items()):
@@ -127,6 +172,13 @@ def clamping(result: dict) -> Figure:
     panels[0].plot([], [], "o", color="0.4", ms=4.5, label="unit chosen for the task")
     panels[0].plot([], [], "s", color="0.4", mfc="white", ms=4.5, label="random units of the same density")
     figure.legend(loc="outside lower center", ncol=2)
+    return figure
+
+
+def _said(text: str) -> Figure:
+    """In place of a figure, why there is none."""
+    figure = plt.figure(figsize=(TEXT_WIDTH, 0.8))
+    figure.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
     return figure
 
 

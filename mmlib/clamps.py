@@ -24,18 +24,30 @@ NOTHING = 1e-5  # of the norm that changes are scaled to: shorter ones are not
 ROWS = 32  # predictions over the whole vocabulary held in memory
 
 
-def unembedding(lm: LanguageModel) -> Tensor:
-    """The matrix (vocabulary, m) that turns last hidden states to logits.
-
-    Raises:
-        ValueError: the model does more to its logits than that, so that margins are not differences of them.
-    """
+def obstacle(lm: LanguageModel, layer: int) -> str | None:
+    """Why units of this language model cannot be clamped: its logits are more than a product with a matrix, so that margins are not
+    differences of them, or its neurons are not where they are looked for. None where they can."""
     head, config = lm.model.get_output_embeddings(), lm.model.config.get_text_config()
     more = ["a bias"] * (getattr(head, "bias", None) is not None) + [
         name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, name, None) not in (None, 1)]
     if more:
-        raise ValueError(f"{type(lm.model).__name__} makes its logits with {', '.join(more)}: expected a matrix alone; clamp units of another model")
-    return head.weight
+        return f"{type(lm.model).__name__} makes its logits with {', '.join(more)}: expected a matrix alone"
+    try:
+        mlp_output(lm.model, layer)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def unembedding(lm: LanguageModel) -> Tensor:
+    """The matrix (vocabulary, m) that turns last hidden states to logits.
+
+    Raises:
+        ValueError: the model does more to its logits than that, see `obstacle`.
+    """
+    if reason := obstacle(lm, 0):
+        raise ValueError(f"{reason}; clamp units of another model")
+    return lm.model.get_output_embeddings().weight
 
 
 @torch.inference_mode()
@@ -130,7 +142,22 @@ def scaled(change_nd: Tensor, norm: float) -> Tensor:
 
 
 def effect_over_tasks(effect_t: Sequence[float], gap_t: Sequence[float]) -> dict:
-    """Σ effect / Σ gap over tasks, with a 95 % interval that resamples tasks."""
+    """Σ effect / Σ gap over tasks, in which tasks of a large gap weigh more, and the mean of effect / gap, in which all weigh alike; each with a
+    95 % interval that resamples tasks."""
     effect, gap = np.asarray(effect_t, float), np.asarray(gap_t, float)
-    interval = bootstrap_interval(lambda weights: (weights @ effect) / (weights @ gap), len(effect))
-    return {"effect": float(effect.sum() / gap.sum()), "ci95": list(interval), "tasks": len(effect)}
+    ratio = effect / gap
+    interval, mean_interval = (bootstrap_interval(statistic, len(effect)) for statistic in (
+        lambda weights: (weights @ effect) / (weights @ gap), lambda weights: (weights @ ratio) / weights.sum(-1)))
+    return {"effect": float(effect.sum() / gap.sum()), "ci95": list(interval), "mean_ratio": float(ratio.mean()),
+            "mean_ratio_ci95": list(mean_interval), "tasks": len(effect)}
+
+
+def taking_turns(controls: int, at_once: int, examples: int) -> np.ndarray:
+    """Which controls are clamped at which example, (controls, examples): `at_once` at each, and all equally often as far as that divides.
+
+    Raises:
+        ValueError: there are fewer controls than should be clamped at once, or some would have no example.
+    """
+    if not 0 < at_once <= controls <= at_once * examples:
+        raise ValueError(f"{controls} controls, {at_once} at each of {examples} examples: expected each control at one of them at least")
+    return (np.arange(controls)[:, None] - at_once * np.arange(examples)) % controls < at_once

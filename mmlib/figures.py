@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from mmlib import claimed
-from mmlib.application_figures import clamping, probing, steering, typicality, typicality_passage, unit_contexts
+from mmlib.application_figures import clamping, probing, steering, steering_study, typicality, typicality_passage, unit_contexts
 from mmlib.study_figures import recipes, robustness, scaling, solvers, throughput, unet_recipes
 from mmlib.style import (BLACK, BLUE, GREEN, LABELS, LINES, MARKERS, OBJECTIVES, ORANGE, PURPLE, RED, SKY, TABLES_ONLY, TEXT_WIDTH, save,
                          set_style)
@@ -348,11 +348,13 @@ FIGURES = {  # name of the figure → (drawing function, name of the results fil
     "unit_contexts": (unit_contexts, "probing"),
     "clamping": (clamping, "probing"),
     "steering": (steering, "steering"),
+    "steering_study": (steering_study, "steering_study"),
 }
 
 BESIDE = {"reductions": ("replication",), "floors": ("scaling",)}  # results that a figure also shows, by keyword, where a run has them
 NOTEBOOKS = {"activations": "01_extract_activations", "baselines": "02_fit_baselines", "training": "03_train_meta_model",
              "loss_comparison": "04_compare_losses", "sample_quality": "05_sample_quality", "density": "07_density", "lm_loss": "08_lm_loss",
              "benchmarks": "22_benchmarks", "scaling": "06_scaling", "robustness": "23_robustness", "recipes": "21_recipes", "steering": "11_steer",
-             "probing": "12_meta_neurons", "typicality": "13_off_manifold", "replication": "24_replication"}
-OPTIONAL = ("benchmarks", "scaling", "robustness", "recipes", "steering", "probing", "typicality")  # results that `make reproduce` does not write
+             "probing": "12_meta_neurons", "typicality": "13_off_manifold", "replication": "24_replication", "steering_study": "25_steering_study"}
+# results that `make reproduce` does not write
+OPTIONAL = ("benchmarks", "scaling", "robustness", "recipes", "steering", "probing", "typicality", "steering_study")

@@ -6,13 +6,17 @@ unsteered language model. It begins with the repair alone, of activations that w
 Between strengths the path is straight. The cost at a level of the concept is read where the path first reaches it; a path that turns
 back, since too strong an edit leaves no text to express anything, is not read beyond. Between two fronts lies the integral of the
 difference of their costs from 0 to the highest level that both reach. Prompts are the independent units of all intervals.
+
+A cost at a level is infinite where the level is not reached, since no strength buys it. So its interval is the percentile interval of
+resampled prompts, infinite costs included: its upper end is infinite where more than 2½ % of the resamples do not get there. (An interval of
+those alone that do would be one given that the level is reached, and too cheap.) The studentised intervals of everything else need finite values.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from mmlib.intervals import NotFinite, bootstrap_interval
+from mmlib.intervals import LEAST_DOCUMENTS, bootstrap_interval, resampled
 
 AREA_LEVELS = 21  # of the concept at which costs are compared, by the trapezoidal rule
 
@@ -108,11 +112,18 @@ class Front:
         return float(self.path()[0].max())
 
     def cost(self, level: float) -> dict:
-        """Cost at a level of the concept with its interval; both None where it is not reached, the interval also where some resample does not."""
-        value = float(cost_at(level, *self.path()))
-        if np.isnan(value):
-            return {"cost": None, "ci95": None}
-        return {"cost": value, "ci95": _interval_or_none(lambda w: cost_at(level, *self.path(w)), self.n)}
+        """Cost at a level of the concept, None where it is not reached; its 95 % percentile interval, an end that is infinite being None; and
+        `reached`, the share of resamples of the prompts that get there.
+
+        Raises:
+            ValueError: too few prompts for an interval.
+        """
+        if self.n < LEAST_DOCUMENTS:
+            raise ValueError(f"{self.n} prompts: an interval needs at least {LEAST_DOCUMENTS}")
+        value, *costs = (None if np.isnan(cost) else float(cost) for cost in cost_at(level, *self.path(resampled(self.n))))
+        ends = np.quantile([np.inf if cost is None else cost for cost in costs], (0.025, 0.975), method="inverted_cdf")
+        return {"cost": value, "ci95": [float(end) if np.isfinite(end) else None for end in ends],
+                "reached": float(np.mean([cost is not None for cost in costs]))}
 
     def area_to(self, other: "Front") -> dict:
         """Area between this front and another (negative: this one is cheaper), up to which level, and their mean distance.
@@ -131,9 +142,14 @@ class Front:
         interval = list(bootstrap_interval(lambda w: area_between(self.path(w), other.path(w)), self.n))
         return {"area": area, "ci95": interval, "up_to": top, "mean_difference": area / top}
 
+    def reach_less(self, other: "Front") -> dict:
+        """How much higher a level of the concept this front reaches than another, with its interval, paired by prompt.
 
-def _interval_or_none(statistic, n: int) -> list[float] | None:
-    try:
-        return list(bootstrap_interval(statistic, n))
-    except NotFinite:
-        return None
+        Raises:
+            ValueError: the fronts are of unlike numbers of prompts.
+        """
+        if other.n != self.n:
+            raise ValueError(f"fronts of {self.n} and {other.n} prompts: expected the same prompts")
+        interval = bootstrap_interval(lambda w: self.path(w)[0].max(-1) - other.path(w)[0].max(-1), self.n)
+        return {"difference": self.reach - other.reach, "ci95": list(interval)}
+

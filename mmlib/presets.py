@@ -161,8 +161,9 @@ class ProbingSize:
     sigmas: tuple[float, ...] = (0.03, 0.1, 0.3, 0.5)
     catalogue_tokens: int = 6000  # of test documents, on which units are described
     catalogue_random: int = 4  # units that are shown though no task chose them
-    clamped: int = 10  # examples a task at which units are clamped
-    controls: int = 4  # random units beside each
+    clamped: int = 25  # examples a task at which units are clamped
+    controls: int = 10  # random units beside each
+    controls_at_once: int = 2  # of these, at each example, in turns
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,25 @@ class SteeringSize:
     batch: int = 100  # prompts that are continued together
     timed_batch: int = 32
     timed_rounds: int = 3
+
+
+@dataclass(frozen=True)
+class SteeringStudySize:
+    """The study of steering (notebook 25): concepts, directions, strengths and σ; see `steering_study.combinations` for what is combined."""
+
+    concepts: tuple[tuple[str, int], ...] = (("sentiment", 1), ("sentiment", -1), ("sci.space", 1), ("rec.sport.hockey", 1))
+    strengths: tuple[float, ...] = (3.0, 6.0, 12.0, 18.0)  # in differences of class means, rising
+    sigmas: tuple[float, ...] = (0.1, 0.3, 0.5)
+    mixture_sdedit_sigmas: tuple[float, ...] = (0.5,)  # of SDEdit by the mixture, some of `sigmas`: nine times plain generation
+    fraction_strengths: tuple[float, ...] = (3.0, 6.0, 12.0)  # of other concepts and directions
+    fraction_sigmas: tuple[float, ...] = (0.3, 0.5)
+    steps: int = 20  # of SDEdit by Euler
+    prompts: int = 40
+    prompt_tokens: int = 8
+    tokens: int = 20  # of each continuation
+    posts: int = 200  # of each class for the direction of a newsgroup
+    text_tokens: int = 96  # read of each text for the directions
+    shown: int = 3  # continuations of each run that are kept as text
 
 
 @dataclass(frozen=True)
@@ -232,6 +252,7 @@ class Preset:
     typicality: TypicalitySize = TypicalitySize()
     probing: ProbingSize = ProbingSize()
     steering: SteeringSize = SteeringSize()
+    steering_study: SteeringStudySize = SteeringStudySize()
     model: str = "gemma3-270m"
     corpus: str = "wikipedia"
     layer: int | None = None  # block index from 0; None: the middle block, L/2 − 1
@@ -307,9 +328,11 @@ PRESETS = {
             typicality=TypicalitySize(windows=8, length=96, positions=4, sigmas=(0.1, 0.5), draws=1, neighbours_among=500, sample_steps=5,
                                       weight_noise=(0.1,), likelihood_positions=1, likelihood_steps=4, likelihood_probes=1),
             probing=ProbingSize(posts=16, post_words=12, window_tokens=1800, per_class=10, least=5, candidates=200, draws=2, sigmas=(0.1, 0.5),
-                                catalogue_tokens=1000, catalogue_random=1, clamped=1, controls=1),
+                                catalogue_tokens=1000, catalogue_random=1, clamped=2, controls=2, controls_at_once=1),
             steering=SteeringSize(strengths=(1.0, 3.0), steps=3, steps_dpm=2, prompts=6, tokens=4, places=2, judge_sigmas=(0.5,), batch=6,
                                   timed_batch=4, timed_rounds=1),
+            steering_study=SteeringStudySize(concepts=(("sentiment", 1), ("sci.space", 1)), strengths=(1.0, 3.0), sigmas=(0.5,), fraction_strengths=(3.0,),
+                                             fraction_sigmas=(0.5,), steps=2, prompts=6, tokens=3, posts=30, text_tokens=24, shown=1),
             recipes=_recipes(
                 UNetSize(channels=(32, 32, 32), layers_per_block=1),
                 Training("ddpm_epsilon", steps=12, batch=32, lr=1e-3, ema=0.8, bf16=False, log_every=2, validate_every=6),
@@ -357,6 +380,7 @@ PRESETS = {
             mixture=MixtureSize(components=(64, 128, 256)), density=DensitySize(tokens=4000, tokens_unet=200, probes=4, tokens_check=1000),
             steering=SteeringSize(concepts=(("sentiment", 1), ("sentiment", -1), ("sci.space", 1), ("rec.sport.hockey", 1)), sigmas=(0.5, 0.3, 0.7),
                                   prompts=400),
+            steering_study=SteeringStudySize(prompts=200, mixture_sdedit_sigmas=(0.1, 0.3, 0.5)),
             recipes=_recipes(
                 UNetSize(), Training("ddpm_epsilon", steps=8000, batch=256, lr=3e-4, ema=0.999),
                 MLPSize(), Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, keep=(("unet_activations", 500),)),

@@ -1,8 +1,13 @@
-"""From a recipe to an untrained model."""
+"""From a recipe to an untrained model; and from a name to a trained one."""
+
+import copy
+from pathlib import Path
 
 import torch
 
+from mmlib import runs
 from mmlib.denoisers import MLPDenoiser, UNetDenoiser
+from mmlib.files import require
 from mmlib.gaussian import GaussianDenoiser
 from mmlib.meta_model import MetaModel
 from mmlib.presets import MLPSize, Recipe, SparseSize
@@ -36,3 +41,33 @@ def new_model(recipe: Recipe, stores: ActivationStore | list[ActivationStore], s
             raise ValueError("this recipe adds to a Gaussian: pass the one fitted to the training documents")
         network = LinearSkip.over(gaussian, network, recipe.training.objective)
     return MetaModel.for_store(network, recipe.training.objective, *stores)
+
+
+def chosen_meta_model(run: runs.Run, name: str | None, store: ActivationStore) -> MetaModel:
+    """The meta-model of an application: None is the run's own `gated_mlp`, another of its recipes goes by its name, anything else is a folder or
+    the id of a Hub repository for `MetaModel.from_pretrained`. Of several layers it is the store's.
+
+    A published checkpoint does not say what it was trained on: only then are the store's documents taken for new ones.
+
+    Raises:
+        StoreError: it was made for another language model, layer or width, or trained on other documents than the store's.
+        FileNotFoundError: there is none.
+    """
+    own = name is None or name in run.preset.recipes
+    model = MetaModel.from_pretrained(require(run.data / (name or "gated_mlp"), "03_train_meta_model") if own else Path(name) if Path(name).is_dir() else name)
+    model = model.at(store.layer) if len(model.layers) > 1 else model
+    model.check_store(store, same_documents=own or bool(model.documents))
+    return model
+
+
+def untrained(model: MetaModel, seed: int) -> MetaModel:
+    """The same architecture with random weights; the Gaussian below a network with a linear skip stays."""
+    torch.manual_seed(seed)
+    network = model.network
+    skipped = isinstance(network, LinearSkip)
+    inner = network.inner if skipped else network
+    fresh = type(inner)(**{key: value for key, value in inner.config.items() if not key.startswith("_")})
+    if skipped:
+        outer = copy.deepcopy(network)
+        outer.inner, fresh = fresh, outer
+    return MetaModel(fresh.eval(), model.process.objective, model.normaliser, model.language_model, model.layers, "").to(str(model.device))

@@ -22,6 +22,7 @@ class Run:
     seed: int
     name: str
     overrides: dict
+    variant: str = ""  # departures of one notebook's own parameters: they name results and figures, not what these were computed from
 
     @property
     def data(self) -> Path:
@@ -51,7 +52,12 @@ class Run:
     @property
     def figures(self) -> Path:
         """Where figures are saved: figures/ for the default run, a folder of its own for any other."""
-        return ROOT / "figures" / ("" if self.name == "default" else self.name)
+        return ROOT / "figures" / ("" if self.results.name == "default" else self.results.name)
+
+    @property
+    def results(self) -> Path:
+        """Where results are."""
+        return ROOT / "results" / f"{self.name}{self.variant}"
 
     def write(self, name: str, content: dict, notebook: str, target: str = "reproduce", **identities) -> Path:
         """Write results/<run>/<name>.json with provenance.
@@ -60,30 +66,32 @@ class Run:
             target: of make, that writes it.
             identities: of the language model, corpus and layer, as the store records them.
         """
-        command = f"make {target} PRESET={self.preset.name}" if self.name == self.preset.name else " ".join(
+        command = f"make {target} PRESET={self.preset.name}" if self.results.name == self.preset.name else " ".join(
             [f"papermill notebooks/{notebook}.ipynb out.ipynb -p preset {self.preset.name} -p seed {self.seed}",
              *(f"-p {key} {value}" for key, value in self.overrides.items())])
-        facts = {"preset": self.preset.name, "run": self.name, "seed": self.seed, **identities, "command": command,
+        facts = {"preset": self.preset.name, "run": self.results.name, "seed": self.seed, **identities, "command": command,
                  "notebook": f"notebooks/{notebook}.ipynb"}
-        return write_json(ROOT / "results" / self.name / f"{name}.json", {"provenance": provenance(ROOT, **facts), **content})
+        return write_json(self.results / f"{name}.json", {"provenance": provenance(ROOT, **facts), **content})
 
     def has(self, name: str) -> bool:
         """Whether results/<run>/<name>.json is there."""
-        return (ROOT / "results" / self.name / f"{name}.json").exists()
+        return (self.results / f"{name}.json").exists()
 
     def read(self, name: str, notebook: str) -> dict:
         """Read results/<run>/<name>.json; the error of a missing one names the notebook that writes it."""
-        return read_json(require(ROOT / "results" / self.name / f"{name}.json", notebook))
+        return read_json(require(self.results / f"{name}.json", notebook))
 
 
-def start(*, preset: str, seed: int, model: str | None = None, corpus: str | None = None, layer: int | None = None) -> Run:
+def start(*, preset: str, seed: int, model: str | None = None, corpus: str | None = None, layer: int | None = None, **own: str | None) -> Run:
     """Begin a notebook: check its parameters and find its run. None takes the preset's value.
 
+    Args:
+        own: parameters that this notebook alone takes, such as `meta_model`; one that is not None names the run's results and figures.
     Raises:
         ValueError: a parameter that the notebook does not declare was passed by papermill, or a value is impossible; the
             message lists what is allowed.
     """
-    allowed = ("preset", "seed", "model", "corpus", "layer")
+    allowed = ("preset", "seed", "model", "corpus", "layer", *own)
     if unknown := sorted(set(_injected_names()) - set(allowed)):
         raise ValueError(f"unknown parameter {', '.join(unknown)}: this notebook takes {', '.join(allowed)}")
     base = get_preset(preset)
@@ -98,9 +106,15 @@ def start(*, preset: str, seed: int, model: str | None = None, corpus: str | Non
         if resolve_layer(layer, blocks) == resolve_layer(base.layer, blocks):
             changes.pop("layer", None)
     chosen = replace(base, **changes)
-    labels = [(key if key == "layer" else "") + str(value).strip("/").replace("/", "--") for key, value in changes.items()]
+    labels = [(key if key == "layer" else "") + _label(value) for key, value in changes.items()]
     name = "+".join([preset, *labels, *([f"seed{seed}"] if seed else [])])
-    return Run(chosen, seed, name, changes)
+    given = {key: value for key, value in own.items() if value is not None}
+    return Run(chosen, seed, name, {**changes, **given}, "".join(f"+{key}-{_label(value)}" for key, value in given.items()))
+
+
+def _label(value: str | int) -> str:
+    """A value as part of the name of a run."""
+    return str(value).strip("/").replace("/", "--")
 
 
 def _injected_names() -> list[str]:

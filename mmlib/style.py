@@ -18,7 +18,7 @@ LABELS = {
     "mlp_short": "MLP, UNet's activations, whole schedule", "mlp_2m": "MLP, 2.6 M parameters", "mlp_5m": "MLP, 5.4 M parameters",
     "gated_mlp": "gated MLP (ours)", "gated_mlp_unet_seconds": "gated MLP, UNet's seconds",
     "additive": "plain addition", "norm_kept": "norm kept", "pca_k256": "PCA-256", "sae_clean": "SAE", "sdedit": "SDEdit, gated MLP",
-    "sdedit_dpm": "SDEdit by DPM-Solver++",
+    "sdedit_dpm": "SDEdit by DPM-Solver++", "sdedit_mixture": "SDEdit, mixture",
 }
 LINES = {  # colour and dashes: told apart in grey too
     "mean": (BLACK, (1, 1)), "pca_k64": (ORANGE, (4, 1.5)), "gaussian": (BLUE, (6, 1.5)), "mixture": (SKY, (4, 1, 1, 1)), "sae_naive": (GREEN, (1, 1)),

@@ -17,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from mmlib.gaussian import GaussianDenoiser
-from mmlib.intervals import bootstrap_interval
+from mmlib.intervals import RESAMPLES, ROUNDING, bootstrap_interval, jackknife_errors, resampled
 from mmlib.likelihood import SMOOTHING
 from mmlib.mixtures import GaussianMixtureDenoiser
 from mmlib.noise import Denoiser
@@ -139,11 +139,40 @@ class Separation:
 
 
 def difference(ours: Separation, theirs: Separation) -> dict:
-    """AUROC of one score less that of another on the same tokens, and its interval."""
+    """AUROC of one score less that of another on the same tokens, its interval, and the p-value of no difference.
+
+    The p-value is that of the same test that the interval inverts, see `mmlib.intervals`.
+    """
     def statistic(weights_rd: np.ndarray) -> np.ndarray:
         return ours.auroc(weights_rd) - theirs.auroc(weights_rd)
 
-    return {"difference": ours.value() - theirs.value(), "ci95": list(bootstrap_interval(statistic, ours.groups))}
+    return {"difference": ours.value() - theirs.value(), "ci95": list(bootstrap_interval(statistic, ours.groups)),
+            "p": p_value(statistic, ours.groups)}
+
+
+def p_value(statistic: Callable[[np.ndarray], np.ndarray], groups: Sequence[int]) -> float:
+    """Two-sided p-value of the statistic being 0, by the test that `bootstrap_interval` inverts: the share of resamples whose studentised
+    distance from the estimate is as large as that of 0, at least 1 in `RESAMPLES` + 1; 1 for a statistic that is 0 however documents are drawn.
+
+    Args:
+        groups: numbers of documents, as `bootstrap_interval` takes them, which also says what it raises.
+    """
+    weights_rd = np.concatenate([resampled(n, seed) for seed, n in enumerate(groups)], axis=1)
+    values_r, errors_r = statistic(weights_rd), jackknife_errors(statistic, weights_rd)
+    if errors_r[0] <= ROUNDING:
+        return 1.0 if abs(values_r[0]) <= ROUNDING else 1 / (RESAMPLES + 1)
+    spread = errors_r[1:] > ROUNDING * errors_r[0]
+    distances_r = np.abs(values_r[1:][spread] - values_r[0]) / errors_r[1:][spread]
+    return float((1 + (distances_r >= abs(values_r[0]) / errors_r[0]).sum()) / (1 + len(distances_r)))
+
+
+def holm(p_m: Sequence[float]) -> np.ndarray:
+    """p-values adjusted for being many (Holm 1979), (m,): at most 0.05 where a hypothesis is rejected with all errors together at 5 %."""
+    p_m = np.asarray(p_m, float)
+    order, m = np.argsort(p_m, kind="stable"), len(p_m)
+    adjusted_m = np.empty(m)
+    adjusted_m[order] = np.minimum(1, np.maximum.accumulate(p_m[order] * (m - np.arange(m))))
+    return adjusted_m
 
 
 def by_document(scores_n: np.ndarray, document_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -63,6 +63,13 @@ def random_directions(count: int, d: int, seed: int) -> Units:
     return directions(drawn_ud / drawn_ud.norm(dim=1, keepdim=True))
 
 
+def random_silu(count: int, d: int, seed: int) -> Units:
+    """Random features silu(w·z) (v·z), as a gated MLP's hidden units are at z, with w and v drawn from N(0, I/d): what nonlinear features of
+    that form, without training, find by chance. They are no near-even functions of z, as an untrained network's units behind a norm are."""
+    drawn_2ud = torch.randn(2, count, d, generator=torch.Generator().manual_seed(seed)) / d**0.5
+    return Units(lambda z_nd: nn.functional.silu(z_nd @ drawn_2ud[0].T) * (z_nd @ drawn_2ud[1].T))
+
+
 def sae_latents(sae: SAE) -> Units:
     """Latents as the SAE has them; clamping one writes the difference of two decodings."""
     def write(z_nd: Tensor, unit: int, value: float) -> Tensor:

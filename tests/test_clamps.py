@@ -44,6 +44,7 @@ def test_logits_that_are_more_than_a_product_are_refused():
     lm.model.get_output_embeddings().bias = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="with a bias"):
         clamps.unembedding(lm)
+    assert clamps.obstacle(lm, 1) == "LlamaForCausalLM makes its logits with a bias: expected a matrix alone" and clamps.obstacle(tiny(), 1) is None
 
 
 def test_a_change_of_zero_is_the_unchanged_reading_bit_for_bit():
@@ -98,5 +99,14 @@ def test_scaled_changes_have_one_norm_and_nothing_comes_of_nothing():
 
 def test_effects_are_a_ratio_of_sums():
     found = clamps.effect_over_tasks([1.0, 2, 3, 0, 4, 2], [2.0, 4, 6, 2, 8, 2])
+    assert found["mean_ratio"] == pytest.approx(np.mean([0.5, 0.5, 0.5, 0, 0.5, 1])) and found["mean_ratio_ci95"][0] < 0.5 < found["mean_ratio_ci95"][1]
     assert found["effect"] == pytest.approx(12 / 24) and found["ci95"][0] < 0.5 < found["ci95"][1] and found["tasks"] == 6
     assert clamps.effect_over_tasks(np.arange(1, 8) / 2, np.arange(1, 8))["ci95"] == pytest.approx([0.5, 0.5])
+
+
+def test_controls_take_turns():
+    turns = clamps.taking_turns(10, 4, 25)
+    assert turns.shape == (10, 25) and (turns.sum(0) == 4).all() and (turns.sum(1) == 10).all()
+    assert clamps.taking_turns(3, 3, 2).all()
+    with pytest.raises(ValueError, match="10 controls, 4 at each of 2 examples"):
+        clamps.taking_turns(10, 4, 2)

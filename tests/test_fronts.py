@@ -60,9 +60,13 @@ def test_fronts_give_areas_and_costs_with_intervals():
 def test_what_is_not_reached_is_none_never_a_number():
     forth, back = front([0.5], [1.0], noise=0.01), front([-0.5], [1.0], noise=0.01)
     assert forth.area_to(back) == {"area": None, "ci95": None, "up_to": None, "mean_difference": None}
-    assert forth.cost(0.6) == {"cost": None, "ci95": None} and forth.reach == pytest.approx(0.5, abs=0.01) and back.reach == 0
+    assert forth.cost(0.6) == {"cost": None, "ci95": [None, None], "reached": 0.0} and forth.reach == pytest.approx(0.5, abs=0.01) and back.reach == 0
     at_the_end = front([0.5], [1.0], noise=0.1)
-    assert at_the_end.cost(at_the_end.reach)["ci95"] is None  # half of the resamples do not get there
+    half = at_the_end.cost(at_the_end.reach)  # half of the resamples do not get there: their cost is infinite, not left out
+    assert half["reached"] == pytest.approx(0.5, abs=0.1) and half["ci95"][0] < half["cost"] and half["ci95"][1] is None
+    assert at_the_end.cost(0.25)["reached"] == 1.0 and None not in at_the_end.cost(0.25)["ci95"]
+    with pytest.raises(ValueError, match="4 prompts: an interval needs at least 5"):
+        front([0.5], [1.0], n=4).cost(0.1)
     with pytest.raises(ValueError, match="with [1-9][0-9]* and 0 values that are not finite: expected equal shapes"):
         front([np.nan], [1.0])
 
@@ -70,6 +74,23 @@ def test_what_is_not_reached_is_none_never_a_number():
 def test_fronts_of_unlike_prompts_are_refused():
     with pytest.raises(ValueError, match="fronts of 6 and 7 prompts"):
         fronts.Front(np.ones((2, 6)), np.ones((2, 6))).area_to(fronts.Front(np.ones((2, 7)), np.ones((2, 7))))
+
+
+def test_the_interval_of_a_cost_covers_it():
+    """Of a level that some samples of prompts reach and others do not."""
+    truth, inside = cost_at(0.45, np.array([0.0, 0.5]), np.array([0.0, 1.0])), 0
+    for seed in range(200):
+        low, high = front([0.5], [1.0], n=50, noise=0.3, seed=seed).cost(0.45)["ci95"]
+        inside += (np.inf if low is None else low) <= truth <= (np.inf if high is None else high)
+    assert inside >= 180
+
+
+def test_reaches_are_compared_prompt_by_prompt():
+    ours, theirs = front([0.5, 0.8], [0.5, 1.0], noise=0.05), front([0.25, 0.1], [0.5, 1.0], noise=0.05, seed=1)
+    found = ours.reach_less(theirs)
+    assert found["difference"] == pytest.approx(0.55, abs=0.05) and found["ci95"][0] < found["difference"] < found["ci95"][1]
+    with pytest.raises(ValueError, match="fronts of 30 and 31 prompts"):
+        ours.reach_less(front([0.5], [1.0], n=31))
 
 
 def test_an_area_to_itself_is_nothing():
@@ -99,6 +120,11 @@ def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
     monkeypatch.setattr(concepts, "text_probe", lambda texts, positive: fitted.extend(texts) or (lambda new: np.zeros(len(new))))
     unshared = concepts.concept("space", 1, posts=5, cache=None)
     assert len(fitted) == 10 and unshared.documents[0].title == "space0"
+    assert len(unshared.judged) == 4 and not {d.title for d in unshared.judged} & {d.title for d in unshared.documents}
+    assert concepts.measure_auc(space, str) == {"texts": 4, "whole": 1.0, "shortened": 1.0}
+    assert concepts.measure_auc(space, lambda text: "")["shortened"] == 0.5
+    with pytest.raises(ValueError, match="0 of 0 texts have the concept 'space': expected both classes"):
+        concepts.measure_auc(concepts.concept("space", 1, posts=6, cache=None), str)
     with pytest.raises(ValueError, match="newsgroup 'space' has 12 posts, 14 were asked for; there are hockey, space"):
         concepts.concept("space", 1, posts=7, cache=None)
     with pytest.raises(ValueError, match="unknown concept 'sentimant': expected 'sentiment' or a newsgroup, one of hockey, space"):

@@ -14,17 +14,24 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mmlib import llm, runs
+from mmlib.baselines import save_sae, train_sae
+from mmlib.gaussian import PrincipalComponents
 from mmlib.live import live_source
 from mmlib.meta_model import MetaModel
+from mmlib.mixtures import GaussianMixtureDenoiser, full_gaussian
+from mmlib.normaliser import Normaliser
+from mmlib.presets import SAESize
+from mmlib.recipes import new_model
 from mmlib.store import ActivationStore, StoreError, verify
 
 WORDS = [f"word{i}" for i in range(50)]
+CAPITALS = [f"Word{i}" for i in range(10)]
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
-    vocabulary = {token: i for i, token in enumerate(["<s>", "<unk>", *WORDS])}
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<unk>", *WORDS, *CAPITALS, "."])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<s>", unk_token="<unk>").save_pretrained(folder)
@@ -69,14 +76,46 @@ def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_pa
         shutil.rmtree(runs.ROOT / "results" / run.name, ignore_errors=True)
 
 
+def fitted(run, store, folder):
+    """What notebooks 02 and 03 leave for the applications, in seconds; and a meta-model in a folder of its own."""
+    z = Normaliser.of(store)(store.read(store.rows("train")))
+    components = PrincipalComponents.fit(z)
+    components.save(run.shared / "pca.safetensors", store.documents)
+    save_sae(train_sae((z[i::10] for i in range(10)), store.d, SAESize(latents=32, k=4, steps=10, batch=64), seed=0), run.data / "sae", store.documents)
+    parts = tuple(full_gaussian(z[half].mean(0), *torch.linalg.eigh(torch.cov(z[half].T))[::-1]) for half in (slice(0, None, 2), slice(1, None, 2)))
+    GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts).save(run.shared / "mixture.safetensors", store.documents)
+    new_model(run.preset.recipes["mlp"], store, 0).save_pretrained(folder)
+
+
+def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(model_folder, tmp_path, leaves_nothing):
+    rng, texts = np.random.default_rng(0), tmp_path / "sentences"
+    texts.mkdir()
+    for i in range(40):
+        sentences = (" ".join([str(rng.choice(CAPITALS)), *rng.choice(WORDS, 14)]) for _ in range(12))
+        (texts / f"{i:02d}.txt").write_text(" . ".join(sentences) + " .")
+    parameters = {"preset": "smoke", "model": str(model_folder), "corpus": str(texts)}
+    run = runs.start(seed=0, meta_model=str(tmp_path / "prior"), **parameters)
+    leaves_nothing.append(run)
+    command("-m", "mmlib.extract", *(part for key, value in parameters.items() for part in (f"--{key}", value)))
+    store = ActivationStore(run.store)
+    fitted(run, store, tmp_path / "prior")
+    papermill.execute_notebook(runs.ROOT / "notebooks" / "11_steer.ipynb", tmp_path / "out.ipynb", progress_bar=False, kernel_name="python3",
+                               parameters=parameters | {"meta_model": str(tmp_path / "prior")})
+    result = run.read("steering", "11_steer")
+    assert result["meta_model"]["name"] == str(tmp_path / "prior") and "+meta_model-" in result["provenance"]["run"]
+    assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in result["rows"]}
+    assert all(len(row["texts"]) == 4 for row in result["examples"]["rows"])
+    assert not (runs.ROOT / "results" / run.name / "steering.json").exists()
+
+
 @pytest.fixture
 def leaves_nothing():
     """Removes what runs of these tests leave in data/ and results/."""
     started = []
     yield started
     for run in started:
-        shutil.rmtree(run.data, ignore_errors=True)
-        shutil.rmtree(runs.ROOT / "results" / run.name, ignore_errors=True)
+        for folder in (run.data, runs.ROOT / "results" / run.name, run.results, run.figures):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_stream(folder, n):

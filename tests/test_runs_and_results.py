@@ -35,6 +35,22 @@ def test_departures_from_the_preset_name_the_run():
     assert runs.start(preset="smoke", seed=3).shared == runs.start(preset="smoke", seed=0).data != runs.start(preset="smoke", seed=3).data
 
 
+def test_a_parameter_of_one_notebook_names_its_results_and_leaves_the_runs_data(tmp_path, monkeypatch):
+    plain = runs.start(preset="default", seed=0, meta_model=None)
+    other = runs.start(preset="default", seed=1, meta_model="owner/prior")
+    assert plain == runs.start(preset="default", seed=0) and plain.results == runs.ROOT / "results" / "default"
+    assert other.data == runs.start(preset="default", seed=1).data and other.results == runs.ROOT / "results" / "default+seed1+meta_model-owner--prior"
+    assert runs.start(preset="default", seed=0, meta_model="mlp").figures not in (plain.figures, other.figures)
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    path = runs.start(preset="smoke", seed=0, meta_model="mlp").write("steering", {"answer": 1}, "11_steer")
+    assert path == tmp_path / "results" / "smoke+meta_model-mlp" / "steering.json"
+    assert "-p meta_model mlp" in json.loads(path.read_text())["provenance"]["command"]
+    monkeypatch.setattr(runs, "_injected_names", lambda: ["meta_model"])
+    assert runs.start(preset="smoke", seed=0, meta_model="mlp").preset.name == "smoke"
+    with pytest.raises(ValueError, match="unknown parameter meta_model: this notebook takes preset, seed, model, corpus, layer$"):
+        runs.start(preset="smoke", seed=0)
+
+
 @pytest.mark.parametrize("notebook", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
 def test_papermill_parameter_that_a_notebook_does_not_declare_fails_at_once(notebook, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter sed, stepz: this notebook takes preset, seed, model, corpus, layer"):

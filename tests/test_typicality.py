@@ -11,7 +11,7 @@ from letters import Letters
 from sklearn.metrics import roc_auc_score
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mmlib import application_figures, llm, shifts
+from mmlib import application_figures, llm, shifts, typicality
 from mmlib.corpus import Document
 from mmlib.gaussian import GaussianDenoiser, standard_normal
 from mmlib.intervals import bootstrap_interval
@@ -315,3 +315,21 @@ def test_lines_of_a_passage_end_at_the_margin_and_with_a_segment():
     wide = "x" * (application_figures.COLUMNS - 4)
     lines = application_figures._lines(["a\n", "bc", wide, "d", "e"], ["one", "one", "one", "one", "two"])
     assert lines == [("one", [(0, 0, "a↵"), (1, 2, "bc"), (2, 4, wide)]), ("", [(3, 0, "d")]), ("two", [(4, 0, "e")])]
+
+
+def test_holms_correction_by_hand():
+    assert typicality.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert typicality.holm([0.9, 0.8]).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_the_p_value_is_below_one_in_twenty_where_the_interval_leaves_out_0():
+    rng, left_out, small = np.random.default_rng(0), [], []
+    for shift in np.linspace(-0.8, 0.8, 30):
+        values = rng.normal(shift, 1, 25)
+        def mean(weights, values=values):
+            return weights @ values / weights.sum(-1)
+        low, high = bootstrap_interval(mean, (25,))
+        left_out.append(low > 0 or high < 0)
+        small.append(typicality.p_value(mean, (25,)) <= 0.05)
+    assert sum(a != b for a, b in zip(left_out, small)) <= 1 and 0 < sum(small) < 30
+    assert typicality.p_value(lambda weights: 0.0 * weights.sum(-1), (25,)) == 1.0

@@ -35,6 +35,16 @@ def test_a_clamped_linear_unit_reads_as_its_value_and_nothing_moves_across_it(di
     assert dictionary.write(Z[:1], 5, dictionary.read(Z)[0, 5].item()) == pytest.approx(0, abs=1e-6)
 
 
+def test_random_features_are_what_a_gated_unit_is_before_training():
+    found = units.read_units(units.random_silu(2000, 16, seed=3), Z)
+    again, flipped = units.read_units(units.random_silu(2000, 16, seed=3), Z), units.read_units(units.random_silu(2000, 16, seed=3), -Z)
+    assert found.shape == (6, 2000) and np.array_equal(found, again) and units.random_silu(4, 16, 0).write is None
+    assert np.corrcoef(found.ravel(), flipped.ravel())[0, 1] < 0.5  # silu(a) b at −z is silu(−a)(−b), another number: the features are not even
+    w, v = torch.randn(2, 2000, 16, generator=torch.Generator().manual_seed(3)) / 4
+    a, b = (Z @ w.T).numpy(), (Z @ v.T).numpy()
+    assert found == pytest.approx(a / (1 + np.exp(-a)) * b, abs=1e-5)
+
+
 def test_a_clamped_latent_writes_its_decoder_direction(tmp_path):
     sae = train_sae((torch.randn(64, 16) for _ in range(10)), 16, SAESize(latents=32, k=4, steps=4, batch=64), seed=0)
     save_sae(sae, tmp_path, "toy")

@@ -1,0 +1,64 @@
+"""From names to meta-models: recipes of the run, folders, and what is refused; and random weights for a trained architecture."""
+
+import pytest
+import torch
+
+from mmlib import recipes, runs
+from mmlib.denoisers import MLPDenoiser, UNetDenoiser
+from mmlib.files import MissingInput
+from mmlib.gaussian import standard_normal
+from mmlib.meta_model import MetaModel
+from mmlib.skip import LinearSkip
+from mmlib.store import ActivationStore, StoreError
+
+
+@pytest.fixture
+def store(make_store):
+    return ActivationStore(make_store(dtype="float32")[0])
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
+    return runs.start(preset="smoke", seed=0)
+
+
+def saved(folder, store, seed, **changes):
+    torch.manual_seed(seed)
+    model = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "flow_velocity", store)
+    for key, value in changes.items():
+        setattr(model, key, value)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_a_meta_model_is_chosen_by_recipe_folder_or_default(run, store, tmp_path):
+    x = torch.randn(3, 8)
+    kept = {name: saved(run.data / name, store, seed) for seed, name in enumerate(("gated_mlp", "mlp"))}
+    kept["folder"] = saved(tmp_path / "mine", store, 5)
+    for asked, name in ((None, "gated_mlp"), ("gated_mlp", "gated_mlp"), ("mlp", "mlp"), (str(tmp_path / "mine"), "folder")):
+        assert torch.equal(recipes.chosen_meta_model(run, asked, store)(x, 0.5), kept[name](x, 0.5))
+    saved(tmp_path / "published", store, 6, documents="")
+    assert recipes.chosen_meta_model(run, str(tmp_path / "published"), store).documents == ""  # does not say what it was trained on
+
+
+def test_a_meta_model_that_does_not_fit_the_store_is_refused(run, store, tmp_path):
+    with pytest.raises(MissingInput, match="03_train_meta_model"):
+        recipes.chosen_meta_model(run, "unet", store)
+    saved(tmp_path / "elsewhere", store, 0, documents="other@1")
+    with pytest.raises(StoreError, match="was fitted to documents other@1"):
+        recipes.chosen_meta_model(run, str(tmp_path / "elsewhere"), store)
+    saved(tmp_path / "deeper", store, 0, layers=(7,))
+    with pytest.raises(StoreError, match="layer 7 .* the store holds toy@1 layer 1"):
+        recipes.chosen_meta_model(run, str(tmp_path / "deeper"), store)
+
+
+@pytest.mark.parametrize("network", [MLPDenoiser(8, 16, 24, 2, gated_skip=True), UNetDenoiser(8, (32, 32, 32), 1),
+                                     LinearSkip.over(standard_normal(8), MLPDenoiser(8, 16, 24, 1), "flow_velocity")], ids=["mlp", "unet", "skip"])
+def test_an_untrained_model_has_the_architecture_and_random_weights(network, store):
+    model = MetaModel.for_store(network, "flow_velocity", store)
+    fresh, again = (recipes.untrained(model, seed) for seed in (0, 0))
+    names = {name: value.shape for name, value in network.state_dict().items()}
+    assert {name: value.shape for name, value in fresh.network.state_dict().items()} == names
+    assert all(torch.equal(a, b) for a, b in zip(fresh.network.state_dict().values(), again.network.state_dict().values()))
+    assert any(not torch.equal(a, b) for a, b in zip(fresh.network.parameters(), network.parameters())) and fresh.layers == model.layers

@@ -3,10 +3,10 @@
     python -m mmlib.train gated_mlp --preset default          train what a preset names, on the store that notebook 01 wrote
     torchrun --nproc-per-node 2 -m mmlib.train gated_mlp …    the same, on several processes or machines with a shared disk
 
-Batches, noise levels and noise are functions of (seed, step), so on a CPU a run that was killed and resumed ends with the same
-bytes as one that was not, and a checkpoint needs no random-number state. Noise is drawn where training runs: a GPU draws other
-numbers than a CPU, so a run that moves to the other kind trains on, but not to the same weights. Several processes each take their
-part of every batch: the loss is the one of a single process.
+Batches, noise levels and noise are functions of (seed, step), so on a CPU a run that was killed and resumed with as many threads
+ends with the same bytes as one that was not (how sums round depends on their number), and a checkpoint needs no random-number state.
+Noise is drawn where training runs: a GPU draws other numbers than a CPU, so a run that moves to the other kind trains on, but not to
+the same weights. Several processes each take their part of every batch: the loss is the one of a single process.
 """
 
 import argparse

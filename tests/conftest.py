@@ -17,6 +17,14 @@ def pytest_addoption(parser):
 ATTRIBUTES = {"model": "toy@1", "corpus": "toy@2"}
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """A test that sets the number of threads does so for itself alone: rounding, and with it equality to the bit, depends on it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def make_store(tmp_path):
     """Writes a store of three splits; returns (path, values (n, d))."""

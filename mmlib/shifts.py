@@ -22,10 +22,11 @@ from transformers import GenerationConfig, PreTrainedModel
 from mmlib.corpus import Document
 from mmlib.gaussian import GaussianDenoiser
 from mmlib.llm import LanguageModel, residual_blocks, resolve_layer
-from mmlib.lm_loss import spread_windows
+from mmlib.lm_loss import spread_windows, stored_windows
 from mmlib.normaliser import Normaliser
 from mmlib.results import read_json, write_json
-from mmlib.windows import Window, cut_windows, read_block, tokenize
+from mmlib.store import ActivationStore
+from mmlib.windows import Window, cut_blocks, cut_windows, read_block, tokenize
 
 CODE_PACKAGE = "gensim"  # pinned in requirements.txt, so its source is a fixed text
 NEWS_FILE = "lee_background.cor"  # Lee, Pincombe and Welsh 2005: 300 items of news of the Australian Broadcasting Corporation
@@ -195,6 +196,23 @@ def read_tokens(lm: LanguageModel, layer: int, windows: Sequence[Window], positi
     starts = np.cumsum([0, *(len(window.token_ids) for window in windows)])[:-1]
     chosen = (starts[:, None] + positions).ravel()
     return Tokens(normaliser(rows.activations[layer][torch.from_numpy(chosen)]), rows.document[chosen], rows.position[chosen])
+
+
+def difference_from_store(lm: LanguageModel, store: ActivationStore, split: str) -> float:
+    """‖read again − stored‖ / ‖stored‖ over a block of windows that holds the split's first, standardised.
+
+    The windows are read in the batches of the extraction, so it is 0 on the machine that wrote the store, up to the number of threads;
+    in batches of another shape a bfloat16 model rounds otherwise, by 1 % and more.
+    """
+    windows = [window for one in dict.fromkeys(store.splits) for window in stored_windows(store, one)]
+    batch_tokens, first = int(store.attributes["batch_tokens"]), stored_windows(store, split)[0].document
+    blocks = cut_blocks(sorted(windows, key=lambda window: (window.document, window.start)), batch_tokens)
+    block = next(block for block in blocks if any(window.document == first for window in block))
+    normalise = Normaliser.of(store)
+    again = normalise(read_block(block, lm, [store.layer], batch_tokens).activations[store.layer])
+    start = store.rows_of(block[0].document).start + block[0].start
+    stored = normalise(store.read(slice(start, start + len(again))))
+    return ((again - stored).norm() / stored.norm()).item()
 
 
 @contextmanager

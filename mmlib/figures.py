@@ -308,6 +308,8 @@ def lm_loss(result: dict) -> Figure:
         apart = 0.008 * (place - 4)  # so that intervals at one σ stand side by side
         by_sigma.errorbar(sigma + apart, delta, np.abs(interval.T - delta), color=colour, lw=1.1, elinewidth=0.8, capsize=1.5, marker="o", ms=3,
                           label=_LM_LABELS.get(method, LABELS.get(method)))[0].set_dashes(dashes)
+        below = interval.min(1) <= 0  # where a logarithmic axis has no place for the end
+        by_sigma.plot((sigma + apart)[below], np.zeros(below.sum()), "v", color=colour, ms=3.5, transform=by_sigma.get_xaxis_transform(), clip_on=False)
         by_fvu.plot(fvu, delta, color=colour, dashes=dashes, lw=0.9, marker="o", ms=3)
     for row, dashes in zip(result["ablations"], ((5, 1, 1, 1, 1, 1), (1, 2))):
         by_sigma.axhline(row["delta"], color=BLACK, lw=0.8, dashes=dashes, label=_LM_LABELS[row["method"]])
@@ -317,7 +319,7 @@ def lm_loss(result: dict) -> Figure:
         by_fvu.annotate(f"{row['k']}", (row["fvu"], row["delta"]), xytext=(3, -8), textcoords="offset points", fontsize=6.5, color="0.35")
     saes = result["reconstructions"]["sae"]
     by_fvu.plot([row["fvu"] for row in saes], [row["delta"] for row in saes], color=GREEN, marker="D", ms=5, mec=BLACK, mew=0.5, ls="", label="SAEs, no noise")
-    by_sigma.set(yscale="log", xlabel="noise level σ (methods side by side)", ylabel="Δ LM loss (nats per token)", xticks=(0.1, 0.3, 0.5, 0.7))
+    by_sigma.set(yscale="log", xlabel="noise level σ (▼: interval reaches below 0)", ylabel="Δ LM loss (nats per token)", xticks=(0.1, 0.3, 0.5, 0.7))
     by_fvu.set(xscale="log", xlabel="fraction of variance unexplained (FVU)")
     figure.legend(loc="outside lower center", ncol=5)
     return figure

@@ -293,6 +293,11 @@ class Preset:
     replication_seeds: tuple[int, ...] = (1, 2)  # with these seeds beside the run's own
     recipe_study: RecipeStudySize = RecipeStudySize()
 
+    @property
+    def trainable(self) -> dict[str, Recipe]:
+        """What `mmlib.train` trains by name: the recipes of the main line, and "published", the paper's MLP of the recipe study by the paper's settings."""
+        return {**self.recipes, "published": Recipe(self.recipe_study.mlp, self.recipe_study.published)}
+
 
 MATCHED_WIDTHS = {"mlp_2m": 292, "mlp_5m": 432}  # at d = 640 as many parameters as the `default` preset's UNet, and as its SAEs
 

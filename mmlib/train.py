@@ -308,7 +308,7 @@ class TrainingRun:
 def main() -> None:
     """Train one recipe of a preset from the command line, by one or several processes."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("recipe", help="one of the preset's recipes: unet, mlp, gated_mlp, denoising_sae")
+    parser.add_argument("recipe", help="one of the preset's recipes: gated_mlp, mlp, unet, denoising_sae, …; or published, the paper's own settings")
     parser.add_argument("--preset", default="default")
     parser.add_argument("--seed", type=int, default=0)
     for name, kind in (("model", str), ("corpus", str), ("layer", int)):
@@ -346,10 +346,10 @@ def train_recipe(run: runs.Run, name: str, stores: ActivationStore | list[Activa
     Raises:
         ValueError: the preset has no such recipe (the message lists those there are), or it cannot have several layers.
     """
-    if name not in run.preset.recipes:
-        raise ValueError(f"unknown recipe {name!r}: preset {run.preset.name} has {', '.join(run.preset.recipes)}")
+    if name not in run.preset.trainable:
+        raise ValueError(f"unknown recipe {name!r}: preset {run.preset.name} has {', '.join(run.preset.trainable)}")
     stores = stores if isinstance(stores, list) else [stores]
-    recipe, several = run.preset.recipes[name], len(stores) > 1
+    recipe, several = run.preset.trainable[name], len(stores) > 1
     skip = recipe.linear_skip and not several
     components = PrincipalComponents.load(require(run.shared / "pca.safetensors", "02_fit_baselines"), stores[0]) if skip else None
     model = new_model(recipe, stores, run.seed, components and components.gaussian())

@@ -77,12 +77,13 @@ def test_two_runs_give_identical_results(finished):
 
 
 def test_the_command_line_trains_what_the_notebook_trained(finished):
-    """The same settings, data and code, so it finds the notebook's model and repeats nothing; an unknown recipe is refused by name."""
+    """The same settings, data and code, so it finds the notebook's model and repeats nothing; what no notebook trains is trained, or refused by name."""
     def command(recipe, *options):
         outside = {**os.environ, "MMLIB_DATA": str(finished[0])}
         return subprocess.run([sys.executable, "-m", "mmlib.train", recipe, "--preset", "smoke", *options], cwd=ROOT, capture_output=True, text=True, env=outside)
 
     assert "already trained" in command("gated_mlp").stdout
+    assert "published: {'step': 4, 'activations': 512," in command("published").stdout
     assert "unknown recipe 'mpl': preset smoke has unet, mlp, gated_mlp, denoising_sae" in command("mpl").stderr
     assert "--layer 8 and --layers 4 8: expected one of the two" in command("mlp", "--layer", "8", "--layers", "4", "8").stderr
 

@@ -13,11 +13,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmlib import application_figures, llm, shifts, typicality
 from mmlib.corpus import Document
+from mmlib.extract import describe, extract, plan_extraction
 from mmlib.gaussian import GaussianDenoiser, standard_normal
 from mmlib.intervals import bootstrap_interval
 from mmlib.mixtures import GaussianMixtureDenoiser
 from mmlib.normaliser import Normaliser
+from mmlib.presets import get_preset
 from mmlib.shifts import Tokens
+from mmlib.store import ActivationStore
 from mmlib.typicality import (NeighbourDistance, Separation, by_document, checked, coloured_text, denoising_losses, difference, mahalanobis,
                               ranks_among, residual, surprise, token_noise)
 from mmlib.windows import Window
@@ -238,6 +241,19 @@ def test_tokens_are_those_of_the_positions_asked_for():
     assert torch.allclose(found.z_nd, whole[:, [3, 12]].reshape(4, 16), atol=1e-5)
     with pytest.raises(ValueError, match="9 positions from 4 to 11: expected between 1 and 8"):
         shifts.scored_positions(12, 4, 9)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_store_is_read_again_to_the_bit_and_by_no_other_model(split, tmp_path):
+    """In bfloat16, with windows of many lengths in several blocks and batches, in which other shapes would round otherwise."""
+    lm = tiny(torch.bfloat16)
+    texts = [Document(str(i), "".join(map(chr, np.random.default_rng(i).integers(60, 120, 30 + 7 * i)))) for i in range(12)]
+    plan = plan_extraction(texts, ["train", "test", "train", "validation", "test", "train"] * 2, lm, 1, window=16, batch_tokens=64)
+    extract(plan, lm, tmp_path / "a.h5", attributes=describe(lm, "letters@1", plan, get_preset("smoke")), progress=False)
+    store = ActivationStore(tmp_path / "a.h5")
+    assert len(plan.blocks) > 3 and shifts.difference_from_store(lm, store, split) == 0
+    with shifts.perturbed(lm.model, 1, 0.05, seed=0):
+        assert shifts.difference_from_store(lm, store, split) > 0.01
 
 
 def test_all_windows_are_of_one_length_and_documents_take_turns():

@@ -1,10 +1,12 @@
-"""Steering at all directions, strengths and σ: which combinations are generated, and what is read off them.
+"""Steering along several directions, at several strengths and σ: which combinations are generated, and what is read off them.
 
 A *combination* is a concept, a direction, an intervention and a σ, continued at each of its strengths: one cell, one small file. Prompts are
 neutral by every concept's measure, so the unsteered continuations and those of the repairs alone are the same for all concepts and
-directions, and are generated once. The grid is whole for one concept and direction; elsewhere it is a fraction, see `combinations`.
+directions, and are generated once. One concept along one direction has every intervention at every strength and σ; elsewhere it is a
+fraction of them, see `combinations`.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,14 +18,16 @@ from mmlib import runs
 from mmlib.devices import default_device
 from mmlib.fronts import Front, mean_with_interval
 from mmlib.intervals import bootstrap_interval
-from mmlib.presets import SteeringStudySize
+from mmlib.presets import PCA_KS, SteeringStudySize
 from mmlib.results import read_json
 from mmlib.studies import Study
 
 DIRECTIONS = ("mean_difference", "sae_decoder", "probe")
 UNSTEERED, ADDITIVE = "unsteered", "additive"
-NOISELESS = (ADDITIVE, "sae_clean")  # interventions that have no σ
-COSTS = {UNSTEERED: 1.0, ADDITIVE: 1.0, "sae_clean": 1.05, "mixture": 1.3, "sdedit": 1.8, "sdedit_mixture": 9.0}  # over plain generation, about
+NOISELESS = (ADDITIVE, "norm_kept", PCA := f"pca_k{PCA_KS[-1]}", "sae_clean")  # interventions that have no σ
+ONE_STEP = ("gaussian", "mixture", "gated_mlp")  # posterior means
+COSTS = {UNSTEERED: 1.0, ADDITIVE: 1.0, "norm_kept": 1.0, PCA: 1.0, "sae_clean": 1.05, "gaussian": 1.0, "mixture": 1.3, "gated_mlp": 1.1, "sdedit": 1.8,
+         "sdedit_mixture": 9.0}  # over plain generation, about
 
 
 def slug(name: str, sign: int) -> str:
@@ -54,7 +58,7 @@ class Combination:
 
 
 def combinations(size: SteeringStudySize) -> list[Combination]:
-    """What is generated: everything for the first concept along the difference of means, and a fraction of it elsewhere.
+    """What is generated: every intervention for the first concept along the difference of means, and a fraction of that elsewhere.
 
     Other concepts along the difference of means have `fraction_strengths`, and SDEdit at `fraction_sigmas`; one step of the mixture is at the
     last of these. Other directions have plain addition and SDEdit alone: at those σ for the first concept in both senses, at the last for others.
@@ -73,7 +77,7 @@ def combinations(size: SteeringStudySize) -> list[Combination]:
 
 def interventions(size: SteeringStudySize) -> list[tuple[str, float | None]]:
     """(name, σ) of all: SDEdit by the mixture, the slowest, has σ of its own."""
-    return [*((name, None) for name in NOISELESS), *((name, sigma) for name in ("mixture", "sdedit") for sigma in size.sigmas),
+    return [*((name, None) for name in NOISELESS), *((name, sigma) for name in (*ONE_STEP, "sdedit") for sigma in size.sigmas),
             *(("sdedit_mixture", sigma) for sigma in size.mixture_sdedit_sigmas)]
 
 
@@ -124,11 +128,14 @@ class Findings:
         """(change of the concept, cost) of each prompt, against no steering, (prompts,) each."""
         return (np.subtract(row["said"][concept], self.base["said"][concept]), np.subtract(self.base["log_likelihood"], row["log_likelihood"]))
 
-    def front(self, cell: Combination) -> Front:
-        """The combination's front, the repair alone first; for plain addition that is no steering."""
+    def path(self, cell: Combination) -> list[dict]:
+        """The combination's outcomes by strength, that of the repair alone first; for plain addition that is no steering."""
         alone = Combination(None, None, UNSTEERED if cell.intervention == ADDITIVE else cell.intervention, cell.sigma, (0.0,))
-        rows = [*self.outcomes[alone.name]["rows"], *self.outcomes[cell.name]["rows"]]
-        return Front(*(np.stack(values) for values in zip(*(self.changes(row, cell.concept) for row in rows))))
+        return [*self.outcomes[alone.name]["rows"], *self.outcomes[cell.name]["rows"]]
+
+    def front(self, cell: Combination) -> Front:
+        """Concept against cost along that path."""
+        return Front(*(np.stack(values) for values in zip(*(self.changes(row, cell.concept) for row in self.path(cell)))))
 
     def additive(self, cell: Combination) -> Combination:
         """Plain addition along the same direction."""
@@ -136,22 +143,27 @@ class Findings:
         return found
 
     def rows(self) -> list[dict]:
-        """Change and cost of every combination at every strength, with intervals; strength 0 is the repair alone."""
+        """Change and cost of every combination at every strength, with intervals, and how varied the texts are; strength 0 is the repair alone."""
         found = []
         for cell in self.cells:
-            front = self.front(cell)
+            front, path = self.front(cell), self.path(cell)
             for i, strength in enumerate((0.0, *cell.strengths)):
-                entry = {**_facts(cell), "strength": strength}
+                entry = {**_facts(cell), "strength": strength, "distinct_2": path[i]["distinct_2"], "repetition": path[i]["repetition"]}
                 for label, values_n in (("change", front.concept_ns[:, i]), ("cost", front.cost_ns[:, i])):
                     entry[label], entry[f"{label}_ci95"] = mean_with_interval(values_n)
                 found.append(entry)
         return found
 
     def against_addition(self) -> list[dict]:
-        """Of every repair: the area to plain addition's front along the same direction, and how much higher a level it reaches."""
-        fronts = {cell: self.front(cell) for cell in self.cells}
-        return [{**_facts(cell), "area": fronts[cell].area_to(fronts[self.additive(cell)]), "reach": fronts[cell].reach_less(fronts[self.additive(cell)])}
-                for cell in self.cells if cell.intervention != ADDITIVE]
+        """Of every repair: the area to plain addition's front along the same direction, how much higher a level it reaches, and the cost of
+        half of plain addition's reach, beside that of plain addition itself; None where that has no reach."""
+        fronts, found = {cell: self.front(cell) for cell in self.cells}, []
+        for cell in (cell for cell in self.cells if cell.intervention != ADDITIVE):
+            ours, plain = fronts[cell], fronts[self.additive(cell)]
+            level = plain.reach / 2
+            found.append({**_facts(cell), "area": ours.area_to(plain), "reach": ours.reach_less(plain), "level": level,
+                          "cost": ours.cost(level) if level > 0 else None, "cost_of_addition": plain.cost(level) if level > 0 else None})
+        return found
 
     def at_equal_strength(self) -> list[dict]:
         """Of every repair at every strength: change and cost less those of plain addition of as much."""
@@ -177,6 +189,14 @@ class Findings:
             found.append({**_facts(ours), "against": "sdedit_mixture", "area": fronts[0].area_to(fronts[1]),
                           "reach": fronts[0].reach_less(fronts[1]), "at_equal_strength": steps})
         return found
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """What tells two trainings of one recipe apart: the first twelve digits of the SHA-256 of all weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def _facts(cell: Combination) -> dict:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 
 from mmlib import figures, runs, steering_study
 from mmlib.presets import PRESETS, SteeringStudySize
@@ -33,8 +34,16 @@ def test_every_repair_has_its_opponents_and_every_file_its_name(name):
 
 def test_the_default_grid_is_as_long_as_its_time_allows():
     cells = combinations(PRESETS["default"].steering_study)
-    assert 100 <= sum(len(cell.strengths) for cell in cells) <= 160
-    assert sum(steering_study.COSTS[cell.intervention] * len(cell.strengths) for cell in cells) <= 260
+    assert 150 <= sum(len(cell.strengths) for cell in cells) <= 200
+    assert sum(steering_study.COSTS[cell.intervention] * len(cell.strengths) for cell in cells) <= 310
+
+
+def test_the_first_concept_has_every_intervention_at_every_strength_and_sigma():
+    size = PRESETS["default"].steering_study
+    along_means = {(c.intervention, c.sigma): c.strengths for c in combinations(size) if (c.concept, c.direction) == ("sentiment", "mean_difference")}
+    noisy = {(name, sigma) for name in ("gaussian", "mixture", "gated_mlp", "sdedit") for sigma in size.sigmas}
+    assert set(along_means) == {(name, None) for name in ("additive", "norm_kept", "pca_k256", "sae_clean")} | noisy | {("sdedit_mixture", 0.5)}
+    assert set(along_means.values()) == {size.strengths}
 
 
 def said(cell, strength):
@@ -42,7 +51,7 @@ def said(cell, strength):
     noise = 0.01 * np.random.default_rng(0).normal(size=SIZE.prompts)
     share, alone = {"unsteered": (0, 0), "additive": (1, 0), "sdedit": (0.75, 0.1), "sdedit_mixture": (0.75, 0.5)}.get(cell.intervention, (0.5, 0.2))
     values = {name: (share * strength + noise).tolist() for name in ("sentiment", "sentiment-less") if cell.concept in (None, name)}
-    return {"said": values, "log_likelihood": (-3 - alone - 2 * share * strength + noise).tolist()}
+    return {"said": values, "log_likelihood": (-3 - alone - 2 * share * strength + noise).tolist(), "distinct_2": 0.9, "repetition": strength / 10}
 
 
 @pytest.fixture
@@ -78,11 +87,12 @@ def test_findings_are_those_that_were_planted(study):
     findings = Findings(CELLS, study.outcomes(CELLS))
     rows = {(r["concept"], r["direction"], r["intervention"], r["sigma"], r["strength"]): r for r in findings.rows()}
     plain = rows["sentiment", "mean_difference", "additive", None, 2.0]
-    assert plain["change"] == pytest.approx(2) and plain["cost"] == pytest.approx(4) and rows["sentiment", "probe", "additive", None, 0.0]["change"] == 0
+    assert plain["change"] == pytest.approx(2) and plain["cost"] == pytest.approx(4) and plain["repetition"] == 0.2 and rows["sentiment", "probe", "additive", None, 0.0]["change"] == 0
     repaired = rows["sentiment", "mean_difference", "sdedit", 0.5, 2.0]
     assert repaired["change"] == pytest.approx(1.5) and repaired["cost"] == pytest.approx(3.1)
     against = next(r for r in findings.against_addition() if (r["concept"], r["direction"], r["intervention"]) == ("sentiment", "mean_difference", "sdedit"))
     assert against["reach"]["difference"] == pytest.approx(-0.5) and against["area"]["area"] == pytest.approx(0.15)  # 0.1 dearer up to 1.5
+    assert against["level"] == pytest.approx(1) and against["cost_of_addition"]["cost"] == pytest.approx(2) and against["cost"]["cost"] == pytest.approx(2.1)
     equal = next(r for r in findings.at_equal_strength() if (r["intervention"], r["strength"]) == ("sdedit", 2.0))
     assert equal["change"]["difference"] == pytest.approx(-0.5) and equal["cost"]["difference"] == pytest.approx(-0.9)
     projection, = findings.projections()
@@ -92,3 +102,10 @@ def test_findings_are_those_that_were_planted(study):
     figure = figures.FIGURES["steering_study"][0]({"rows": findings.rows(), "sigmas": SIZE.sigmas})
     assert [ax.get_title() for ax in figure.axes[:3]] == ["difference of means", "SAE latent", "logistic probe"]
     plt.close(figure)
+
+
+def test_a_digest_tells_two_trainings_apart():
+    first, other = (torch.nn.Linear(2, 1) for _ in range(2))
+    assert steering_study.weights_digest(first) != steering_study.weights_digest(other)
+    other.load_state_dict(first.state_dict())
+    assert steering_study.weights_digest(first) == steering_study.weights_digest(other) and len(steering_study.weights_digest(first)) == 12

@@ -89,7 +89,7 @@ $(STAMPS)/07_density: $(STAMPS)/03_train_meta_model
 $(STAMPS)/08_lm_loss: $(STAMPS)/03_train_meta_model
 $(STAMPS)/09_claims: $(STAMPS)/04_compare_losses $(STAMPS)/05_sample_quality $(STAMPS)/07_density $(STAMPS)/08_lm_loss
 # The ledger also tells what applications and studies found, where they ran.
-$(STAMPS)/09_claims: $(wildcard $(addprefix results/$(PRESET)/,$(addsuffix .json,scaling steering probing typicality robustness replication)))
+$(STAMPS)/09_claims: $(wildcard $(addprefix results/$(PRESET)/,$(addsuffix .json,scaling steering probing typicality robustness replication steering_study)))
 $(STAMPS)/06_scaling: $(STAMPS)/03_train_meta_model
 $(STAMPS)/11_steer $(STAMPS)/12_meta_neurons $(STAMPS)/13_off_manifold: $(STAMPS)/03_train_meta_model
 $(STAMPS)/21_recipes: $(STAMPS)/02_fit_baselines

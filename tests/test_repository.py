@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from mmlib import claims, dependencies, figures
+from mmlib.presets import get_preset
 from mmlib.runs import ROOT
+from mmlib.steering_study import combinations
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -144,7 +146,8 @@ def test_committed_benchmarks_have_what_their_readers_need():
 
 
 @pytest.mark.parametrize("name", ["activations", "baselines", "training", "loss_comparison", "sample_quality", "density", "lm_loss", "claims",
-                                  "scaling", "recipes", "benchmarks", "steering", "probing", "typicality", "robustness", "replication"])
+                                  "scaling", "recipes", "benchmarks", "steering", "probing", "typicality", "robustness", "replication",
+                                  "steering_study"])
 def test_committed_results_say_where_they_come_from(name):
     provenance = committed(name)["provenance"]
     assert provenance["preset"] == "default" and provenance["seed"] == 0 and "+changes" not in provenance["commit"]
@@ -152,8 +155,9 @@ def test_committed_results_say_where_they_come_from(name):
 
 def test_numbers_quoted_in_the_readme_stand_in_results():
     """Each number in the README is written `number<!-- file:path.to.value -->` and must equal the value as rounded."""
-    quoted = re.findall(r"(−?\d[\d.,]*)(?: %)?<!-- (\w+):([\w.\[\] -]+?) (%|)-->", (ROOT / "README.md").read_text())
-    assert len(quoted) >= 30
+    text = (ROOT / "README.md").read_text().replace("`<!-- FILE:KEYS -->`", "")
+    quoted = re.findall(r"(−?\d[\d.,]*)(?: %)?<!-- (\w+):([^>]+?) (%|)-->", text)
+    assert len(quoted) == text.count("<!-- ") >= 30
     for text, name, path, percent in quoted:
         value = committed(name)
         for key in path.split("."):
@@ -167,12 +171,21 @@ def test_committed_applications_have_what_their_readers_need():
     steering, probing, typicality = committed("steering"), committed("probing"), committed("typicality")
     assert steering["prompts"] >= 100 and len(steering["strengths"]) >= 3 and steering["tokens"] == 20
     assert {"additive", "norm_kept", "sae_clean", "gaussian", "mixture", "gated_mlp", "sdedit"} <= {row["intervention"] for row in steering["rows"]}
-    assert {"plain", "sdedit"} <= set(steering["cost"]["median_seconds"])
+    assert steering["cost"]["ratios"]["sdedit"] <= 2.5 and steering["cost"]["batch"] == 32
     assert len(probing["tasks"]) >= 40 and {"gated_mlp", "untrained", "random", "sae", "raw", "mixture"} <= {row["name"] for row in probing["rows"]}
     assert all(row["all"]["ci95"][0] <= row["all"]["mean"] <= row["all"]["ci95"][1] for row in probing["rows"])
     assert {"mahalanobis", "mixture", "pca", "sae", "denoise_gated_mlp"} <= set(typicality["scores"]) and len(typicality["sets"]) >= 15
     control = [row for row in typicality["rows"] if row["set"] == "validation"]
     assert all(row["ci95"][0] <= 0.5 <= row["ci95"][1] for row in control), "validation documents are told from test documents"
+
+
+def test_committed_study_of_steering_is_the_whole_of_its_plan():
+    study = committed("steering_study")
+    size = get_preset("default").steering_study
+    assert study["cells"] == [cell.name for cell in combinations(size)] and study["runs"] == sum(len(cell.strengths) for cell in combinations(size))
+    steered = [row for row in study["rows"] if row["concept"]]
+    assert {row["direction"] for row in steered} >= {"mean_difference", "sae_decoder", "probe"} and len({row["concept"] for row in steered}) == len(size.concepts)
+    assert study["prompts"] == size.prompts and study["projections"] and all(row["area"]["ci95"] for row in study["against_addition"])
 
 
 def test_committed_robustness_and_replication_have_what_their_readers_need():

@@ -185,7 +185,8 @@ def test_committed_study_of_steering_is_the_whole_of_its_plan():
     assert study["cells"] == [cell.name for cell in combinations(size)] and study["runs"] == sum(len(cell.strengths) for cell in combinations(size))
     steered = [row for row in study["rows"] if row["concept"]]
     assert {row["direction"] for row in steered} >= {"mean_difference", "sae_decoder", "probe"} and len({row["concept"] for row in steered}) == len(size.concepts)
-    assert study["prompts"] == size.prompts and study["projections"] and all(row["area"]["ci95"] for row in study["against_addition"])
+    assert study["prompts"] == size.prompts and study["projections"]
+    assert all(row["reach"]["ci95"] and (row["area"]["ci95"] is None) == (row["area"]["up_to"] is None) for row in study["against_addition"])
 
 
 def test_committed_robustness_and_replication_have_what_their_readers_need():

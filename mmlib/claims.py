@@ -353,6 +353,8 @@ def _steering_elsewhere(results: dict) -> Measured:
     """
     areas = {"lower": 0, "higher": 0, "undecided": 0, **results["counts"]["sdedit"]["area"]}
     compared, reach = areas["lower"] + areas["higher"] + areas["undecided"], results["counts"]["sdedit"]["reach"].get("higher", 0)
+    if not compared:
+        return Measured(None, None, "", UNDECIDED, "no level of a concept is reached by both")
     alike = [row for row in results["projections"] if row["area"]["ci95"] is not None and row["area"]["ci95"][1] >= 0]
     verdict = REPRODUCED if 2 * areas["lower"] > compared else NOT if areas["higher"] > areas["lower"] else UNDECIDED
     note = (f"{areas['lower']} of {compared} cheaper and {areas['higher']} dearer at equal concept, {reach} with a higher reach; SDEdit by a mixture "

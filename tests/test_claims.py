@@ -268,3 +268,9 @@ def test_steering_elsewhere_is_a_share_of_comparisons_with_the_mixture_as_contro
     row = rows_of(steering_study={"counts": counts, "projections": [{"area": {"ci95": [-0.3, mixture]}}]})[
         "the same, along other directions, towards other concepts, at other σ"]
     assert (row["value"], row["verdict"]) == (areas[0] / 10, verdict) and row["note"].startswith(f"{areas[0]} of 10 cheaper and {areas[1]} dearer at equal concept, 0 with")
+
+
+def test_steering_elsewhere_is_undecided_where_nothing_can_be_compared():
+    study = {"counts": {"sdedit": {"area": {"not compared": 3}, "reach": {"undecided": 3}}}, "projections": []}
+    row = rows_of(steering_study=study)["the same, along other directions, towards other concepts, at other σ"]
+    assert row["value"] is None and row["verdict"] == UNDECIDED

@@ -348,8 +348,8 @@ def _steering(results: dict) -> Measured:
 def _steering_elsewhere(results: dict) -> Measured:
     """The share of directions, concepts and σ at which SDEdit is cheaper than plain addition, by the interval of the area between fronts.
 
-    Reproduced where that is more than half of them, an artefact if SDEdit by the mixture does not cost more where it was tried too; not
-    where more are dearer than cheaper.
+    Reproduced where that is more than half of them, an artefact unless SDEdit by the mixture is shown to cost more wherever it was tried;
+    not where more are dearer than cheaper.
     """
     areas = {"lower": 0, "higher": 0, "undecided": 0, **results["counts"]["sdedit"]["area"]}
     compared, reach = areas["lower"] + areas["higher"] + areas["undecided"], results["counts"]["sdedit"]["reach"].get("higher", 0)
@@ -358,7 +358,7 @@ def _steering_elsewhere(results: dict) -> Measured:
     alike = [row for row in results["projections"] if row["area"]["ci95"] is not None and row["area"]["ci95"][1] >= 0]
     verdict = REPRODUCED if 2 * areas["lower"] > compared else NOT if areas["higher"] > areas["lower"] else UNDECIDED
     note = (f"{areas['lower']} of {compared} cheaper and {areas['higher']} dearer at equal concept, {reach} with a higher reach; SDEdit by a mixture "
-            f"of Gaussians costs no more in {len(alike)} of {len(results['projections'])} tried")
+            f"of Gaussians not shown to cost more in {len(alike)} of {len(results['projections'])} tried")
     return Measured(areas["lower"] / compared, None, "%", ARTEFACT if verdict == REPRODUCED and alike else verdict, note)
 
 

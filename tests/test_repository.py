@@ -171,6 +171,7 @@ def test_committed_applications_have_what_their_readers_need():
     steering, probing, typicality = committed("steering"), committed("probing"), committed("typicality")
     assert steering["prompts"] >= 100 and len(steering["strengths"]) >= 3 and steering["tokens"] == 20
     assert {"additive", "norm_kept", "sae_clean", "gaussian", "mixture", "gated_mlp", "sdedit"} <= {row["intervention"] for row in steering["rows"]}
+    assert {"plain", "sdedit"} <= set(steering["cost"]["median_seconds"])
     assert steering["cost"]["ratios"]["sdedit"] <= 2.5 and steering["cost"]["batch"] == 32
     assert len(probing["tasks"]) >= 40 and {"gated_mlp", "untrained", "random", "sae", "raw", "mixture"} <= {row["name"] for row in probing["rows"]}
     assert all(row["all"]["ci95"][0] <= row["all"]["mean"] <= row["all"]["ci95"][1] for row in probing["rows"])

@@ -309,7 +309,8 @@ def lm_loss(result: dict) -> Figure:
         by_sigma.errorbar(sigma + apart, delta, np.abs(interval.T - delta), color=colour, lw=1.1, elinewidth=0.8, capsize=1.5, marker="o", ms=3,
                           label=_LM_LABELS.get(method, LABELS.get(method)))[0].set_dashes(dashes)
         below = interval.min(1) <= 0  # where a logarithmic axis has no place for the end
-        by_sigma.plot((sigma + apart)[below], np.zeros(below.sum()), "v", color=colour, ms=3.5, transform=by_sigma.get_xaxis_transform(), clip_on=False)
+        ends, = by_sigma.plot((sigma + apart)[below], np.zeros(below.sum()), "v", color=colour, ms=3.5, transform=by_sigma.get_xaxis_transform(), clip_on=False)
+        ends.set_in_layout(False)  # or the axes make room for the place of 0 on their logarithmic scale
         by_fvu.plot(fvu, delta, color=colour, dashes=dashes, lw=0.9, marker="o", ms=3)
     for row, dashes in zip(result["ablations"], ((5, 1, 1, 1, 1, 1), (1, 2))):
         by_sigma.axhline(row["delta"], color=BLACK, lw=0.8, dashes=dashes, label=_LM_LABELS[row["method"]])

@@ -180,6 +180,14 @@ def test_committed_applications_have_what_their_readers_need():
     assert all(row["ci95"][0] <= 0.5 <= row["ci95"][1] for row in control), "validation documents are told from test documents"
 
 
+def test_a_mark_for_ends_below_0_takes_no_room_from_the_axes():
+    figures.set_style()
+    figure = figures.lm_loss(committed("lm_loss"))
+    figure.canvas.draw()
+    assert all(ax.get_position().height > 0.6 for ax in figure.axes)
+    figures.plt.close(figure)
+
+
 def test_committed_study_of_steering_is_the_whole_of_its_plan():
     study = committed("steering_study")
     size = get_preset("default").steering_study

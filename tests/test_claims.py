@@ -126,19 +126,22 @@ def test_verdict_of_a_bound(interval, verdict):
 
 
 def test_dependence_is_more_than_chance_and_more_than_of_the_control():
-    def baselines(share, control=None, low=None):
+    def baselines(share, control=None, low=None, on_lines=None):
         found = {"coactivation": {"outside": share, **({"by_document": {"outside": {"ci95": [low, 1.0]}}} if low else {})}, "whitened": {"squares": {"outside": 0.9}}}
-        return {"independence": found | ({} if control is None else {"control": {"coactivation": {"outside": control}, "real_same_budget": {"outside": share}}})}
+        controls = {"coactivation": {"outside": control}, "real_same_budget": {"outside": share}} | ({"whitened": {"squares": {"outside": on_lines}}} if on_lines else {})
+        return {"independence": found | ({} if control is None else {"control": controls})}
 
     latents, lines = "SAE features do not activate independently", "activations do not lie on lines"
     cases = [(0.06, None), (0.7, None), (0.06, 0.05), (0.7, 0.05), (0.7, 0.65), (0.7, 0.8)]
     assert [rows_of(baselines=baselines(*case))[latents]["verdict"] for case in cases] == [NOT, UNDECIDED, NOT, REPRODUCED, ARTEFACT, ARTEFACT]
-    assert rows_of(baselines=baselines(0.7, 0.65))[latents]["note"] == "of the control 65.0 %, at whose budget it is 70.0 %"
+    assert rows_of(baselines=baselines(0.7, 0.65))[latents]["note"] == "an SAE on draws from a Gaussian: 65.0 %, at whose budget it is 70.0 %"
     wide = [rows_of(baselines=baselines(0.7, 0.05, low))[latents] for low in (0.3, 0.08)]  # an interval that reaches down to chance leaves it open
     assert [row["verdict"] for row in wide] == [REPRODUCED, UNDECIDED] and wide[0]["ci95"] == [0.3, 1.0]
-    assert rows_of(baselines=baselines(0.7))[latents]["note"].startswith("no control: the same SAE on draws from a Gaussian")
+    assert rows_of(baselines=baselines(0.7))[latents]["note"] == "no control: an SAE on draws from a Gaussian"
     row = rows_of(baselines=baselines(0.06, 0.05))[lines]  # a control of the latents is none of the coordinates
-    assert (row["value"], row["verdict"]) == (0.9, UNDECIDED) and row["note"].startswith("no control: coordinates of sparse features")
+    assert (row["value"], row["verdict"]) == (0.9, UNDECIDED) and row["note"] == "no control: independent latents on lines"
+    rows = [rows_of(baselines=baselines(0.06, 0.05, on_lines=share))[lines] for share in (0.95, 0.3)]  # nor is the latents' budget that of the coordinates
+    assert [row["verdict"] for row in rows] == [ARTEFACT, REPRODUCED] and rows[0]["note"] == "independent latents on lines: 95.0 %"
 
 
 def law(alpha=(0.2, 0.1, 0.3), edge=False, residual=0.02, e=(1.0, 0.0, 5.0)):
@@ -188,7 +191,8 @@ def test_a_share_of_the_reducible_loss_is_a_choice_of_floor():
 
 def test_a_likelihood_that_a_mixture_has_too_is_an_artefact():
     def verdict(ours, mixture):
-        rows = {"gated_mlp": {"over_gaussian": {"mean": ours, "ci95": [ours - 0.02, ours + 0.02]}}, "mixture": {"over_gaussian": {"mean": mixture}}}
+        over = {f"over_{name}": {"mean": value, "ci95": [value - 0.02, value + 0.02]} for name, value in (("gaussian", ours), ("mixture", ours - mixture))}
+        rows = {"gated_mlp": over, "mixture": {"over_gaussian": {"mean": mixture}}}
         return rows_of(density={"rows": rows})["it models the distribution of activations"]["verdict"]
 
     assert [verdict(*case) for case in ((0.5, 0.4), (0.5, 0.49), (0.01, 0), (-0.5, 0))] == [REPRODUCED, ARTEFACT, UNDECIDED, NOT]

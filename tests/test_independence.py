@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.independence import _jackknife, coactivation, coactivation_by_document, gaussianity, mutual_information, paired
+from mmlib.independence import _jackknife, coactivation, coactivation_by_document, gaussianity, made_independent, mutual_information, paired
 
 BINS = np.linspace(-4, 4, 17)
 
@@ -59,6 +59,15 @@ def test_shifting_keeps_rates_and_runs():
     column = torch.arange(1000) % 2 == 0
     null = paired(torch.stack([column, column], 1), seed=0).null_sp
     assert set(null.round(6).ravel()) == {0.0, 0.5}
+
+
+def test_made_independent_keeps_each_column_and_nothing_between_them():
+    """Two columns that always agree: afterwards each has its values in its order around the end, and the pair is inside the band."""
+    column = torch.rand(5000, generator=torch.Generator().manual_seed(0)) < 0.2
+    both = torch.stack([column, column], 1)
+    apart = made_independent(both, seed=3)
+    assert all(any(torch.equal(row.roll(-by), column) for by in range(5000)) for row in apart.T) and not torch.equal(*apart.T)
+    assert paired(both, 0).above_p[0] and not paired(apart, 0).above_p[0]
 
 
 def test_mutual_information_by_hand():

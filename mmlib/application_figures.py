@@ -8,6 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.lines import Line2D
 
 from mmlib.style import BLACK, BLUE, GREEN, LABELS, LINES, ORANGE, PURPLE, RED, SKY, TEXT_WIDTH
 
@@ -43,11 +44,15 @@ def steering(result: dict) -> Figure:
         mine = [r for r in rows if (r["intervention"], r["direction"]) == (name, "mean_difference")]  # by strength
         style = {"color": colour, "dashes": dashes, "marker": marker, "ms": 4, "lw": 1.1}
         start = [] if mine[0]["strength"] == 0 else [0]  # the repair alone; where there is nothing to repair that is no steering
-        fronts.plot([*start, *(r["change"] for r in mine)], [*start, *(r["cost"] for r in mine)], label=_STEERING_LABELS.get(name, LABELS[name]), **style)
+        changes, costs = ([*start, *(r[key] for r in mine)] for key in ("change", "cost"))
+        fronts.plot(changes, costs, label=_STEERING_LABELS.get(name, LABELS[name]), **style)
+        fronts.plot(changes[:1], costs[:1], **style | {"mfc": "white", "ls": ""})
         known = [r for r in result["geometry"] if (r["concept"], r["intervention"]) == (concept, name) and r["sigma"] in sigmas and r["strength"] > 0]
         left.plot([r["strength"] for r in known], [r["along"] for r in known], **style)
         for row in mine if name == "additive" else ():
-            fronts.annotate(f"× {row['strength']:g}", (row["change"], row["cost"]), xytext=(5, -2), textcoords="offset points", va="top", fontsize=6.5)
+            last = row["strength"] == result["strengths"][-1]  # to the left, where no interval is in the way
+            fronts.annotate(f"× {row['strength']:g}", (row["change"], row["cost"]), xytext=(-5, 3) if last else (5, -2), textcoords="offset points",
+                            ha="right" if last else "left", va="bottom" if last else "top", fontsize=6.5)
     for row in (r for r in rows if r["direction"] == "mean_difference" and r["strength"] == result["strengths"][-1]):
         colour = _EDIT_LINES[row["intervention"]][0]
         fronts.plot(row["change_ci95"], 2 * [row["cost"]], color=colour, lw=0.6, alpha=0.6)
@@ -59,13 +64,20 @@ def steering(result: dict) -> Figure:
     _areas(areas, [r for r in result["areas"] if r["concept"] == concept and r["against"] == "additive" and r["sigma"] in sigmas])
     left.axhline(1, color="0.8", lw=0.7, zorder=0)
     left.set(title="what is left of the edit", xlabel="strength (class differences)", ylabel="part left along it", ylim=(min(0, left.get_ylim()[0]), None))
-    figure.legend(*fronts.get_legend_handles_labels(), loc="outside lower center", ncol=4)
+    figure.legend(handles=[*fronts.get_legend_handles_labels()[0], *_front_signs()], loc="outside lower center", ncol=4)
     return figure
+
+
+def _front_signs() -> list[Line2D]:
+    """What marks of a front mean that all fronts share."""
+    return [Line2D([], [], color="0.4", marker="o", mfc="white", ms=3.5, ls="", label="nothing edited, the repair alone"),
+            Line2D([], [], color="0.4", marker="+", mew=0.8, ms=8, ls="", label="95 % intervals, highest strength")]
 
 
 _STUDY_LINES = {  # intervention and rank of its σ, from the largest → colour, dashes, marker
     ("additive", 0): (BLACK, (), "o"), ("sae_clean", 0): (GREEN, (1, 1), "^"), ("mixture", 0): (SKY, (4, 1, 1, 1), "D"), ("sdedit", 0): (RED, (), "s"),
     ("sdedit", 1): (ORANGE, (4, 1.5), "v"), ("sdedit", 2): (PURPLE, (1, 1), "P"), ("sdedit_mixture", 0): (BLUE, (6, 1.5), "X")}
+_CONCEPTS = {"sentiment": "more sentiment", "sentiment-less": "less sentiment", "sci.space": "topic: space", "rec.sport.hockey": "topic: hockey"}
 _DIRECTIONS = {"mean_difference": "difference of means", "sae_decoder": "SAE latent", "probe": "logistic probe"}
 
 
@@ -85,12 +97,12 @@ def steering_study(result: dict) -> Figure:
             ax.axhline(0, color="0.8", lw=0.7, zorder=0)
             ax.axvline(0, color="0.8", lw=0.7, zorder=0)
             if ax is line[0]:
-                ax.set(ylabel=f"{concept}\ncost (nats per token)")
+                ax.set(ylabel=f"{_CONCEPTS.get(concept, concept)}\ncost (nats per token)")
             if i == 0:
                 ax.set(title=_DIRECTIONS[direction])
     for ax in panels[-1]:
         ax.set(xlabel="change of the measure")
-    figure.legend(handles.values(), handles, loc="outside lower center", ncol=4)
+    figure.legend(handles=[*handles.values(), *_front_signs()], loc="outside lower center", ncol=3)
     return figure
 
 

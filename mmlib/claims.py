@@ -21,7 +21,10 @@ before TopK); for steering, one step of a mixture of Gaussians.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from mmlib import claimed
+from mmlib.intervals import bootstrap_interval
 
 REPRODUCED, EXCEEDED, ARTEFACT, NOT = "reproduced", "exceeded", "artefact", "not reproduced"
 UNDECIDED, INCOMPARABLE, UNTESTED = "undecided", "not comparable", "not tested here"
@@ -265,7 +268,7 @@ def _dependent(*place: str, control: str, budget: str | None = None) -> Callable
             found, of_control = found[key], of_control.get(key, {})
         value, interval = found["outside"], found.get("by_document", {}).get("outside", {}).get("ci95")
         same, known = same or found, "outside" in of_control
-        note = f"{control}: {_percent(of_control['outside'], 1)}" if known else f"no control: {control}"
+        note = "of the pairs, by chance 5 %; " + (f"{control}: {_percent(of_control['outside'], 1)}" if known else f"no control: {control}")
         if known and budget:
             note += f", at whose budget it is {_percent(same['outside'], 1)}"
         if (interval or (value, value))[0] <= 2 * BY_CHANCE:
@@ -320,14 +323,19 @@ def _published_exponent(results: dict) -> Measured:
 def _probing(results: dict) -> Measured:
     """Paired difference of the mean AUC, hidden units of the paper's MLP less SAE latents, each the best of its own units.
 
-    An artefact where units that no diffusion model made are ahead of the latents by no less than the interval's lower end.
+    An artefact where units that no diffusion model made are ahead of the latents too, by the same interval over tasks.
     """
+    def ahead(name: str) -> bool:
+        """Whether the interval of these units' AUC less the latents' is above 0."""
+        lead_t = np.array([task["auc"][name] - task["auc"]["sae"] for task in results["tasks"]])
+        return bootstrap_interval(lambda w: (w @ lead_t) / w.sum(-1), len(lead_t))[0] > 0
+
     row, = (row for row in results["differences"] if (row["name"], row["other"]) == ("mlp", "sae"))
     means, verdict = {row["name"]: row["all"]["mean"] for row in results["rows"]}, better_than(0, row["all"]["ci95"])
     note = ", ".join(f"{label} {means[name]:.2f}" for name, label in (
         ("mlp", "meta-neurons"), ("gated_mlp", "those of our recipe"), ("sae", "SAE"), ("sae_dense", "SAE before TopK"), ("lm_neurons", "neurons of the block"),
         ("raw", "plain dimensions"), ("random", "random directions")))
-    if verdict == REPRODUCED and any(means[name] - means["sae"] >= row["all"]["ci95"][0] for name in ("sae_dense", "lm_neurons", "raw")):
+    if verdict == REPRODUCED and any(ahead(name) for name in ("sae_dense", "lm_neurons", "raw")):
         verdict = ARTEFACT
     return Measured(row["all"]["mean"], tuple(row["all"]["ci95"]), "AUC", verdict, note)
 
@@ -347,25 +355,33 @@ def _steering(results: dict) -> Measured:
     if verdict == REPRODUCED and control["area"] is not None and control["ci95"][1] < 0:
         verdict = ARTEFACT
     note = (f"{concept}, SDEdit from σ = {sigma}: area between fronts up to a change of {row['up_to']:.2f} in VADER's score, "
-            f"{-row['mean_difference']:.2f} nats per token in the mean; interval over prompts").replace("-", "−")
+            f"{-row['mean_difference']:.2f} nats per token in the mean; reach {row['reach']['difference']:+.2f} [{row['reach']['ci95'][0]:+.2f}, "
+            f"{row['reach']['ci95'][1]:+.2f}]; intervals over prompts").replace("-", "−")
     return Measured(-row["area"], (low, high), "nats per token × VADER", verdict, note)
 
 
 def _steering_elsewhere(results: dict) -> Measured:
     """The share of directions, concepts and σ at which SDEdit is cheaper than plain addition, by the interval of the area between fronts.
 
-    Reproduced where that is more than half of them, an artefact unless SDEdit by the mixture is shown to cost more wherever it was tried;
-    not where more are dearer than cheaper.
+    Of those alone where plain addition raises the concept: its interval is above 0 at some strength. Reproduced where that is more than half of
+    them, an artefact unless SDEdit by the mixture is shown to cost more wherever it was tried; not where more are dearer than cheaper.
     """
-    areas = {"lower": 0, "higher": 0, "undecided": 0, **results["counts"]["sdedit"]["area"]}
-    compared, reach = areas["lower"] + areas["higher"] + areas["undecided"], results["counts"]["sdedit"]["reach"].get("higher", 0)
+    def place(row: dict) -> tuple[str, str]:
+        return row["concept"], row["direction"]
+
+    steered = {place(row) for row in results["rows"] if row["intervention"] == "additive" and row["strength"] > 0 and row["change_ci95"][0] > 0}
+    found = [row for row in results["against_addition"] if row["intervention"] == "sdedit"]
+    told = [row["area"]["ci95"] for row in found if place(row) in steered and row["area"]["ci95"] is not None]
+    compared, reach = len(told), results["counts"]["sdedit"]["reach"]
     if not compared:
         return Measured(None, None, "", UNDECIDED, "no level of a concept is reached by both")
+    cheaper, dearer = sum(high < 0 for _, high in told), sum(low > 0 for low, _ in told)
     alike = [row for row in results["projections"] if row["area"]["ci95"] is not None and row["area"]["ci95"][1] >= 0]
-    verdict = REPRODUCED if 2 * areas["lower"] > compared else NOT if areas["higher"] > areas["lower"] else UNDECIDED
-    note = (f"{areas['lower']} of {compared} cheaper and {areas['higher']} dearer at equal concept, {reach} with a higher reach; SDEdit by a mixture "
-            f"of Gaussians not shown to cost more in {len(alike)} of {len(results['projections'])} tried")
-    return Measured(areas["lower"] / compared, None, "%", ARTEFACT if verdict == REPRODUCED and alike else verdict, note)
+    verdict = REPRODUCED if 2 * cheaper > compared else NOT if dearer > cheaper else UNDECIDED
+    note = (f"{cheaper} of {compared} cheaper and {dearer} dearer at equal concept, where plain addition raises it; {len(found) - compared} further, where "
+            f"it does not, tell nothing; reach higher in {reach.get('higher', 0)} and lower in {reach.get('lower', 0)} of all; SDEdit by a mixture of Gaussians "
+            f"not shown to cost more at equal concept in {len(alike)} of {len(results['projections'])} tried")
+    return Measured(cheaper / compared, None, "%", ARTEFACT if verdict == REPRODUCED and alike else verdict, note)
 
 
 def _detection(results: dict) -> Measured:

@@ -177,7 +177,7 @@ def reductions(result: dict, replication: dict | None = None) -> Figure:
         first.plot([], [], color=(BLUE, RED)[j], marker=MARKERS[objective], ms=4, label=label)
     first.plot([], [], color=BLACK, lw=1, ls="--", label="claimed 47 %")
     if replication:
-        first.plot([], [], ls="", marker="|", ms=8, mew=0.8, color=BLACK, label="training seeds")
+        first.plot([], [], ls="", marker="|", ms=8, mew=0.8, color=BLACK, label="each training seed")
     first.plot([], [], ls="", label="* on the common subset of tokens")
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncol=5)
     return figure
@@ -190,7 +190,7 @@ def _primary(ax: Axes, rows: list[dict], replication: dict | None) -> None:
         values = seeds.get((row["method"], row["baseline"], row["objective"]), [])
         ax.plot(values, [y] * len(values), ls="", marker="|", ms=11, mew=0.8, color=BLACK, zorder=4)
     _reduction_axis(ax)
-    ax.set(title="primary definitions, and the paper's MLP (added); 95 % intervals by document", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+    ax.set(title="primary definitions, and the paper's MLP (added); in brackets 95 % intervals by document", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
     values = [f"{100 * row['reduction']:.1f} [{100 * row['ci95'][0]:.1f}, {100 * row['ci95'][1]:.1f}] %".replace("-", "−") for row in rows]
     ax.set_yticklabels([f"{LABELS[row['method']]} over {LABELS[row['baseline']]}\n{value}" for row, value in zip(rows, values)])  # over no line there
 
@@ -305,9 +305,9 @@ def lm_loss(result: dict) -> Figure:
     for place, (method, found) in enumerate(entry for entry in rows if entry[1]):
         colour, dashes = styles[method]
         sigma, fvu, delta, interval = (np.array([row[key] for row in found]) for key in ("sigma", "fvu", "delta", "ci95"))
-        apart = 0.008 * (place - 4)  # so that intervals at one σ stand side by side
-        by_sigma.errorbar(sigma + apart, delta, np.abs(interval.T - delta), color=colour, lw=1.1, elinewidth=0.8, capsize=1.5, marker="o", ms=3,
-                          label=_LM_LABELS.get(method, LABELS.get(method)))[0].set_dashes(dashes)
+        apart = 0.008 * (place - 4)  # so that intervals at one σ stand side by side; points are at σ itself
+        by_sigma.plot(sigma, delta, color=colour, dashes=dashes, lw=1.1, marker="o", ms=3, label=_LM_LABELS.get(method, LABELS.get(method)))
+        by_sigma.errorbar(sigma + apart, delta, np.abs(interval.T - delta), color=colour, ls="", elinewidth=0.8, capsize=1.5, marker="_", ms=3)
         below = interval.min(1) <= 0  # where a logarithmic axis has no place for the end
         ends, = by_sigma.plot((sigma + apart)[below], np.zeros(below.sum()), "v", color=colour, ms=3.5, transform=by_sigma.get_xaxis_transform(), clip_on=False)
         ends.set_in_layout(False)  # or the axes make room for the place of 0 on their logarithmic scale
@@ -320,7 +320,7 @@ def lm_loss(result: dict) -> Figure:
         by_fvu.annotate(f"{row['k']}", (row["fvu"], row["delta"]), xytext=(3, -8), textcoords="offset points", fontsize=6.5, color="0.35")
     saes = result["reconstructions"]["sae"]
     by_fvu.plot([row["fvu"] for row in saes], [row["delta"] for row in saes], color=GREEN, marker="D", ms=5, mec=BLACK, mew=0.5, ls="", label="SAEs, no noise")
-    by_sigma.set(yscale="log", xlabel="noise level σ (▼: interval reaches below 0)", ylabel="Δ LM loss (nats per token)", xticks=(0.1, 0.3, 0.5, 0.7))
+    by_sigma.set(yscale="log", xlabel="noise level σ (beside it: intervals, ▼ where below 0)", ylabel="Δ LM loss (nats per token)", xticks=(0.1, 0.3, 0.5, 0.7))
     by_fvu.set(xscale="log", xlabel="fraction of variance unexplained (FVU)")
     figure.legend(loc="outside lower center", ncol=5)
     return figure

@@ -142,7 +142,7 @@ def _further_rows(figure: SubFigure, rows: list[dict], labels: list[tuple[str, s
 
 
 _VARIANTS = {"published": (ORANGE, (), "s"), "shared": (BLUE, (4, 1.5), "o"), "gated": (RED, (), "D"), "linear": (GREEN, (1, 1), "^")}
-_RACE = {"published settings": (BLACK, (1, 1)), "published architecture, tuned": (ORANGE, ()), "ours, to its end": (RED, ()),
+_RACE = {"published settings": (BLACK, (1, 1)), "published architecture, tuned": (ORANGE, (6, 1.5)), "ours, to its end": (RED, (6, 1.5)),
          "ours, to their target": (PURPLE, (4, 1.5))}
 
 

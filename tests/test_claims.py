@@ -134,14 +134,14 @@ def test_dependence_is_more_than_chance_and_more_than_of_the_control():
     latents, lines = "SAE features do not activate independently", "activations do not lie on lines"
     cases = [(0.06, None), (0.7, None), (0.06, 0.05), (0.7, 0.05), (0.7, 0.65), (0.7, 0.8)]
     assert [rows_of(baselines=baselines(*case))[latents]["verdict"] for case in cases] == [NOT, UNDECIDED, NOT, REPRODUCED, ARTEFACT, ARTEFACT]
-    assert rows_of(baselines=baselines(0.7, 0.65))[latents]["note"] == "an SAE on draws from a Gaussian: 65.0 %, at whose budget it is 70.0 %"
+    assert rows_of(baselines=baselines(0.7, 0.65))[latents]["note"] == "of the pairs, by chance 5 %; an SAE on draws from a Gaussian: 65.0 %, at whose budget it is 70.0 %"
     wide = [rows_of(baselines=baselines(0.7, 0.05, low))[latents] for low in (0.3, 0.08)]  # an interval that reaches down to chance leaves it open
     assert [row["verdict"] for row in wide] == [REPRODUCED, UNDECIDED] and wide[0]["ci95"] == [0.3, 1.0]
-    assert rows_of(baselines=baselines(0.7))[latents]["note"] == "no control: an SAE on draws from a Gaussian"
+    assert rows_of(baselines=baselines(0.7))[latents]["note"] == "of the pairs, by chance 5 %; no control: an SAE on draws from a Gaussian"
     row = rows_of(baselines=baselines(0.06, 0.05))[lines]  # a control of the latents is none of the coordinates
-    assert (row["value"], row["verdict"]) == (0.9, UNDECIDED) and row["note"] == "no control: independent latents on lines"
+    assert (row["value"], row["verdict"]) == (0.9, UNDECIDED) and row["note"] == "of the pairs, by chance 5 %; no control: independent latents on lines"
     rows = [rows_of(baselines=baselines(0.06, 0.05, on_lines=share))[lines] for share in (0.95, 0.3)]  # nor is the latents' budget that of the coordinates
-    assert [row["verdict"] for row in rows] == [ARTEFACT, REPRODUCED] and rows[0]["note"] == "independent latents on lines: 95.0 %"
+    assert [row["verdict"] for row in rows] == [ARTEFACT, REPRODUCED] and rows[0]["note"] == "of the pairs, by chance 5 %; independent latents on lines: 95.0 %"
 
 
 def law(alpha=(0.2, 0.1, 0.3), edge=False, residual=0.02, e=(1.0, 0.0, 5.0)):
@@ -242,25 +242,26 @@ def test_probing_is_judged_by_the_papers_design_and_steering_by_what_it_saves():
         means = {"mlp": 0.8, "gated_mlp": 0.9, "sae": 0.7, "sae_dense": 0.6, "lm_neurons": control, "raw": 0.6, "random": 0.6}
         rows = [{"name": name, "all": {"mean": mean}} for name, mean in means.items()]
         pairs = [{"name": name, "other": "sae", "all": {"mean": 0.1, "ci95": interval if name == "mlp" else [0.1, 0.2]}} for name in ("mlp", "gated_mlp")]
-        return {"rows": rows, "differences": pairs}
+        tasks = [{"auc": {name: mean + (0.02 * (i % 2) if name == "sae" else 0) for name, mean in means.items()}} for i in range(20)]
+        return {"rows": rows, "differences": pairs, "tasks": tasks}
 
     statement = "one-unit probes on meta-neurons beat those on SAE latents, AUC 0.84 against 0.70"
     assert [rows_of(probing=probing(i))[statement]["verdict"] for i in ([-0.1, 0.3], [0.05, 0.15], [-0.3, -0.1])] == [UNDECIDED, REPRODUCED, NOT]
-    controlled = [rows_of(probing=probing([0.05, 0.15], control))[statement]["verdict"] for control in (0.74, 0.76)]  # ahead of the SAE by 0.04 and 0.06
+    controlled = [rows_of(probing=probing([0.05, 0.15], control))[statement]["verdict"] for control in (0.712, 0.73)]  # ahead of the SAE by 0.002 ± 0.005 and 0.020 ± 0.005
     assert controlled == [REPRODUCED, ARTEFACT]
     assert "those of our recipe 0.90" in rows_of(probing=probing([0, 1]))[statement]["note"]
 
     def steering(area, interval, concepts=("sentiment +", "sport"), sigmas=(0.5, 0.3), mixture=(0.1, 0.3)):
         """The first concept at the first σ has what is given; the others something else."""
         rows = [{"intervention": "sdedit", "against": against, "concept": concept, "sigma": sigma, "area": area if first else 9.0,
-                 "ci95": interval if first else [8.0, 10.0], "up_to": 0.5, "mean_difference": area and area / 0.5}
+                 "ci95": interval if first else [8.0, 10.0], "up_to": 0.5, "mean_difference": area and area / 0.5, "reach": {"difference": 0.1, "ci95": [-0.1, 0.3]}}
                 for concept in concepts for sigma in sigmas for first in [(concept, sigma) == (concepts[0], sigmas[0])] for against in ("additive", "mixture")]
         rows += [{**rows[0], "intervention": "mixture", "area": sum(mixture) / 2, "ci95": list(mixture)}]
         return {"areas": rows, "directions": dict.fromkeys(concepts), "sigmas": list(sigmas)}
 
     found = rows_of(steering=steering(-0.1, [-0.2, -0.05]))["better behaviour editing"]
     assert (found["value"], found["ci95"], found["verdict"]) == (pytest.approx(0.1), pytest.approx([0.05, 0.2]), REPRODUCED)
-    assert found["note"].startswith("sentiment +, SDEdit from σ = 0.5: area") and found["note"].endswith("0.20 nats per token in the mean; interval over prompts")
+    assert found["note"].startswith("sentiment +, SDEdit from σ = 0.5: area") and found["note"].endswith("0.20 nats per token in the mean; reach +0.10 [−0.10, +0.30]; intervals over prompts")
     assert rows_of(steering=steering(0.1, [0.05, 0.2]))["better behaviour editing"]["verdict"] == NOT
     assert rows_of(steering=steering(None, None))["better behaviour editing"]["verdict"] == UNDECIDED
     assert rows_of(steering=steering(-0.1, [-0.2, -0.05], mixture=(-0.3, -0.1)))["better behaviour editing"]["verdict"] == ARTEFACT
@@ -268,13 +269,21 @@ def test_probing_is_judged_by_the_papers_design_and_steering_by_what_it_saves():
 
 @pytest.mark.parametrize("areas, mixture, verdict", [((6, 1, 3), -0.1, REPRODUCED), ((6, 1, 3), 0.1, ARTEFACT), ((1, 6, 3), -0.1, NOT), ((3, 3, 4), -0.1, UNDECIDED)])
 def test_steering_elsewhere_is_a_share_of_comparisons_with_the_mixture_as_control(areas, mixture, verdict):
-    counts = {"sdedit": {"area": dict(zip(("lower", "higher", "undecided"), areas)), "reach": {"undecided": 10}}}
-    row = rows_of(steering_study={"counts": counts, "projections": [{"area": {"ci95": [-0.3, mixture]}}]})[
-        "the same, along other directions, towards other concepts, at other σ"]
-    assert (row["value"], row["verdict"]) == (areas[0] / 10, verdict) and row["note"].startswith(f"{areas[0]} of 10 cheaper and {areas[1]} dearer at equal concept, 0 with")
+    """Counted where plain addition raises the concept: towards the second it does not, and what is found there is not counted."""
+    found = [(concept, interval) for concept in ("space", "sentiment") for interval, n in zip(([-0.2, -0.1], [0.1, 0.2], [-0.1, 0.1]), areas) for _ in range(n)]
+    study = {"rows": [{"concept": concept, "direction": "probe", "intervention": "additive", "strength": 6.0, "change_ci95": [low, 0.3]} for concept, low in (
+                 ("space", 0.1), ("sentiment", -0.1))],
+             "against_addition": [{"concept": concept, "direction": "probe", "intervention": "sdedit", "area": {"ci95": interval}} for concept, interval in found],
+             "counts": {"sdedit": {"reach": {"undecided": 18, "higher": 2}}}, "projections": [{"area": {"ci95": [-0.3, mixture]}}]}
+    row = rows_of(steering_study=study)["the same, along other directions, towards other concepts, at other σ"]
+    assert (row["value"], row["verdict"]) == (areas[0] / 10, verdict)
+    assert row["note"].startswith(f"{areas[0]} of 10 cheaper and {areas[1]} dearer at equal concept, where plain addition raises it; 10 further")
+    assert "reach higher in 2 and lower in 0 of all" in row["note"]
 
 
 def test_steering_elsewhere_is_undecided_where_nothing_can_be_compared():
-    study = {"counts": {"sdedit": {"area": {"not compared": 3}, "reach": {"undecided": 3}}}, "projections": []}
+    place = {"concept": "space", "direction": "probe"}
+    study = {"rows": [{**place, "intervention": "additive", "strength": 6.0, "change_ci95": [0.1, 0.2]}], "projections": [],
+             "against_addition": [{**place, "intervention": "sdedit", "area": {"ci95": None}}], "counts": {"sdedit": {"reach": {"undecided": 1}}}}
     row = rows_of(steering_study=study)["the same, along other directions, towards other concepts, at other σ"]
     assert row["value"] is None and row["verdict"] == UNDECIDED

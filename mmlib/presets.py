@@ -178,7 +178,7 @@ class SteeringSize:
     prompts: int = 100
     prompt_tokens: int = 8
     tokens: int = 20  # of each continuation
-    places: int = 3  # of each unsteered continuation, where the geometry of edits is measured
+    places: int = 2  # of each unsteered continuation, where the geometry of edits is measured
     judge_sigmas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the diffusion loss before and after
     posts: int = 200  # of each class for the direction of a newsgroup
     batch: int = 100  # prompts that are continued together

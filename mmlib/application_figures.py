@@ -15,7 +15,7 @@ from mmlib.style import BLACK, BLUE, GREEN, LABELS, LINES, ORANGE, PURPLE, RED, 
 _UNITS = {  # of a dictionary: label, colour
     "gated_mlp": ("meta-neurons, gated MLP (ours)", RED), "mlp": ("meta-neurons, MLP (paper)", ORANGE),
     "unet": ("meta-neurons, UNet (article)", PURPLE),
-    "untrained": ("meta-neurons, gated, untrained", BLACK), "untrained_mlp": ("meta-neurons, MLP untrained", "0.3"), "random": ("random directions", "0.45"), "random_silu": ("random SiLU features", "0.65"), "raw": ("dimensions", BLUE),
+    "untrained": ("meta-neurons, MLP untrained", BLACK), "random": ("random directions", "0.45"), "random_silu": ("random SiLU features", "0.65"), "raw": ("dimensions", BLUE),
     "lm_neurons": ("neurons of the block's MLP", "#7A5C00"), "pca": ("principal components", SKY), "sae": ("SAE latents", GREEN),
     "sae_dense": ("SAE latents before TopK", "#00513B"), "mixture": (LABELS["mixture"], "#8C4B6E"),
     "mean_difference": ("difference of class means", BLACK)}

@@ -233,7 +233,7 @@ def _density(results: dict) -> Measured:
     if verdict == REPRODUCED and better_than(0, over["ci95"]) != REPRODUCED:
         verdict = ARTEFACT
     return Measured(ours["mean"], ours["ci95"], "nats per dimension", verdict,
-                    f"a mixture of Gaussians: {mixture['mean']:.3f}; ours less it {over['mean']:+.3f} [{over['ci95'][0]:+.3f}, {over['ci95'][1]:+.3f}]")
+                    f"a mixture of Gaussians: {mixture['mean']:.3f}; ours less it {over['mean']:+.3f} [{over['ci95'][0]:+.3f}, {over['ci95'][1]:+.3f}]".replace("-", "−"))
 
 
 def _elsewhere(results: dict) -> Measured:

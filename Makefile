@@ -8,7 +8,7 @@ STAMPS := $(DATA)/stamps/$(PRESET)
 READY := .venv/ready
 SUBMAKE := $(MAKE) --no-print-directory PRESET=$(PRESET)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# glibc gives freed memory back at once, and every training step faults it in again. Kept, in large pages, a step takes about a tenth less, with the same bits.
+# glibc gives freed memory back at once, and every training step faults it in again. Kept, in large pages, steps are faster, with the same bits.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=8589934592
 
 # The main line of notebooks, the applications of what it trains, and the studies.

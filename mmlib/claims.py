@@ -21,10 +21,7 @@ before TopK); for steering, one step of a mixture of Gaussians.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from mmlib import claimed
-from mmlib.intervals import bootstrap_interval
 
 REPRODUCED, EXCEEDED, ARTEFACT, NOT = "reproduced", "exceeded", "artefact", "not reproduced"
 UNDECIDED, INCOMPARABLE, UNTESTED = "undecided", "not comparable", "not tested here"
@@ -323,19 +320,15 @@ def _published_exponent(results: dict) -> Measured:
 def _probing(results: dict) -> Measured:
     """Paired difference of the mean AUC, hidden units of the paper's MLP less SAE latents, each the best of its own units.
 
-    An artefact where units that no diffusion model made are ahead of the latents too, by the same interval over tasks.
+    An artefact unless they are ahead of units that no diffusion model made too, by their paired differences.
     """
-    def ahead(name: str) -> bool:
-        """Whether the interval of these units' AUC less the latents' is above 0."""
-        lead_t = np.array([task["auc"][name] - task["auc"]["sae"] for task in results["tasks"]])
-        return bootstrap_interval(lambda w: (w @ lead_t) / w.sum(-1), len(lead_t))[0] > 0
-
-    row, = (row for row in results["differences"] if (row["name"], row["other"]) == ("mlp", "sae"))
+    over = {row["other"]: row for row in results["differences"] if row["name"] == "mlp"}
+    row = over["sae"]
     means, verdict = {row["name"]: row["all"]["mean"] for row in results["rows"]}, better_than(0, row["all"]["ci95"])
     note = ", ".join(f"{label} {means[name]:.2f}" for name, label in (
         ("mlp", "meta-neurons"), ("gated_mlp", "those of our recipe"), ("sae", "SAE"), ("sae_dense", "SAE before TopK"), ("lm_neurons", "neurons of the block"),
         ("raw", "plain dimensions"), ("random", "random directions")))
-    if verdict == REPRODUCED and any(ahead(name) for name in ("sae_dense", "lm_neurons", "raw")):
+    if verdict == REPRODUCED and any(better_than(0, over[name]["all"]["ci95"]) != REPRODUCED for name in ("sae_dense", "lm_neurons", "raw")):
         verdict = ARTEFACT
     return Measured(row["all"]["mean"], tuple(row["all"]["ci95"]), "AUC", verdict, note)
 
@@ -379,7 +372,7 @@ def _steering_elsewhere(results: dict) -> Measured:
     alike = [row for row in results["projections"] if row["area"]["ci95"] is not None and row["area"]["ci95"][1] >= 0]
     verdict = REPRODUCED if 2 * cheaper > compared else NOT if dearer > cheaper else UNDECIDED
     note = (f"{cheaper} of {compared} cheaper and {dearer} dearer at equal concept, where plain addition raises it; {len(found) - compared} further, where "
-            f"it does not, tell nothing; reach higher in {reach.get('higher', 0)} and lower in {reach.get('lower', 0)} of all; SDEdit by a mixture of Gaussians "
+            f"it does not or no level is reached by both, tell nothing; reach higher in {reach.get('higher', 0)} and lower in {reach.get('lower', 0)} of all; SDEdit by a mixture of Gaussians "
             f"not shown to cost more at equal concept in {len(alike)} of {len(results['projections'])} tried")
     return Measured(cheaper / compared, None, "%", ARTEFACT if verdict == REPRODUCED and alike else verdict, note)
 

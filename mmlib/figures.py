@@ -190,7 +190,7 @@ def _primary(ax: Axes, rows: list[dict], replication: dict | None) -> None:
         values = seeds.get((row["method"], row["baseline"], row["objective"]), [])
         ax.plot(values, [y] * len(values), ls="", marker="|", ms=11, mew=0.8, color=BLACK, zorder=4)
     _reduction_axis(ax)
-    ax.set(title="primary definitions, and the paper's MLP (added); in brackets 95 % intervals by document", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+    ax.set(title="primary definitions, and the paper's MLP (added); [95 % interval by document]", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
     values = [f"{100 * row['reduction']:.1f} [{100 * row['ci95'][0]:.1f}, {100 * row['ci95'][1]:.1f}] %".replace("-", "−") for row in rows]
     ax.set_yticklabels([f"{LABELS[row['method']]} over {LABELS[row['baseline']]}\n{value}" for row, value in zip(rows, values)])  # over no line there
 

@@ -52,6 +52,8 @@ def test_notebooks_are_fit_to_read(path):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run from top to bottom: make reproduce publish"
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
     assert not re.search(r"/(home|work|root|tmp|Users)/", path.read_text())
+    # ipywidgets' Output, which interact uses, can make nbclient miss the end of a cell and wait for ever (jupyter/nbclient, issue 312)
+    assert not any(re.search(r"ipywidgets\.(interact|Output)", cell.source) for cell in code)
 
 
 def test_import_order_is_the_one_of_the_readme():

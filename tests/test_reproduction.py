@@ -17,7 +17,7 @@ TIMES = {"seconds", "train_seconds", "fit_seconds", "minutes", "peak_gib", "prov
 def make(data, *arguments):
     outside = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MMLIB_DATA")}
     command = ("make", "--no-print-directory", *arguments, "PRESET=smoke", f"MMLIB_DATA={data}")
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=outside).stdout
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=outside, timeout=1200).stdout
 
 
 def due(data, *changed):

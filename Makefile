@@ -39,10 +39,9 @@ due:
 	$(SUBMAKE) $(LINE) && \
 	$(BIN)/python -m mmlib.reproduce summary $(PRESET) $$due
 
-test: $(READY) ## unit tests, then every notebook at the smoke preset
+test: $(READY) ## unit tests, the main line at the smoke preset among them, then the other notebooks
 	$(BIN)/python -m pytest tests
-	rm -rf $(DATA)/runs/smoke $(DATA)/stamps/smoke results/smoke figures/smoke
-	PRESET=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks
+	PRESET=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider $(patsubst %,notebooks/%.ipynb,$(APPLICATIONS) $(STUDIES))
 
 figures: $(READY) ## redraw figures/ from results/ alone
 	@mkdir -p $(STAMPS)

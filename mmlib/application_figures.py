@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 
-from mmlib.style import BLACK, BLUE, GREEN, LABELS, LINES, ORANGE, PURPLE, RED, SKY, TEXT_WIDTH
+from mmlib.style import BLACK, BLUE, GREEN, LABELS, LINES, ORANGE, PURPLE, RED, SKY, TEXT_WIDTH, named
 
 _UNITS = {  # of a dictionary: label, colour
     "gated_mlp": ("meta-neurons, gated MLP (ours)", RED), "mlp": ("meta-neurons, MLP (paper)", ORANGE),
@@ -45,7 +45,7 @@ def steering(result: dict) -> Figure:
         style = {"color": colour, "dashes": dashes, "marker": marker, "ms": 4, "lw": 1.1}
         start = [] if mine[0]["strength"] == 0 else [0]  # the repair alone; where there is nothing to repair that is no steering
         changes, costs = ([*start, *(r[key] for r in mine)] for key in ("change", "cost"))
-        fronts.plot(changes, costs, label=_STEERING_LABELS.get(name, LABELS[name]), **style)
+        fronts.plot(changes, costs, label=named(_STEERING_LABELS.get(name, LABELS[name]), result["meta_model"]["name"]), **style)
         fronts.plot(changes[:1], costs[:1], **style | {"mfc": "white", "ls": ""})
         known = [r for r in result["geometry"] if (r["concept"], r["intervention"]) == (concept, name) and r["sigma"] in sigmas and r["strength"] > 0]
         left.plot([r["strength"] for r in known], [r["along"] for r in known], **style)
@@ -61,7 +61,8 @@ def steering(result: dict) -> Figure:
     fronts.axvline(0, color="0.8", lw=0.7, zorder=0)
     fronts.set(title=f"{concept}: concept and its cost", xlabel="change of the measure (VADER, −1 to 1)" if concept.startswith("sentiment") else
                "change of the probe's probability", ylabel="cost (nats per token)")
-    _areas(areas, [r for r in result["areas"] if r["concept"] == concept and r["against"] == "additive" and r["sigma"] in sigmas])
+    _areas(areas, [r for r in result["areas"] if r["concept"] == concept and r["against"] == "additive" and r["sigma"] in sigmas],
+           result["meta_model"]["name"])
     left.axhline(1, color="0.8", lw=0.7, zorder=0)
     left.set(title="what is left of the edit", xlabel="strength (class differences)", ylabel="part left along it", ylim=(min(0, left.get_ylim()[0]), None))
     figure.legend(handles=[*fronts.get_legend_handles_labels()[0], *_front_signs()], loc="outside lower center", ncol=4)
@@ -92,7 +93,7 @@ def steering_study(result: dict) -> Figure:
             for name, sigma in dict.fromkeys((row["intervention"], row["sigma"]) for row in mine):
                 style = _STUDY_LINES.get((name, sigmas.index(sigma) if sigma in sigmas else 0))
                 if style is not None:  # one step of the mixture is drawn at the largest σ alone
-                    label = _STEERING_LABELS.get(name, LABELS[name]) + ("" if sigma is None else f", σ = {sigma:g}")
+                    label = named(_STEERING_LABELS.get(name, LABELS[name]), result["meta_model"]["name"]) + ("" if sigma is None else f", σ = {sigma:g}")
                     handles[label] = _study_front(ax, [row for row in mine if (row["intervention"], row["sigma"]) == (name, sigma)], label, *style)
             ax.axhline(0, color="0.8", lw=0.7, zorder=0)
             ax.axvline(0, color="0.8", lw=0.7, zorder=0)
@@ -116,7 +117,7 @@ def _study_front(ax: Axes, rows: list[dict], label: str, colour: str, dashes: tu
     return handle
 
 
-def _areas(ax: Axes, rows: list[dict]) -> None:
+def _areas(ax: Axes, rows: list[dict], meta_model: str) -> None:
     for y, row in enumerate(rows):
         colour = _EDIT_LINES[row["intervention"]][0]
         if row["area"] is None:
@@ -127,7 +128,7 @@ def _areas(ax: Axes, rows: list[dict]) -> None:
     ax.axvline(0, color=BLACK, lw=0.8, zorder=0)
     ax.set(title="area to plain addition", xlabel="nats per token × measure\n(< 0: cheaper than it)", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
     short = {"mixture": "mixture", "gaussian": "Gaussian", "gated_mlp": "gated MLP", "sdedit": "SDEdit"}
-    ax.set_yticklabels([short.get(row["intervention"], LABELS[row["intervention"]]) for row in rows])
+    ax.set_yticklabels([named(short.get(row["intervention"], LABELS[row["intervention"]]), meta_model) for row in rows])
 
 
 def probing(result: dict) -> Figure:
@@ -145,7 +146,8 @@ def probing(result: dict) -> Figure:
         kinds.axvline(result["references"][name]["mean"], color=BLACK, lw=0.9, dashes=dashes, label=label)
     for (name, value), colour in zip(result["published"].items(), (RED, GREEN)):
         kinds.plot(value, len(rows) - 0.35, "v", color=colour, mfc="none", ms=4.5, clip_on=False, label=f"published, other model: {name}")
-    labels = [f"{_UNITS[row['name']][0]} ({row['units']:,})" for row in rows]
+    titles = {name: named(label, result["meta_model"]) for name, (label, _) in _UNITS.items()}
+    labels = [f"{titles[row['name']]} ({row['units']:,})" for row in rows]
     kinds.set(yticks=range(len(rows)), yticklabels=labels, ylim=(-0.6, len(rows) - 0.4),
               xlabel=f"mean AUC over {len(result['tasks'])} tasks, held out")
     for name, marker in (("gated_mlp", "o"), ("mlp", "s"), ("untrained", "^"), ("raw", "v")):
@@ -156,7 +158,7 @@ def probing(result: dict) -> Figure:
             mean, interval = (np.array([row[key][part] for row in found]) for part in ("mean", "ci95"))
             noise.errorbar([row["sigma"] for row in found], mean, np.abs(interval.T - mean), color=_UNITS[name][1], marker=marker, ms=3.5,
                            lw=1.1, elinewidth=0.7, mfc=None if key == "all" else "white")[0].set_dashes(dashes)
-        noise.plot([], [], color=_UNITS[name][1], marker=marker, ms=3.5, label=_UNITS[name][0] + (", with that noise" if name == "raw" else ""))
+        noise.plot([], [], color=_UNITS[name][1], marker=marker, ms=3.5, label=titles[name] + (", with that noise" if name == "raw" else ""))
     noise.plot([], [], color="0.4", dashes=(3, 1.5), label=f"{result['candidates']} at random")
     noise.set(xlabel="noise level σ at which units are read", ylabel="mean AUC")
     kinds.legend(loc="upper center", bbox_to_anchor=(0.2, -0.17), ncol=2, columnspacing=1)
@@ -179,7 +181,7 @@ def clamping(result: dict) -> Figure:
                     ax.plot(row[key]["ci95"], [y + shift] * 2, color=colour, lw=1.3)
                     ax.plot(row[key]["effect"], y + shift, "o" if key == "best" else "s", color=colour, mfc=face, ms=4.5)
         ax.axvline(0, color=BLACK, lw=0.8)
-        ax.set(yticks=range(len(rows)), yticklabels=[_UNITS[row["name"]][0] for row in rows], title=title,
+        ax.set(yticks=range(len(rows)), yticklabels=[named(_UNITS[row["name"]][0], result["meta_model"]) for row in rows], title=title,
                xlabel="share of the gap between the classes")
     panels[0].plot([], [], "o", color="0.4", ms=4.5, label="unit chosen for the task")
     panels[0].plot([], [], "s", color="0.4", mfc="white", ms=4.5, label="random units of the same density")
@@ -247,14 +249,14 @@ def typicality(result: dict) -> Figure:
         mine = [rows[name, score] for name in names]
         area, (low, high) = np.array([row["auroc"] for row in mine]), np.transpose([row["ci95"] for row in mine])
         ax.hlines(height, low, high, color=colour, lw=0.9)
-        ax.plot(area, height, color=colour, marker=marker, ms=3.2, ls="", label=label)
+        ax.plot(area, height, color=colour, marker=marker, ms=3.2, ls="", label=named(label, result["meta_model"]))
         lowest = min(lowest, *low)
     ax.axvline(0.5, color="0.4", lw=0.8, ls=":")
     groups = [result["sets"][name]["group"] for name in names]
     for i in range(1, len(names)):
         inside = groups[i] == groups[i - 1]
         ax.axhline(i - 0.5, color="0.85" if inside else "0.4", lw=0.5 if inside else 0.8)
-    ax.set_yticks(range(len(names)), [result["sets"][name]["title"] for name in names])
+    ax.set_yticks(range(len(names)), [named(result["sets"][name]["title"], result["meta_model"]) for name in names])
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel="AUROC against test documents (½: not told apart; below: taken for more typical)",
            xlim=(lowest - 0.02, 1.02), ylim=(len(names) - 0.5, -0.5))
@@ -275,7 +277,7 @@ def typicality_passage(result: dict) -> Figure:
                 shade = colormaps["Oranges"](SHADE * passage["ranks"][name][i])
                 ax.add_patch(plt.Rectangle((column, row + 0.04), len(string), 0.92, color=shade, lw=0))
                 ax.text(column, row + 0.5, string, va="center", fontsize=6.2, family="monospace", parse_math=False)
-        ax.set(xlim=(0, COLUMNS), ylim=(len(lines), 0), title=TYPICALITY[name][0])
+        ax.set(xlim=(0, COLUMNS), ylim=(len(lines), 0), title=named(TYPICALITY[name][0], result["meta_model"]))
         ax.axis("off")
     shades = ScalarMappable(cmap=ListedColormap(colormaps["Oranges"](np.linspace(0, SHADE, 256))))
     bar = figure.colorbar(shades, ax=axes, location="bottom", fraction=0.03, aspect=60, pad=0.02)

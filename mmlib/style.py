@@ -1,5 +1,6 @@
 """House style: colours, names of methods, sizes and type, and how a figure is saved."""
 
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,6 +29,11 @@ LINES = {  # colour and dashes: told apart in grey too
 TABLES_ONLY = ("pca_k64_naive", "pca_k64_mixed", "ppca_k64")  # too many curves tell nothing
 OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
 MARKERS = {"flow_velocity": "o", "ddpm_epsilon": "s"}
+
+
+def named(label: str, meta_model: str | None) -> str:
+    """A label, with the name of the meta-model that a notebook was given in place of the run's own."""
+    return label if meta_model in (None, "gated_mlp") else re.sub(r"gated MLP( \(ours\))?", Path(meta_model).name, label)
 
 
 def set_style() -> None:

@@ -8,6 +8,7 @@ import sys
 import nbformat
 import pytest
 import yaml
+from matplotlib.text import Text
 
 from mmlib import claims, dependencies, figures
 from mmlib.presets import get_preset
@@ -53,7 +54,7 @@ def test_notebooks_are_fit_to_read(path):
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
     assert not re.search(r"/(home|work|root|tmp|Users)/", path.read_text())
     # ipywidgets' Output, which interact uses, can make nbclient miss the end of a cell and wait for ever (jupyter/nbclient, issue 312)
-    assert not any(re.search(r"ipywidgets\.(interact|Output)", cell.source) for cell in code)
+    assert not any(re.search(r"ipywidgets\.(interact|Output)\w*\(", cell.source) for cell in code)
 
 
 def test_import_order_is_the_one_of_the_readme():
@@ -187,6 +188,18 @@ def test_a_mark_for_ends_below_0_takes_no_room_from_the_axes():
     figure = figures.lm_loss(committed("lm_loss"))
     figure.canvas.draw()
     assert all(ax.get_position().height > 0.6 for ax in figure.axes)
+    figures.plt.close(figure)
+
+
+@pytest.mark.parametrize("results, draw", [("steering", figures.steering), ("steering_study", figures.steering_study), ("probing", figures.probing),
+                                           ("probing", figures.clamping), ("typicality", figures.typicality), ("typicality", figures.typicality_passage)])
+def test_another_meta_model_than_ours_is_named_where_it_is_drawn(results, draw):
+    result = committed(results)
+    name = "path/to/Zyx"
+    result["meta_model"] = name if isinstance(result["meta_model"], str) else result["meta_model"] | {"name": name}
+    figure = draw(result)
+    words = {text.get_text() for text in figure.findobj(Text)}
+    assert any("Zyx" in text for text in words) and not any("gated MLP" in text or "path/" in text for text in words)
     figures.plt.close(figure)
 
 

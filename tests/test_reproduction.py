@@ -1,4 +1,4 @@
-"""`make`: what is due after a change, and that two runs of one preset with one seed give the same results."""
+"""`make`: what is due after a change, and that two runs of one preset with one seed, by papermill and by nbval, give the same results."""
 
 import json
 import os
@@ -20,10 +20,13 @@ def make(data, *arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=outside, timeout=1200).stdout
 
 
-def due(data, *changed):
+def planned(data, *changed):
     """Notebooks that make would run, if the named files had just changed."""
-    plan = make(data, "--dry-run", "main", *(f"--what-if={path}" for path in changed))
-    return [name[:2] for name in re.findall(r"mmlib.reproduce run smoke (\w+)", plan)]
+    return re.findall(r"mmlib.reproduce run smoke (\w+)", make(data, "--dry-run", "main", *(f"--what-if={path}" for path in changed)))
+
+
+def due(data, *changed):
+    return [name[:2] for name in planned(data, *changed)]
 
 
 def results():
@@ -67,15 +70,6 @@ def test_a_change_reruns_what_depends_on_it_and_no_more(finished, changed, expec
     assert due(finished[0], changed) == expected
 
 
-def test_two_runs_give_identical_results(finished):
-    data, first = finished
-    make(data, "clean")
-    make(data, "reproduce")
-    assert set(first) >= {"activations.json", "baselines.json", "training.json", "loss_comparison.json", "sample_quality.json", "density.json",
-                          "lm_loss.json", "claims.json"}
-    assert results() == first
-
-
 def test_the_command_line_trains_what_the_notebook_trained(finished):
     """The same settings, data and code, so it finds the notebook's model and repeats nothing; what no notebook trains is trained, or refused by name."""
     def command(recipe, *options):
@@ -86,6 +80,22 @@ def test_the_command_line_trains_what_the_notebook_trained(finished):
     assert "published: {'step': 4, 'activations': 512," in command("published").stdout
     assert "unknown recipe 'mpl': preset smoke has unet, mlp, gated_mlp, denoising_sae" in command("mpl").stderr
     assert "--layer 8 and --layers 4 8: expected one of the two" in command("mlp", "--layer", "8", "--layers", "4", "8").stderr
+
+
+def test_two_runs_by_papermill_and_by_nbval_give_identical_results(finished):
+    """The main line again, in the data folder in which `make test` goes on with applications and studies."""
+    data, first = finished
+    make(data, "clean")
+    for left in (DATA / "runs" / "smoke", DATA / "stamps" / "smoke", ROOT / "results" / "smoke", ROOT / "figures" / "smoke"):
+        shutil.rmtree(left, ignore_errors=True)
+    notebooks = [f"notebooks/{name}.ipynb" for name in planned(data)]
+    nbval = (sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", *notebooks)
+    done = subprocess.run(nbval, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PRESET": "smoke"}, timeout=1200)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert len(notebooks) == 9
+    assert set(first) >= {"activations.json", "baselines.json", "training.json", "loss_comparison.json", "sample_quality.json", "density.json",
+                          "lm_loss.json", "claims.json"}
+    assert results() == first
 
 
 def test_an_unknown_step_of_a_reproduction_publishes_nothing():

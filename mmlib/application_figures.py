@@ -26,6 +26,7 @@ TYPICALITY = {  # score of notebook 13 → name, colour, marker
 }
 COLUMNS = 108  # characters of a line of a passage
 SHADE = 0.6  # of the colour map, for a token above all: black type stays legible
+SHADE_OF_UNIT = 0.85  # opacity at a unit's largest value
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _EDIT_LINES = {  # colour and dashes of an edit or of the method that repairs it
     "additive": (BLACK, ()), "norm_kept": ("0.5", (4, 1.5)), "pca_k256": (ORANGE, (4, 1.5)), "sae_clean": (GREEN, (1, 1)), "gaussian": LINES["gaussian"],
@@ -49,30 +50,43 @@ def steering(result: dict) -> Figure:
         fronts.plot(changes[:1], costs[:1], **style | {"mfc": "white", "ls": ""})
         known = [r for r in result["geometry"] if (r["concept"], r["intervention"]) == (concept, name) and r["sigma"] in sigmas and r["strength"] > 0]
         left.plot([r["strength"] for r in known], [r["along"] for r in known], **style)
+        left.vlines([r["strength"] for r in known], *np.transpose([r["along_ci95"] for r in known]), color=colour, lw=0.6, alpha=0.6)
         for row in mine if name == "additive" else ():
             last = row["strength"] == result["strengths"][-1]  # to the left, where no interval is in the way
             fronts.annotate(f"× {row['strength']:g}", (row["change"], row["cost"]), xytext=(-5, 3) if last else (5, -2), textcoords="offset points",
                             ha="right" if last else "left", va="bottom" if last else "top", fontsize=6.5)
-    for row in (r for r in rows if r["direction"] == "mean_difference" and r["strength"] == result["strengths"][-1]):
+    last_or_first = [r for r in rows if r["strength"] == result["strengths"][-1] or r["intervention"] in ("additive", "sdedit")]
+    for row in (r for r in last_or_first if r["direction"] == "mean_difference"):
         colour = _EDIT_LINES[row["intervention"]][0]
         fronts.plot(row["change_ci95"], 2 * [row["cost"]], color=colour, lw=0.6, alpha=0.6)
         fronts.plot(2 * [row["change"]], row["cost_ci95"], color=colour, lw=0.6, alpha=0.6)
     fronts.axhline(0, color="0.8", lw=0.7, zorder=0)
     fronts.axvline(0, color="0.8", lw=0.7, zorder=0)
-    fronts.set(title=f"{concept}: concept and its cost", xlabel="change of the measure (VADER, −1 to 1)" if concept.startswith("sentiment") else
-               "change of the probe's probability", ylabel="cost (nats per token)")
+    fronts.set(title=f"{_concept(concept)}, and its cost", xlabel=_measure(concept), ylabel="cost (nats per token)")
     _areas(areas, [r for r in result["areas"] if r["concept"] == concept and r["against"] == "additive" and r["sigma"] in sigmas],
            result["meta_model"]["name"])
     left.axhline(1, color="0.8", lw=0.7, zorder=0)
-    left.set(title="what is left of the edit", xlabel="strength (class differences)", ylabel="part left along it", ylim=(min(0, left.get_ylim()[0]), None))
-    figure.legend(handles=[*fronts.get_legend_handles_labels()[0], *_front_signs()], loc="outside lower center", ncol=4)
+    left.set(title="what is left of the edit", xlabel="strength (class differences)", ylabel="share left along its direction",
+             ylim=(min(0, left.get_ylim()[0]), None))
+    signs = _front_signs("95 % intervals, at × " + f"{result['strengths'][-1]:g}" + "\n(plain addition, SDEdit: at all)")
+    figure.legend(handles=[*fronts.get_legend_handles_labels()[0], *signs], loc="outside lower center", ncol=4, handlelength=2.8, columnspacing=1.6)
     return figure
 
 
-def _front_signs() -> list[Line2D]:
+def _front_signs(intervals: str) -> list[Line2D]:
     """What marks of a front mean that all fronts share."""
     return [Line2D([], [], color="0.4", marker="o", mfc="white", ms=3.5, ls="", label="nothing edited, the repair alone"),
-            Line2D([], [], color="0.4", marker="+", mew=0.8, ms=8, ls="", label="95 % intervals, highest strength")]
+            Line2D([], [], color="0.4", marker="+", mew=0.8, ms=8, ls="", label=intervals)]
+
+
+def _concept(name: str) -> str:
+    """A concept of notebook 11 or 25 as a reader would say it."""
+    topic, _, sign = name.partition(" ")
+    return _CONCEPTS.get(name) or f"{'less' if sign == '−' else 'more'} {'' if topic == 'sentiment' else 'of '}{topic}"
+
+
+def _measure(concept: str) -> str:
+    return "change of VADER's score (−1 to 1)" if concept.startswith("sentiment") else "change of the probe's probability"
 
 
 _STUDY_LINES = {  # intervention and rank of its σ, from the largest → colour, dashes, marker
@@ -85,7 +99,7 @@ _DIRECTIONS = {"mean_difference": "difference of means", "sae_decoder": "SAE lat
 def steering_study(result: dict) -> Figure:
     """Fronts of concept against fluency, a row of panels a concept, a column a direction; hollow where the repair is alone."""
     concepts, sigmas = list(dict.fromkeys(row["concept"] for row in result["rows"])), sorted(result["sigmas"], reverse=True)
-    figure, panels = plt.subplots(len(concepts), len(_DIRECTIONS), figsize=(TEXT_WIDTH, 0.9 + 1.75 * len(concepts)), sharex="row", sharey="row", squeeze=False)
+    figure, panels = plt.subplots(len(concepts), len(_DIRECTIONS), figsize=(TEXT_WIDTH, 0.9 + 1.9 * len(concepts)), sharex="row", sharey="row", squeeze=False)
     handles = {}
     for i, (concept, line) in enumerate(zip(concepts, panels)):
         for direction, ax in zip(_DIRECTIONS, line):
@@ -98,12 +112,11 @@ def steering_study(result: dict) -> Figure:
             ax.axhline(0, color="0.8", lw=0.7, zorder=0)
             ax.axvline(0, color="0.8", lw=0.7, zorder=0)
             if ax is line[0]:
-                ax.set(ylabel=f"{_CONCEPTS.get(concept, concept)}\ncost (nats per token)")
+                ax.set(ylabel=f"{_concept(concept)}\ncost (nats per token)")
             if i == 0:
                 ax.set(title=_DIRECTIONS[direction])
-    for ax in panels[-1]:
-        ax.set(xlabel="change of the measure")
-    figure.legend(handles=[*handles.values(), *_front_signs()], loc="outside lower center", ncol=3)
+            ax.set(xlabel=_measure(concept) if not concept.endswith("-less") else "fall of VADER's score (−1 to 1)")
+    figure.legend(handles=[*handles.values(), *_front_signs("95 % intervals, highest strength")], loc="outside lower center", ncol=3, handlelength=3.2)
     return figure
 
 
@@ -144,8 +157,8 @@ def probing(result: dict) -> Figure:
     kinds.plot([], [], "s", color="0.4", mfc="white", ms=4.5, label=f"from at most {result['candidates']} at random")
     for name, dashes, label in (("mean_difference", (4, 1.5), "fitted: difference of class means"), ("dense", (1, 1), "fitted: all dimensions")):
         kinds.axvline(result["references"][name]["mean"], color=BLACK, lw=0.9, dashes=dashes, label=label)
-    for (name, value), colour in zip(result["published"].items(), (RED, GREEN)):
-        kinds.plot(value, len(rows) - 0.35, "v", color=colour, mfc="none", ms=4.5, clip_on=False, label=f"published, other model: {name}")
+    for (name, value), colour, marker in zip(result["published"].items(), (RED, GREEN), "vD"):
+        kinds.plot(value, len(rows) - 0.35, marker, color=colour, mfc="none", ms=4.5, clip_on=False, label=f"published, other model: {name}")
     titles = {name: named(label, result["meta_model"]) for name, (label, _) in _UNITS.items()}
     labels = [f"{titles[row['name']]} ({row['units']:,})" for row in rows]
     kinds.set(yticks=range(len(rows)), yticklabels=labels, ylim=(-0.6, len(rows) - 0.4),
@@ -160,9 +173,11 @@ def probing(result: dict) -> Figure:
                            lw=1.1, elinewidth=0.7, mfc=None if key == "all" else "white")[0].set_dashes(dashes)
         noise.plot([], [], color=_UNITS[name][1], marker=marker, ms=3.5, label=titles[name] + (", with that noise" if name == "raw" else ""))
     noise.plot([], [], color="0.4", dashes=(3, 1.5), label=f"{result['candidates']} at random")
-    noise.set(xlabel="noise level σ at which units are read", ylabel="mean AUC")
-    kinds.legend(loc="upper center", bbox_to_anchor=(0.2, -0.17), ncol=2, columnspacing=1)
-    noise.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    sigmas = sorted({row["sigma"] for row in result["by_sigma"]})
+    noise.set(xlabel="σ at which units are read", ylabel="mean AUC", xscale="log")
+    noise.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas])
+    noise.minorticks_off()
+    figure.legend(handles=[handle for ax in (kinds, noise) for handle in ax.get_legend_handles_labels()[0]], loc="outside lower center", ncol=3)
     return figure
 
 
@@ -179,13 +194,15 @@ def clamping(result: dict) -> Figure:
             for key, shift, face in (("best", 0.17, colour), ("controls", -0.17, "white")):
                 if key in row:
                     ax.plot(row[key]["ci95"], [y + shift] * 2, color=colour, lw=1.3)
-                    ax.plot(row[key]["effect"], y + shift, "o" if key == "best" else "s", color=colour, mfc=face, ms=4.5)
+                    fitted = row["name"] == "mean_difference"
+                    ax.plot(row[key]["effect"], y + shift, "D" if fitted else "o" if key == "best" else "s", color=colour, mfc=face, ms=4.5)
         ax.axvline(0, color=BLACK, lw=0.8)
         ax.set(yticks=range(len(rows)), yticklabels=[named(_UNITS[row["name"]][0], result["meta_model"]) for row in rows], title=title,
                xlabel="share of the gap between the classes")
     panels[0].plot([], [], "o", color="0.4", ms=4.5, label="unit chosen for the task")
     panels[0].plot([], [], "s", color="0.4", mfc="white", ms=4.5, label="random units of the same density")
-    figure.legend(loc="outside lower center", ncol=2)
+    panels[0].plot([], [], "D", color="0.4", ms=4.5, label="direction fitted to it")
+    figure.legend(loc="outside lower center", ncol=3)
     return figure
 
 
@@ -202,7 +219,7 @@ def unit_contexts(result: dict, units: int = 8, lines: int = 3, size: float = 6.
     others = [unit for unit in result["units"] if unit["auc"] is None]
     shown = [*chosen[: units - min(2, len(others))], *others[:2]]
     step, character = 1.75 * size / 72, 0.602 * size / 72  # inches: a line, and a character of the monospaced type
-    height = step * len(shown) * (lines + 1.6)
+    height = step * (len(shown) * (lines + 1.6) + 1)
     figure = plt.figure(figsize=(TEXT_WIDTH, height), layout="constrained")
     figure.set_layout_engine("none")  # inches are laid out by hand; a figure made without an engine would be given one by savefig
     ax = figure.add_axes((0, 0, 1, 1))
@@ -211,13 +228,18 @@ def unit_contexts(result: dict, units: int = 8, lines: int = 3, size: float = 6.
     y = 0.7 * step
     for unit in shown:
         judged = "" if unit["auc"] is None else f"   AUC {unit['auc']:.2f}"
-        title = (f"{unit['task']}{judged}   block {unit['block']}, unit {unit['index']}   density {unit['density']:.2f}   "
-                 f"selectivity {unit['selectivity']:.2f}   nearest SAE latent r = {unit['correlation']:.2f}")
-        ax.text(0.05, y, title.replace("-0.", "−0."), fontsize=size + 0.8, va="center", weight="bold")
+        density = f"density {unit['density']:.2f}" if unit["density"] >= 0.005 else "density < 0.005"
+        title = (f"{unit['task']}{judged}   block {unit['block']}, unit {'−' * (unit['sign'] < 0)}{unit['index']}   {density}   "
+                 f"selectivity {unit['selectivity']:.2f}   nearest latent r = {unit['correlation']:.2f}")
+        ax.text(0.05, y, title.replace("-0.", "−0."), fontsize=size + 0.4, va="center", weight="bold")
         for context in unit["contexts"][:lines]:
             y += step
             _shaded_line(ax, context, y, 0.6 * TEXT_WIDTH, character, size, step)
         y += 1.6 * step
+    for i in range(21):  # what the shade means
+        ax.add_patch(plt.Rectangle((3 + 0.05 * i, y - 0.4 * step), 0.05, 0.6 * step, color=ORANGE, alpha=SHADE_OF_UNIT * i / 20, lw=0))
+    for x, side, text in ((2.95, "right", "the unit's median and below"), (4.1, "left", "its largest value")):
+        ax.text(x, y, text, fontsize=size, ha=side, va="center")
     return figure
 
 
@@ -228,7 +250,7 @@ def _shaded_line(ax: Axes, context: dict, y: float, centre: float, character: fl
     for i, (piece, value) in enumerate(zip(pieces, context["values"])):
         end = x + character * len(piece)
         if x >= 0.05 and end <= TEXT_WIDTH - 0.05:
-            ax.add_patch(plt.Rectangle((x, y - 0.45 * step), end - x, 0.9 * step, color=ORANGE, alpha=0.85 * value, lw=0))
+            ax.add_patch(plt.Rectangle((x, y - 0.45 * step), end - x, 0.9 * step, color=ORANGE, alpha=SHADE_OF_UNIT * value, lw=0))
             ax.text(x, y, piece, fontsize=size, family="monospace", va="center", weight="bold" if i == context["at"] else "normal")
         x = end
 
@@ -236,7 +258,7 @@ def _shaded_line(ax: Axes, context: dict, y: float, centre: float, character: fl
 def _drawable(piece: str) -> str:
     """The text with signs that the type lacks as boxes, line ends as arrows, and dollars that are no mathematics."""
     known = get_font(findfont(FontProperties(family="monospace"))).get_charmap()
-    return "".join("↵" if c == "\n" else c if ord(c) in known else "□" for c in piece).replace("$", r"\$")
+    return "".join("↵" if c == "\n" else c if ord(c) in known and c != "\N{REPLACEMENT CHARACTER}" else "□" for c in piece).replace("$", r"\$")
 
 
 def typicality(result: dict) -> Figure:

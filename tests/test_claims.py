@@ -273,11 +273,13 @@ def test_steering_elsewhere_is_a_share_of_comparisons_with_the_mixture_as_contro
     found = [(concept, interval) for concept in ("space", "sentiment") for interval, n in zip(([-0.2, -0.1], [0.1, 0.2], [-0.1, 0.1]), areas) for _ in range(n)]
     study = {"rows": [{"concept": concept, "direction": "probe", "intervention": "additive", "strength": 6.0, "change_ci95": [low, 0.3]} for concept, low in (
                  ("space", 0.1), ("sentiment", -0.1))],
-             "against_addition": [{"concept": concept, "direction": "probe", "intervention": "sdedit", "area": {"ci95": interval}} for concept, interval in found],
+             "against_addition": [{"concept": concept, "direction": "probe", "intervention": "sdedit", "sigma": 0.5 if interval[0] > 0 else 0.3, "area": {"ci95": interval}}
+                                  for concept, interval in found],
              "counts": {"sdedit": {"reach": {"undecided": 18, "higher": 2}}}, "projections": [{"area": {"ci95": [-0.3, mixture]}}]}
     row = rows_of(steering_study=study)["the same, along other directions, towards other concepts, at other σ"]
     assert (row["value"], row["verdict"]) == (areas[0] / 10, verdict)
-    assert row["note"].startswith(f"{areas[0]} of 10 cheaper and {areas[1]} dearer at equal concept, where plain addition raises it; 10 further")
+    assert row["note"].startswith(f"{areas[0]} of 10 cheaper and {areas[1]} dearer (0 of {10 - areas[1]} from σ = 0.3, {areas[1]} of {areas[1]} from σ = 0.5) "
+                                  "at equal concept, where plain addition raises it; 10 further")
     assert "reach higher in 2 and lower in 0 of all" in row["note"]
 
 

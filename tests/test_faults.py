@@ -72,7 +72,7 @@ def processes():
 
 
 def finish(processes, path):
-    child = processes.Process(target=extract_tiny, args=(path,))
+    child = processes.Process(target=extract_tiny, args=(path,), daemon=True)
     child.start()
     child.join(120)
     assert child.exitcode == 0
@@ -97,22 +97,29 @@ def check_what_a_kill_left(path, content):
             ActivationStore(partial)
 
 
+def killed_after(processes, path, seconds):
+    """Whether the kill came before the end of the extraction."""
+    child = processes.Process(target=extract_tiny, args=(path,), daemon=True)
+    child.start()
+    time.sleep(seconds)
+    child.kill()
+    child.join()
+    return child.exitcode == -signal.SIGKILL
+
+
 def test_killed_at_random_moments_it_continues_and_ends_byte_identical(processes, whole, tmp_path, request):
     content, duration, events = whole
-    rng, killed, continued = random.Random(0), 0, 0
+    rng, continued = random.Random(0), 0
     for i in range(kills := request.config.getoption("--faults")):
         path = tmp_path / f"{i}" / "activations.h5"
         for _ in range(rng.choice((1, 2))):  # once, or again while it continues
-            child = processes.Process(target=extract_tiny, args=(path,))
-            child.start()
-            time.sleep(rng.uniform(0.1, 1) * duration)
-            child.kill()
-            child.join()
-            killed += child.exitcode == -signal.SIGKILL
+            while not killed_after(processes, path, rng.uniform(0.1, 1) * duration):
+                duration /= 2  # the machine has become faster since it was measured
+                path.unlink()
             check_what_a_kill_left(path, content)
         assert finish(processes, path) == content
         continued += int(path.with_name("events").read_text()) < events - 10  # fewer writes than from the beginning
-    assert killed >= kills // 2 and continued >= kills // 4
+    assert continued >= kills // 4
 
 
 def test_killed_in_the_middle_of_a_write_it_continues_and_ends_byte_identical(processes, whole, tmp_path, request):
@@ -121,7 +128,7 @@ def test_killed_in_the_middle_of_a_write_it_continues_and_ends_byte_identical(pr
     moments = [0, events - 3, events - 2, events - 1, *random.Random(1).sample(range(1, events - 2), n)]  # the last: sealing and renaming
     for moment in moments:
         path = tmp_path / f"{moment}" / "activations.h5"
-        child = processes.Process(target=extract_tiny, args=(path, moment))
+        child = processes.Process(target=extract_tiny, args=(path, moment), daemon=True)
         child.start()
         child.join(120)
         assert child.exitcode == -signal.SIGKILL

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmlib import concepts, fronts
-from mmlib.fronts import Front, area_between, cost_at, distinct, repetition
+from mmlib.fronts import Front, area_between, cost_at, distinct, paired_difference, repetition
 
 
 def test_distinct_n_counts_over_all_continuations():
@@ -146,3 +146,11 @@ def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
 def test_means_by_prompt():
     mean, interval = fronts.mean_with_interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
     assert mean == 3.5 and interval[0] < 3.5 < interval[1]
+
+
+def test_a_paired_difference_is_the_mean_of_differences_and_narrow_where_prompts_agree():
+    theirs_n = np.random.default_rng(0).normal(size=50)
+    found = paired_difference(theirs_n + 0.25, theirs_n)
+    assert found["difference"] == pytest.approx(0.25) and found["ci95"] == pytest.approx([0.25, 0.25])
+    low, high = paired_difference(np.random.default_rng(1).normal(size=50) + 0.25, theirs_n)["ci95"]
+    assert low < 0.25 < high and high - low > 0.4

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import time
+import threading
 from collections import Counter
 from types import SimpleNamespace
 
@@ -227,20 +227,23 @@ def test_an_extraction_interrupted_by_the_keyboard_is_continued_and_ends_byte_id
 
 
 def test_the_file_is_written_while_the_next_block_is_read(lm, tmp_path, monkeypatch):
-    events, write = [], StoreWriter.append
+    plan, events, write, ahead = long_plan(lm), [], StoreWriter.append, threading.Semaphore(0)
 
     def slow(self, *arguments):
-        time.sleep(0.05)
+        last = events.count("written") == len(plan.blocks) - 1
+        assert last or ahead.acquire(timeout=60), "no block was read while this one waited to be written"
         write(self, *arguments)
         events.append("written")
 
     def reading(*arguments):
         events.append("read")
+        if len(events) > 1:
+            ahead.release()
         return read_block(*arguments)
 
     monkeypatch.setattr(StoreWriter, "append", slow)
     monkeypatch.setattr(extraction, "read_block", reading)
-    extract(long_plan(lm), lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
+    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
     assert events[:4] == ["read", "read", "written", "read"] and events[-2:] == ["written", "written"]
 
 

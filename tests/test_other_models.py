@@ -67,7 +67,7 @@ def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_pa
     run = runs.start(seed=0, **parameters)
     try:
         papermill.execute_notebook(runs.ROOT / "notebooks" / "01_extract_activations.ipynb", tmp_path / "out.ipynb",
-                                   parameters=parameters, progress_bar=False, kernel_name="python3", execution_timeout=300)
+                                   parameters=parameters, progress_bar=False, kernel_name="python3", execution_timeout=300, iopub_timeout=60)
         store = ActivationStore(run.store, 2)
         assert (store.n, store.d) == (sum(100 + i for i in range(40)), 16) and store.model.startswith(str(model_folder))
         assert (store.splits == "test").sum() == 20 and (store.splits == "validation").sum() == 8
@@ -100,7 +100,7 @@ def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(model_
     store = ActivationStore(run.store)
     fitted(run, store, tmp_path / "prior")
     papermill.execute_notebook(runs.ROOT / "notebooks" / "11_steer.ipynb", tmp_path / "out.ipynb", progress_bar=False, kernel_name="python3",
-                               parameters=parameters | {"meta_model": str(tmp_path / "prior")}, execution_timeout=300)
+                               parameters=parameters | {"meta_model": str(tmp_path / "prior")}, execution_timeout=300, iopub_timeout=60)
     result = run.read("steering", "11_steer")
     assert result["meta_model"]["name"] == str(tmp_path / "prior") and "+meta_model-" in result["provenance"]["run"]
     assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in result["rows"]}

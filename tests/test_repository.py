@@ -57,6 +57,11 @@ def test_notebooks_are_fit_to_read(path):
     assert not any(re.search(r"ipywidgets\.(interact|Output)\w*\(", cell.source) for cell in code)
 
 
+def test_make_knows_every_notebook():
+    lists = re.search(r"^MAIN := .*?(?=\n\n)", (ROOT / "Makefile").read_text(), re.S | re.M).group()
+    assert sorted(re.findall(r"\b\d\d_\w+", lists)) == [path.stem for path in NOTEBOOKS]
+
+
 def test_import_order_is_the_one_of_the_readme():
     """A room imports only rooms below it in the README's table."""
     table = re.findall(r"^\| `(\w+)\.py`", (ROOT / "README.md").read_text(), flags=re.M)

@@ -11,7 +11,7 @@ import pytest
 
 from mmlib.runs import DATA, ROOT
 
-TIMES = {"seconds", "train_seconds", "fit_seconds", "minutes", "peak_gib", "provenance"}
+TIMES = {"seconds", "train_seconds", "fit_seconds", "minutes", "peak_gib", "provenance", "sources"}  # what two equal runs may differ in
 
 
 def make(data, *arguments):
@@ -36,7 +36,7 @@ def results():
         return [without_times(inner) for inner in value] if isinstance(value, list) else value
 
     paths = (ROOT / "results" / "smoke").glob("*.json")
-    return {path.name: without_times(json.loads(path.read_text())) for path in paths}
+    return {path.name: without_times(json.loads(path.read_text())) for path in paths if path.stem != "run_times"}
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +87,13 @@ def test_two_runs_by_papermill_and_by_nbval_give_identical_results(finished):
     data, first = finished
     make(data, "clean")
     for left in (DATA / "runs" / "smoke", DATA / "stamps" / "smoke", ROOT / "results" / "smoke", ROOT / "figures" / "smoke"):
-        shutil.rmtree(left, ignore_errors=True)
-    notebooks = [f"notebooks/{name}.ipynb" for name in planned(data)]
-    nbval = (sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", *notebooks)
+        if left.exists():
+            shutil.rmtree(left)
+    notebooks = [f"notebooks/{name}.ipynb" for name in planned(data) if name != "31_figures"]  # its pictures are of what ran before
+    assert len(notebooks) == 8
+    nbval = (sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", "-p", "no:cacheprovider", *notebooks)
     done = subprocess.run(nbval, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PRESET": "smoke"}, timeout=1200)
     assert done.returncode == 0, done.stdout[-5000:]
-    assert len(notebooks) == 9
     assert set(first) >= {"activations.json", "baselines.json", "training.json", "loss_comparison.json", "sample_quality.json", "density.json",
                           "lm_loss.json", "claims.json"}
     assert results() == first

@@ -55,7 +55,7 @@ def test_a_parameter_of_one_notebook_names_its_results_and_leaves_the_runs_data(
 def test_papermill_parameter_that_a_notebook_does_not_declare_fails_at_once(notebook, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter sed, stepz: this notebook takes preset, seed, model, corpus, layer"):
         papermill.execute_notebook(NOTEBOOKS / f"{notebook}.ipynb", tmp_path / "out.ipynb", progress_bar=False,
-                                   parameters={"preset": "smoke", "sed": 1, "stepz": 3}, kernel_name="python3", execution_timeout=300)
+                                   parameters={"preset": "smoke", "sed": 1, "stepz": 3}, kernel_name="python3", execution_timeout=300, iopub_timeout=60)
 
 
 @pytest.mark.parametrize("parameters, message", [
@@ -67,7 +67,7 @@ def test_papermill_parameter_that_a_notebook_does_not_declare_fails_at_once(note
 def test_impossible_papermill_values_fail_at_once(parameters, message, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match=message):
         papermill.execute_notebook(NOTEBOOKS / "02_fit_baselines.ipynb", tmp_path / "out.ipynb", progress_bar=False,
-                                   parameters=parameters, kernel_name="python3", execution_timeout=300)
+                                   parameters=parameters, kernel_name="python3", execution_timeout=300, iopub_timeout=60)
 
 
 def test_missing_input_names_the_notebook(tmp_path):

@@ -91,7 +91,10 @@ def test_every_figure_is_committed_as_vector_and_image(name):
 
 
 def committed(name):
-    return json.loads((ROOT / "results" / "default" / f"{name}.json").read_text())
+    """A results file as it is in git: `make reproduce` writes one of other times in its place. Without git, as it is on disk."""
+    path = f"results/default/{name}.json"
+    shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, encoding="utf-8")
+    return json.loads(shown.stdout if shown.returncode == 0 else (ROOT / path).read_text(encoding="utf-8"))
 
 
 def test_committed_comparison_has_what_its_readers_need():

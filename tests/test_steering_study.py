@@ -99,7 +99,7 @@ def test_findings_are_those_that_were_planted(study):
     assert projection["area"]["area"] == pytest.approx(-0.6) and projection["reach"]["difference"] == 0
     assert [step["cost"]["difference"] for step in projection["at_equal_strength"]] == pytest.approx([-0.4, -0.4])
     assert [steering_study.verdict(interval) for interval in ([0.1, 0.2], [-0.2, -0.1], [-0.1, 0.1], None)] == ["higher", "lower", "undecided", "not compared"]
-    figure = figures.FIGURES["steering_study"][0]({"rows": findings.rows(), "sigmas": SIZE.sigmas})
+    figure = figures.FIGURES["steering_study"][0]({"rows": findings.rows(), "sigmas": SIZE.sigmas, "meta_model": {"name": "gated_mlp"}})
     assert [ax.get_title() for ax in figure.axes[:3]] == ["difference of means", "SAE latent", "logistic probe"]
     plt.close(figure)
 

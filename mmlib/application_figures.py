@@ -55,8 +55,8 @@ def steering(result: dict) -> Figure:
             last = row["strength"] == result["strengths"][-1]  # to the left, where no interval is in the way
             fronts.annotate(f"× {row['strength']:g}", (row["change"], row["cost"]), xytext=(-5, 3) if last else (5, -2), textcoords="offset points",
                             ha="right" if last else "left", va="bottom" if last else "top", fontsize=6.5)
-    last_or_first = [r for r in rows if r["strength"] == result["strengths"][-1] or r["intervention"] in ("additive", "sdedit")]
-    for row in (r for r in last_or_first if r["direction"] == "mean_difference"):
+    with_intervals = [r for r in rows if r["strength"] == result["strengths"][-1] or r["intervention"] in ("additive", "sdedit")]
+    for row in (r for r in with_intervals if r["direction"] == "mean_difference"):
         colour = _EDIT_LINES[row["intervention"]][0]
         fronts.plot(row["change_ci95"], 2 * [row["cost"]], color=colour, lw=0.6, alpha=0.6)
         fronts.plot(2 * [row["change"]], row["cost_ci95"], color=colour, lw=0.6, alpha=0.6)
@@ -86,6 +86,8 @@ def _concept(name: str) -> str:
 
 
 def _measure(concept: str) -> str:
+    if concept == "sentiment-less":
+        return "fall of VADER's score (−1 to 1)"
     return "change of VADER's score (−1 to 1)" if concept.startswith("sentiment") else "change of the probe's probability"
 
 
@@ -115,7 +117,7 @@ def steering_study(result: dict) -> Figure:
                 ax.set(ylabel=f"{_concept(concept)}\ncost (nats per token)")
             if i == 0:
                 ax.set(title=_DIRECTIONS[direction])
-            ax.set(xlabel=_measure(concept) if not concept.endswith("-less") else "fall of VADER's score (−1 to 1)")
+            ax.set(xlabel=_measure(concept))
     figure.legend(handles=[*handles.values(), *_front_signs("95 % intervals, highest strength")], loc="outside lower center", ncol=3, handlelength=3.2)
     return figure
 

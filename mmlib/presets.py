@@ -226,7 +226,7 @@ class RecipeStudySize:
     published: Training = Training("flow_velocity", steps=490, batch=4096, lr=5e-5, warmup=0.01, final_lr=0.1, ema=0.0, beta2=0.999,
                                    weight_decay=0.01, stop_if_stuck=False)  # 2 million activations
     large_length: float = 0.5
-    large_factors: tuple[float, ...] = (1.0, 0.5)  # of the rate that is best at the smaller size
+    large_factors: tuple[float, ...] = (1.0, 0.5, 0.25)  # of the rate that is best at the smaller size
     unet_channels: tuple[tuple[int, int, int], ...] = ((32, 32, 64), (32, 64, 128), (64, 128, 256))  # the middle one is the reference
     unet_batch: int = 32
     unet_steps: int = 240  # of the reference, a minute; other sizes and layouts take the steps that last as long

@@ -6,19 +6,18 @@ noise of their own, the same for all networks of the MLP's kind. Seconds are of 
 was fitted before it; measuring validation losses is in nobody's.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, wraps
 
 import numpy as np
 import torch
-from scipy import stats
 from torch._dynamo.exc import BackendCompilerFailed
 
 from mmlib import compare, runs
 from mmlib.denoisers import image_shape
 from mmlib.meta_model import MetaModel
-from mmlib.noise import FlowMatching
 from mmlib.normaliser import Normaliser
 from mmlib.presets import MLPSize, Recipe, Training, UNetSize
 from mmlib.store import ActivationStore
@@ -31,29 +30,22 @@ OURS = "gated"  # fixed before this study: the recipe of notebook 03
 MARGIN = 0.05  # published settings that end further above the target than this share have no further seeds
 
 
-class LogitNormalFlow(FlowMatching):
-    """Flow matching that trains at levels σ = sigmoid(n), n ~ N(0, 1) (Esser et al. 2024): by its expectation, a loss weighted by their density."""
-
-    @cached_property
-    def training_sigmas(self) -> torch.Tensor:
-        """The 1000 training levels: quantiles, so that drawing them evenly draws σ from the distribution."""
-        return torch.from_numpy(1 / (1 + np.exp(-stats.norm.ppf((np.arange(1000) + 0.5) / 1000)))).float()
-
-
-def logit_normal(model: MetaModel) -> None:
-    """Have a model of velocities train at logit-normal levels; what it predicts, and how it is measured, stay."""
-    model.process = LogitNormalFlow()
-
-
-ABLATIONS = {  # of our recipe: what differs, in its training, its network, or the cell
+LOGIT_NORMAL = {"density": "logit_normal"}
+ABLATIONS = {  # of our recipe: what differs in its training, its network (deeper, wider), or what it adds to
     "16 levels": {"training": {"levels": 16}},
     "shorter averaging": {"training": {"ema": 0.97}},
-    "longer averaging": {"training": {"ema": 0.997}},
     "deeper and narrower": {"shape": (2.0, 0.5)},
     "shallower and wider": {"shape": (1 / 3, 3.0)},
-    "logit-normal σ": {"cell": {"change": "logit-normal levels", "alter": logit_normal}},
+    "logit-normal σ": {"training": LOGIT_NORMAL},
+    "logit-normal weights": {"training": {"weighting": "logit_normal"}},
+    "rate falls linearly": {"training": {"decay": "linear"}},
+    "rate falls late": {"training": {"decay": "late"}},
+    "slower second moment": {"training": {"beta2": 0.999}},
+    "no weight decay": {"training": {"weight_decay": 0.0}},
+    "gated and linear skip": {"linear_skip": True},
+    "both that held": {"shape": (1 / 3, 3.0), "training": LOGIT_NORMAL},
 }
-BEST_ABLATIONS = 2  # that are repeated with the other seeds
+BEST_ABLATIONS = 3  # that are repeated with the other seeds
 
 
 def stage(method: Callable) -> cached_property:
@@ -123,16 +115,17 @@ class RecipeStudy:
     # Cells
 
     def mlp(self, variant: str, rate: float, seed: int | None = None, *, label: str = "", length: float = 1.0, batch: int | None = None,
-            steps: int | None = None, size: MLPSize | None = None, training: dict | None = None, cell: dict | None = None) -> Cell:
-        """A network of the paper's kind. `length` counts in lengths of the tuning, at the batch's own number of steps for that; `steps` overrules."""
+            steps: int | None = None, size: MLPSize | None = None, training: dict | None = None, linear_skip: bool | None = None) -> Cell:
+        """A network of the paper's kind, on a Gaussian if the variant or the argument says so. `length` counts in lengths of the tuning, at the batch's own number of steps for that; `steps` overrules."""
         batch, seed = batch or self.size.batch, self.seed if seed is None else seed
         steps = max(2, round(length * self.steps_for(variant, batch))) if steps is None else steps
         settings = Training("flow_velocity", steps=steps, batch=batch, lr=rate, warmup=0.05, ema=0.99, weight_decay=0.05,
                             levels=None if variant == "published" else self.size.levels, stop_if_stuck=False)
         settings = watched(replace(settings, **(training or {})))
-        recipe = Recipe(replace(size or self.size.mlp, gated_skip=variant == "gated"), settings, linear_skip=variant == "linear")
+        recipe = Recipe(replace(size or self.size.mlp, gated_skip=variant == "gated"), settings,
+                        linear_skip=variant == "linear" if linear_skip is None else linear_skip)
         name = "-".join(filter(None, (variant, label, f"rate{rate:g}", f"batch{batch}", f"steps{steps}", f"seed{seed}")))
-        return Cell(name, recipe, self.store, seed, **(cell or {}))
+        return Cell(name, recipe, self.store, seed)
 
     def speed(self, cell: Cell, label: str) -> float:
         """Seconds a step of a cell's recipe, whatever its rate and seed, from a short training of its own."""
@@ -252,7 +245,7 @@ class RecipeStudy:
         if "shape" in change:
             deeper, wider = change.pop("shape")
             size = replace(self.size.mlp, layers=max(1, round(deeper * self.size.mlp.layers)), d_mlp=round(wider * self.size.mlp.d_mlp))
-        label = f"ablation{list(ABLATIONS).index(name)}"
+        label = "-".join(["ablation", *re.findall(r"[a-z0-9]+", name.replace("σ", "sigma"))])
         return self.outcome(self.mlps, self.mlp(OURS, best_of(self.rates[OURS]), seed, label=label, size=size, **change))
 
     @stage

@@ -41,11 +41,8 @@ class Cell:
         name: of its file: letters, digits, dots, hyphens and underscores.
         coordinates: name of the coordinates that the network sees.
         transform: takes standardised activations (n, d) to those coordinates; None where they are the same.
-        change: name of what `alter` does.
-        alter: changes the untrained model in place, in what a recipe cannot say; None: it stays as it is.
     Raises:
-        ValueError: the name cannot be that of a file, or coordinates have a name and no transform, or a change has a name and no
-            `alter`, or the other way round.
+        ValueError: the name cannot be that of a file, or coordinates have a name and no transform, or the other way round.
     """
 
     name: str
@@ -54,15 +51,11 @@ class Cell:
     seed: int = 0
     coordinates: str = STANDARDISED
     transform: Callable[[Tensor], Tensor] | None = None
-    change: str = ""
-    alter: Callable[[MetaModel], None] | None = None
 
     def __post_init__(self):
         _require_file_name(self.name)
         if (self.coordinates == STANDARDISED) != (self.transform is None):
             raise ValueError(f"cell {self.name}: coordinates {self.coordinates!r} {'need a' if self.transform is None else 'take no'} transform")
-        if bool(self.change) != (self.alter is not None):
-            raise ValueError(f"cell {self.name}: change {self.change!r} and alter={self.alter}: expected both or neither")
 
     @property
     def steps(self) -> int:
@@ -84,8 +77,7 @@ class Cell:
         for field in fields(training):
             if field.metadata.get("later") and getattr(training, field.name) == field.default:
                 del recipe["training"][field.name]
-        changed = {"change": self.change} if self.change else {}
-        return {"recipe": recipe, "seed": self.seed, "coordinates": self.coordinates, **changed}
+        return {"recipe": recipe, "seed": self.seed, "coordinates": self.coordinates}
 
     def seen(self, activations_nd: Tensor) -> Tensor:
         """What the network sees of raw activations, (n, d): standardised by training statistics, then transformed."""
@@ -254,8 +246,6 @@ def train_cell(cell: Cell, folder: Path, gaussian: GaussianDenoiser | None = Non
     model = new_model(cell.recipe, store, cell.seed, gaussian)
     if cell.transform:  # what the network sees is made here, so there is nothing left for the model to standardise
         model.normaliser = Normaliser(torch.zeros(1, store.d), torch.ones(1, store.d))
-    if cell.alter:
-        cell.alter(model)
 
     def batches(start: int) -> Iterator[Tensor]:
         raw = shuffled_batches(store, "train", training.batch, cell.seed, start=start)
@@ -264,7 +254,7 @@ def train_cell(cell: Cell, folder: Path, gaussian: GaussianDenoiser | None = Non
     validation_nd = cell.seen(store.read(store.rows("validation")))
     if validation_rows:
         validation_nd = validation_nd[:: max(1, len(validation_nd) // validation_rows)][:validation_rows]
-    log = train(model, training, batches, validation_nd, folder, seed=cell.seed, source=cell.coordinates + cell.change)
+    log = train(model, training, batches, validation_nd, folder, seed=cell.seed, source=cell.coordinates)
     return model, log
 
 

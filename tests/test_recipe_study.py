@@ -154,12 +154,12 @@ def test_validation_rows_of_the_smallest_batch_give_every_batch_the_same_noise(r
     assert loss(32, 128) != loss(64, 128)
 
 
-def test_a_change_is_part_of_the_configuration_and_needs_its_name(run, store):
+def test_settings_that_came_later_count_only_where_they_differ(run, store):
     study, plain = trial_study(run), Cell("one", Recipe(MLPSize(1, 8, 16), TINY), store)
-    changed = replace(plain, change="logit-normal levels", alter=recipe_study.logit_normal)
-    assert study.configuration(changed)["change"] == "logit-normal levels" and "change" not in study.configuration(plain)
-    with pytest.raises(ValueError, match="expected both or neither"):
-        replace(plain, change="something")
+    changed = replace(plain, recipe=replace(plain.recipe, training=replace(TINY, density="logit_normal")))
+    training = study.configuration(plain)["recipe"]["training"]
+    assert not {"density", "weighting", "decay"} & set(training)
+    assert study.configuration(changed)["recipe"]["training"] == {**training, "density": "logit_normal"}
 
 
 def test_configurations_of_other_studies_are_as_they_were():
@@ -167,13 +167,6 @@ def test_configurations_of_other_studies_are_as_they_were():
     cells = sorted((runs.ROOT / "results" / "default" / "scaling").glob("*.json"))
     keys = {"recipe", "seed", "coordinates", "documents", "language_model", "corpus", "layer", "evaluation"}
     assert cells and all(set(read_json(path)["configuration"]) == keys for path in cells)
-
-
-def test_logit_normal_levels_have_the_density_they_are_named_for(store):
-    sigmas = recipe_study.LogitNormalFlow().training_sigmas
-    assert sigmas.shape == (1000,) and (sigmas.diff() > 0).all()
-    distance = stats.kstest(torch.logit(sigmas.double()).numpy(), "norm").statistic
-    assert distance < 0.001 and sigmas.mean().item() == pytest.approx(0.5, abs=1e-4)
 
 
 # The study
@@ -248,7 +241,7 @@ def test_ablations_keep_the_number_of_parameters_about_the_same():
                            (change["shape"] for change in recipe_study.ABLATIONS.values() if "shape" in change))]
     with torch.device("meta"):
         sizes = [count_parameters(MLPDenoiser(640, 640, f, layers, gated_skip=True)) for layers, f in shapes]
-    assert len(sizes) == 3 and max(sizes) < 1.01 * min(sizes)
+    assert len(sizes) == 4 and max(sizes) < 1.01 * min(sizes)
 
 
 def test_a_permutation_keeps_the_steps_and_the_seed_of_the_natural_order(run, make_store):

@@ -111,12 +111,3 @@ def test_a_fitted_cell_is_fitted_once_and_again_when_its_settings_or_seed_change
     assert study.known(cell("mixture-seed1", seed=2, components=(2, 3))) is None and study.known(cell("mixture-seed1", components=(4,))) is None
     with pytest.raises(ValueError, match="since it names a file"):
         cell("a/b")
-
-
-def test_settings_that_came_later_count_only_where_they_differ(run, store):
-    """Or every cell that is committed would be trained again."""
-    study, plain = counting(run, {})[0], studies.Cell("one", RECIPE, store)
-    changed = replace(plain, recipe=replace(RECIPE, training=replace(TINY, density="logit_normal")))
-    training = study.configuration(plain)["recipe"]["training"]
-    assert not {"density", "weighting", "decay"} & set(training)
-    assert study.configuration(changed)["recipe"]["training"] == {**training, "density": "logit_normal"}

@@ -69,7 +69,7 @@ FULL = Size((
     Workload("unet_640", partial(UNetDenoiser, 640), 640, "ddpm_epsilon", (2048, 1024, 512, 256, 128, 64)),
     Workload("unet_5120", partial(UNetDenoiser, 5120), 5120, "ddpm_epsilon", (256, 128, 64, 32, 16, 8)),
     Workload("mlp_44m_shared_levels", partial(MLPDenoiser, 640), 640, "flow_velocity", (4096,), 16),  # as the preset gpu trains it
-), sides=(8192, 2048), seconds=1.0, compile_within=180)
+), sides=(8192, 2048), seconds=1.0, compile_within=90)
 SMOKE = Size((
     Workload("mlp_tiny", partial(MLPDenoiser, 16, n_layers=2), 16, "flow_velocity", (64, 32)),
     Workload("unet_tiny", partial(UNetDenoiser, 48, (32, 32, 32), 1), 48, "ddpm_epsilon", (8, 4)),

@@ -197,7 +197,7 @@ class SteeringStudySize:
     fraction_strengths: tuple[float, ...] = (3.0, 6.0, 12.0)  # of other concepts and directions
     fraction_sigmas: tuple[float, ...] = (0.3, 0.5)
     steps: int = 20  # of SDEdit by Euler
-    prompts: int = 40
+    prompts: int = 100
     prompt_tokens: int = 8
     tokens: int = 20  # of each continuation
     posts: int = 200  # of each class for the direction of a newsgroup

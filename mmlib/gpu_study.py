@@ -1,15 +1,16 @@
 """What budgets that two cores do not have change: networks of the `default` preset's kinds and the article's UNet at its full size.
 
     python -m mmlib.extract --preset default     first: the store of notebook 01
-    python -m mmlib.gpu_study                    on a machine with CUDA: under 8 minutes on an H100, less with the names of some runs
+    python -m mmlib.gpu_study [NAME …]           on a machine with CUDA: all runs, or those named
 
 All learn and are measured on the `default` preset's documents, on the grid of `mmlib.compare`. Runs called "final" are measured on test
-documents, and were written down before any of them was; the others, which look for a better recipe, on validation documents alone.
+documents, and were written down before any of them was; the others, which look for a better recipe, on validation documents alone. A small
+network leaves most of a GPU idle: several of these commands side by side, each with an --out of its own, are sooner done, and the seconds
+that they note are then of a shared device.
 """
 
 import argparse
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from mmlib.noise import PROCESSES
 from mmlib.normaliser import Normaliser
 from mmlib.presets import PCA_K, MLPSize, Recipe, Training, UNetSize, get_preset
 from mmlib.recipes import new_model
-from mmlib.results import provenance, write_json
+from mmlib.results import provenance, read_json, write_json
 from mmlib.store import ActivationStore
 from mmlib.train import train
 
@@ -90,26 +91,18 @@ def resident_batches(rows_nd: Tensor, batch: int, seed: int) -> Iterator[Tensor]
 
 
 class Documents:
-    """Standardised activations of a split, and the document of each."""
+    """Standardised activations of a split, all or `count` spread evenly over it, and the number of each one's document, from 0."""
 
-    def __init__(self, store: ActivationStore, split: str):
+    def __init__(self, store: ActivationStore, split: str, count: int | None = None):
         rows = store.rows(split)
-        self.z_nd = Normaliser.of(store)(store.read(rows))
-        self.document_n = np.unique(store.column("document", rows), return_inverse=True)[1]
+        chosen = spread_rows(len(rows), min(count or len(rows), len(rows)), np.random.default_rng(SEED))
+        self.z_nd = Normaliser.of(store)(store.take(rows.start + chosen))
+        self.document_n = np.unique(store.column("document", rows)[chosen], return_inverse=True)[1]
 
 
 def losses_on(documents: Documents, methods: dict, objective: str) -> compare.Losses:
     """On the evaluation grid; the tokens and the noise of notebook 04."""
     return compare.evaluate(methods, {}, objective, documents.z_nd, documents.document_n, tokens=TOKENS, common_tokens=TOKENS, seed=SEED)[0]
-
-
-def seen_part(store: ActivationStore) -> Documents:
-    """Evenly spread tokens of training documents, with which the gap to held-out ones is measured."""
-    rows = store.rows("train")
-    chosen = spread_rows(len(rows), min(TRAIN_ROWS, len(rows)), np.random.default_rng(SEED))
-    part = object.__new__(Documents)
-    part.z_nd, part.document_n = Normaliser.of(store)(store.take(rows.start + chosen).float()), np.zeros(len(chosen), int)
-    return part
 
 
 def density_of(model: MetaModel, components: PrincipalComponents, documents: Documents) -> dict:
@@ -131,14 +124,14 @@ class GPUStudy:
     """What all runs share: activations on the device, documents, and the methods in closed form."""
 
     def __init__(self, store: ActivationStore):
-        self.store, self.seen, self.splits = store, seen_part(store), {split: Documents(store, split) for split in ("validation", "test")}
+        self.store, self.splits = store, {"train": Documents(store, "train", TRAIN_ROWS), **{split: Documents(store, split) for split in ("validation", "test")}}
         self.rows_nd = store.read(store.rows("train")).to(default_device())
         self.components = PrincipalComponents.fit(Normaliser.of(store)(self.rows_nd).cpu())
         self.closed = {"mean": standard_normal(store.d), f"pca_k{PCA_K}": self.components.projection(PCA_K, "mean_estimate"),
                        "gaussian": self.components.gaussian()}
 
-    def row(self, run: GPURun) -> dict:
-        """Train one and measure it."""
+    def rows(self, run: GPURun) -> Iterator[dict]:
+        """Train one and measure it: its row as it grows, so that what is there can be written before a machine goes."""
         torch.cuda.empty_cache()
         settings = run.recipe.training
         settings = replace(settings, save_every=settings.log_every * settings.steps, validate_every=10 * settings.log_every, keep=())
@@ -151,13 +144,16 @@ class GPUStudy:
         row = {"name": run.name, "final": run.final, "recipe": asdict(run.recipe), "parameters": count_parameters(model.network),
                "activations": log[-1]["activations"], "seconds": log[-1]["seconds"], "objective": own,
                "log": [{key: entry[key] for key in ("step", "seconds", "loss", "validation_loss")} for entry in steps[:: -max(1, len(steps) // 20)][::-1]]}
-        for name, documents in (("train", self.seen), ("validation", self.splits["validation"])):
-            row[name] = losses_on(documents, {"it": model}, own).mean("it")
-        if run.final:
-            row["test"] = {objective: self.on_test(run.name, model, objective) for objective in PROCESSES}
+        yield row
+        for objective in sorted(PROCESSES, key=lambda name: name != own) if run.final else ():
+            row.setdefault("test", {})[objective] = self.on_test(run.name, model, objective)
+            yield row
+        for split in ("validation", "train"):
+            row[split] = losses_on(self.splits[split], {"it": model}, own).mean("it")
+            yield row
         if isinstance(run.recipe.size, UNetSize):
             row["density"] = density_of(model, self.components, self.splits["test"])
-        return row
+            yield row
 
     def on_test(self, name: str, model: MetaModel, objective: str) -> dict:
         """Losses with intervals, and reductions over the methods in closed form, paired by document."""
@@ -184,19 +180,28 @@ def main() -> None:
 
 
 def measure(study: GPUStudy, chosen: Iterable[GPURun], out: Path, commit: str | None) -> dict:
-    """One row after the other, each written as soon as it is there."""
+    """One row after the other, each written as it grows. Rows that `out` holds already, of the same code and documents, stay and are not measured again."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     facts = {"preset": PRESET, "seed": SEED, "device": device, "command": "python -m mmlib.gpu_study", **study.store.identities}
     content = {"provenance": provenance(runs.ROOT, packages=PACKAGES, commit=commit, **facts), "tokens_per_level": TOKENS, "rows": []}
+    if out.exists() and _facts(before := read_json(out)) == _facts(content):
+        content["rows"] = before["rows"]
     for run in chosen:
-        began = time.monotonic()
-        row = study.row(run)
-        content["rows"].append(row)
-        write_json(out, content)
-        print(f"{run.name}: {row['parameters'] / 1e6:.1f} M, {row['activations']:,} activations in {row['seconds']:.1f} s ({time.monotonic() - began:.1f} s in all), "
-              f"train {row['train']:.4f}, validation {row['validation']:.4f}"
-              + (f", test {row['test'][row['objective']]['losses'][run.name]['loss']:.4f}" if run.final else ""), flush=True)
+        done = [row for row in content["rows"] if row["name"] != run.name]
+        if any(row["name"] == run.name and "train" in row for row in content["rows"]):  # what every run has measured in the end
+            print(f"{run.name}: is in {out.name} already", flush=True)
+            continue
+        for row in study.rows(run):
+            content["rows"] = [*done, row]
+            write_json(out, content)
+        print(f"{run.name}: {row['parameters'] / 1e6:.1f} M, {row['activations']:,} activations in {row['seconds']:.0f} s: train {row['train']:.4f}, "
+              f"validation {row['validation']:.4f}" + (f", test {row['test'][row['objective']]['losses'][run.name]['loss']:.4f}" if run.final else ""), flush=True)
     return content
+
+
+def _facts(content: dict) -> dict:
+    """What rows depend on."""
+    return {"tokens_per_level": content["tokens_per_level"], **{key: value for key, value in content["provenance"].items() if key != "written"}}
 
 
 if __name__ == "__main__":

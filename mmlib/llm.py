@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,6 +24,7 @@ DTYPES = ("bfloat16", "float32", "float16")
 PROGRESS = {"bar_format": "{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left", "mininterval": 2}  # of tqdm, where tokens are counted
 EMBEDDED = "gemma3-270m"
 EMBEDDED_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+KNOWN_TEXT, KNOWN_IDS = "The Eiffel Tower is located in the city of", [2, 818, 94648, 25822, 563, 5628, 528, 506, 3207, 529]  # of the embedded model's tokenizer
 
 
 @dataclass(frozen=True)
@@ -220,9 +222,19 @@ def _embedded_folder(cache: Path) -> Path:
         del model.config.quantization_config
         converted = Path(scratch) / "converted"
         model.save_pretrained(converted)
-        AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name).save_pretrained(converted)
+        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name)
+        _require_known_tokens(tokenizer)
+        tokenizer.save_pretrained(converted)
         os.replace(converted, folder)
     return folder
+
+
+def _require_known_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Some versions of transformers, such as 5.17, read the packaged tokenizer without its merges, and cut words into letters."""
+    found = tokenizer(KNOWN_TEXT)["input_ids"]
+    if found != KNOWN_IDS:
+        raise ValueError(f"transformers {transformers.__version__} cuts {KNOWN_TEXT!r} into {len(found)} tokens, the embedded model's own tokenizer into "
+                         f"{len(KNOWN_IDS)}: convert it with the version in requirements.txt; any version can use what that one wrote")
 
 
 def _weights_id(model: PreTrainedModel) -> str:

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from mmlib.style import BLACK, BLUE, GREEN, LINES, MARKERS, OBJECTIVES, ORANGE, PURPLE, RED, SKY, TEXT_WIDTH
 
@@ -238,4 +238,36 @@ def unet_recipes(result: dict) -> Figure:
     shown = [*(loss for loss in lowest if loss <= far), *(row["loss"] for row in rows), *unet["orders"]["natural"]["values"], *unet["orders"]["permuted"]["values"]]
     widths.set_ylim(min(shown) - 0.1 * np.ptp(shown), max(shown) + 0.3 * np.ptp(shown))
     figure.legend(*widths.get_legend_handles_labels(), loc="outside lower center", ncol=4)
+    return figure
+
+
+def gpu(rates: dict, budgets: dict) -> Figure:
+    """Training rates on a GPU as shares of its matrix products; and the losses of networks with other settings, trained there.
+
+    Args:
+        rates: of `mmlib.gpu_benchmarks`.
+        budgets: of `mmlib.gpu_study`.
+    """
+    figure, (speed, losses) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.9))
+    names = {name: place for place, name in enumerate(dict.fromkeys(row["name"] for row in rates["rows"]))}
+    labels = {"mlp_44m": "MLP, 44 M", "mlp_0.5b": "MLP, 0.5 B", "unet_640": "UNet, d = 640", "unet_5120": "UNet, d = 5120",
+              "mlp_44m_shared_levels": "MLP, 44 M, batch of 4096"}
+    for compiled, colour, marker, label, above in ((False, BLUE, "o", "as it comes", -11), (True, RED, "s", "compiled", 5)):
+        rows = [row for row in rates["rows"] if row["compiled"] is compiled]
+        speed.plot([row["fraction_of_matmul"]["8192"] for row in rows], [names[row["name"]] for row in rows], marker, color=colour, ms=5, label=label)
+        for row in rows:
+            speed.annotate(f"{EngFormatter(places=1)(row['activations_per_second'])}/s", (row["fraction_of_matmul"]["8192"], names[row["name"]]),
+                           xytext=(0, above), textcoords="offset points", ha="center" if row["fraction_of_matmul"]["8192"] > 0.15 else "left",
+                           fontsize=6.5, color=colour)
+    speed.set(yticks=list(names.values()), yticklabels=[labels.get(name, name) for name in names], xlim=(0, 1), ylim=(len(names) - 0.4, -0.6),
+              xlabel="share of an 8192³ product's rate", title=f"activations/s on an {rates['provenance']['device']}")
+    speed.xaxis.set_major_formatter(PercentFormatter(1))
+    rows = sorted((row for row in budgets["rows"] if row["objective"] == "flow_velocity"), key=lambda row: -row["validation"])
+    losses.plot([row["train"] for row in rows], range(len(rows)), "o", color=BLUE, mfc="white", ms=4.5, label="training documents")
+    losses.plot([row["validation"] for row in rows], range(len(rows)), "o", color=RED, ms=4.5, label="validation documents")
+    losses.set(yticks=range(len(rows)), yticklabels=[row["name"].replace("_", " ").replace("-", " ") for row in rows], xlabel="velocity loss",
+               title="the same store, other settings")
+    for axes in (speed, losses):
+        axes.grid(axis="y", lw=0.4, color="0.9")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2)
     return figure

@@ -82,6 +82,13 @@ def test_unknown_model_says_what_is_expected(tmp_path):
         llm.count_blocks(str(tmp_path), tmp_path)
 
 
+def test_a_tokenizer_that_was_converted_wrongly_is_refused():
+    """As transformers 5.17 converts the embedded one: letters in place of words."""
+    llm._require_known_tokens(lambda text: {"input_ids": list(llm.KNOWN_IDS)})
+    with pytest.raises(ValueError, match=r"transformers \d.* cuts 'The Eiffel.* into 42 tokens, .* into 10: convert it with the version in requirements.txt"):
+        llm._require_known_tokens(lambda text: {"input_ids": [ord(letter) for letter in text]})
+
+
 def test_unknown_dtype_is_refused(tmp_path):
     with pytest.raises(ValueError, match="dtype 'float8' is not supported: expected bfloat16, float32, float16"):
         llm.load_language_model("gpt2", dtype="float8", cache=tmp_path)

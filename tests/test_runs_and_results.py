@@ -1,9 +1,11 @@
 """Parameters, run names, results with provenance, and the errors a user meets first."""
 
+import ast
 import json
 import shutil
 from types import SimpleNamespace
 
+import nbformat
 import papermill
 import pytest
 
@@ -51,7 +53,25 @@ def test_a_parameter_of_one_notebook_names_its_results_and_leaves_the_runs_data(
         runs.start(preset="smoke", seed=0)
 
 
-@pytest.mark.parametrize("notebook", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_notebook_begins_its_run_before_anything_else_and_refuses_parameters_that_it_does_not_declare(path, monkeypatch):
+    """Its own parameters and its own call, in a moment; a kernel would import for ten seconds first."""
+    declared, started, *_ = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    body = ast.parse(started).body
+    at, = (i for i, node in enumerate(body) if isinstance(node, ast.Assign) and ast.unparse(node).startswith("run = runs.start("))
+    assert all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body[:at])
+    names = {"runs": runs}
+    exec(declared, names)
+    names["preset"] = "smoke"
+    exec(ast.unparse(body[at]), names)
+    assert names["run"].preset.name == "smoke"
+    own = ", meta_model" if "meta_model" in names else ""
+    monkeypatch.setattr(runs, "_injected_names", lambda: ["preset", "sed", "stepz"])
+    with pytest.raises(ValueError, match=f"unknown parameter sed, stepz: this notebook takes preset, seed, model, corpus, layer{own}$"):
+        exec(ast.unparse(body[at]), names)
+
+
+@pytest.mark.parametrize("notebook", ["01_extract_activations", "11_steer"])
 def test_papermill_parameter_that_a_notebook_does_not_declare_fails_at_once(notebook, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter sed, stepz: this notebook takes preset, seed, model, corpus, layer"):
         papermill.execute_notebook(NOTEBOOKS / f"{notebook}.ipynb", tmp_path / "out.ipynb", progress_bar=False,

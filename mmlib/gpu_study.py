@@ -174,7 +174,7 @@ def main() -> None:
     if unknown := sorted(set(given.names) - set(everything)):
         parser.error(f"unknown run {', '.join(unknown)}: expected some of {', '.join(everything)}")
     if not torch.cuda.is_available():
-        parser.error(f"no CUDA device (torch {torch.__version__} sees none): two cores would need days")
+        parser.error(f"no CUDA device (torch {torch.__version__} sees none): run it where there is one; its budgets are not for two cores")
     store = ActivationStore(given.store or runs.start(preset=PRESET, seed=SEED).store)
     measure(GPUStudy(store), [everything[name] for name in given.names or everything], given.out, given.commit)
 

@@ -84,7 +84,7 @@ def test_a_changed_room_is_known_to_the_notebooks_that_use_it():
     assert "train" not in users["01"] and "compare" not in users["03"] and "store" not in users["31"]
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
+@pytest.mark.parametrize("name", [*figures.FIGURES, "gpu"])
 def test_every_figure_is_committed_as_vector_and_image(name):
     assert (ROOT / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert (ROOT / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -39,10 +39,13 @@ due:
 	$(SUBMAKE) $(LINE) && \
 	$(BIN)/python -m mmlib.reproduce summary $(PRESET) $$due
 
-test: $(READY) ## unit tests, the main line at the smoke preset among them, then the other notebooks
-	$(BIN)/python -m pytest tests
-	PRESET=smoke HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider \
-	  $(patsubst %,notebooks/%.ipynb,$(APPLICATIONS) $(STUDIES) 09_claims 31_figures)
+test: $(READY) ## the main line at the smoke preset, then all other tests: unit tests beside the other notebooks
+	$(BIN)/python -m pytest tests/test_reproduction.py
+	@echo "unit tests and notebooks, side by side:"
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests --ignore=tests/test_reproduction.py > $(DATA)/unit_tests.log 2>&1 & units=$$!; \
+	PRESET=smoke HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider \
+	  $(patsubst %,notebooks/%.ipynb,$(APPLICATIONS) $(STUDIES) 09_claims 31_figures); notebooks=$$?; \
+	wait $$units; units=$$?; cat $(DATA)/unit_tests.log; exit $$((notebooks + units))
 
 figures: $(READY) ## redraw figures/ from results/ alone
 	@mkdir -p $(STAMPS)

@@ -197,7 +197,7 @@ class SteeringStudySize:
     fraction_strengths: tuple[float, ...] = (3.0, 6.0, 12.0)  # of other concepts and directions
     fraction_sigmas: tuple[float, ...] = (0.3, 0.5)
     steps: int = 20  # of SDEdit by Euler
-    prompts: int = 40
+    prompts: int = 100
     prompt_tokens: int = 8
     tokens: int = 20  # of each continuation
     posts: int = 200  # of each class for the direction of a newsgroup
@@ -302,13 +302,13 @@ class Preset:
 MATCHED_WIDTHS = {"mlp_2m": 292, "mlp_5m": 432}  # at d = 640 as many parameters as the `default` preset's UNet, and as its SAEs
 
 
-def _recipes(unet: UNetSize, unet_training: Training, mlp: MLPSize, mlp_training: Training, gated_training: Training,
+def _recipes(unet: UNetSize, unet_training: Training, mlp: MLPSize, mlp_training: Training, gated: MLPSize, gated_training: Training,
              sparse: SparseSize, sparse_training: Training, matched_training: Training) -> dict[str, Recipe]:
-    """The networks of a preset: the article's UNet, the paper's MLP, ours of the same size, an SAE trained to denoise; and of the paper's kind
+    """The networks of a preset: the article's UNet, the paper's MLP, ours of about that size, an SAE trained to denoise; and of the paper's kind
     two with other networks' numbers of parameters, and one with a whole schedule of as many activations as the UNet sees."""
     short = replace(mlp_training, steps=round(unet_training.steps * unet_training.batch / mlp_training.batch), warmup=0.1, keep=())
     return {"unet": Recipe(unet, unet_training), "mlp": Recipe(mlp, mlp_training),
-            "gated_mlp": Recipe(replace(mlp, gated_skip=True), gated_training),
+            "gated_mlp": Recipe(gated, gated_training),
             "denoising_sae": Recipe(sparse, sparse_training, linear_skip=True), "mlp_short": Recipe(mlp, short),
             **{name: Recipe(MLPSize(d_model=m, d_mlp=2 * m), matched_training) for name, m in MATCHED_WIDTHS.items()}}
 
@@ -343,7 +343,9 @@ PRESETS = {
                 Training("ddpm_epsilon", steps=12, batch=32, lr=1e-3, ema=0.8, bf16=False, log_every=2, validate_every=6),
                 MLPSize(layers=2, d_model=256, d_mlp=512),
                 Training("flow_velocity", steps=30, batch=256, lr=2e-3, ema=0.9, validate_every=10, keep=(("unet_activations", 2),)),
-                Training("flow_velocity", steps=60, batch=256, lr=2e-3, ema=0.9, levels=64, validate_every=30, keep=(("unet_seconds", 30),)),
+                MLPSize(layers=1, d_model=256, d_mlp=1024, gated_skip=True),
+                Training("flow_velocity", steps=60, batch=256, lr=2e-3, ema=0.9, levels=64, density="logit_normal", decay="late", validate_every=30,
+                         keep=(("unet_seconds", 30),)),
                 SparseSize(latents=256, k=16, level_gain=True), Training("flow_velocity", steps=20, batch=256, lr=1e-3, ema=0.9, validate_every=10),
                 Training("flow_velocity", steps=20, batch=256, lr=4e-3, ema=0.9, validate_every=10)),
             eval_tokens=80, eval_tokens_common=20, mix_tokens=100, gap_tokens=20,
@@ -367,15 +369,16 @@ PRESETS = {
             sae_grid=_sae_grid(latents=4096, k=64, steps=320, batch=256),  # 4 minutes in all
             recipes=_recipes(
                 UNetSize(channels=(32, 64, 128), layers_per_block=1),
-                Training("ddpm_epsilon", steps=1200, batch=32, lr=1e-3, ema=0.995, bf16=False),  # 5 minutes
+                Training("ddpm_epsilon", steps=800, batch=32, lr=1e-3, ema=0.995, bf16=False),  # 5 minutes
                 MLPSize(),
-                Training("flow_velocity", steps=1100, batch=512, lr=2e-3, ema=0.99, weight_decay=0.05,  # 5 minutes
-                         keep=(("unet_activations", 75),)),
-                Training("flow_velocity", steps=3200, batch=512, lr=1e-3, ema=0.995, weight_decay=0.05, levels=64,  # 12 minutes
-                         keep=(("unet_seconds", 1250),)),
+                Training("flow_velocity", steps=800, batch=512, lr=2e-3, ema=0.99, weight_decay=0.05,  # 5 minutes
+                         keep=(("unet_activations", 50),)),
+                MLPSize(layers=2, d_mlp=3840, gated_skip=True),
+                Training("flow_velocity", steps=1200, batch=1024, lr=1e-3, ema=0.995, weight_decay=0.05, levels=64, density="logit_normal",  # 12 minutes
+                         decay="late", keep=(("unet_seconds", 500),)),
                 SparseSize(latents=4096, k=64, level_gain=True),
-                Training("flow_velocity", steps=3500, batch=1024, lr=3e-3, ema=0.995),  # 5 minutes
-                Training("flow_velocity", steps=3000, batch=512, lr=4e-3, ema=0.99, weight_decay=0.05)),  # three passes: 1 and 2 minutes
+                Training("flow_velocity", steps=2600, batch=1024, lr=3e-3, ema=0.995),  # 5 minutes
+                Training("flow_velocity", steps=1014, batch=512, lr=4e-3, ema=0.99, weight_decay=0.05)),  # one pass: a minute or two together
         ),
         Preset(
             name="gpu",  # the article's full-size UNet, longer budgets; any CUDA device of 16 GB
@@ -389,7 +392,9 @@ PRESETS = {
             recipes=_recipes(
                 UNetSize(), Training("ddpm_epsilon", steps=8000, batch=256, lr=3e-4, ema=0.999),
                 MLPSize(), Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, keep=(("unet_activations", 500),)),
-                Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, levels=256, keep=(("unet_seconds", 4000),)),
+                MLPSize(layers=2, d_mlp=3840, gated_skip=True),
+                Training("flow_velocity", steps=8000, batch=4096, lr=1e-3, ema=0.999, levels=256, density="logit_normal", decay="late",
+                         keep=(("unet_seconds", 4000),)),
                 SparseSize(latents=8192, k=64, level_gain=True), Training("flow_velocity", steps=8000, batch=4096, lr=3e-3, ema=0.999),
                 Training("flow_velocity", steps=8000, batch=4096, lr=2e-3, ema=0.999, weight_decay=0.05)),
             eval_tokens=4000, eval_tokens_common=4000, mix_tokens=4000, gap_tokens=1000,

@@ -24,6 +24,7 @@ from mmlib.gaussian import GaussianDenoiser
 from mmlib.llm import LanguageModel, residual_blocks, resolve_layer
 from mmlib.lm_loss import spread_windows, stored_windows
 from mmlib.normaliser import Normaliser
+from mmlib.presets import TypicalitySize
 from mmlib.results import read_json, write_json
 from mmlib.store import ActivationStore
 from mmlib.windows import Window, cut_blocks, cut_windows, read_block, tokenize
@@ -134,9 +135,24 @@ def prompted_samples(lm: LanguageModel, prompts: Sequence[str], tokens: int, see
     key = hashlib.sha256(json.dumps([lm.identity, str(lm.model.dtype), lm.device_name, list(prompts), tokens, seed]).encode()).hexdigest()[:12]
     path = Path(cache) / "prompted" / f"{Path(lm.identity).name}-{key}.json"
     if not path.exists():
+        print(f"sampling {len(prompts)} texts of {tokens} tokens from the language model: on two cores about {len(prompts) * tokens / 9000:.1f} minutes", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"token_ids": _continued(lm, prompts, tokens, seed)})
     return [Document(f"prompted[{i:03}]", lm.tokenizer.decode(ids), token_ids=tuple(ids)) for i, ids in enumerate(read_json(path)["token_ids"])]
+
+
+def written_texts(lm: LanguageModel, size: TypicalitySize, seed: int, cache: Path) -> tuple[list[Document], list[Document]]:
+    """What the language model makes of `PROMPTS`: (three texts of each in English, one of each in French, German and Spanish).
+
+    Args:
+        size: `windows`, at most so many of either kind, of `length` tokens.
+    Returns:
+        Documents labelled with language and number of the opening, such as "fr 3".
+    """
+    asked = [[(language, i) for i in range(len(PROMPTS["en"])) for language in three][: size.windows] for three in (("en",) * 3, ("fr", "de", "es"))]
+    samples = iter(prompted_samples(lm, [PROMPTS[language][i] for part in asked for language, i in part], size.length, seed, cache))
+    english, other = ([replace(next(samples), label=f"{language} {i}") for language, i in part] for part in asked)
+    return english, other
 
 
 def _continued(lm: LanguageModel, prompts: Sequence[str], tokens: int, seed: int) -> list[list[int]]:

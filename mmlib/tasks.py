@@ -1,8 +1,9 @@
 """Binary tasks for probes, made of texts that install with packages: examples carry marks, and two marks make a task.
 
 An example is one token at which activations are read: the last token of a post's opening words or of a sentence of a review, each followed by
-words that ask what it was about, or of a carrier sentence that ends with a word of a relation; or a token in running text. A *group* is
-what must not be divided between fit and test: a post, a sentence, all words that relations tie together, a document.
+words that ask what it was about, or of a carrier sentence that ends with a word of a relation; a word of a text in one of four languages; or a
+token in running text. A *group* is what must not be divided between fit and test: a post, a sentence, all words that relations tie together,
+texts with one opening, a document.
 """
 
 import re
@@ -18,6 +19,7 @@ from mmlib.corpus import Document
 
 CARRIERS = ("The next word is", "She wrote down the word", "His answer was")
 POST_CLOSING, REVIEW_CLOSING = ". This message is about", " This film is"  # gather at one token what is spread over a text
+LANGUAGES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}
 FUNCTION_WORDS = frozenset(
     "a an and are as at be been but by for from had has have he her his in into is it its not of on or she such that the their them then there "
     "these they this to was were which who will with would".split())
@@ -27,7 +29,7 @@ FUNCTION_WORDS = frozenset(
 class Example:
     """One token at which activations are read, and what is known of it."""
 
-    source: str  # "posts", "relations", "reviews" or "tokens"
+    source: str  # "posts", "relations", "reviews", "languages" or "tokens"
     group: str
     marks: frozenset[str]
     held_out: bool
@@ -116,6 +118,16 @@ def token_examples(pieces: Sequence[str], group: str, held_out: bool) -> list[Ex
     return [Example("tokens", group, marks, held_out) for marks in token_marks(pieces)]
 
 
+def language_examples(texts: Sequence[tuple[Sequence[str], str]], share: float, seed: int) -> list[Example]:
+    """One for each token of texts (pieces, language and opening: "fr 3"); whole words are marked as such and with the language.
+
+    Texts that go on from one opening, translated, are one group: what they are about does not tell the languages apart.
+    """
+    held_out = _drawn([label.split()[1] for _, label in texts], share, seed)
+    return [Example("languages", f"opening {opening}", frozenset({"word", language}) if "word" in marks else frozenset(), opening in held_out)
+            for pieces, label in texts for language, opening in [label.split()] for marks in token_marks(pieces)]
+
+
 def token_marks(pieces: Sequence[str]) -> list[frozenset[str]]:
     """What can be read off a text about each of its tokens.
 
@@ -183,11 +195,12 @@ TOKEN_TASKS = tuple(Definition(name, "tokens", positive, negative) for name, pos
 
 def definitions(labels: Iterable[str], families: Iterable[str]) -> list[Definition]:
     """All tasks: posts of one label against the others; second against first words of a relation, and against second words of
-    the other relations; praise against blame; and `TOKEN_TASKS`."""
+    the other relations; praise against blame; `TOKEN_TASKS`; and words of one language against those of three others."""
     return [*(Definition(label, "posts", label, "post") for label in sorted(labels)),
             *(Definition(f"{family}: second word", "relations", f"{family} second", f"{family} first") for family in families),
             *(Definition(f"{family}: this relation", "relations", f"{family} second", "second") for family in families),
-            Definition("review is positive", "reviews", "pos", "neg"), *TOKEN_TASKS]
+            Definition("review is positive", "reviews", "pos", "neg"), *TOKEN_TASKS,
+            *(Definition(f"{name} word", "languages", language, "word") for language, name in LANGUAGES.items())]
 
 
 def make_tasks(examples: Sequence[Example], wanted: Iterable[Definition], per_class: int, least: int, seed: int) -> tuple[list[Task], list[str]]:

@@ -98,6 +98,20 @@ def test_compacted_rows_are_the_same_examples():
     assert all(np.array_equal(used[after.rows_e], before.rows_e) for before, after in zip(found, moved))
 
 
-def test_there_are_sixty_four_tasks_of_the_packaged_texts():
+def test_there_are_sixty_eight_tasks():
     wanted = tasks.definitions([f"group {i}" for i in range(20)], [f"family {i}" for i in range(14)])
-    assert len(wanted) == 64 == len({one.name for one in wanted})
+    assert len(wanted) == 68 == len({one.name for one in wanted})
+
+
+def test_whole_words_carry_their_language_and_translations_stay_together():
+    pieces = ["Le", " fleuve", " na", "ît", " ici", "."]
+    texts = [(pieces, f"{language} {opening}") for opening in range(5) for language in ("fr", "en")]
+    examples = tasks.language_examples(texts, 0.4, seed=0)
+    assert len(examples) == 60 and [i for i in range(6) if examples[i].marks] == [1, 4] and examples[1].marks == {"word", "fr"}
+    assert all({example.held_out for example in examples if example.group == f"opening {i}"} in ({True}, {False}) for i in range(5))
+    assert len({example.group for example in examples if example.held_out}) == 2
+    wanted = [one for one in tasks.definitions([], []) if one.source == "languages"]
+    found, left_out = make_tasks(examples, wanted, 10, 2, seed=0)
+    assert [task.name for task in found] == ["English word", "French word"] and left_out == ["German word", "Spanish word"]
+    for task, language in zip(found, ("en", "fr")):
+        assert all((language in examples[row].marks) == label for row, label in zip(task.rows_e, task.label_e))

@@ -18,7 +18,7 @@ from mmlib.gaussian import GaussianDenoiser, standard_normal
 from mmlib.intervals import bootstrap_interval
 from mmlib.mixtures import GaussianMixtureDenoiser
 from mmlib.normaliser import Normaliser
-from mmlib.presets import get_preset
+from mmlib.presets import TypicalitySize, get_preset
 from mmlib.shifts import Tokens
 from mmlib.store import ActivationStore
 from mmlib.typicality import (NeighbourDistance, Separation, by_document, checked, coloured_text, denoising_losses, difference, mahalanobis,
@@ -276,6 +276,16 @@ def test_prompted_samples_begin_with_their_prompts_and_are_kept(tmp_path):
     kept.write_text(kept.read_text().replace(str(found[0].token_ids[-1]), "63"))
     assert shifts.prompted_samples(lm, prompts, 12, 0, tmp_path)[0].token_ids[-1] == 63  # read, not drawn
     assert shifts.prompted_samples(lm, prompts, 12, 1, tmp_path) != found
+
+
+def test_texts_of_all_languages_say_which_language_and_opening_they_are_of(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(shifts, "prompted_samples", lambda lm, prompts, *rest: asked.extend(prompts) or [Document(f"prompted[{i}]", p) for i, p in enumerate(prompts)])
+    english, other = shifts.written_texts(None, TypicalitySize(windows=4), 0, tmp_path)
+    assert [text.label for text in english] == ["en 0", "en 0", "en 0", "en 1"] and [text.label for text in other] == ["fr 0", "de 0", "es 0", "fr 1"]
+    assert [text.text for text in (*english, *other)] == asked
+    assert all(text.text == shifts.PROMPTS[language][int(i)] for text in (*english, *other) for language, i in [text.label.split()])
+    assert [len(part) for part in shifts.written_texts(None, TypicalitySize(windows=40), 0, tmp_path)] == [30, 30]
 
 
 def test_a_prompt_is_continued_as_if_it_stood_alone():

@@ -56,17 +56,19 @@ def _flow(size: MLPSize, steps: int, batch: int, lr: float, **options) -> Recipe
 
 
 def _runs() -> list[GPURun]:
-    default, ours = get_preset(PRESET).recipes, MLPSize(gated_skip=True)
+    ours = MLPSize(gated_skip=True)
     two, unet = replace(ours, layers=2, d_mlp=3840), Training("ddpm_epsilon", steps=3000, batch=256, lr=3e-4, ema=0.999)
     return [
-        GPURun("gated_mlp", default["gated_mlp"], final=True),  # as on two cores: what the other machine changes
-        GPURun("mlp", default["mlp"], final=True),
+        # As notebook 03 had them until these runs were done: what the other machine changes.
+        GPURun("gated_mlp", _flow(ours, 3200, 512, 1e-3, density="uniform"), final=True),
+        GPURun("mlp", Recipe(MLPSize(), Training("flow_velocity", steps=1100, batch=512, lr=2e-3, ema=0.99, weight_decay=0.05)), final=True),
         GPURun("logit-normal", _flow(ours, 3200, 512, 1e-3)),
         GPURun("batch-1024", _flow(ours, 1600, 1024, 1e-3)),
         GPURun("two-blocks", _flow(two, 1600, 1024, 1e-3)),
         GPURun("one-block", _flow(replace(ours, layers=1, d_mlp=7680), 1600, 1024, 1e-3)),
         GPURun("two-blocks-rate-0.0014", _flow(two, 1600, 1024, 1.4e-3)),
         GPURun("two-blocks-late", _flow(two, 1600, 1024, 1e-3, decay="late")),
+        GPURun("two-blocks-late-1200", get_preset(PRESET).recipes["gated_mlp"], final=True),  # notebook 03's since
         GPURun("two-blocks-1200", _flow(two, 1200, 1024, 1e-3)),
         GPURun("two-blocks-batch-2048", _flow(two, 1200, 2048, 1.4e-3)),
         GPURun("two-blocks-decay-0.3", _flow(two, 1600, 1024, 1e-3, weight_decay=0.3)),

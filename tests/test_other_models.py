@@ -108,6 +108,29 @@ def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(model_
     assert not (runs.ROOT / "results" / run.name / "steering.json").exists()
 
 
+@pytest.mark.parametrize(("notebook", "result"), [("12_meta_neurons", "probing"), ("13_off_manifold", "typicality")])
+def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(notebook, result, tmp_path, leaves_nothing):
+    """A GPT-2 with random weights that reads the packaged texts by the packaged tokenizer."""
+    embedded, folder = llm.load_language_model(llm.EMBEDDED, cache=runs.start(preset="smoke", seed=0).cache), tmp_path / "tiny-gpt2"
+    embedded.tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", vocab_size=len(embedded.tokenizer), n_embd=16, n_layer=4, n_head=2)).save_pretrained(folder)
+    parameters = {"preset": "smoke", "model": str(folder)}
+    run = runs.start(seed=0, meta_model=str(tmp_path / "prior"), **parameters)
+    leaves_nothing.append(run)
+    command("-m", "mmlib.extract", *(part for key, value in parameters.items() for part in (f"--{key}", value)))
+    store = ActivationStore(run.store)
+    fitted(run, store, tmp_path / "prior")
+    for name in ("mlp", "unet", "denoising_sae"):
+        recipe = run.preset.recipes[name]
+        new_model(recipe, store, 1, PrincipalComponents.load(run.shared / "pca.safetensors", store).gaussian()).save_pretrained(run.data / name)
+    papermill.execute_notebook(runs.ROOT / "notebooks" / f"{notebook}.ipynb", tmp_path / "out.ipynb", progress_bar=False, kernel_name="python3",
+                               parameters=parameters | {"meta_model": str(tmp_path / "prior")}, execution_timeout=300, iopub_timeout=60)
+    found = run.read(result, notebook)
+    assert found["meta_model"] == str(tmp_path / "prior") and "+meta_model-" in found["provenance"]["run"]
+    assert all(0 <= (row["auroc"] if "auroc" in row else row["all"]["mean"]) <= 1 for row in found["rows"]) and len(found["rows"]) > 5
+
+
 @pytest.fixture
 def leaves_nothing():
     """Removes what runs of these tests leave in data/ and results/."""

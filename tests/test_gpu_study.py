@@ -2,17 +2,17 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
-from mmlib import gpu_study
+from mmlib import gpu_study, runs
 from mmlib.denoisers import MLPDenoiser
 from mmlib.gpu_study import GPURun, GPUStudy, main, measure, resident_batches
 from mmlib.meta_model import MetaModel
-from mmlib.presets import PCA_K, MLPSize, Recipe, Training
+from mmlib.presets import PCA_K, MLPSize, Recipe, Training, get_preset
 from mmlib.results import read_json
 from mmlib.skip import LinearSkip
 from mmlib.store import ActivationStore
@@ -81,12 +81,18 @@ def test_likelihood_of_a_network_is_beside_the_gaussians_on_the_same_tokens(stud
     assert found["ci95"][0] <= found["over_gaussian"] <= found["ci95"][1] and np.isfinite(found["trace_error_of_mean"])
 
 
-def test_runs_have_names_of_their_own_and_the_defaults_recipes():
+def test_runs_have_names_of_their_own_and_are_what_was_measured():
     found = gpu_study._runs()
-    assert len({run.name for run in found}) == len(found) == 18
     by_name = {run.name: run for run in found}
+    assert len(by_name) == len(found) == 19
     assert by_name["two-blocks-late"].recipe.training == replace(by_name["two-blocks"].recipe.training, decay="late")
-    assert [run.name for run in found if run.final] == ["gated_mlp", "mlp", "unet", "gated_mlp_x4", "gated_mlp_x16"]
+    assert by_name["two-blocks-late-1200"].recipe == get_preset("default").recipes["gated_mlp"]
+    assert [run.name for run in found if run.final] == ["gated_mlp", "mlp", "two-blocks-late-1200", "unet", "gated_mlp_x4", "gated_mlp_x16"]
+    for row in read_json(runs.ROOT / "results" / "gpu" / "budgets.json")["rows"]:
+        now = json.loads(json.dumps(asdict(by_name[row["name"]].recipe)))
+        for recipe in (now, row["recipe"]):
+            del recipe["training"]["keep"]  # copies kept on the way change nothing
+        assert now == row["recipe"] and by_name[row["name"]].final == row["final"]
 
 
 @pytest.mark.parametrize("arguments, message", [([], "no CUDA device"), (["one-blok"], "unknown run one-blok: expected some of gated_mlp")])

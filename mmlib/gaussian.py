@@ -33,16 +33,26 @@ class GaussianDenoiser:
         a = 1 - sigma
         return a * self.eigenvalues_d / (a**2 * self.eigenvalues_d + sigma**2)
 
+    def scores(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """Coordinates along the eigenvectors, Uᵀ (x − (1 − σ) μ), (n, d)."""
+        return (x_nd - (1 - sigma) * self.mean_d) @ self.basis_dd
+
+    def estimate(self, scores_nd: Tensor, sigma: float) -> Tensor:
+        """Posterior mean, (n, d), of x with these coordinates."""
+        return self.mean_d + scores_nd * self.gain(sigma) @ self.basis_dd.T
+
+    def score_density(self, scores_nd: Tensor, sigma: float) -> Tensor:
+        """Natural logarithm of the density of x with these coordinates, N(0, (1 − σ)² diag(λ) + σ² I), per dimension, (n,), double."""
+        variance_d = (1 - sigma) ** 2 * self.eigenvalues_d + sigma**2
+        squares_n = (scores_nd.square() / variance_d).mean(1, dtype=torch.double)
+        return -(squares_n + (2 * math.pi * variance_d).log().mean(dtype=torch.double)) / 2
+
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
-        centred_nd = x_nd - (1 - sigma) * self.mean_d
-        return self.mean_d + (centred_nd @ self.basis_dd * self.gain(sigma)) @ self.basis_dd.T
+        return self.estimate(self.scores(x_nd, sigma), sigma)
 
     def log_density(self, x_nd: Tensor, sigma: float) -> Tensor:
         """Natural logarithm of the density of x = (1 − σ) z + σ ε, N((1 − σ) μ, (1 − σ)² Σ + σ² I), per dimension, (n,), double."""
-        variance_d = (1 - sigma) ** 2 * self.eigenvalues_d + sigma**2
-        scores_nd = (x_nd - (1 - sigma) * self.mean_d) @ self.basis_dd
-        squares_n = (scores_nd.square() / variance_d).mean(1, dtype=torch.double)
-        return -(squares_n + (2 * math.pi * variance_d).log().mean(dtype=torch.double)) / 2
+        return self.score_density(self.scores(x_nd, sigma), sigma)
 
     def expected_mse(self, sigma: float, power_d: Tensor) -> float:
         """Squared error per dimension, exact over the noise: Σⱼ (1 − a gⱼ)² mⱼ + σ² gⱼ², averaged, with a = 1 − σ.

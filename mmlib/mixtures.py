@@ -1,7 +1,8 @@
 """A mixture of Gaussians, each with a covariance of its own: a density whose posterior mean has a closed form.
 
 For z ~ Σ_k w_k N(μ_k, Σ_k) and x = a z + σ ε, a = 1 − σ, component k holds x with probability r_k ∝ w_k N(x; a μ_k, a² Σ_k + σ² I),
-and E[z | x] = Σ_k r_k E_k[z | x], the components' own posterior means weighed by it.
+and E[z | x] = Σ_k r_k E_k[z | x], the components' own posterior means weighed by it. Only components that may count for a token are
+computed: most are ruled out by a bound (`_possible`), as negligible beside that of the nearest mean.
 
 It is fitted by scikit-learn's k-means, a Gaussian for each cluster, and a few steps of expectation maximisation (EM) with two economies. In
 hundreds of dimensions almost every r_k is 0 or 1, so a token counts for its most probable component only. And that one is sought among
@@ -12,6 +13,7 @@ component's n_k tokens, as if ν more had been seen (a conjugate prior, as in Fr
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from mmlib.presets import MixtureSize
 from mmlib.store import ActivationStore
 
 NEGLIGIBLE = 1e-9  # a component of smaller probability changes no digit of a float32 estimate
+SEEN = (0.2, 0.4)  # of a component's axes, when rows are first passed over, and when they are next
 LEAST_VARIANCE = 1e-4  # of z along an eigenvector; the smoothing at σ₀ adds four times as much
 NEAREST = 4  # means among whose components a token's most probable one is sought
 KMEANS_BATCH = 4096
@@ -46,26 +49,67 @@ class GaussianMixtureDenoiser:
         """Free numbers: those of each component, and the weights, whose sum is 1."""
         return len(self.components) - 1 + sum(component.parameters for component in self.components)
 
-    def _joint(self, x_nd: Tensor, sigma: float) -> Tensor:
-        """log w_k + log N(x; a μ_k, a² Σ_k + σ² I) in nats, not per dimension: (n, k), double."""
-        logs = [component.log_density(x_nd, sigma) for component in self.components]
-        return x_nd.shape[1] * torch.stack(logs, 1) + self.log_weights_k.double()
+    def _possible(self, k: int, x_nd: Tensor, sigma: float, squares_n: Tensor, least_n: Tensor) -> Tensor | slice:
+        """Rows, among them all in which log w_k + log N(x; a μ_k, a² Σ_k + σ² I) reaches `least_n`.
+
+        Seen along the axes of most variance only. Along the rest of them variances are at most v, so that what these axes leave of the
+        squared distance from a μ_k, `squares_n`, counts at least 1/v.
+        """
+        component, rows, d = self.components[k], slice(None), x_nd.shape[1]
+        variance_d = (1 - sigma) ** 2 * component.eigenvalues_d + sigma**2
+        highest = self.log_weights_k[k].double() - (2 * math.pi * variance_d).log().sum(dtype=torch.double) / 2
+        for share in SEEN:
+            first = d - int(share * d)  # eigenvalues ascend
+            axes_dp = component.basis_dd[:, first:]
+            squares_mp = (x_nd[rows] @ axes_dp - (1 - sigma) * (component.mean_d @ axes_dp)).square()
+            left_m = (squares_n[rows] - squares_mp.sum(1)).clamp(min=0)
+            distance_m = (squares_mp / variance_d[first:]).sum(1, dtype=torch.double) + left_m / variance_d[:first].max()
+            kept_m = highest - distance_m / 2 >= least_n[rows]
+            if _most(kept_m):
+                break
+            rows = torch.arange(len(x_nd))[rows][kept_m]
+        return rows
+
+    def _likely(self, x_nd: Tensor, sigma: float) -> Iterator[tuple[int, Tensor | slice, Tensor, Tensor]]:
+        """Each component with rows, among them all in which it is not negligible beside that of the nearest mean.
+
+        Yields:
+            its number k, those rows, their coordinates along its axes (m, d), and log w_k + log N(x; a μ_k, a² Σ_k + σ² I) in nats (m,).
+        """
+        def joint(k: int, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+            scores_md = self.components[k].scores(x_nd[rows], sigma)
+            return scores_md, x_nd.shape[1] * self.components[k].score_density(scores_md, sigma) + self.log_weights_k[k].double()
+
+        means_kd = (1 - sigma) * torch.stack([component.mean_d for component in self.components])
+        squares_nk = torch.cdist(x_nd.detach().double(), means_kd.double()).square()
+        nearest_n, least_n = squares_nk.argmin(1), torch.empty(len(x_nd), dtype=torch.double)
+        for k in nearest_n.unique().tolist():
+            rows = (nearest_n == k).nonzero()[:, 0]
+            least_n[rows] = joint(k, rows)[1].detach() + math.log(NEGLIGIBLE)
+        for k in range(len(self.components)):
+            rows = self._possible(k, x_nd.detach(), sigma, squares_nk[:, k], least_n)
+            scores_md, joint_m = joint(k, rows)
+            if not _most(kept_m := joint_m >= least_n[rows]):
+                rows, scores_md, joint_m = torch.arange(len(x_nd))[rows][kept_m], scores_md[kept_m], joint_m[kept_m]
+            yield k, rows, scores_md, joint_m
 
     def log_density(self, x_nd: Tensor, sigma: float) -> Tensor:
         """Natural logarithm of the density of x = (1 − σ) z + σ ε, per dimension, (n,), double."""
-        return self._joint(x_nd, sigma).logsumexp(1) / x_nd.shape[1]
-
-    def responsibilities(self, x_nd: Tensor, sigma: float) -> Tensor:
-        """Probability of each component given x, (n, k), double."""
-        return self._joint(x_nd, sigma).softmax(1)
+        joint_nk = torch.full((len(x_nd), len(self.components)), -math.inf, dtype=torch.double)
+        for k, rows, _, joint_m in self._likely(x_nd, sigma):
+            joint_nk[rows, k] = joint_m
+        return joint_nk.logsumexp(1) / x_nd.shape[1]
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
-        probability_nk, estimate_nd = self.responsibilities(x_nd, sigma), torch.zeros_like(x_nd)
-        for probability_n, component in zip(probability_nk.to(x_nd.dtype).unbind(1), self.components):
-            rows = (probability_n > NEGLIGIBLE).nonzero()[:, 0]  # at low noise each x has one component or two
-            if len(rows):
-                estimate_nd = estimate_nd.index_add(0, rows, probability_n[rows, None] * component(x_nd[rows], sigma))
-        return estimate_nd
+        most_n = torch.full((len(x_nd),), -math.inf, dtype=torch.double)  # shares are of the largest so far: no exponential overflows
+        total_n, estimate_nd = torch.zeros_like(x_nd[:, 0]), torch.zeros_like(x_nd)
+        for k, rows, scores_md, joint_m in self._likely(x_nd, sigma):
+            most_m = most_n[rows].maximum(joint_m)
+            before_m, share_m = ((log_m - most_m).exp().to(x_nd.dtype) for log_m in (most_n[rows], joint_m))
+            estimate_md = self.components[k].estimate(scores_md, sigma)
+            estimate_nd[rows] = before_m[:, None] * estimate_nd[rows] + share_m[:, None] * estimate_md
+            most_n[rows], total_n[rows] = most_m, before_m * total_n[rows] + share_m
+        return estimate_nd / total_n[:, None]
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draws from the mixture, (n, d), in random order of components."""
@@ -93,6 +137,11 @@ class GaussianMixtureDenoiser:
             store.check_documents(file.metadata()["documents"], path)
             log_weights_k, *stacked = (file.get_tensor(name) for name in ("log_weights", "mean_d", "basis_dd", "eigenvalues_d"))
         return cls(log_weights_k, tuple(full_gaussian(*parts) for parts in zip(*stacked)))
+
+
+def _most(kept_m: Tensor) -> bool:
+    """Whether choosing these rows would cost more, by the copy, than the others do."""
+    return float(kept_m.float().mean()) > 0.9
 
 
 def full_gaussian(mean_d: Tensor, basis_dd: Tensor, eigenvalues_d: Tensor) -> GaussianDenoiser:

@@ -85,6 +85,44 @@ def test_posterior_mean_is_tweedies(mixture, x, sigma):
     assert torch.allclose(mixture(x, sigma), (x + sigma**2 * gradient) / (1 - sigma), atol=1e-7)
 
 
+@pytest.fixture(scope="module")
+def many():
+    """Forty components in thirty dimensions with steep spectra, and draws from them, one of them far from all."""
+    g, components = generator(9), []
+    for _ in range(40):
+        basis = torch.linalg.qr(torch.randn(30, 30, generator=g, dtype=torch.double))[0]
+        components.append(full_gaussian(2 * torch.randn(30, generator=g, dtype=torch.double), basis, torch.logspace(-3, 1, 30, dtype=torch.double)))
+    drawn = torch.stack([c.mean_d + c.basis_dd @ (c.eigenvalues_d.sqrt() * torch.randn(30, generator=g, dtype=torch.double)) for c in components * 3])
+    drawn[7] *= 1000
+    return GaussianMixtureDenoiser(torch.full((40,), 1 / 40, dtype=torch.double).log(), tuple(components)), drawn
+
+
+@pytest.mark.parametrize("sigma", [SMOOTHING, 0.2, 0.5, 0.8, 0.95])
+def test_passing_over_what_is_negligible_changes_nothing(many, sigma):
+    """Against every component computed for every row. The row far from all, whose log-densities lie thousands apart, overflows nothing."""
+    mixture, drawn = many
+    x = (1 - sigma) * drawn + sigma * torch.randn(drawn.shape, generator=generator(10), dtype=torch.double)
+    joint = torch.stack([30 * c.log_density(x, sigma) for c in mixture.components], 1) + mixture.log_weights_k
+    estimates = torch.stack([c(x, sigma) for c in mixture.components], 1)
+    assert torch.allclose(30 * mixture.log_density(x, sigma), joint.logsumexp(1), rtol=0, atol=1e-7)
+    expected = (joint.softmax(1)[..., None] * estimates).sum(1)
+    assert ((mixture(x, sigma) - expected).norm(dim=1) < 1e-7 * expected.norm(dim=1)).all()
+    assert joint[7].max() - joint[7].median() > 1000
+
+
+def test_little_noise_leaves_few_rows_to_compute_and_never_one_that_counts(many):
+    mixture, drawn = many
+    for sigma, share in ((SMOOTHING, 0.1), (0.3, 0.5), (0.95, 1.0)):
+        x = (1 - sigma) * drawn + sigma * torch.randn(drawn.shape, generator=generator(11), dtype=torch.double)
+        squares = torch.cdist(x, (1 - sigma) * torch.stack([c.mean_d for c in mixture.components])).square()
+        joint = torch.stack([30 * c.log_density(x, sigma) for c in mixture.components], 1) + mixture.log_weights_k
+        least, computed = joint.max(1).values + math.log(1e-9), torch.zeros_like(joint, dtype=torch.bool)
+        for k in range(40):
+            computed[mixture._possible(k, x, sigma, squares[:, k], least), k] = True
+        assert computed[joint >= least[:, None]].all()
+        assert computed.double().mean() <= share
+
+
 def test_no_denoiser_beats_it_on_its_own_samples(mixture):
     """Not the component alone, and not the Gaussian of the same mean and covariance, the best linear method."""
     single = GaussianMixtureDenoiser(mixture.log_weights_k.float(), tuple(

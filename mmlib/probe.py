@@ -10,9 +10,10 @@ the difference of class means; the likelihood is concave, so the best slope has 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import StratifiedGroupKFold
 
 from mmlib.intervals import bootstrap_interval
@@ -64,7 +65,7 @@ class TaskProbes:
         held_rows, self.held_label_e = task.side(True)
         self.fit_eu, self.held_eu = units_nu[fit_rows], units_nu[held_rows]
         self.difference_u = mean_difference(self.fit_eu, self.label_e)
-        self.folds = grouped_folds(self.label_e, task.group_e[~task.held_out_e], folds, seed)
+        self.folds = task_folds(task, folds, seed)
 
     def cv_auc(self, units: np.ndarray) -> np.ndarray:
         """Mean over folds of the AUC of each of these units, signed by the class means of the other folds."""
@@ -103,6 +104,12 @@ def grouped_folds(label_e: np.ndarray, group_e: np.ndarray, folds: int, seed: in
     return split
 
 
+@lru_cache(maxsize=256)  # every dictionary asks for the same
+def task_folds(task: Task, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`grouped_folds` of the examples that are not held out."""
+    return grouped_folds(task.side(False)[1], task.group_e[~task.held_out_e], folds, seed)
+
+
 def random_candidates(units: int, count: int, draws: int, seed: int) -> list[np.ndarray]:
     """So many draws of `count` different units out of `units`; one draw of all where there are no more."""
     if units <= count:
@@ -122,10 +129,13 @@ def dense_auc(z_nd: np.ndarray, task: Task, seed: int, folds: int = FOLDS) -> fl
     """Held-out AUC of a logistic regression on all dimensions, its penalty chosen by cross-validation: a ceiling for linear probes."""
     (rows, label), (held, held_label) = task.side(False), task.side(True)
     mean_d, std_d = z_nd[rows].mean(0), z_nd[rows].std(0) + 1e-6
-    split = grouped_folds(label, task.group_e[~task.held_out_e], folds, seed)
-    model = LogisticRegressionCV(Cs=STRENGTHS, cv=split, scoring="roc_auc", max_iter=300, l1_ratios=(0,), use_legacy_attributes=False)
-    score_e = model.fit((z_nd[rows] - mean_d) / std_d, label).decision_function((z_nd[held] - mean_d) / std_d)
-    return float(auc(score_e[held_label, None], score_e[~held_label, None])[0])
+
+    def area(model: LogisticRegression, x_ed: np.ndarray, label_e: np.ndarray) -> float:
+        score_e = model.decision_function(x_ed)
+        return float(auc(score_e[label_e, None], score_e[~label_e, None])[0])
+
+    model = LogisticRegressionCV(Cs=STRENGTHS, cv=task_folds(task, folds, seed), scoring=area, max_iter=300, l1_ratios=(0,), use_legacy_attributes=False)
+    return area(model.fit((z_nd[rows] - mean_d) / std_d, label), (z_nd[held] - mean_d) / std_d, held_label)
 
 
 def mean_over_tasks(value_t: Sequence[float], minus_t: Sequence[float] | None = None) -> dict:

@@ -35,7 +35,7 @@ class Example:
     held_out: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # told apart by identity, so that what follows from a task can be kept by it
 class Task:
     """Two classes of examples, equally many on each side; numbers of rows are those of the examples it was made from."""
 

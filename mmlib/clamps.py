@@ -9,6 +9,7 @@ The unit of effects is the *gap*, the difference of the mean margins of the two 
 
 import copy
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -62,6 +63,11 @@ def last_states(lm: LanguageModel, windows: Sequence[Window], positions: Sequenc
     return torch.cat(found)
 
 
+@lru_cache(maxsize=1)  # every task asks for the same, and the conversion takes half of its time
+def _float32(matrix_vm: Tensor) -> Tensor:
+    return matrix_vm.float().cpu()
+
+
 @torch.inference_mode()
 def signature(lm: LanguageModel, states_em: Tensor, label_e: np.ndarray, count: int = SIGNATURE) -> tuple[Tensor, list[int], list[int]]:
     """What to multiply a last hidden state with to have the margin, (m,), and the tokens for and against the positive class.
@@ -69,7 +75,7 @@ def signature(lm: LanguageModel, states_em: Tensor, label_e: np.ndarray, count: 
     Args:
         states_em: last hidden states at examples that are not held out.
     """
-    matrix_vm = unembedding(lm).float().cpu()
+    matrix_vm = _float32(unembedding(lm))
     total_cv = torch.zeros(2, len(matrix_vm))
     for state_em, label in zip(states_em.split(ROWS), torch.from_numpy(label_e).split(ROWS)):
         probability_ev = (state_em @ matrix_vm.T).softmax(1)

@@ -332,7 +332,7 @@ PRESETS = {
             density=DensitySize(tokens=60, steps=8, tokens_check=20),
             typicality=TypicalitySize(windows=8, length=96, positions=4, sigmas=(0.1, 0.5), draws=1, neighbours_among=500, sample_steps=5,
                                       weight_noise=(0.1,), likelihood_positions=1, likelihood_steps=4, likelihood_probes=1),
-            probing=ProbingSize(posts=16, post_words=12, window_tokens=1800, per_class=10, least=8, candidates=100, draws=1, sigmas=(0.1,),
+            probing=ProbingSize(posts=16, post_words=12, window_tokens=1200, per_class=10, least=8, candidates=100, draws=1, sigmas=(0.1,),
                                 catalogue_tokens=500, catalogue_random=1, clamped=1, controls=1, controls_at_once=1),
             steering=SteeringSize(strengths=(1.0, 3.0), steps=3, steps_dpm=2, prompts=6, tokens=4, places=2, judge_sigmas=(0.5,), batch=6,
                                   timed_batch=4, timed_rounds=1),

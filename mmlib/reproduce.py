@@ -28,8 +28,19 @@ def executed(preset: str, notebook: str) -> Path:
 
 
 def times_file(preset: str) -> Path:
-    """Committed times, each notebook's as last measured."""
+    """Committed times: of each machine, every notebook's as last measured there."""
     return ROOT / "results" / preset / "run_times.json"
+
+
+def measured_times(preset: str) -> tuple[list[dict], dict]:
+    """The machines in `times_file`, and the one of them that has this processor and as many cores: a new one, last, where none has."""
+    from mmlib.devices import processor  # here: with it comes torch, which running a notebook needs in the notebook's process alone
+
+    machines = read_json(times_file(preset)).get("machines", []) if times_file(preset).exists() else []  # earlier versions kept times of one
+    this = {"processor": processor(), "cores": os.cpu_count()}
+    if not any(machine.items() >= this.items() for machine in machines):
+        machines.append({**this, "notebooks": {}})
+    return machines, next(machine for machine in machines if machine.items() >= this.items())
 
 
 def plan(preset: str, notebooks: list[str]) -> None:
@@ -38,13 +49,16 @@ def plan(preset: str, notebooks: list[str]) -> None:
     DATA.mkdir(parents=True, exist_ok=True)
     if "01_extract_activations" in notebooks:
         require_disk(DATA, DISK[preset], f"the {preset} preset")
-    known = read_json(times_file(preset))["notebooks"] if times_file(preset).exists() else {}
+    machines, this = measured_times(preset)
+    known = {notebook: (row["minutes"], machine) for machine in (*reversed(machines), this) for notebook, row in machine["notebooks"].items()}
     print(f"\npreset {preset}: {len(notebooks)} notebook{'s' if len(notebooks) > 1 else ''} to run"
           " (minutes as last measured; `?` where never)\n")
     for notebook in notebooks:
-        print(f"  {notebook:<28}{known[notebook]['minutes']:>8.1f}" if notebook in known else f"  {notebook:<28}{'?':>8}")
+        minutes, machine = known.get(notebook, (None, this))
+        elsewhere = "" if machine is this else f"   on {machine['cores']} cores of {machine['processor']}"
+        print(f"  {notebook:<28}{'?' if minutes is None else f'{minutes:.1f}':>8}{elsewhere}")
     if known:
-        print(f"  {'together':<28}{sum(known[n]['minutes'] for n in notebooks if n in known):>8.1f}")
+        print(f"  {'together':<28}{sum(known[n][0] for n in notebooks if n in known):>8.1f}")
     print(flush=True)
 
 
@@ -73,10 +87,11 @@ def summary(preset: str, notebooks: list[str]) -> None:
         print(f"  {notebook:<28}{row['minutes']:>8.1f}{row['peak_gib']:>10.1f}   {_shown(executed(preset, notebook))}")
     print(f"  {'together':<28}{sum(row['minutes'] for row in took.values()):>8.1f}\n\n"
           f"results: {_shown(ROOT / 'results' / preset)}    figures: {_shown(ROOT / 'figures' / ('' if preset == 'default' else preset))}\n")
-    facts = {"preset": preset, "command": f"make reproduce, applications and studies PRESET={preset}", "cores": os.cpu_count()}
-    known = read_json(times_file(preset))["notebooks"] if times_file(preset).exists() else {}
+    facts = {"preset": preset, "command": f"make reproduce, applications and studies PRESET={preset}"}
+    machines, this = measured_times(preset)
     measured = {path.name.removesuffix(".time.json"): read_json(path) for path in executed(preset, "any").parent.glob("*.time.json")}
-    write_json(times_file(preset), {"provenance": provenance(ROOT, **facts), "notebooks": dict(sorted({**known, **measured}.items()))})
+    this["notebooks"] = dict(sorted({**this["notebooks"], **measured}.items()))
+    write_json(times_file(preset), {"provenance": provenance(ROOT, **facts), "machines": machines})
 
 
 def publish(notebooks: list[str]) -> None:

@@ -11,6 +11,7 @@ import yaml
 from matplotlib.text import Text
 
 from mmlib import claims, dependencies, figures
+from mmlib.agreement import quotes
 from mmlib.presets import get_preset
 from mmlib.runs import ROOT
 from mmlib.steering_study import combinations
@@ -167,7 +168,7 @@ def test_committed_results_say_where_they_come_from(name):
 def test_numbers_quoted_in_the_readme_stand_in_results():
     """Each number in the README is written `number<!-- file:path.to.value -->` and must equal the value as rounded."""
     text = (ROOT / "README.md").read_text().replace("`<!-- FILE:KEYS -->`", "")
-    quoted = re.findall(r"(−?\d[\d.,]*)(?: %)?<!-- ([\w/]+):([^>]+?) (%|)-->", text)
+    quoted = quotes(text)
     assert len(quoted) == text.count("<!-- ") >= 30
     for text, name, path, percent in quoted:
         value = committed(name)

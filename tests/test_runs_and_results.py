@@ -10,6 +10,7 @@ import papermill
 import pytest
 
 from mmlib import reproduce, results, runs
+from mmlib.devices import processor
 from mmlib.files import MissingInput, require, require_disk, written_whole
 from mmlib.presets import PRESETS, get_preset
 
@@ -103,6 +104,22 @@ def test_full_disk_is_refused_with_both_numbers(tmp_path, monkeypatch):
         reproduce.plan("default", ["01_extract_activations"])
     with pytest.raises(ValueError, match="unknown preset 'huge'"):
         reproduce.plan("huge", ["01_extract_activations"])
+
+
+def test_times_are_kept_by_machine_and_this_one_is_asked_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    monkeypatch.setattr(reproduce, "DATA", tmp_path / "data")
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    other = {"processor": "Abacus", "cores": 3, "notebooks": {"01_a": {"minutes": 9.0}, "02_b": {"minutes": 5.0}}}
+    results.write_json(reproduce.times_file("smoke"), {"machines": [other]})
+    results.write_json(reproduce.executed("smoke", "01_a").with_suffix(".time.json"), {"minutes": 1.5, "peak_gib": 2.0})
+    reproduce.summary("smoke", ["01_a"])
+    known = results.read_json(reproduce.times_file("smoke"))["machines"]
+    assert known == [other, {"processor": processor(), "cores": 3, "notebooks": {"01_a": {"minutes": 1.5, "peak_gib": 2.0}}}]
+    capsys.readouterr()
+    reproduce.plan("smoke", ["01_a", "02_b", "03_c"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert rows == [["01_a", "1.5"], ["02_b", "5.0", "on", "3", "cores", "of", "Abacus"], ["03_c", "?"], ["together", "6.5"]]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -159,7 +159,7 @@ def test_committed_benchmarks_have_what_their_readers_need():
 
 @pytest.mark.parametrize("name", ["activations", "baselines", "training", "loss_comparison", "sample_quality", "density", "lm_loss", "claims",
                                   "scaling", "recipes", "benchmarks", "steering", "probing", "typicality", "robustness", "replication",
-                                  "steering_study"])
+                                  "steering_study", "other_processor"])
 def test_committed_results_say_where_they_come_from(name):
     provenance = committed(name)["provenance"]
     assert provenance["preset"] == "default" and provenance["seed"] == 0 and "+changes" not in provenance["commit"]

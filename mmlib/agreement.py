@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from mmlib.devices import processor
@@ -49,6 +50,7 @@ def compare(folder: Path, root: Path = ROOT) -> dict:
         the interval (None without one); the counts of them; and `other_verdicts`, the statements of the ledger that are judged otherwise there.
     Raises:
         FileNotFoundError: no results file in the folder is of another run than git's.
+        KeyError: a file there lacks a quoted number; the message says which.
     """
     known, rows = {}, {}
     for text, name, path, percent in quotes((root / "README.md").read_text(encoding="utf-8")):
@@ -108,7 +110,10 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "results" / "default", help="results of a run at the default preset")
     parser.add_argument("--keep", help="write results/default/KEEP.json")
     given = parser.parse_args()
-    found = compare(given.folder)
+    try:
+        found = compare(given.folder)
+    except (FileNotFoundError, KeyError) as error:
+        sys.exit(str(error.args[0]))
     print(as_text(found))
     if given.keep:
         code = read_json(given.folder / "loss_comparison.json")["provenance"]["commit"]

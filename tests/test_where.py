@@ -1,10 +1,10 @@
 """From a number to the cell that made it."""
 
 import json
-import re
 
 import pytest
 
+from mmlib.agreement import quotes
 from mmlib.runs import ROOT
 from mmlib.where import find, report, value_at
 
@@ -62,8 +62,8 @@ def test_the_report_names_value_file_notebook_and_cells(tmp_path):
 
 
 def test_every_number_of_the_readme_has_its_cells():
-    found = set(re.findall(r"\d(?: %)?<!-- (\w+:\w+)[\w.\[\] -]*? (?:%|)-->", (ROOT / "README.md").read_text()))
-    quoted = {reference for reference in found if reference.split(":")[0] not in ("run_times", "other_processor")}  # commands write those
+    by_commands = ("run_times", "other_processor")  # and what has a folder in its name
+    quoted = {f"{name}:{keys.split('.')[0]}" for _, name, keys, _ in quotes((ROOT / "README.md").read_text()) if "/" not in name and name not in by_commands}
     assert len(quoted) >= 20
     for reference in sorted(quoted):
         assert " there, under “" in report(reference), reference

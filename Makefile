@@ -8,8 +8,9 @@ STAMPS := $(DATA)/stamps/$(PRESET)
 READY := .venv/ready
 SUBMAKE := $(MAKE) --no-print-directory PRESET=$(PRESET)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# glibc gives freed memory back at once, and every training step faults it in again. Kept, in large pages, steps are faster, with the same bits.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=8589934592
+# glibc gives freed memory back at once, and every training step faults it in again, in the backward pass's own heap too. Kept in one heap, in large
+# pages, steps are faster, with the same bits.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=8589934592
 
 # The main line of notebooks, the applications of what it trains, and the studies.
 MAIN := 01_extract_activations 02_fit_baselines 03_train_meta_model 04_compare_losses 05_sample_quality 07_density 08_lm_loss \

@@ -164,10 +164,18 @@ class TrainingRun:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=True)
         self._refuse_non_finite("gradient norm", norm.item(), self.step + 1)
         self.optimizer.step()
-        self.ema.step(self.parameters)
+        self._average()
         self._losses.append(value)
         self.step += 1
         self.seconds += time.perf_counter() - began
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """As `EMAModel.step`, which is slower: it writes the differences of all weights beside them first."""
+        self.ema.optimization_step += 1
+        weight = 1 - self.ema.get_decay(self.ema.optimization_step)
+        for average, parameter in zip(self.ema.shadow_params, self.parameters):
+            average.lerp_(parameter, weight)
 
     def _refuse_non_finite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from diffusers.training_utils import EMAModel
 
 from mmlib.denoisers import MLPDenoiser, UNetDenoiser
 from mmlib.gaussian import PrincipalComponents
@@ -22,7 +23,7 @@ from mmlib.presets import MLPSize, Recipe, Training
 from mmlib.recipes import new_model
 from mmlib.batches import multi_layer_batches, shuffled_batches
 from mmlib.store import ActivationStore, StoreError
-from mmlib.train import TrainingDiverged, learning_rate, train
+from mmlib.train import TrainingDiverged, TrainingRun, learning_rate, train
 
 SETTINGS = Training("flow_velocity", steps=12, batch=64, lr=1e-3, validate_every=4, save_every=4, log_every=2, bf16=False, keep=(("early", 4),))
 
@@ -54,6 +55,18 @@ def run(store, folder, settings=SETTINGS, kill_at=None, objective="flow_velocity
 
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.network.parameters()])
+
+
+def test_the_averaged_weights_are_those_of_diffusers(make_store, tmp_path):
+    store = ActivationStore(make_store(dtype="float32")[0])
+    model, settings = fresh(store), dataclasses.replace(SETTINGS, lr=0.1, ema=0.6)
+    one = TrainingRun(model, settings, model.normaliser(store.read(store.rows("validation"))), tmp_path, 0, "", None)
+    given, theirs = batches(store)(0), EMAModel(one.parameters, decay=0.6)
+    for _ in range(12):
+        one.advance(given)
+        theirs.step(one.parameters)
+    for ours, average, parameter in zip(one.ema.shadow_params, theirs.shadow_params, one.parameters):
+        assert torch.allclose(ours, average, rtol=0, atol=1e-6) and not torch.allclose(ours, parameter, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("kill_at", [2, 4, 7, 11])

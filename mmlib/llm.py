@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from mmlib.devices import bf16_pays
 from mmlib.files import require_disk, sha256
 
+BlockOutput = Tensor | tuple  # of one block: the residual stream (batch, tokens, d), or a tuple that begins with it, as some architectures give
 DTYPES = ("bfloat16", "float32", "float16")
 PROGRESS = {"bar_format": "{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left", "mininterval": 2}  # of tqdm, where tokens are counted
 EMBEDDED = "gemma3-270m"
@@ -130,11 +131,11 @@ class _LastBlockReached(Exception):
 @contextmanager
 def _captured(blocks: nn.ModuleList, layers: Sequence[int]):
     """Within the context, a forward pass records the blocks' outputs and stops after the last of them."""
-    outputs: dict[int, Tensor] = {}
+    outputs: dict[int, BlockOutput] = {}
 
     def hook(layer: int):
         def record(module, inputs, output):
-            outputs[layer] = output[0] if isinstance(output, tuple) else output
+            outputs[layer] = output
             if layer == max(layers):
                 raise _LastBlockReached
         return record
@@ -150,13 +151,11 @@ def _captured(blocks: nn.ModuleList, layers: Sequence[int]):
 
 
 @torch.inference_mode()
-def read_residual_stream(model: PreTrainedModel, layers: Sequence[int], token_ids_bt: Tensor) -> dict[int, Tensor]:
-    """Outputs of the blocks `layers` for a batch of windows; later blocks and the logits are never computed.
+def read_blocks(model: PreTrainedModel, layers: Sequence[int], token_ids_bt: Tensor) -> dict[int, BlockOutput]:
+    """What the blocks `layers` give for a batch of windows, as they give it; later blocks and the logits are never computed.
 
     Args:
         token_ids_bt: (batch, tokens) integer ids; pad on the right, where causal attention makes it harmless.
-    Returns:
-        {layer: (batch, tokens, d)} in the model's own dtype.
     """
     blocks = residual_blocks(model)
     for layer in layers:
@@ -164,6 +163,27 @@ def read_residual_stream(model: PreTrainedModel, layers: Sequence[int], token_id
     with _captured(blocks, layers) as outputs:
         model(input_ids=token_ids_bt.to(model.device), use_cache=False)
     return outputs
+
+
+def read_residual_stream(model: PreTrainedModel, layers: Sequence[int], token_ids_bt: Tensor) -> dict[int, Tensor]:
+    """{layer: (batch, tokens, d)} in the model's own dtype, see `read_blocks`."""
+    return {layer: hidden(output) for layer, output in read_blocks(model, layers, token_ids_bt).items()}
+
+
+@contextmanager
+def resumed_at(model: PreTrainedModel, layer: int, output: BlockOutput) -> Iterator[None]:
+    """Within the context, block `layer` gives `output`, and neither it nor a block before it is computed: `read_blocks` did that.
+
+    For many passes over the same tokens that differ from that block on only. An `edited_block` sees `output` as if it had been computed.
+    """
+    skipped = residual_blocks(model)[: layer + 1]
+    for block in skipped:
+        block.forward = lambda *inputs, **options: output  # what those before `layer` give is read by the next of them, which ignores it
+    try:
+        yield
+    finally:
+        for block in skipped:
+            del block.forward
 
 
 @contextmanager
@@ -180,7 +200,7 @@ def edited_block(model: PreTrainedModel, layer: int, edit: Callable[[Tensor], Te
     blocks = residual_blocks(model)
 
     def replace(module, inputs, output):
-        hidden_btd = output[0] if isinstance(output, tuple) else output
+        hidden_btd = hidden(output)
         edited_btd = edit(hidden_btd)
         if edited_btd.shape != hidden_btd.shape:
             raise ValueError(f"the edit of block {layer} gives shape {tuple(edited_btd.shape)}: expected {tuple(hidden_btd.shape)}")
@@ -192,6 +212,11 @@ def edited_block(model: PreTrainedModel, layer: int, edit: Callable[[Tensor], Te
         yield
     finally:
         handle.remove()
+
+
+def hidden(output: BlockOutput) -> Tensor:
+    """The residual stream (batch, tokens, d) in what a block gives."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _unknown(name: str) -> ValueError:

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from mmlib.claimed import CLAIM, verdict
 from mmlib.intervals import bootstrap_interval
-from mmlib.llm import LanguageModel, edited_block, read_residual_stream
+from mmlib.llm import BlockOutput, LanguageModel, edited_block, hidden, read_blocks, resumed_at
 from mmlib.noise import Denoiser
 from mmlib.normaliser import Normaliser
 from mmlib.store import ActivationStore
@@ -110,16 +110,17 @@ class SplicedModel:
         self.batches = list(batches_of(self.windows, batch_tokens))
         self.lengths_w = np.array([len(window.token_ids) for window in self.windows])
         self.ends_w = np.cumsum(self.lengths_w)
-        self.h_nd = self._read()  # raw, in the language model's dtype, one window after another
+        self.outputs = [read_blocks(lm.model, [layer], self._ids(batch))[layer] for batch in self.batches]  # of the block
+        self.h_nd = self._rows()  # raw, in the language model's dtype, one window after another
 
     def rows(self, i: int) -> slice:
         """Where the tokens of window i stand among the n of all windows."""
         return slice(int(self.ends_w[i] - self.lengths_w[i]), int(self.ends_w[i]))
 
-    def _read(self) -> Tensor:
+    def _rows(self) -> Tensor:
         h_nd = torch.empty(int(self.ends_w[-1]), self.lm.width, dtype=self.lm.model.dtype)
-        for batch in self.batches:
-            output_btd = read_residual_stream(self.lm.model, [self.layer], self._ids(batch))[self.layer].cpu()
+        for batch, output in zip(self.batches, self.outputs):
+            output_btd = hidden(output).cpu()
             for row, i in enumerate(batch):
                 h_nd[self.rows(i)] = output_btd[row, 1 : 1 + self.lengths_w[i]]
         return h_nd
@@ -150,23 +151,24 @@ class SplicedModel:
 
     def _losses(self, replaced_nd: Tensor | None) -> np.ndarray:
         loss_w = np.zeros(len(self.windows))
-        for batch in self.batches:
-            logits_btv = self._logits(batch, replaced_nd)
+        for batch, output in zip(self.batches, self.outputs):
+            logits_btv = self._logits(batch, output, replaced_nd)
             for row, i in enumerate(batch):
                 targets = torch.from_numpy(self.windows[i].token_ids[1:]).long().to(logits_btv.device)
                 parts = zip(logits_btv[row, 1 : self.lengths_w[i]].split(LOSS_ROWS), targets.split(LOSS_ROWS))
                 loss_w[i] = sum(cross_entropy(logits.float(), target, reduction="none").double().sum().item() for logits, target in parts)
         return loss_w
 
-    def _logits(self, batch: list[int], replaced_nd: Tensor | None) -> Tensor:
+    def _logits(self, batch: list[int], output: BlockOutput, replaced_nd: Tensor | None) -> Tensor:
         def put(hidden_btd: Tensor) -> Tensor:
             edited_btd = hidden_btd.clone()
             for row, i in enumerate(batch):
                 edited_btd[row, 1 : 1 + self.lengths_w[i]] = replaced_nd[self.rows(i)].to(edited_btd)
             return edited_btd
 
-        with nullcontext() if replaced_nd is None else edited_block(self.lm.model, self.layer, put):
-            return self.lm.model(input_ids=self._ids(batch), use_cache=False).logits
+        model = self.lm.model
+        with resumed_at(model, self.layer, output), nullcontext() if replaced_nd is None else edited_block(model, self.layer, put):
+            return model(input_ids=self._ids(batch), use_cache=False).logits
 
 
 Key = tuple[str, float | None]  # method, and σ of the noise that it met; None: clean activations

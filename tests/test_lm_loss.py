@@ -18,7 +18,8 @@ from mmlib.store import ActivationStore
 from mmlib.windows import Window
 
 SIZES = {"llama": dict(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2),
-         "gpt2": dict(n_embd=16, n_layer=3, n_head=2)}
+         "gpt2": dict(n_embd=16, n_layer=3, n_head=2),
+         "gptj": dict(n_embd=16, n_layer=3, n_head=2, rotary_dim=4)}  # its blocks give tuples
 PLAIN = Normaliser(torch.zeros(1, 16), torch.ones(1, 16))
 
 
@@ -110,6 +111,26 @@ def test_every_position_but_the_first_is_replaced_by_its_own_row():
 def test_a_replacement_of_another_shape_or_not_finite_is_refused(wrong):
     with pytest.raises(ValueError, match=r"expected finite values of shape \(35, 16\)"):
         SplicedModel(tiny(), 1, WINDOWS, PLAIN)(wrong)
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_pass_resumed_at_a_block_is_the_whole_one_bit_for_bit_and_computes_nothing_before(architecture, dtype):
+    model, ids = tiny(architecture, dtype).model, torch.tensor([[1, 7, 8, 30], [1, 9, 5, 5]])
+    blocks, whole, computed = llm.residual_blocks(model), model(ids).logits, []
+    output = llm.read_blocks(model, [1], ids)[1]
+    assert isinstance(output, tuple) == (architecture == "gptj")
+    for i, block in enumerate(blocks):
+        next(block.children()).register_forward_hook(lambda *_, i=i: computed.append(i))
+    with llm.resumed_at(model, 1, output):
+        assert torch.equal(model(ids).logits, whole) and set(computed) == {2}
+        with llm.edited_block(model, 1, lambda h_btd: 0 * h_btd):
+            assert not torch.equal(model(ids).logits, whole)
+    with pytest.raises(ZeroDivisionError), llm.resumed_at(model, 1, output):
+        model(ids[:, : 1 // 0])
+    computed.clear()
+    assert torch.equal(model(ids).logits, whole) and set(computed) == {0, 1, 2}
 
 
 def test_an_edit_ends_with_its_context_even_after_an_error():

@@ -247,7 +247,8 @@ def _embedded_folder(cache: Path) -> Path:
         del model.config.quantization_config
         converted = Path(scratch) / "converted"
         model.save_pretrained(converted)
-        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name)
+        # Its type is named, or the file would be parsed a third time to find it: a dozen seconds.
+        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name, tokenizer_type="gemma3_text")
         _require_known_tokens(tokenizer)
         tokenizer.save_pretrained(converted)
         os.replace(converted, folder)

@@ -41,7 +41,7 @@ def over_the_estimate(comparison: dict, scaling: dict) -> dict:
         law: which of the fits; e, ci95: as fitted; lowest_loss; cut_ci95; possible: whether E itself is below the lowest loss; rows, of
         which reduction and ci95 are None and the verdict is "undetermined" where E is impossible or the baseline itself is lowest.
     """
-    losses = {row["method"]: row["loss"] for row in comparison["rows"] if (row["objective"], row["evaluation"]) == (OBJECTIVE, "full sample")}
+    losses = {row["method"]: row["loss"] for row in comparison["rows"] if row["objective"] == OBJECTIVE}
     estimate, lowest = scaling["laws"][scaling["extrapolated"]]["e"], min(losses.values())
     cut = [min(end, lowest) for end in estimate["ci95"]]
     found = {"law": scaling["extrapolated"], "e": estimate["value"], "ci95": estimate["ci95"], "lowest_loss": lowest, "cut_ci95": cut,

@@ -135,7 +135,7 @@ def _reduction(row: dict, note: str = "") -> Measured:
 def _primary(index: int) -> Callable[[dict], Measured]:
     def measure(results: dict) -> Measured:
         row = results["primary"][index]
-        same = {r["method"]: r["loss"] for r in results["rows_common_subset"] if r["objective"] == row["objective"]}
+        same = {r["method"]: r["loss"] for r in results["rows"] if r["objective"] == row["objective"]}
         mean = 1 - same["mean"] / same[row["baseline"]]
         measured = _reduction(row, f"the mean alone: {_percent(mean, 1)}")
         return replace(measured, verdict=ARTEFACT) if measured.verdict == EXCEEDED and mean > row["claim"] else measured

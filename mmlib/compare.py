@@ -100,14 +100,14 @@ def reduction_interval(losses: Losses, method: str, baseline: str, floor: float 
     return 1 - high, 1 - low
 
 
-def loss_rows(losses: Losses, objective: str, evaluation: str, budgets: Mapping[str, dict]) -> list[dict]:
+def loss_rows(losses: Losses, objective: str, budgets: Mapping[str, dict]) -> list[dict]:
     """One row a method: loss with interval, the loss without extreme levels, the mean over documents, and the budget."""
     inner_low, inner_high = losses.sigma_l >= LEAST_SIGMA, losses.sigma_l <= MOST_SIGMA
     rows = []
     for method in losses.sums:
         sums_d, counts_d = losses.by_document(method)
         rows.append({
-            "objective": objective, "method": method, "evaluation": evaluation, "loss": losses.mean(method),
+            "objective": objective, "method": method, "loss": losses.mean(method),
             "ci95": list(loss_interval(losses, method)),
             "loss_without_sigma_below_0.05": losses.mean(method, inner_low),
             "loss_without_sigma_above_0.95": losses.mean(method, inner_high),
@@ -116,15 +116,15 @@ def loss_rows(losses: Losses, objective: str, evaluation: str, budgets: Mapping[
     return rows
 
 
-def reduction_rows(losses: Losses, objective: str, evaluation: str, methods: list[str], baselines: list[str]) -> list[dict]:
+def reduction_rows(losses: Losses, objective: str, methods: list[str], baselines: list[str]) -> list[dict]:
     """1 − L_method / L_baseline with its paired interval, the same without the lowest noise, and the verdict on the claim."""
     rows = []
     without = {"below_0.05": losses.sigma_l >= LEAST_SIGMA, "above_0.95": losses.sigma_l <= MOST_SIGMA}
     for method in methods:
         for baseline in baselines:
             interval, reduction = list(reduction_interval(losses, method, baseline)), 1 - losses.mean(method) / losses.mean(baseline)
-            rows.append({"objective": objective, "method": method, "baseline": baseline, "evaluation": evaluation,
-                         "reduction": reduction, "ci95": interval, "claim": CLAIM, "above_claim": reduction - CLAIM,
+            rows.append({"objective": objective, "method": method, "baseline": baseline, "reduction": reduction, "ci95": interval,
+                         "claim": CLAIM, "above_claim": reduction - CLAIM,
                          **{f"reduction_without_sigma_{key}": 1 - losses.mean(method, kept) / losses.mean(baseline, kept)
                             for key, kept in without.items()},
                          "baseline_share_of_one_level": float(losses.curve(baseline).max() / losses.curve(baseline).sum()),

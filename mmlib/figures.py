@@ -122,7 +122,7 @@ def _training_curve(ax: Axes, log: list[dict], key: str, name: str) -> None:
 
 
 def loss_by_noise(result: dict) -> Figure:
-    """Loss of every method against the noise level, on the tokens that all methods saw; two readings of PCA are light, the naive one is left out."""
+    """Loss of every method against the noise level; two readings of PCA are light, the naive one is left out."""
     figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.4))
     for ax, (objective, label) in zip(axes, OBJECTIVES.items()):
         curves, velocity = result["curves"][objective], objective == "flow_velocity"
@@ -169,7 +169,7 @@ def reductions(result: dict, replication: dict | None = None) -> Figure:
             j = list(OBJECTIVES).index(row["objective"])
             _reduction(ax, row, i + 0.17 * (2 * j - 1), (BLUE, RED)[j])
         _reduction_axis(ax)
-        ax.set(title=LABELS[method] + ("*" if method == "unet" else ""), xlabel="reduction of the loss (%)",
+        ax.set(title=LABELS[method], xlabel="reduction of the loss (%)",
                yticks=range(len(baselines_)), ylim=(len(baselines_) - 0.5, -0.7))
         ax.set_yticklabels([LABELS[b] for b in baselines_])
         ax.tick_params(labelleft=column == 0)
@@ -178,7 +178,6 @@ def reductions(result: dict, replication: dict | None = None) -> Figure:
     first.plot([], [], color=BLACK, lw=1, ls="--", label="claimed 47 %")
     if replication:
         first.plot([], [], ls="", marker="|", ms=8, mew=0.8, color=BLACK, label="each training seed")
-    first.plot([], [], ls="", label="* on the common subset of tokens")
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncol=5)
     return figure
 

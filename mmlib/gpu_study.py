@@ -161,7 +161,7 @@ class GPUStudy:
         """Losses with intervals, and reductions over the methods in closed form, paired by document."""
         losses = losses_on(self.splits["test"], {name: model, **self.closed}, objective)
         rows = {method: {"loss": losses.mean(method), "ci95": list(compare.loss_interval(losses, method))} for method in losses.sums}
-        return {"losses": rows, "by_level": losses.curve(name).tolist(), "reductions": compare.reduction_rows(losses, objective, "test", [name], list(self.closed))}
+        return {"losses": rows, "by_level": losses.curve(name).tolist(), "reductions": compare.reduction_rows(losses, objective, [name], list(self.closed))}
 
 
 def main() -> None:

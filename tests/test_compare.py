@@ -120,7 +120,7 @@ def test_mix_is_never_worse_than_its_terms_on_the_tokens_it_was_fitted_to(z):
 
 def test_a_method_against_itself_is_reduced_by_exactly_nothing(z):
     losses, _ = evaluate({"a": standard_normal(5), "b": standard_normal(5)}, {}, "flow_velocity", z, DOCUMENTS, tokens=300, common_tokens=300, seed=0)
-    row, = reduction_rows(losses, "flow_velocity", "all", ["a"], ["b"])
+    row, = reduction_rows(losses, "flow_velocity", ["a"], ["b"])
     assert row["reduction"] == 0 and row["ci95"] == [0, 0] and row["verdict"] == "below"
 
 
@@ -128,10 +128,10 @@ def test_rows_by_hand():
     """Five documents of 2, 1, 1, 1, 1 tokens at two levels: means over tokens, and over documents."""
     method = np.array([[4.0, 2, 2, 2, 2], [1, 1, 1, 1, 1]])
     losses = Losses(np.array([0.01, 0.5]), {"m": method, "b": 2 * method}, np.array([[2.0, 1, 1, 1, 1], [2, 1, 1, 1, 1]]))
-    row = loss_rows(losses, "o", "all", {"m": {"parameters": 1}, "b": {}})[0]
+    row = loss_rows(losses, "o", {"m": {"parameters": 1}, "b": {}})[0]
     assert row["loss"] == pytest.approx((12 / 6 + 5 / 6) / 2) and row["loss_without_sigma_below_0.05"] == pytest.approx(5 / 6)
     assert row["loss_documents_equal"] == pytest.approx((5 / 4 + 4 * 3 / 2) / 5) and row["parameters"] == 1
-    reduction = reduction_rows(losses, "o", "all", ["m"], ["b"])[0]
+    reduction = reduction_rows(losses, "o", ["m"], ["b"])[0]
     assert reduction["reduction"] == pytest.approx(0.5) and reduction["ci95"] == pytest.approx([0.5, 0.5])
 
 
@@ -178,8 +178,7 @@ def test_plain_words_read_right_whichever_of_mixture_and_network_is_lower(reduct
 
 def estimate(mlp=1.2, gated=1.1, mixture=1.05, gaussian=1.5, e=(1.0, 0.0, 5.0)):
     losses = {"mlp": mlp, "gated_mlp": gated, "mixture": mixture, "gaussian": gaussian}
-    rows = [{"method": method, "objective": "flow_velocity", "evaluation": "full sample", "loss": loss} for method, loss in losses.items()]
-    rows.append({"method": "mlp_copy", "objective": "flow_velocity", "evaluation": "common subset", "loss": 0.1})  # other tokens
+    rows = [{"method": method, "objective": "flow_velocity", "loss": loss} for method, loss in losses.items()]
     primary = [{"definition": name, "method": name, "baseline": "gaussian", "objective": "flow_velocity"} for name in ("mlp", "gated_mlp")]
     primary.append({"definition": "unet", "method": "unet", "baseline": "sae", "objective": "ddpm_epsilon"})  # the law is of the velocity loss
     return claimed.over_the_estimate({"rows": rows, "primary": primary}, {"extrapolated": "x", "laws": {"x": {"e": {"value": e[0], "ci95": list(e[1:])}}}})

@@ -145,7 +145,7 @@ def test_provenance_says_where_a_number_comes_from():
 
 def test_every_preset_is_consistent():
     for preset in PRESETS.values():
-        assert preset.eval_tokens % preset.eval_tokens_common == 0 and preset.samples_unet <= preset.samples
+        assert preset.replication_tokens % preset.replication_tokens_slow == 0 and preset.samples_unet <= preset.samples
         trainings = {name: recipe.training for name, recipe in preset.recipes.items()}
         assert set(trainings) == {"unet", "mlp", "gated_mlp", "denoising_sae", "mlp_short", "mlp_2m", "mlp_5m"}
         for training in trainings.values():

@@ -119,7 +119,7 @@ class DensitySize:
 
     tokens: int = 1000  # of the test documents
     tokens_unet: int = 0  # of these; 0: the UNet is left out, its ODE takes an hour on two cores
-    steps: int = 32  # of Heun's method
+    steps: int = 24  # of Heun's method
     probes: int = 2  # of the trace
     tokens_check: int = 200  # of these, once more with half the steps
 
@@ -266,8 +266,8 @@ class Preset:
     test_documents: int = 20
     split_seed: int = 0  # apart from `seed`, so that training seeds share their documents
     eval_tokens: int = 100  # test tokens at each of the 100 noise levels, fresh ones at each; notebook 24 says what more would narrow
-    mix_tokens: int = 1000  # training tokens per level on which the per-level mixes are fitted
-    gap_tokens: int = 200  # at each noise level, of training and of validation documents each, for the gap between them
+    mix_tokens: int = 200  # training tokens per level on which the per-level mixes are fitted
+    gap_tokens: int = 100  # at each noise level, of training and of validation documents each, for the gap between them
     paired_latents: int = 500  # the SAE's most frequent ones, whose pairs are tested for independence
     samples: int = 5000  # drawn from each generative model
     sample_steps: int = 50
@@ -292,6 +292,7 @@ class Preset:
     replication_seeds: tuple[int, ...] = (1, 2)  # with these seeds beside the run's own
     replication_tokens: int = 1000  # test tokens at each noise level
     replication_tokens_slow: int = 200  # of these, the tokens that the UNet, and the SAE it is compared with, see
+    replication_mix_tokens: int = 1000  # as `mix_tokens`
     recipe_study: RecipeStudySize = RecipeStudySize()
 
     @property
@@ -349,7 +350,7 @@ PRESETS = {
                          keep=(("unet_seconds", 30),)),
                 SparseSize(latents=256, k=16, level_gain=True), Training("flow_velocity", steps=20, batch=256, lr=1e-3, ema=0.9, validate_every=10),
                 Training("flow_velocity", steps=20, batch=256, lr=4e-3, ema=0.9, validate_every=10)),
-            eval_tokens=40, mix_tokens=100, gap_tokens=20, replication_tokens=80, replication_tokens_slow=20,
+            eval_tokens=40, mix_tokens=100, gap_tokens=20, replication_tokens=80, replication_tokens_slow=20, replication_mix_tokens=100,
             samples=700, sample_steps=10, samples_unet=64, components_unet=8,
             study_tokens=50, study_tokens_mixture=25, scaling_widths=(8, 16, 32, 64, 128), scaling_budgets=((4, 128), (8, 128), (12, 256), (24, 256)), scaling_levels=32,
             recipe_study=RecipeStudySize(
@@ -386,7 +387,7 @@ PRESETS = {
             documents=100_000, batch_tokens=16_384,
             sae=SAESize(latents=8192, k=64, steps=8000, batch=4096),
             sae_grid=_sae_grid(latents=8192, k=64, steps=2000, batch=4096),
-            mixture=MixtureSize(components=(64, 128, 256)), density=DensitySize(tokens=4000, tokens_unet=200, probes=4, tokens_check=1000),
+            mixture=MixtureSize(components=(64, 128, 256)), density=DensitySize(tokens=4000, tokens_unet=200, steps=32, probes=4, tokens_check=1000),
             steering=SteeringSize(concepts=(("sentiment", 1), ("sentiment", -1), ("sci.space", 1), ("rec.sport.hockey", 1)), sigmas=(0.5, 0.3, 0.7),
                                   prompts=400),
             steering_study=SteeringStudySize(prompts=200, mixture_sdedit_sigmas=(0.1, 0.3, 0.5)),
@@ -398,7 +399,7 @@ PRESETS = {
                          keep=(("unet_seconds", 4000),)),
                 SparseSize(latents=8192, k=64, level_gain=True), Training("flow_velocity", steps=8000, batch=4096, lr=3e-3, ema=0.999),
                 Training("flow_velocity", steps=8000, batch=4096, lr=2e-3, ema=0.999, weight_decay=0.05)),
-            eval_tokens=4000, mix_tokens=4000, gap_tokens=1000, replication_tokens=4000, replication_tokens_slow=4000,
+            eval_tokens=4000, mix_tokens=4000, gap_tokens=1000, replication_tokens=4000, replication_tokens_slow=4000, replication_mix_tokens=4000,
             samples=20_000, sample_steps=100, samples_unet=5000, components_unet=64,
             lm_loss_tokens=50_000, lm_loss_tokens_unet=50_000, lm_loss_sigmas_unet=(0.1, 0.3, 0.5, 0.7),
         ),

@@ -265,7 +265,7 @@ class Preset:
     validation_documents: int = 8
     test_documents: int = 20
     split_seed: int = 0  # apart from `seed`, so that training seeds share their documents
-    eval_tokens: int = 100  # test tokens at each of the 100 noise levels, fresh ones at each; notebook 24 says what more would narrow
+    eval_tokens: int = 100  # test tokens at each of the 100 noise levels, fresh ones at each; notebook 24 measures on more
     mix_tokens: int = 200  # training tokens per level on which the per-level mixes are fitted
     gap_tokens: int = 100  # at each noise level, of training and of validation documents each, for the gap between them
     paired_latents: int = 500  # the SAE's most frequent ones, whose pairs are tested for independence

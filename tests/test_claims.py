@@ -14,7 +14,7 @@ COMPARISON = {
     "primary": [reduction("unet", "pca_k64", "ddpm_epsilon", 0.97, "above"), reduction("unet", "sae", "ddpm_epsilon", 0.46, "consistent with"),
                 reduction("mlp", "gaussian", "flow_velocity", 0.6, "above"), reduction("gated_mlp", "gaussian", "flow_velocity", 0.25)],
     "rows": [{"method": method, "objective": objective, "loss": loss} for objective in ("ddpm_epsilon", "flow_velocity")
-                           for method, loss in (("mean", 0.3), ("pca_k64", 10.0), ("sae", 0.25), ("gaussian", 0.28))],
+             for method, loss in (("mean", 0.3), ("pca_k64", 10.0), ("sae", 0.25), ("gaussian", 0.28))],
     "reductions": [reduction(method, baseline, objective, value) for method, objective, values in
                    (("unet", "ddpm_epsilon", (0.2, 0.1, -0.05, 0.01, 0.3, 0, 0)), ("gated_mlp", "flow_velocity", (0.3, 0.25, 0.24, 0.2, 0.15, 0.1, 0.12)))
                    for baseline, value in zip((*claims.CLASSICAL, "mixture", "denoising_sae"), values)]}

@@ -40,7 +40,8 @@ from mmlib.presets import Training
 from mmlib.recipes import new_model
 from mmlib.store import ActivationStore
 
-VALIDATION_ROWS = 1024
+VALIDATION_ROWS = 1024  # at most, and no more than
+VALIDATION_BATCHES = 8  # so many batches, or a slow network would validate for longer than it trains between two validations of a short training
 CODE = ("train", "recipes", "meta_model", "denoisers", "sparse_denoiser", "skip", "gaussian", "noise", "normaliser", "batches")
 
 
@@ -127,7 +128,8 @@ class TrainingRun:
         self.ema = EMAModel(self.parameters, decay=settings.ema, foreach=True)
         self.step, self.seconds, self.log, self._losses = 0, 0.0, [], []
         self.bf16 = settings.bf16 and bf16_pays(self.device.type)
-        self.validation = validation[..., :: max(1, validation.shape[-2] // VALIDATION_ROWS), :][..., :VALIDATION_ROWS, :]
+        rows = min(VALIDATION_ROWS, VALIDATION_BATCHES * settings.batch)
+        self.validation = validation[..., :: max(1, validation.shape[-2] // rows), :][..., :rows, :]
         self.mean_loss = standard_normal(model.d).expected_loss(settings.objective, self.validation.flatten(0, -2))
         self.fingerprint = self._fingerprint()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -161,8 +163,11 @@ class TrainingRun:
         self.accelerator.backward(loss)
         value = self.accelerator.reduce(loss.detach(), "mean").item()
         self._refuse_non_finite("loss", value, self.step + 1)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=True)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         self._refuse_non_finite("gradient norm", norm.item(), self.step + 1)
+        if norm.item() > self.settings.clip:  # clip_grad_norm_ multiplies by 1 where nothing is to be clipped, another pass over all gradients
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm, foreach=True)
         self.optimizer.step()
         self._average()
         self._losses.append(value)

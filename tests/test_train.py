@@ -1,5 +1,6 @@
 """Training: exact resume, refusal of divergence, checkpoints, and what the loss converges to."""
 
+import copy
 import dataclasses
 import os
 import random
@@ -23,7 +24,7 @@ from mmlib.presets import MLPSize, Recipe, Training
 from mmlib.recipes import new_model
 from mmlib.batches import multi_layer_batches, shuffled_batches
 from mmlib.store import ActivationStore, StoreError
-from mmlib.train import TrainingDiverged, TrainingRun, learning_rate, train
+from mmlib.train import TrainingDiverged, TrainingRun, learning_rate, step_generator, train
 
 SETTINGS = Training("flow_velocity", steps=12, batch=64, lr=1e-3, validate_every=4, save_every=4, log_every=2, bf16=False, keep=(("early", 4),))
 
@@ -67,6 +68,21 @@ def test_the_averaged_weights_are_those_of_diffusers(make_store, tmp_path):
         theirs.step(one.parameters)
     for ours, average, parameter in zip(one.ema.shadow_params, theirs.shadow_params, one.parameters):
         assert torch.allclose(ours, average, rtol=0, atol=1e-6) and not torch.allclose(ours, parameter, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("clip", [0.05, 1e3], ids=["clipped", "as_it_is"])
+def test_gradients_are_clipped_as_by_torch(make_store, tmp_path, clip):
+    store = ActivationStore(make_store(dtype="float32")[0])
+    model = fresh(store)
+    one = TrainingRun(model, dataclasses.replace(SETTINGS, clip=clip), model.normaliser(store.read(store.rows("validation"))), tmp_path, 0, "", None)
+    seen, step = [], one.optimizer.step
+    one.optimizer.step = lambda: seen.extend(p.grad.clone() for p in one.parameters) or step()
+    z, twin = model.normaliser(next(batches(store)(0))), copy.deepcopy(one.network)
+    one.advance(batches(store)(0))
+    model.loss(z, step_generator(0, 0), network=twin).backward()
+    torch.nn.utils.clip_grad_norm_(twin.parameters(), clip)
+    assert all(torch.equal(ours, p.grad) for ours, p in zip(seen, twin.parameters(), strict=True))
+    assert (torch.nn.utils.get_total_norm(seen) < 0.0501) == (clip == 0.05)
 
 
 @pytest.mark.parametrize("kill_at", [2, 4, 7, 11])

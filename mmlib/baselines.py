@@ -106,13 +106,12 @@ def sae_quality(sae: SAE, z_nd: Tensor) -> dict[str, float]:
         fvu: fraction of variance unexplained, Σ‖z − ẑ‖² / Σ‖z‖² (the training mean of z is 0); l0: active latents per activation; dead: fraction of
         latents that fire on none of these activations; frequency: list, each latent's share of activations.
     """
-    error, fired, active = 0.0, torch.zeros(sae.cfg.d_sae), 0.0
+    error, fired = 0.0, torch.zeros(sae.cfg.d_sae)
     for part_nd in z_nd.split(2048):
         latents = sae.encode(part_nd)
         error += (sae.decode(latents) - part_nd).double().square().sum().item()
         fired += (latents > 0).sum(0)
-        active += (latents > 0).sum().item()
-    return {"fvu": error / z_nd.double().square().sum().item(), "l0": active / len(z_nd), "dead": (fired == 0).double().mean().item(),
+    return {"fvu": error / z_nd.double().square().sum().item(), "l0": fired.double().sum().item() / len(z_nd), "dead": (fired == 0).double().mean().item(),
             "frequency": (fired / len(z_nd)).tolist()}
 
 

@@ -107,7 +107,7 @@ class SAESize:
 class MixtureSize:
     """A mixture of Gaussians and what is tried for it on validation documents; see `mixtures.fit_mixture`."""
 
-    components: tuple[int, ...] = (32, 64, 128, 256)  # cost grows in proportion; notebook 02 says whether the last is the best
+    components: tuple[int, ...] = (128, 256)  # fewer were less likely throughout; notebook 02 says whether the last is the best
     priors: tuple[float, ...] = (32.0, 128.0, 512.0)  # strengths ν, in tokens
     em_steps: int = 2  # of the best, after k-means
     validation_tokens: int = 4000
@@ -266,12 +266,13 @@ class Preset:
     test_documents: int = 20
     split_seed: int = 0  # apart from `seed`, so that training seeds share their documents
     eval_tokens: int = 100  # test tokens at each of the 100 noise levels, fresh ones at each; notebook 24 measures on more
-    mix_tokens: int = 200  # training tokens per level on which the per-level mixes are fitted
+    mix_tokens: int = 1000  # training tokens per level on which the per-level mixes are fitted
     gap_tokens: int = 100  # at each noise level, of training and of validation documents each, for the gap between them
+    quality_tokens: int = 16_384  # validation tokens, where there are more, on which SAEs' errors and sparsity are measured
     paired_latents: int = 500  # the SAE's most frequent ones, whose pairs are tested for independence
     samples: int = 5000  # drawn from each generative model
     sample_steps: int = 50
-    samples_unet: int = 256  # all methods are also compared at this number, in the top components
+    samples_unet: int = 128  # all methods are also compared at this number, in the top components
     components_unet: int = 16
     lm_loss_tokens: int = 5100  # test tokens that the language model reads under each replacement: about a window of each document
     lm_loss_tokens_unet: int = 2000  # of these, the tokens that the slow UNet denoises too
@@ -292,7 +293,6 @@ class Preset:
     replication_seeds: tuple[int, ...] = (1, 2)  # with these seeds beside the run's own
     replication_tokens: int = 1000  # test tokens at each noise level
     replication_tokens_slow: int = 200  # of these, the tokens that the UNet, and the SAE it is compared with, see
-    replication_mix_tokens: int = 1000  # as `mix_tokens`
     recipe_study: RecipeStudySize = RecipeStudySize()
 
     @property
@@ -350,7 +350,7 @@ PRESETS = {
                          keep=(("unet_seconds", 30),)),
                 SparseSize(latents=256, k=16, level_gain=True), Training("flow_velocity", steps=20, batch=256, lr=1e-3, ema=0.9, validate_every=10),
                 Training("flow_velocity", steps=20, batch=256, lr=4e-3, ema=0.9, validate_every=10)),
-            eval_tokens=40, mix_tokens=100, gap_tokens=20, replication_tokens=80, replication_tokens_slow=20, replication_mix_tokens=100,
+            eval_tokens=40, mix_tokens=100, gap_tokens=20, replication_tokens=80, replication_tokens_slow=20,
             samples=700, sample_steps=10, samples_unet=64, components_unet=8,
             study_tokens=50, study_tokens_mixture=25, scaling_widths=(8, 16, 32, 64, 128), scaling_budgets=((4, 128), (8, 128), (12, 256), (24, 256)), scaling_levels=32,
             recipe_study=RecipeStudySize(
@@ -368,7 +368,7 @@ PRESETS = {
         Preset(
             name="default",
             sae=SAESize(latents=4096, k=64, steps=1000),  # 5 minutes
-            sae_grid=_sae_grid(latents=4096, k=64, steps=320, batch=256),  # 4 minutes in all
+            sae_grid=_sae_grid(latents=4096, k=64, steps=240, batch=256),  # 3 minutes in all
             recipes=_recipes(
                 UNetSize(channels=(32, 64, 128), layers_per_block=1),
                 Training("ddpm_epsilon", steps=800, batch=32, lr=1e-3, ema=0.995, bf16=False),  # 5 minutes
@@ -399,7 +399,7 @@ PRESETS = {
                          keep=(("unet_seconds", 4000),)),
                 SparseSize(latents=8192, k=64, level_gain=True), Training("flow_velocity", steps=8000, batch=4096, lr=3e-3, ema=0.999),
                 Training("flow_velocity", steps=8000, batch=4096, lr=2e-3, ema=0.999, weight_decay=0.05)),
-            eval_tokens=4000, mix_tokens=4000, gap_tokens=1000, replication_tokens=4000, replication_tokens_slow=4000, replication_mix_tokens=4000,
+            eval_tokens=4000, mix_tokens=4000, gap_tokens=1000, quality_tokens=100_000, replication_tokens=4000, replication_tokens_slow=4000,
             samples=20_000, sample_steps=100, samples_unet=5000, components_unet=64,
             lm_loss_tokens=50_000, lm_loss_tokens_unet=50_000, lm_loss_sigmas_unet=(0.1, 0.3, 0.5, 0.7),
         ),

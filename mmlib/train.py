@@ -40,8 +40,8 @@ from mmlib.presets import Training
 from mmlib.recipes import new_model
 from mmlib.store import ActivationStore
 
-VALIDATION_ROWS = 1024  # at most, and no more than
-VALIDATION_BATCHES = 8  # so many batches, or a slow network would validate for longer than it trains between two validations of a short training
+VALIDATION_ROWS = 1024  # at most
+VALIDATION_BATCHES = 8  # likewise: a slow network has small batches, and would spend a tenth of its training's time on validation
 CODE = ("train", "recipes", "meta_model", "denoisers", "sparse_denoiser", "skip", "gaussian", "noise", "normaliser", "batches")
 
 
@@ -163,11 +163,11 @@ class TrainingRun:
         self.accelerator.backward(loss)
         value = self.accelerator.reduce(loss.detach(), "mean").item()
         self._refuse_non_finite("loss", value, self.step + 1)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        self._refuse_non_finite("gradient norm", norm.item(), self.step + 1)
-        if norm.item() > self.settings.clip:  # clip_grad_norm_ multiplies by 1 where nothing is to be clipped, another pass over all gradients
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm, foreach=True)
+        total_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
+        norm = total_norm.item()
+        self._refuse_non_finite("gradient norm", norm, self.step + 1)
+        if norm > self.settings.clip:  # clip_grad_norm_ multiplies by 1 where nothing is to be clipped, another pass over all gradients
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, total_norm, foreach=True)
         self.optimizer.step()
         self._average()
         self._losses.append(value)

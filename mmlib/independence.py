@@ -86,71 +86,68 @@ def mutual_information(joint_p: np.ndarray, first_p: np.ndarray, second_p: np.nd
     return total_p
 
 
-def coactivation(firing_nm: Tensor, seed: int, bins: np.ndarray) -> dict:
+def coactivation(firing_nm: Tensor, document_n: np.ndarray, seed: int, bins: np.ndarray) -> dict:
     """Do latents fire independently?
+
+    The shares without a long document are lower for its tokens alone, since fewer show less: intervals are, if anything, too wide.
 
     Args:
         firing_nm: whether latent m fires at token n, in the order of the text; each fires at least once and not always.
+        document_n: of each token, in any numbers; a document's tokens stand together.
         bins: edges for the histograms of log₂ joint rate / product of marginal rates; what lies beyond is put into the last bins.
     Returns:
-        outside, above, below: shares of pairs outside the null's 95 % band; ratio_quantiles: 5, 25, 50, 75 and 95 % of joint/product;
-        never_together: share of pairs; mutual_information and its null's, mean over pairs, nats; entropy: mean over latents, nats;
-        histogram: shares of pairs a bin, of the data and of the null (pairs that never fire together are in the first).
+        outside, above, below: shares of pairs outside the null's 95 % band; by_document: of the first two, dictionaries of `value`,
+        `without` (each document) and `ci95`, the jackknife's interval by Student's t; ratio_quantiles: 5, 25, 50, 75 and 95 % of
+        joint/product; never_together: share of pairs; mutual_information and its null's, mean over pairs, nats; entropy: mean over
+        latents, nats; histogram: shares of pairs a bin, of the data and of the null (pairs that never fire together are in the first).
     Raises:
-        ValueError: a latent that never or always fires, or see `paired`.
+        ValueError: a latent that never or always fires, or fewer than two documents.
     """
-    rate_m = firing_nm.double().mean(0).numpy()
+    rate_m, n = firing_nm.double().mean(0).numpy(), len(firing_nm)
     if not ((rate_m > 0) & (rate_m < 1)).all():
         raise ValueError("a latent fires nowhere or everywhere: expected those that do neither")
-    pairs = paired(firing_nm, seed)
+    observed_p, null_sp, above_dp, below_dp = _together(firing_nm, document_n, seed)
     first, second = np.triu_indices(len(rate_m), 1)
     product_p = rate_m[first] * rate_m[second]
-    information = [mutual_information(joint_p.astype(float), rate_m[first], rate_m[second]).mean() for joint_p in (pairs.observed_p, *pairs.null_sp)]
+    information = [mutual_information(counts_p / n, rate_m[first], rate_m[second]).mean() for counts_p in (observed_p, *null_sp)]
 
-    def histogram(joint: np.ndarray) -> list[float]:
+    def histogram(counts: np.ndarray) -> list[float]:
         with np.errstate(divide="ignore"):  # pairs that never fire together have log₂ 0 = −∞ and go into the first bin
-            logs = np.log2(joint / product_p)
+            logs = np.log2(counts / n / product_p)
         return (np.histogram(np.clip(logs, bins[0], bins[-1]), bins)[0] / logs.size).tolist()
 
-    ratio = pairs.observed_p / product_p
-    return {"latents": len(rate_m), "tokens": len(firing_nm), "pairs": len(ratio), "shifts": len(pairs.null_sp),
-            "outside": float((pairs.above_p | pairs.below_p).mean()), "above": float(pairs.above_p.mean()), "below": float(pairs.below_p.mean()),
+    ratio, outside_dp = observed_p / n / product_p, above_dp | below_dp
+    return {"latents": len(rate_m), "tokens": n, "pairs": len(ratio), "shifts": len(null_sp),
+            "outside": float(outside_dp[0].mean()), "above": float(above_dp[0].mean()), "below": float(below_dp[0].mean()),
+            "by_document": {"outside": _jackknife(outside_dp.mean(1)), "above": _jackknife(above_dp.mean(1))},
             "never_together": float((ratio == 0).mean()), "ratio_quantiles": np.quantile(ratio, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist(),
             "mutual_information": float(information[0]), "mutual_information_null": float(np.mean(information[1:])),
             "entropy": float(stats.entropy([rate_m, 1 - rate_m]).mean()), "rates": [float(rate_m.min()), float(rate_m.max())],
-            "histogram": {"edges": np.asarray(bins).tolist(), "data": histogram(pairs.observed_p), "null": histogram(pairs.null_sp)}}
+            "histogram": {"edges": np.asarray(bins).tolist(), "data": histogram(observed_p), "null": histogram(null_sp)}}
 
 
-def coactivation_by_document(firing_nm: Tensor, document_n: np.ndarray, seed: int) -> dict:
-    """How far `outside` and `above` of `coactivation` hang on single documents: both without each of them, and the jackknife's interval.
+def _together(firing_nm: Tensor, document_n: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Joint firings of all pairs, (pairs,), those of the null, (shifts, pairs), and which pairs are above and below the null's band.
 
-    Shares without a long document are lower for its tokens alone, since fewer show less: the intervals are, if anything, too wide.
-
-    Args:
-        document_n: of each token, in any numbers; a document's tokens stand together.
-    Returns:
-        outside, above: dictionaries of `value`, `without` (each document) and `ci95`, by Student's t.
-    Raises:
-        ValueError: fewer than two documents.
+    The last two are (1 + documents, pairs): of all tokens, then without each document.
     """
     ends = np.flatnonzero(np.diff(document_n)) + 1
     if not len(ends):
         raise ValueError("one document: an interval by document needs at least two")
     pair, columns_mn = np.triu_indices(firing_nm.shape[1], 1), firing_nm.T.contiguous().float()
 
-    def together(rows_mn: Tensor) -> np.ndarray:
-        """Joint firings of all tokens, then without each document, (1 + documents, pairs)."""
-        counts_dp = np.stack([_products(part_mn, pair) for part_mn in rows_mn.tensor_split(ends.tolist(), dim=1)])
+    def counts(rows_mn: Tensor) -> np.ndarray:
+        counts_dp = np.stack([_products(part_mn, pair) for part_mn in rows_mn.tensor_split(ends.tolist(), dim=1)]).astype(float)
         return np.concatenate([counts_dp.sum(0, keepdims=True), counts_dp.sum(0) - counts_dp])
 
-    observed = together(columns_mn)
+    observed, null = counts(columns_mn), []
     more, less = np.ones_like(observed), np.ones_like(observed)
     for shifted_mn in _shifted(columns_mn, seed, SHIFTS):
-        null = together(shifted_mn)
-        more += null >= observed
-        less += null <= observed
-    above, below = (rank / (1 + SHIFTS) <= 0.025 for rank in (more, less))
-    return {name: _jackknife((above | below if name == "outside" else above).mean(1)) for name in ("outside", "above")}
+        shifted = counts(shifted_mn)
+        more += shifted >= observed
+        less += shifted <= observed
+        null.append(shifted[0])
+    return observed[0], np.stack(null), more / (1 + SHIFTS) <= 0.025, less / (1 + SHIFTS) <= 0.025
 
 
 def _jackknife(share: np.ndarray) -> dict:

@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.independence import _jackknife, coactivation, coactivation_by_document, gaussianity, made_independent, mutual_information, paired
+from mmlib.independence import _jackknife, coactivation, gaussianity, made_independent, mutual_information, paired
 
 BINS = np.linspace(-4, 4, 17)
+
+
+def halves(firing):
+    """Two documents of the same length."""
+    return np.arange(len(firing)) >= len(firing) // 2
 
 
 def bursts(n, m, rng):
@@ -17,7 +22,8 @@ def bursts(n, m, rng):
 
 def test_independent_latents_are_outside_five_percent_of_the_time():
     """45 pairs of bursty latents, 20 times: 900 pairs, of which 5 % ± 4 standard errors."""
-    shares = [coactivation(bursts(4000, 10, np.random.default_rng(trial)), trial, BINS)["outside"] for trial in range(20)]
+    trials = [bursts(4000, 10, np.random.default_rng(trial)) for trial in range(20)]
+    shares = [coactivation(firing, halves(firing), trial, BINS)["outside"] for trial, firing in enumerate(trials)]
     assert np.mean(shares) == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 900))
 
 
@@ -28,7 +34,8 @@ def test_a_planted_pair_is_found_and_named_by_its_side():
     pairs = paired(firing, seed=0)
     place = {pair: i for i, pair in enumerate(zip(*np.triu_indices(6, 1)))}
     assert pairs.above_p[place[0, 1]] and pairs.below_p[place[2, 3]] and not pairs.below_p[place[0, 1]]
-    found = coactivation(firing, 0, BINS)
+    found = coactivation(firing, halves(firing), 0, BINS)
+    assert (found["above"], found["below"]) == (pairs.above_p.mean(), pairs.below_p.mean())
     assert found["never_together"] == pytest.approx(1 / 15) and found["mutual_information"] > 2 * found["mutual_information_null"]
     assert sum(found["histogram"]["data"]) == pytest.approx(1) == pytest.approx(sum(found["histogram"]["null"]))
     assert found["histogram"]["data"][0] == pytest.approx(1 / 15)
@@ -39,19 +46,18 @@ def test_shares_without_each_document():
     rng, document = np.random.default_rng(2), np.repeat([3, 4, 7, 8, 9], 1000)
     firing = torch.from_numpy(rng.random((5000, 2)) < 0.3)
     firing[document == 9, 1] = firing[document == 9, 0]
-    found = coactivation_by_document(firing, document, 1)
-    assert found["above"]["value"] == coactivation(firing, 1, BINS)["above"] == 1
-    assert found["above"]["without"] == [1, 1, 1, 1, 0] and found["above"]["ci95"][0] == 0 and found["above"]["ci95"][1] == 1
+    found = coactivation(firing, document, 1, BINS)
+    above = found["by_document"]["above"]
+    assert above["value"] == found["above"] == paired(firing, 1).above_p.mean() == 1
+    assert above["without"] == [1, 1, 1, 1, 0] and above["ci95"][0] == 0 and above["ci95"][1] == 1
     everywhere = torch.cat([firing[:, :1], firing[:, :1]], 1)
-    assert coactivation_by_document(everywhere, document, 1)["outside"]["ci95"] == [1, 1]
+    assert coactivation(everywhere, document, 1, BINS)["by_document"]["outside"]["ci95"] == [1, 1]
 
 
 def test_the_jackknifes_interval_by_hand():
     """Without each of three documents 0.4, 0.5, 0.6: standard error √(2/3 · 0.02), and t of two degrees is 4.303."""
     found = _jackknife(np.array([0.5, 0.4, 0.5, 0.6]))
     assert found["value"] == 0.5 and found["ci95"] == pytest.approx([0.5 - 4.303 * np.sqrt(0.04 / 3), 0.5 + 4.303 * np.sqrt(0.04 / 3)], abs=1e-3)
-    with pytest.raises(ValueError, match="one document"):
-        coactivation_by_document(torch.ones(10, 2, dtype=torch.bool), np.zeros(10), 0)
 
 
 def test_shifting_keeps_rates_and_runs():
@@ -99,4 +105,6 @@ def test_impossible_input_is_refused():
     with pytest.raises(ValueError, match="1 columns and 39 shifts: expected at least 2 and 39"):
         paired(torch.ones(10, 1), seed=0)
     with pytest.raises(ValueError, match="a latent fires nowhere or everywhere"):
-        coactivation(torch.tensor([[True, True], [False, True]]), 0, BINS)
+        coactivation(torch.tensor([[True, True], [False, True]]), np.arange(2), 0, BINS)
+    with pytest.raises(ValueError, match="one document"):
+        coactivation(torch.tensor([[True, True], [False, False]]), np.zeros(2), 0, BINS)

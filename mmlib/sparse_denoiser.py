@@ -10,6 +10,17 @@ from torch.nn import functional as F
 LEVEL_FEATURES = 64  # of the noise level, that its gain is read off
 
 
+class Directions(nn.Module):
+    """Σ_m latent_m direction_m, (n, d) from (n, m): a linear layer whose rows, not columns, are the directions, to be looked up one by one."""
+
+    def __init__(self, directions_md: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(directions_md)
+
+    def forward(self, latents_nm: Tensor) -> Tensor:
+        return latents_nm @ self.weight
+
+
 class SparseDenoiser(ModelMixin, ConfigMixin):
     """decoder(TopK(ReLU(encoder(x − b_dec) + b_enc))) + b_dec: a TopK sparse autoencoder (Gao et al. 2024, eqs. 1 and 2), fed x.
 
@@ -34,13 +45,11 @@ class SparseDenoiser(ModelMixin, ConfigMixin):
         if not 0 < k <= latents:
             raise ValueError(f"k={k} of {latents} latents: expected 1 to {latents}")
         self.encoder = nn.Linear(d_input, latents)
-        self.decoder = nn.Linear(latents, d_input, bias=False)
         self.b_dec = nn.Parameter(torch.zeros(d_input))
-        directions_md = 0.1 * F.normalize(torch.randn(latents, d_input), dim=1)
+        self.decoder = Directions(0.1 * F.normalize(torch.randn(latents, d_input), dim=1))
         with torch.no_grad():
-            self.encoder.weight.copy_(directions_md)
+            self.encoder.weight.copy_(self.decoder.weight)
             self.encoder.bias.zero_()
-            self.decoder.weight.copy_(directions_md.T)
         if level_gain:
             self.gain = nn.Linear(LEVEL_FEATURES, 1)
             nn.init.zeros_(self.gain.weight)
@@ -51,14 +60,23 @@ class SparseDenoiser(ModelMixin, ConfigMixin):
         """Modules whose inputs are the hidden units, (n, m), by name."""
         return {"latents": self.decoder}
 
+    def _active(self, x_nd: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each row the k largest latents, (n, k), and their numbers, (n, k)."""
+        values_nk, places_nk = self.encoder(x_nd - self.b_dec).topk(self.config.k, sorted=False)
+        return values_nk.relu(), places_nk
+
     def encode(self, x_nd: Tensor) -> Tensor:
         """Latents (n, m), at most k of them above 0 in each row."""
-        values_nk, places_nk = self.encoder(x_nd - self.b_dec).topk(self.config.k, sorted=False)
-        return values_nk.new_zeros(len(x_nd), self.config.latents).scatter(1, places_nk, values_nk.relu())
+        values_nk, places_nk = self._active(x_nd)
+        return values_nk.new_zeros(len(x_nd), self.config.latents).scatter(1, places_nk, values_nk)
 
     def forward(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
         """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of rows."""
-        output_nd = self.decoder(self.encode(x_nd)) + self.b_dec
+        if self.training:  # the same sum over the active latents alone; otherwise `units` are to be read
+            values_nk, places_nk = self._active(x_nd)
+            output_nd = F.embedding_bag(places_nk, self.decoder.weight, per_sample_weights=values_nk.to(self.decoder.weight), mode="sum") + self.b_dec
+        else:
+            output_nd = self.decoder(self.encode(x_nd)) + self.b_dec
         if not self.config.level_gain:
             return output_nd
         gain_u1 = self.gain(get_timestep_embedding(time_u, LEVEL_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0))

@@ -17,10 +17,11 @@ TIME = torch.tensor([500.0])
 def by_hand(k, **config):
     """Latents read x₀, x₁, −x₀ and x₀ + x₁ − 10; they write to the dimensions 10, 20, 30 and 40 in turn."""
     network = SparseDenoiser(2, 4, k, **config)
+    network.eval()
     with torch.no_grad():
         network.encoder.weight.copy_(torch.tensor([[1.0, 0], [0, 1], [-1, 0], [1, 1]]))
         network.encoder.bias.copy_(torch.tensor([0.0, 0, 0, -10]))
-        network.decoder.weight.copy_(torch.tensor([[10.0, 20, 30, 40], [0, 0, 0, 1]]))
+        network.decoder.weight.copy_(torch.tensor([[10.0, 0], [20, 0], [30, 0], [40, 1]]))
         network.b_dec.copy_(torch.tensor([1.0, 0]))
     return network
 
@@ -31,6 +32,23 @@ def test_forward_by_hand():
     assert by_hand(1)(x, TIME).tolist() == [[31.0, 0.0]]
     assert by_hand(2)(x, TIME).tolist() == by_hand(3)(x, TIME).tolist() == [[71.0, 0.0]]
     assert by_hand(3).encode(x).tolist() == [[3.0, 2.0, 0.0, 0.0]]
+
+
+def test_training_computes_the_same_from_the_active_latents_alone():
+    """Outputs and every gradient, with the dense product's; in one row no latent is above 0."""
+    network, x = SparseDenoiser(16, 64, 5, level_gain=True), torch.randn(12, 16)
+    with torch.no_grad():
+        network.encoder.bias.fill_(-0.05)
+    x[0] = network.b_dec.detach()
+    outputs, gradients = {}, {}
+    for training in (True, False):
+        network.train(training).zero_grad()
+        outputs[training] = network(x, TIME)
+        outputs[training].square().mean().backward()
+        gradients[training] = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+    assert not network.encode(x)[0].any()
+    torch.testing.assert_close(outputs[True], outputs[False])
+    torch.testing.assert_close(gradients[True], gradients[False])
 
 
 def test_exactly_k_latents_are_active_where_k_are_positive():

@@ -20,6 +20,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from mmlib.devices import bf16_pays
 from mmlib.gaussian import GaussianDenoiser, clean_input
 from mmlib.noise import Denoiser, Level
 from mmlib.presets import SAESize
@@ -70,6 +71,7 @@ def train_sae(batches: Iterator[Tensor], d: int, size: SAESize, *, seed: int, de
         total_training_samples=size.steps * size.batch, train_batch_size_samples=size.batch, lr=size.lr, lr_end=size.lr / 10, device=device,
         lr_warm_up_steps=size.steps // 20, lr_decay_steps=size.steps // 5,
         dead_feature_window=max(1, size.steps // 10),  # steps without firing before the auxiliary loss revives a latent
+        autocast=bf16_pays(device),  # as the MLPs train
         logger=LoggingConfig(log_to_wandb=False))
     return SAETrainer(config, sae, batches).fit().eval().to("cpu")
 

@@ -367,8 +367,8 @@ PRESETS = {
         ),
         Preset(
             name="default",
-            sae=SAESize(latents=4096, k=64, steps=1000),  # 5 minutes
-            sae_grid=_sae_grid(latents=4096, k=64, steps=240, batch=256),  # 3 minutes in all
+            sae=SAESize(latents=4096, k=64, steps=1500),  # 5 minutes
+            sae_grid=_sae_grid(latents=4096, k=64, steps=240, batch=256),  # 2 minutes in all
             recipes=_recipes(
                 UNetSize(channels=(32, 64, 128), layers_per_block=1),
                 Training("ddpm_epsilon", steps=800, batch=32, lr=1e-3, ema=0.995, bf16=False),  # 5 minutes
@@ -379,7 +379,7 @@ PRESETS = {
                 Training("flow_velocity", steps=1200, batch=1024, lr=1e-3, ema=0.995, weight_decay=0.05, levels=64, density="logit_normal",  # 12 minutes
                          decay="late", keep=(("unet_seconds", 500),)),
                 SparseSize(latents=4096, k=64, level_gain=True),
-                Training("flow_velocity", steps=2600, batch=1024, lr=3e-3, ema=0.995),  # 5 minutes
+                Training("flow_velocity", steps=3000, batch=1024, lr=3e-3, ema=0.995),  # 5 minutes
                 Training("flow_velocity", steps=1014, batch=512, lr=4e-3, ema=0.99, weight_decay=0.05)),  # one pass: a minute or two together
         ),
         Preset(

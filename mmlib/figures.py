@@ -51,11 +51,11 @@ def baselines(result: dict) -> Figure:
     for row in result["sae_grid"].values():
         _sae(fvu, row, "none")
     _sae(fvu, sae, GREEN)
-    fvu.plot([], [], color=GREEN, marker="D", ms=5, ls="", label=f"TopK SAE, {sae['train_activations'] / 1e6:.1g} M seen")
+    fvu.plot([], [], color=GREEN, marker="D", ms=5, ls="", label=f"TopK SAE, {sae['train_activations'] / 1e6:.2g} M seen")
     small = next(iter(result["sae_grid"].values()))
     for kind in dict.fromkeys(row["kind"] for row in result["sae_grid"].values()):
         fvu.plot([], [], color=GREEN, marker=SAE_MARKERS[kind][0], mfc="none", ms=5, ls="",
-                 label=f"{SAE_MARKERS[kind][1]}, {small['train_activations'] / 1e6:.1g} M")
+                 label=f"{SAE_MARKERS[kind][1]}, {small['train_activations'] / 1e6:.2g} M")
     fvu.set(title="clean activations of validation documents", xlabel="components or active latents", ylabel="FVU", xscale="log", ylim=(0, 1.02))
     fvu.legend(loc="lower left", title="larger: more latents", alignment="left", title_fontsize=7.5)
     frequency = np.asarray(sae["frequency"])

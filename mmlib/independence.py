@@ -27,16 +27,17 @@ class Pairs:
     @property
     def above_p(self) -> np.ndarray:
         """Whether a pair goes together more than in its null's upper 2.5 %."""
-        return _rank(self.null_sp >= self.observed_p) <= 0.025
+        return _beyond((self.null_sp >= self.observed_p).sum(0), len(self.null_sp))
 
     @property
     def below_p(self) -> np.ndarray:
         """Whether a pair goes together less than in its null's lower 2.5 %."""
-        return _rank(self.null_sp <= self.observed_p) <= 0.025
+        return _beyond((self.null_sp <= self.observed_p).sum(0), len(self.null_sp))
 
 
-def _rank(as_extreme_sp: np.ndarray) -> np.ndarray:
-    return (1 + as_extreme_sp.sum(0)) / (1 + len(as_extreme_sp))
+def _beyond(as_extreme: np.ndarray, shifts: int) -> np.ndarray:
+    """Whether a pair lies in the outer 2.5 % of its null, of whose shifts so many are as extreme as it is."""
+    return (1 + as_extreme) / (1 + shifts) <= 0.025
 
 
 def paired(values_nm: Tensor, seed: int, shifts: int = SHIFTS) -> Pairs:
@@ -141,13 +142,13 @@ def _together(firing_nm: Tensor, document_n: np.ndarray, seed: int) -> tuple[np.
         return np.concatenate([counts_dp.sum(0, keepdims=True), counts_dp.sum(0) - counts_dp])
 
     observed, null = counts(columns_mn), []
-    more, less = np.ones_like(observed), np.ones_like(observed)
+    more, less = np.zeros_like(observed), np.zeros_like(observed)
     for shifted_mn in _shifted(columns_mn, seed, SHIFTS):
         shifted = counts(shifted_mn)
         more += shifted >= observed
         less += shifted <= observed
         null.append(shifted[0])
-    return observed[0], np.stack(null), more / (1 + SHIFTS) <= 0.025, less / (1 + SHIFTS) <= 0.025
+    return observed[0], np.stack(null), _beyond(more, SHIFTS), _beyond(less, SHIFTS)
 
 
 def _jackknife(share: np.ndarray) -> dict:

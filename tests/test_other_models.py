@@ -50,7 +50,13 @@ def test_a_local_folder_is_named_by_its_weights(model_folder, tmp_path):
     again.model.save_pretrained(tmp_path / "changed")
     again.tokenizer.save_pretrained(tmp_path / "changed")
     assert llm.load_language_model(str(tmp_path / "changed"), cache=tmp_path).identity.split("@")[1] != lm.identity.split("@")[1]
-    assert lm.opening_token == 0 and lm.model.dtype == torch.bfloat16 and llm.count_blocks(str(model_folder), tmp_path) == 4
+    assert lm.opening_token == 0 and llm.count_blocks(str(model_folder), tmp_path) == 4
+
+
+@pytest.mark.parametrize(("pays", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_without_a_dtype_a_model_takes_the_one_that_this_processor_is_fast_in(model_folder, tmp_path, monkeypatch, pays, dtype):
+    monkeypatch.setattr(llm, "bf16_pays", lambda device: pays)
+    assert llm.load_language_model(str(model_folder), cache=tmp_path).model.dtype == dtype
 
 
 @pytest.fixture(scope="module")

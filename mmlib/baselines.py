@@ -29,13 +29,21 @@ from mmlib.store import ActivationStore
 
 def _topk(d: int, size: SAESize, device: str) -> TrainingSAE:
     """The k largest latents of each activation (Gao et al. 2024)."""
-    return TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=size.latents, k=size.k, device=device))
+    return TopKTrainingSAE(
+        TopKTrainingSAEConfig(d_in=d, d_sae=size.latents, k=size.k, device=device)
+    )
 
 
 def _batchtopk(d: int, size: SAESize, device: str) -> TrainingSAE:
     """The k·batch largest latents of a batch (Bussmann et al. 2024); saved with the running mean of the least of them as threshold."""
-    rate = max(0.01, min(1.0, 20 / size.steps))  # of that mean: SAELens's 0.01 would not forget the start within a few hundred steps
-    return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=d, d_sae=size.latents, k=size.k, topk_threshold_lr=rate, device=device))
+    rate = max(
+        0.01, min(1.0, 20 / size.steps)
+    )  # of that mean: SAELens's 0.01 would not forget the start within a few hundred steps
+    return BatchTopKTrainingSAE(
+        BatchTopKTrainingSAEConfig(
+            d_in=d, d_sae=size.latents, k=size.k, topk_threshold_lr=rate, device=device
+        )
+    )
 
 
 def _jumprelu(d: int, size: SAESize, device: str) -> TrainingSAE:
@@ -43,16 +51,29 @@ def _jumprelu(d: int, size: SAESize, device: str) -> TrainingSAE:
 
     Thresholds begin where about k latents pass: from SAELens's 0.01 Adam would not bring them there within a few hundred steps.
     """
-    spread = 0.1 * NormalDist().inv_cdf(1 - size.k / size.latents)  # latents of standardised z start with a standard deviation of 0.1
-    return JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(
-        d_in=d, d_sae=size.latents, jumprelu_sparsity_loss_mode="quadratic", target_l0=size.k, jumprelu_ste_to_input=True,
-        jumprelu_init_threshold=max(0.01, spread), l0_warm_up_steps=size.steps // 5, device=device))
+    spread = 0.1 * NormalDist().inv_cdf(
+        1 - size.k / size.latents
+    )  # latents of standardised z start with a standard deviation of 0.1
+    return JumpReLUTrainingSAE(
+        JumpReLUTrainingSAEConfig(
+            d_in=d,
+            d_sae=size.latents,
+            jumprelu_sparsity_loss_mode="quadratic",
+            target_l0=size.k,
+            jumprelu_ste_to_input=True,
+            jumprelu_init_threshold=max(0.01, spread),
+            l0_warm_up_steps=size.steps // 5,
+            device=device,
+        )
+    )
 
 
 SAE_KINDS = {"topk": _topk, "batchtopk": _batchtopk, "jumprelu": _jumprelu}
 
 
-def train_sae(batches: Iterator[Tensor], d: int, size: SAESize, *, seed: int, device: str = "cpu") -> SAE:
+def train_sae(
+    batches: Iterator[Tensor], d: int, size: SAESize, *, seed: int, device: str = "cpu"
+) -> SAE:
     """Train an SAE on clean standardised activations, the way people use SAEs.
 
     Args:
@@ -64,15 +85,25 @@ def train_sae(batches: Iterator[Tensor], d: int, size: SAESize, *, seed: int, de
         ValueError: unknown kind.
     """
     if size.kind not in SAE_KINDS:
-        raise ValueError(f"unknown kind of SAE {size.kind!r}: expected one of {', '.join(SAE_KINDS)}")
+        raise ValueError(
+            f"unknown kind of SAE {size.kind!r}: expected one of {', '.join(SAE_KINDS)}"
+        )
     torch.manual_seed(seed)
     sae = SAE_KINDS[size.kind](d, size, device)
     config = SAETrainerConfig(
-        total_training_samples=size.steps * size.batch, train_batch_size_samples=size.batch, lr=size.lr, lr_end=size.lr / 10, device=device,
-        lr_warm_up_steps=size.steps // 20, lr_decay_steps=size.steps // 5,
-        dead_feature_window=max(1, size.steps // 10),  # steps without firing before the auxiliary loss revives a latent
+        total_training_samples=size.steps * size.batch,
+        train_batch_size_samples=size.batch,
+        lr=size.lr,
+        lr_end=size.lr / 10,
+        device=device,
+        lr_warm_up_steps=size.steps // 20,
+        lr_decay_steps=size.steps // 5,
+        dead_feature_window=max(
+            1, size.steps // 10
+        ),  # steps without firing before the auxiliary loss revives a latent
         autocast=bf16_pays(device),  # as the MLPs train
-        logger=LoggingConfig(log_to_wandb=False))
+        logger=LoggingConfig(log_to_wandb=False),
+    )
     return SAETrainer(config, sae, batches).fit().eval().to("cpu")
 
 
@@ -113,8 +144,12 @@ def sae_quality(sae: SAE, z_nd: Tensor) -> dict[str, float]:
         latents = sae.encode(part_nd)
         error += (sae.decode(latents) - part_nd).double().square().sum().item()
         fired += (latents > 0).sum(0)
-    return {"fvu": error / z_nd.double().square().sum().item(), "l0": fired.double().sum().item() / len(z_nd), "dead": (fired == 0).double().mean().item(),
-            "frequency": (fired / len(z_nd)).tolist()}
+    return {
+        "fvu": error / z_nd.double().square().sum().item(),
+        "l0": fired.double().sum().item() / len(z_nd),
+        "dead": (fired == 0).double().mean().item(),
+        "frequency": (fired / len(z_nd)).tolist(),
+    }
 
 
 @torch.inference_mode()
@@ -150,7 +185,14 @@ class MixedDenoiser:
             the mix is no worse than the best linear method on the tokens it was fitted to.
     """
 
-    def __init__(self, inner: Denoiser, levels: list[Level], z_nd: Tensor, generator: torch.Generator, also: Sequence[Denoiser] = ()):
+    def __init__(
+        self,
+        inner: Denoiser,
+        levels: list[Level],
+        z_nd: Tensor,
+        generator: torch.Generator,
+        also: Sequence[Denoiser] = (),
+    ):
         self.inner, self.also = inner, tuple(also)
         self.parameters = inner.parameters + sum(denoiser.parameters for denoiser in self.also)
         self.weights = {level.sigma: self._fit(level.sigma, z_nd, generator) for level in levels}
@@ -164,10 +206,16 @@ class MixedDenoiser:
         terms = torch.stack([term.flatten() for term in self._terms(x_nd, sigma)], 1).double()
         length = terms.norm(dim=0)
         length[length == 0] = 1.0
-        solution = torch.linalg.lstsq(terms / length, z_nd.flatten()[:, None].double(), rcond=1e-6, driver="gelsd").solution[:, 0]
+        solution = torch.linalg.lstsq(
+            terms / length, z_nd.flatten()[:, None].double(), rcond=1e-6, driver="gelsd"
+        ).solution[:, 0]
         return tuple((solution / length).tolist())
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
         if sigma not in self.weights:
-            raise ValueError(f"no mix was fitted at σ = {sigma}: expected one of the {len(self.weights)} fitted levels")
-        return sum(weight * term for weight, term in zip(self.weights[sigma], self._terms(x_nd, sigma)))
+            raise ValueError(
+                f"no mix was fitted at σ = {sigma}: expected one of the {len(self.weights)} fitted levels"
+            )
+        return sum(
+            weight * term for weight, term in zip(self.weights[sigma], self._terms(x_nd, sigma))
+        )

@@ -20,12 +20,20 @@ from mmlib.store import ActivationStore
 
 BUFFER_BYTES = 2**29
 ORDER_BYTES = 16  # a row, for the shuffled order
-READERS = min(4, os.cpu_count() or 1)  # threads; the system call, the checksum and the copy all run outside Python's lock
+READERS = min(
+    4, os.cpu_count() or 1
+)  # threads; the system call, the checksum and the copy all run outside Python's lock
 Piece = tuple[int, Callable[[], np.ndarray]]  # its rows, and what reads them: (rows, …)
 
 
-def mixed_epoch(pieces: Iterable[Piece], batch: int, buffer_rows: int, rng: np.random.Generator, skip_rows: int = 0,
-                buffer: "MixingBuffer | None" = None) -> Iterator[Tensor]:
+def mixed_epoch(
+    pieces: Iterable[Piece],
+    batch: int,
+    buffer_rows: int,
+    rng: np.random.Generator,
+    skip_rows: int = 0,
+    buffer: "MixingBuffer | None" = None,
+) -> Iterator[Tensor]:
     """One epoch of shuffled batches, (batch, …). Every row comes once, apart from the last few that fill no batch.
 
     Args:
@@ -104,14 +112,23 @@ class MixingBuffer:
 
     def _room(self, rows: int, like: np.ndarray) -> np.ndarray:
         """Room for so many rows of the shape and type of `like`'s."""
-        if self._array is None or len(self._array) < rows or sys.getrefcount(self._array) > 2:  # 2: the attribute and the argument
+        if (
+            self._array is None or len(self._array) < rows or sys.getrefcount(self._array) > 2
+        ):  # 2: the attribute and the argument
             self._array = None  # first, or there would be two
             self._array = np.empty((rows, *like.shape[1:]), like.dtype)
         return self._array[:rows]
 
 
-def shuffled_batches(store: ActivationStore, split: str, batch: int, seed: int, *, start: int = 0,
-                     buffer_bytes: int = BUFFER_BYTES) -> Iterator[Tensor]:
+def shuffled_batches(
+    store: ActivationStore,
+    split: str,
+    batch: int,
+    seed: int,
+    *,
+    start: int = 0,
+    buffer_bytes: int = BUFFER_BYTES,
+) -> Iterator[Tensor]:
     """Endless shuffled batches (batch, d) of raw activations. Batch i is a function of (seed, i) alone, so any step can restart.
 
     Each epoch visits the chunks in a new order.
@@ -142,11 +159,20 @@ def shuffled_batches(store: ActivationStore, split: str, batch: int, seed: int, 
     buffer = MixingBuffer(READERS)
     while True:
         rng = np.random.default_rng([seed, epoch])
-        yield from mixed_epoch((piece(*chunks[i]) for i in rng.permutation(len(chunks))), batch, buffer_rows, rng, skip * batch, buffer)
+        yield from mixed_epoch(
+            (piece(*chunks[i]) for i in rng.permutation(len(chunks))),
+            batch,
+            buffer_rows,
+            rng,
+            skip * batch,
+            buffer,
+        )
         epoch, skip = epoch + 1, 0
 
 
-def multi_layer_batches(stores: list[ActivationStore], split: str, batch: int, seed: int, *, start: int = 0) -> Iterator[Tensor]:
+def multi_layer_batches(
+    stores: list[ActivationStore], split: str, batch: int, seed: int, *, start: int = 0
+) -> Iterator[Tensor]:
     """As `shuffled_batches`, from several layers of the same texts: (layers, batch, d), the same rows of each.
 
     Raises:
@@ -154,10 +180,23 @@ def multi_layer_batches(stores: list[ActivationStore], split: str, batch: int, s
     """
     first = stores[0]
     for store in stores[1:]:
-        if (store.documents, store.n, store.d, store.dtype) != (first.documents, first.n, first.d, first.dtype) or not np.array_equal(
-                store.activations.starts, first.activations.starts) or not np.array_equal(store.document_rows, first.document_rows):
-            raise StoreError(f"{store.path} does not have the rows of {first.path}, or not in the same chunks: extract the layers together")
-    for parts in zip(*(shuffled_batches(store, split, batch, seed, start=start, buffer_bytes=BUFFER_BYTES // len(stores)) for store in stores)):
+        if (
+            (store.documents, store.n, store.d, store.dtype)
+            != (first.documents, first.n, first.d, first.dtype)
+            or not np.array_equal(store.activations.starts, first.activations.starts)
+            or not np.array_equal(store.document_rows, first.document_rows)
+        ):
+            raise StoreError(
+                f"{store.path} does not have the rows of {first.path}, or not in the same chunks: extract the layers together"
+            )
+    for parts in zip(
+        *(
+            shuffled_batches(
+                store, split, batch, seed, start=start, buffer_bytes=BUFFER_BYTES // len(stores)
+            )
+            for store in stores
+        )
+    ):
         yield torch.stack(parts)
 
 
@@ -168,5 +207,7 @@ def spread_rows(n_rows: int, n: int, rng: np.random.Generator) -> np.ndarray:
         ValueError: there are fewer than n.
     """
     if n > n_rows:
-        raise ValueError(f"{n} different rows were asked for, there are {n_rows}: extract more text or use a smaller preset")
+        raise ValueError(
+            f"{n} different rows were asked for, there are {n_rows}: extract more text or use a smaller preset"
+        )
     return np.floor((np.arange(n) + rng.random()) * n_rows / n).astype(np.int64)

@@ -10,7 +10,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-FILES = ("meta_model.json", "normaliser.safetensors", "network/*", "config.yaml", "rep_statistics.pt", "final.safetensors", "README.md")
+FILES = (
+    "meta_model.json",
+    "normaliser.safetensors",
+    "network/*",
+    "config.yaml",
+    "rep_statistics.pt",
+    "final.safetensors",
+    "README.md",
+)
 
 
 class CheckpointError(RuntimeError):
@@ -29,10 +37,14 @@ def fetched(source: str | Path, revision: str | None = None, extra: tuple[str, .
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[*FILES, *extra]))
+        return Path(
+            snapshot_download(str(source), revision=revision, allow_patterns=[*FILES, *extra])
+        )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(f"{source} is no folder, so meta_model.json cannot be read, and no Hub repository within reach "
-                                f"({type(error).__name__}): run notebooks/03_train_meta_model.ipynb first, or check the name") from error
+        raise FileNotFoundError(
+            f"{source} is no folder, so meta_model.json cannot be read, and no Hub repository within reach "
+            f"({type(error).__name__}): run notebooks/03_train_meta_model.ipynb first, or check the name"
+        ) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -44,7 +56,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
-        raise CheckpointError(f"{path} is missing or truncated: copy or train it again ({error})") from error
+        raise CheckpointError(
+            f"{path} is missing or truncated: copy or train it again ({error})"
+        ) from error
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -55,12 +69,18 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """
     wanted = network.state_dict()
     if missing := sorted(set(wanted) - set(weights)):
-        raise CheckpointError(f"{path} lacks {missing[0]} and {len(missing) - 1} more weights of {type(network).__name__}")
+        raise CheckpointError(
+            f"{path} lacks {missing[0]} and {len(missing) - 1} more weights of {type(network).__name__}"
+        )
     if unknown := sorted(set(weights) - set(wanted)):
-        raise CheckpointError(f"{path} has {unknown[0]} and {len(unknown) - 1} more weights that {type(network).__name__} does not have")
+        raise CheckpointError(
+            f"{path} has {unknown[0]} and {len(unknown) - 1} more weights that {type(network).__name__} does not have"
+        )
     for name, tensor in weights.items():
         if tensor.shape != wanted[name].shape:
-            raise CheckpointError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}")
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}"
+            )
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinity")
     network.load_state_dict(weights)

@@ -30,7 +30,10 @@ def obstacle(lm: LanguageModel, layer: int) -> str | None:
     differences of them, or its neurons are not where they are looked for. None where they can."""
     head, config = lm.model.get_output_embeddings(), lm.model.config.get_text_config()
     more = ["a bias"] * (getattr(head, "bias", None) is not None) + [
-        name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, name, None) not in (None, 1)]
+        name
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        if getattr(config, name, None) not in (None, 1)
+    ]
     if more:
         return f"{type(lm.model).__name__} makes its logits with {', '.join(more)}: expected a matrix alone"
     try:
@@ -52,12 +55,16 @@ def unembedding(lm: LanguageModel) -> Tensor:
 
 
 @torch.inference_mode()
-def last_states(lm: LanguageModel, windows: Sequence[Window], positions: Sequence[np.ndarray], batch_tokens: int) -> Tensor:
+def last_states(
+    lm: LanguageModel, windows: Sequence[Window], positions: Sequence[np.ndarray], batch_tokens: int
+) -> Tensor:
     """Last hidden states, normed, at chosen positions of windows, (n, m), one window after another."""
     found: list[Tensor] = [torch.empty(0)] * len(windows)
     for batch in batches_of(list(windows), batch_tokens):
         ids_bt = padded([windows[i] for i in batch], lm.opening_token).to(lm.model.device)
-        states_btm = lm.model.base_model(input_ids=ids_bt, use_cache=False).last_hidden_state.float().cpu()
+        states_btm = (
+            lm.model.base_model(input_ids=ids_bt, use_cache=False).last_hidden_state.float().cpu()
+        )
         for row, i in enumerate(batch):
             found[i] = states_btm[row, 1 + torch.from_numpy(np.asarray(positions[i]))]
     return torch.cat(found)
@@ -69,7 +76,9 @@ def _float32(matrix_vm: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def signature(lm: LanguageModel, states_em: Tensor, label_e: np.ndarray, count: int = SIGNATURE) -> tuple[Tensor, list[int], list[int]]:
+def signature(
+    lm: LanguageModel, states_em: Tensor, label_e: np.ndarray, count: int = SIGNATURE
+) -> tuple[Tensor, list[int], list[int]]:
     """What to multiply a last hidden state with to have the margin, (m,), and the tokens for and against the positive class.
 
     Args:
@@ -98,7 +107,9 @@ class LastToken:
     @torch.inference_mode()
     def __init__(self, lm: LanguageModel, layer: int, token_ids: Sequence[int]):
         self.lm, self.layer = lm, resolve_layer(layer, len(residual_blocks(lm.model)))
-        ids = torch.tensor([[lm.opening_token, *(int(i) for i in token_ids)]], device=lm.model.device)
+        ids = torch.tensor(
+            [[lm.opening_token, *(int(i) for i in token_ids)]], device=lm.model.device
+        )
         self.last = ids[:, -1:]
         self.cache = lm.model.base_model(input_ids=ids[:, :-1], use_cache=True).past_key_values
 
@@ -107,7 +118,9 @@ class LastToken:
         """Last hidden state of the token, read that many times side by side: (copies, m)."""
         cache = copy.deepcopy(self.cache)
         cache.batch_repeat_interleave(copies)
-        read = self.lm.model.base_model(input_ids=self.last.expand(copies, 1), past_key_values=cache, use_cache=True)
+        read = self.lm.model.base_model(
+            input_ids=self.last.expand(copies, 1), past_key_values=cache, use_cache=True
+        )
         return read.last_hidden_state[:, -1].float().cpu()
 
     def activation(self) -> Tensor:
@@ -116,13 +129,19 @@ class LastToken:
 
     def _outputs(self, copies: int) -> Tensor:
         seen: list[Tensor] = []
-        with edited_block(self.lm.model, self.layer, lambda h_ktd: seen.append(h_ktd[:, -1].float().cpu()) or h_ktd):
+        with edited_block(
+            self.lm.model,
+            self.layer,
+            lambda h_ktd: seen.append(h_ktd[:, -1].float().cpu()) or h_ktd,
+        ):
             self._read(copies)
         return seen[0]
 
     def changed(self, change_kd: Tensor) -> Tensor:
         """Last hidden states (k, m) when each of these changes, raw, is added to the block's output at the token."""
-        with edited_block(self.lm.model, self.layer, lambda h_ktd: h_ktd + change_kd[:, None].to(h_ktd)):
+        with edited_block(
+            self.lm.model, self.layer, lambda h_ktd: h_ktd + change_kd[:, None].to(h_ktd)
+        ):
             return self._read(len(change_kd))
 
     def neurons_clamped(self, units: Sequence[int], values: Sequence[float]) -> Tensor:
@@ -152,10 +171,20 @@ def effect_over_tasks(effect_t: Sequence[float], gap_t: Sequence[float]) -> dict
     95 % interval that resamples tasks."""
     effect, gap = np.asarray(effect_t, float), np.asarray(gap_t, float)
     ratio = effect / gap
-    interval, mean_interval = (bootstrap_interval(statistic, len(effect)) for statistic in (
-        lambda weights: (weights @ effect) / (weights @ gap), lambda weights: (weights @ ratio) / weights.sum(-1)))
-    return {"effect": float(effect.sum() / gap.sum()), "ci95": list(interval), "mean_ratio": float(ratio.mean()),
-            "mean_ratio_ci95": list(mean_interval), "tasks": len(effect)}
+    interval, mean_interval = (
+        bootstrap_interval(statistic, len(effect))
+        for statistic in (
+            lambda weights: (weights @ effect) / (weights @ gap),
+            lambda weights: (weights @ ratio) / weights.sum(-1),
+        )
+    )
+    return {
+        "effect": float(effect.sum() / gap.sum()),
+        "ci95": list(interval),
+        "mean_ratio": float(ratio.mean()),
+        "mean_ratio_ci95": list(mean_interval),
+        "tasks": len(effect),
+    }
 
 
 def taking_turns(controls: int, at_once: int, examples: int) -> np.ndarray:
@@ -165,5 +194,7 @@ def taking_turns(controls: int, at_once: int, examples: int) -> np.ndarray:
         ValueError: there are fewer controls than should be clamped at once, or some would have no example.
     """
     if not 0 < at_once <= controls <= at_once * examples:
-        raise ValueError(f"{controls} controls, {at_once} at each of {examples} examples: expected each control at one of them at least")
+        raise ValueError(
+            f"{controls} controls, {at_once} at each of {examples} examples: expected each control at one of them at least"
+        )
     return (np.arange(controls)[:, None] - at_once * np.arange(examples)) % controls < at_once

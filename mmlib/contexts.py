@@ -14,10 +14,22 @@ def pieces_of(lm: LanguageModel, token_ids: Sequence[int]) -> list[str]:
     ids = [int(i) for i in token_ids]
     alone = lm.tokenizer.batch_decode([[i] for i in ids])
     both = lm.tokenizer.batch_decode([ids[i - 1 : i + 1] for i in range(1, len(ids))])
-    return [*alone[:1], *(two[len(one):] if two.startswith(one) else now for one, two, now in zip(alone, both, alone[1:]))]
+    return [
+        *alone[:1],
+        *(
+            two[len(one) :] if two.startswith(one) else now
+            for one, two, now in zip(alone, both, alone[1:])
+        ),
+    ]
 
 
-def top_contexts(values_n: np.ndarray, windows: Sequence[Window], pieces: Sequence[Sequence[str]], count: int, reach: int) -> list[dict]:
+def top_contexts(
+    values_n: np.ndarray,
+    windows: Sequence[Window],
+    pieces: Sequence[Sequence[str]],
+    count: int,
+    reach: int,
+) -> list[dict]:
     """Where a unit is largest, one place a window, largest first: the tokens around it, and the unit at each.
 
     Args:
@@ -37,8 +49,16 @@ def top_contexts(values_n: np.ndarray, windows: Sequence[Window], pieces: Sequen
     for i in np.argsort([-part.max() for part in parts], kind="stable")[:count]:
         place = int(parts[i].argmax())
         around = slice(max(0, place - reach), place + reach // 2 + 1)
-        found.append({"pieces": list(pieces[i][around]), "at": place - around.start,
-                      "values": [round(float(v), 3) for v in np.clip((parts[i][around] - least) / max(largest - least, 1e-12), 0, 1)]})
+        found.append(
+            {
+                "pieces": list(pieces[i][around]),
+                "at": place - around.start,
+                "values": [
+                    round(float(v), 3)
+                    for v in np.clip((parts[i][around] - least) / max(largest - least, 1e-12), 0, 1)
+                ],
+            }
+        )
     return found
 
 
@@ -46,9 +66,13 @@ def as_html(title: str, contexts: Sequence[dict]) -> str:
     """The contexts with each token shaded by its value; the text is escaped."""
     lines = []
     for context in contexts:
-        tokens = [f'<span style="background:rgba(213,94,0,{0.75 * value:.2f})">{html.escape(piece).replace(chr(10), "↵")}</span>'
-                  for piece, value in zip(context["pieces"], context["values"])]
+        tokens = [
+            f'<span style="background:rgba(213,94,0,{0.75 * value:.2f})">{html.escape(piece).replace(chr(10), "↵")}</span>'
+            for piece, value in zip(context["pieces"], context["values"])
+        ]
         at = context["at"]
         tokens[at] = f"<b>{tokens[at]}</b>"
-        lines.append(f'<div style="font-family:monospace;font-size:85%;white-space:pre-wrap">…{"".join(tokens)}…</div>')
+        lines.append(
+            f'<div style="font-family:monospace;font-size:85%;white-space:pre-wrap">…{"".join(tokens)}…</div>'
+        )
     return f'<div style="margin:0.6em 0"><b>{html.escape(title)}</b>{"".join(lines)}</div>'

@@ -27,11 +27,20 @@ class Document:
     title: str
     text: str
     label: str | None = None  # what the corpus says the text is about
-    token_ids: tuple[int, ...] | None = None  # of a text that a language model wrote: tokenising it again may give others
+    token_ids: tuple[int, ...] | None = (
+        None  # of a text that a language model wrote: tokenising it again may give others
+    )
 
 
-def load_documents(corpus: str, *, limit: int | None = None, cache: Path | None = None, lm: LanguageModel | None = None,
-                   seed: int = 0, tokens: int = 255) -> list[Document]:
+def load_documents(
+    corpus: str,
+    *,
+    limit: int | None = None,
+    cache: Path | None = None,
+    lm: LanguageModel | None = None,
+    seed: int = 0,
+    tokens: int = 255,
+) -> list[Document]:
     """Documents of a corpus, in a fixed order, without empty ones.
 
     Args:
@@ -53,7 +62,9 @@ def load_documents(corpus: str, *, limit: int | None = None, cache: Path | None 
         source = islice(_source(corpus, cache), limit)
     documents = [document for document in source if document.token_ids or document.text.strip()]
     if not documents:
-        raise ValueError(f"corpus {corpus!r} holds no text: expected at least one document that is not empty")
+        raise ValueError(
+            f"corpus {corpus!r} holds no text: expected at least one document that is not empty"
+        )
     return documents
 
 
@@ -79,7 +90,9 @@ def corpus_identity(corpus: str, documents: Iterable[Document]) -> str:
     return f"{corpus}@{digest.hexdigest()[:12]}"
 
 
-def split_documents(documents: list[Document], n_validation: int, n_test: int, seed: int) -> list[str]:
+def split_documents(
+    documents: list[Document], n_validation: int, n_test: int, seed: int
+) -> list[str]:
     """The split ("train", "validation" or "test") of each document, stratified by length.
 
     Documents are sorted by their number of characters and cut into `n_test` runs of near-equal count, each of which gives
@@ -90,11 +103,15 @@ def split_documents(documents: list[Document], n_validation: int, n_test: int, s
         ValueError: there are too few documents to leave any for training.
     """
     if len(documents) <= n_validation + n_test:
-        raise ValueError(f"{len(documents)} documents cannot give {n_validation} for validation and {n_test} for test and "
-                         "leave any for training: give more documents or ask for fewer")
+        raise ValueError(
+            f"{len(documents)} documents cannot give {n_validation} for validation and {n_test} for test and "
+            "leave any for training: give more documents or ask for fewer"
+        )
     rng = np.random.default_rng(seed)
     splits = np.full(len(documents), "train", dtype=object)
-    by_length = np.argsort([-len(document.text) for document in documents], kind="stable")  # longest first
+    by_length = np.argsort(
+        [-len(document.text) for document in documents], kind="stable"
+    )  # longest first
     for split, count in (("test", n_test), ("validation", n_validation)):
         free = by_length[splits[by_length] == "train"]
         splits[[rng.choice(stratum) for stratum in np.array_split(free, count)]] = split
@@ -110,7 +127,9 @@ def effective_clusters(sizes: Iterable[int]) -> float:
 def _needed(corpus: str, **arguments) -> list:
     """The values of the arguments, none of which may be None."""
     if missing := [name for name, value in arguments.items() if value is None]:
-        raise ValueError(f"corpus {corpus!r} was asked for without {', '.join(missing)}: give load_documents {', '.join(arguments)}")
+        raise ValueError(
+            f"corpus {corpus!r} was asked for without {', '.join(missing)}: give load_documents {', '.join(arguments)}"
+        )
     return list(arguments.values())
 
 
@@ -123,8 +142,10 @@ def _source(corpus: str, cache: Path | None) -> Iterator[Document]:
         return _hugging_face(corpus.removeprefix("hf:"))
     if Path(corpus).exists():
         return _text_files(Path(corpus))
-    raise ValueError(f"unknown corpus {corpus!r}: expected {WIKIPEDIA!r}, {NEWSGROUPS!r}, {SELF!r}, "
-                     "the path of a text file or folder, or 'hf:NAME@CONFIG:SPLIT'")
+    raise ValueError(
+        f"unknown corpus {corpus!r}: expected {WIKIPEDIA!r}, {NEWSGROUPS!r}, {SELF!r}, "
+        "the path of a text file or folder, or 'hf:NAME@CONFIG:SPLIT'"
+    )
 
 
 def _sampled(lm: LanguageModel, n: int, cache: Path, seed: int, tokens: int) -> Iterator[Document]:
@@ -164,5 +185,7 @@ def _hugging_face(spec: str) -> Iterator[Document]:
     rows = load_dataset(name, config or None, split=split or "train", streaming=True)
     for index, row in enumerate(rows):
         if "text" not in row:
-            raise ValueError(f"dataset {spec!r} has columns {sorted(row)}: expected one named 'text'")
+            raise ValueError(
+                f"dataset {spec!r} has columns {sorted(row)}: expected one named 'text'"
+            )
         yield Document(f"{spec}[{index}]", row["text"])

@@ -22,7 +22,9 @@ def by_run(x_nm: Tensor, runs: int) -> Tensor:
         ValueError: the runs cannot have the same length.
     """
     if len(x_nm) % runs:
-        raise ValueError(f"{len(x_nm)} rows and {runs} times: expected the second to divide the first")
+        raise ValueError(
+            f"{len(x_nm)} rows and {runs} times: expected the second to divide the first"
+        )
     return x_nm.unflatten(0, (runs, -1))
 
 
@@ -58,8 +60,16 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, d_input: int, d_model: int | None = None, d_mlp: int | None = None, n_layers: int = 3,
-                 multi_layer_n_layers: int | None = None, gated_skip: bool = False, zero_init: bool = False):
+    def __init__(
+        self,
+        d_input: int,
+        d_model: int | None = None,
+        d_mlp: int | None = None,
+        n_layers: int = 3,
+        multi_layer_n_layers: int | None = None,
+        gated_skip: bool = False,
+        zero_init: bool = False,
+    ):
         super().__init__()
         m = d_model or 2 * d_input
         f = d_mlp or 2 * m
@@ -72,7 +82,9 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
         self.out_proj = nn.Linear(m, d_input)
         if gated_skip:
             self.gate_out = nn.Linear(m, d_input)
-        for projection in (self.out_proj, *([self.gate_out] if gated_skip else [])) if zero_init else ():
+        for projection in (
+            (self.out_proj, *([self.gate_out] if gated_skip else [])) if zero_init else ()
+        ):
             nn.init.zeros_(projection.weight)
             nn.init.zeros_(projection.bias)
 
@@ -95,14 +107,21 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
         for layer in self.layers:
             h_urm = layer(h_urm, embedding_um)
         h_nm = self.ln(h_urm).flatten(0, 1)
-        return self.out_proj(h_nm) + self.gate_out(h_nm) * x_nd if self.config.gated_skip else self.out_proj(h_nm)
+        return (
+            self.out_proj(h_nm) + self.gate_out(h_nm) * x_nd
+            if self.config.gated_skip
+            else self.out_proj(h_nm)
+        )
 
     def embedding(self, time_u: Tensor, layer_u: Tensor | None) -> Tensor:
         """e (u, m) of the times and layers."""
         m, n_layers = self.in_proj.out_features, self.config.multi_layer_n_layers
         if (layer_u is None) != (n_layers is None):
-            raise ValueError(f"layer {layer_u} for a network of {n_layers or 'one'} layers: choose one with MetaModel.at(layer)" if n_layers
-                             else f"layer {layer_u} for a network of one layer: it takes none")
+            raise ValueError(
+                f"layer {layer_u} for a network of {n_layers or 'one'} layers: choose one with MetaModel.at(layer)"
+                if n_layers
+                else f"layer {layer_u} for a network of one layer: it takes none"
+            )
 
         def sinusoid(value_u: Tensor) -> Tensor:
             return get_timestep_embedding(value_u, m, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -128,9 +147,13 @@ def image_shape(d: int, height: int | None = None) -> tuple[int, int]:
     """
     padded = -(-d // 16) * 16
     if height is None:
-        height = max(h for h in range(4, 33, 4) if h == 4 or (h * h <= padded and padded % (4 * h) == 0))
+        height = max(
+            h for h in range(4, 33, 4) if h == 4 or (h * h <= padded and padded % (4 * h) == 0)
+        )
     if height % 4 or padded % (4 * height):
-        raise ValueError(f"height {height} for {d} dimensions (padded to {padded}): expected a multiple of 4 that divides {padded // 4}")
+        raise ValueError(
+            f"height {height} for {d} dimensions (padded to {padded}): expected a multiple of 4 that divides {padded // 4}"
+        )
     return height, padded // height
 
 
@@ -153,25 +176,43 @@ class UNetDenoiser(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, activation_dim: int = 5120, block_out_channels: tuple[int, int, int] = (128, 256, 512),
-                 layers_per_block: int = 2, height: int | None = None, order: list[int] | None = None):
+    def __init__(
+        self,
+        activation_dim: int = 5120,
+        block_out_channels: tuple[int, int, int] = (128, 256, 512),
+        layers_per_block: int = 2,
+        height: int | None = None,
+        order: list[int] | None = None,
+    ):
         super().__init__()
         if order is not None and sorted(order) != list(range(activation_dim)):
-            raise ValueError(f"order has {len(order)} entries: expected a permutation of 0 to {activation_dim - 1}")
+            raise ValueError(
+                f"order has {len(order)} entries: expected a permutation of 0 to {activation_dim - 1}"
+            )
         self.image = image_shape(activation_dim, height)
         order_d = None if order is None else torch.tensor(order)
         self.register_buffer("order_d", order_d, persistent=False)
-        self.register_buffer("inverse_order_d", None if order_d is None else order_d.argsort(), persistent=False)
+        self.register_buffer(
+            "inverse_order_d", None if order_d is None else order_d.argsort(), persistent=False
+        )
         self.unet = UNet2DModel(
-            sample_size=self.image, in_channels=1, out_channels=1, layers_per_block=layers_per_block,
+            sample_size=self.image,
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=layers_per_block,
             block_out_channels=tuple(block_out_channels),
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"))
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        )
 
     @property
     def units(self) -> dict[str, nn.Module]:
         """Modules whose inputs are the hidden units, (n, channels, height, width) each, by name: the last convolution of each ResNet block."""
-        return {name.removesuffix(".conv2"): module for name, module in self.unet.named_modules() if name.endswith(".conv2")}
+        return {
+            name.removesuffix(".conv2"): module
+            for name, module in self.unet.named_modules()
+            if name.endswith(".conv2")
+        }
 
     def forward(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
         """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of rows."""
@@ -188,9 +229,15 @@ class UNetDenoiser(ModelMixin, ConfigMixin):
 ActivationDiffusionModel = UNetDenoiser  # the article's name for it
 
 
-DENOISERS = {"MLPDenoiser": MLPDenoiser, "UNetDenoiser": UNetDenoiser, "SparseDenoiser": SparseDenoiser}
+DENOISERS = {
+    "MLPDenoiser": MLPDenoiser,
+    "UNetDenoiser": UNetDenoiser,
+    "SparseDenoiser": SparseDenoiser,
+}
 
 
 def count_parameters(network: torch.nn.Module) -> int:
     """Number of trained numbers, and of those fitted in closed form."""
-    return sum(parameter.numel() for parameter in network.parameters()) + getattr(network, "fitted_numbers", 0)
+    return sum(parameter.numel() for parameter in network.parameters()) + getattr(
+        network, "fitted_numbers", 0
+    )

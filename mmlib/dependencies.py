@@ -21,7 +21,9 @@ def imported_rooms(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mmlib."):
             rooms.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
-            rooms |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("mmlib.")}
+            rooms |= {
+                alias.name.split(".")[1] for alias in node.names if alias.name.startswith("mmlib.")
+            }
     return rooms
 
 
@@ -32,14 +34,23 @@ def rooms_of(notebook: Path, ignored: frozenset[str] = frozenset()) -> set[str]:
         ignored: files that are left out, and so what only they import.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(line for line in cell["source"] if not line.lstrip().startswith(("%", "!")))  # IPython's own commands
-            for cell in cells if cell["cell_type"] == "code"]
+    code = [
+        "".join(
+            line for line in cell["source"] if not line.lstrip().startswith(("%", "!"))
+        )  # IPython's own commands
+        for cell in cells
+        if cell["cell_type"] == "code"
+    ]
     todo = set().union(*map(imported_rooms, code)) - ignored
     found = set()
     while todo:
         room = todo.pop()
         found.add(room)
-        todo |= imported_rooms((ROOT / "mmlib" / f"{room}.py").read_text(encoding="utf-8")) - found - ignored
+        todo |= (
+            imported_rooms((ROOT / "mmlib" / f"{room}.py").read_text(encoding="utf-8"))
+            - found
+            - ignored
+        )
     return found
 
 

@@ -35,10 +35,26 @@ from mmlib.llm import PROGRESS, LanguageModel, load_language_model, residual_blo
 from mmlib.presets import Preset
 from mmlib.shards import join_shards
 from mmlib.store import ActivationStore, verify
-from mmlib.windows import Block, Rows, Window, block_rows, cut_blocks, cut_windows, read_block, tokenize
+from mmlib.windows import (
+    Block,
+    Rows,
+    Window,
+    block_rows,
+    cut_blocks,
+    cut_windows,
+    read_block,
+    tokenize,
+)
 from mmlib.writer import DocumentRows, StoreWriter
 
-CODE = ("windows", "llm", "corpus", "writer", "moments", "layout")  # what decides the bytes of a store
+CODE = (
+    "windows",
+    "llm",
+    "corpus",
+    "writer",
+    "moments",
+    "layout",
+)  # what decides the bytes of a store
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,11 @@ class Plan:
     def bytes(self) -> int:
         """Size on disk: activations, three integers a row, checksums."""
         width = {"bfloat16": 2, "float16": 2, "float32": 4}[self.dtype]
-        return int(1.001 * self.tokens * (len(self.layers) * self.d * width + 12)) + 500 * len(self.documents) + 100_000
+        return (
+            int(1.001 * self.tokens * (len(self.layers) * self.d * width + 12))
+            + 500 * len(self.documents)
+            + 100_000
+        )
 
     @cached_property
     def windows(self) -> list[Window]:
@@ -82,8 +102,10 @@ class Plan:
         began = time.perf_counter()
         read_block(batch, lm, self.layers, self.batch_tokens)
         speed = block_rows(batch) / (time.perf_counter() - began)
-        return (f"layers {', '.join(map(str, self.layers))}: {self.tokens:,} tokens in {len(self.windows):,} windows, {self.bytes / 1e9:.2f} GB on disk, "
-                f"about {self.tokens / speed / 60:.1f} minutes at {speed:,.0f} tokens/s")
+        return (
+            f"layers {', '.join(map(str, self.layers))}: {self.tokens:,} tokens in {len(self.windows):,} windows, {self.bytes / 1e9:.2f} GB on disk, "
+            f"about {self.tokens / speed / 60:.1f} minutes at {speed:,.0f} tokens/s"
+        )
 
     def rows(self, lm: LanguageModel, start: int = 0, rooms: int = 0) -> Iterator[Rows]:
         """Activations from row `start` on, block by block.
@@ -92,12 +114,17 @@ class Plan:
             rooms: use the memory of a block's activations again, so many blocks later; 0: never.
         """
         largest, dtype = max(map(block_rows, self.blocks)), getattr(torch, self.dtype)
-        room = [{layer: torch.empty(largest, self.d, dtype=dtype) for layer in self.layers} for _ in range(rooms)]
+        room = [
+            {layer: torch.empty(largest, self.d, dtype=dtype) for layer in self.layers}
+            for _ in range(rooms)
+        ]
         at = 0
         for i, block in enumerate(self.blocks):
             end = at + block_rows(block)
             if end > start:
-                yield read_block(block, lm, self.layers, self.batch_tokens, room[i % rooms] if rooms else None)[max(0, start - at) :]
+                yield read_block(
+                    block, lm, self.layers, self.batch_tokens, room[i % rooms] if rooms else None
+                )[max(0, start - at) :]
             at = end
 
     def share(self, index: int, count: int) -> "Plan":
@@ -106,17 +133,43 @@ class Plan:
         Raises:
             ValueError: the documents cannot be divided among so many.
         """
-        ends = [(block[-1].document + 1, tokens) for block, tokens in zip(self.blocks, np.cumsum([block_rows(block) for block in self.blocks]))
-                if block[-1].ends_document]
-        cuts = [0, *(min(ends, key=lambda end: abs(end[1] - self.tokens * i / count))[0] for i in range(1, count)), len(self.documents)]
+        ends = [
+            (block[-1].document + 1, tokens)
+            for block, tokens in zip(
+                self.blocks, np.cumsum([block_rows(block) for block in self.blocks])
+            )
+            if block[-1].ends_document
+        ]
+        cuts = [
+            0,
+            *(
+                min(ends, key=lambda end: abs(end[1] - self.tokens * i / count))[0]
+                for i in range(1, count)
+            ),
+            len(self.documents),
+        ]
         if any(a >= b for a, b in zip(cuts, cuts[1:])):
-            raise ValueError(f"{len(self.documents)} documents with {self.tokens:,} tokens cannot be divided among {count} processes: use fewer")
+            raise ValueError(
+                f"{len(self.documents)} documents with {self.tokens:,} tokens cannot be divided among {count} processes: use fewer"
+            )
         part = slice(cuts[index], cuts[index + 1])
-        return replace(self, documents=self.documents[part], token_ids=self.token_ids[part], first_document=cuts[index])
+        return replace(
+            self,
+            documents=self.documents[part],
+            token_ids=self.token_ids[part],
+            first_document=cuts[index],
+        )
 
 
-def plan_extraction(documents: list[Document], splits: list[str], lm: LanguageModel, layer: int | Sequence[int] | None, window: int,
-                    document_tokens: int | None = None, batch_tokens: int = Preset.batch_tokens) -> Plan:
+def plan_extraction(
+    documents: list[Document],
+    splits: list[str],
+    lm: LanguageModel,
+    layer: int | Sequence[int] | None,
+    window: int,
+    document_tokens: int | None = None,
+    batch_tokens: int = Preset.batch_tokens,
+) -> Plan:
     """Tokenise, order the documents by split, and cut windows.
 
     Args:
@@ -126,13 +179,25 @@ def plan_extraction(documents: list[Document], splits: list[str], lm: LanguageMo
         ValueError: no such layer; the message gives those there are.
     """
     blocks = len(residual_blocks(lm.model))
-    layers = [resolve_layer(one, blocks) for one in (layer if isinstance(layer, Sequence) else [layer])]
+    layers = [
+        resolve_layer(one, blocks) for one in (layer if isinstance(layer, Sequence) else [layer])
+    ]
     if len(set(layers)) < len(layers):
         raise ValueError(f"layers {layers}: expected each once")
     order = sorted(range(len(documents)), key=lambda i: SPLITS.index(splits[i]))
     token_ids = tokenize([documents[i] for i in order], lm, document_tokens)
-    rows = [DocumentRows(documents[i].title, splits[i], len(ids)) for i, ids in zip(order, token_ids)]
-    return Plan(rows, token_ids, layers, lm.width, str(lm.model.dtype).removeprefix("torch."), window, batch_tokens)
+    rows = [
+        DocumentRows(documents[i].title, splits[i], len(ids)) for i, ids in zip(order, token_ids)
+    ]
+    return Plan(
+        rows,
+        token_ids,
+        layers,
+        lm.width,
+        str(lm.model.dtype).removeprefix("torch."),
+        window,
+        batch_tokens,
+    )
 
 
 def describe(lm: LanguageModel, corpus: str, plan: Plan, size: Preset, seed: int = 0) -> dict:
@@ -143,15 +208,30 @@ def describe(lm: LanguageModel, corpus: str, plan: Plan, size: Preset, seed: int
         size: the preset with its overrides.
         seed: of the split, and of a sampled corpus.
     """
-    code = hashlib.sha256(b"\0".join(Path(__file__).with_name(f"{room}.py").read_bytes() for room in CODE)).hexdigest()[:12]
+    code = hashlib.sha256(
+        b"\0".join(Path(__file__).with_name(f"{room}.py").read_bytes() for room in CODE)
+    ).hexdigest()[:12]
     packages = {name: version(name) for name in ("torch", "transformers", "numpy", "h5py")}
     command = f"python -m mmlib.extract --preset {size.name} --model {size.model} --corpus {size.corpus} --layers {' '.join(map(str, plan.layers))}"
-    return {"model": lm.identity, "tokenizer": lm.tokenizer_identity, "corpus": corpus, "hook_point": "block output",
-            "layer_convention": "output of block l, counting from 0", "window": plan.window, "batch_tokens": plan.batch_tokens, "seed": seed,
-            "device": lm.device_name, "packages": json.dumps(packages), "code": code, "created_by": command}
+    return {
+        "model": lm.identity,
+        "tokenizer": lm.tokenizer_identity,
+        "corpus": corpus,
+        "hook_point": "block output",
+        "layer_convention": "output of block l, counting from 0",
+        "window": plan.window,
+        "batch_tokens": plan.batch_tokens,
+        "seed": seed,
+        "device": lm.device_name,
+        "packages": json.dumps(packages),
+        "code": code,
+        "created_by": command,
+    }
 
 
-def extract(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, progress: bool = True) -> None:
+def extract(
+    plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, progress: bool = True
+) -> None:
     """Write the store that `plan` describes; the file is written while the next block is read.
 
     What an interrupted extraction with the same plan and attributes left is continued; a finished one that verifies is left as it is.
@@ -166,15 +246,29 @@ def extract(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, prog
     if _is_there(plan, path, attributes):
         return print(f"{path.name} is there already, with the same contents", flush=True)
     _require_room(plan, [path.with_name(path.name + ".partial")])
-    with (StoreWriter(path, plan.documents, plan.layers, plan.d, plan.dtype, attributes) as writer, ThreadPoolExecutor(1) as thread,
-          tqdm(total=plan.tokens, initial=writer.next_row, desc="extracting", unit=" tokens", disable=not progress, **PROGRESS) as bar):
+    with (
+        StoreWriter(path, plan.documents, plan.layers, plan.d, plan.dtype, attributes) as writer,
+        ThreadPoolExecutor(1) as thread,
+        tqdm(
+            total=plan.tokens,
+            initial=writer.next_row,
+            desc="extracting",
+            unit=" tokens",
+            disable=not progress,
+            **PROGRESS,
+        ) as bar,
+    ):
         if writer.next_row:
             print(f"continuing after {writer.next_row:,} of {plan.tokens:,} tokens", flush=True)
         writing = None
-        for rows in plan.rows(lm, writer.next_row, rooms=2):  # one is written while the other is read
+        for rows in plan.rows(
+            lm, writer.next_row, rooms=2
+        ):  # one is written while the other is read
             if writing:
                 writing.result()  # raises what went wrong in it
-            writing = thread.submit(writer.append, rows.activations, rows.token_ids, rows.document, rows.position)
+            writing = thread.submit(
+                writer.append, rows.activations, rows.token_ids, rows.document, rows.position
+            )
             bar.update(len(rows))
         if writing:
             writing.result()
@@ -187,14 +281,27 @@ def _is_there(plan: Plan, path: Path, attributes: dict) -> bool:
     try:
         store = ActivationStore(path, plan.layers[0])
         listing = list(zip(store.titles, store.splits, store.document_rows.tolist()))
-        known = {key: store.attributes.get(key) for key in attributes}, store.attributes["layers"].tolist(), store.dtype, listing
+        known = (
+            {key: store.attributes.get(key) for key in attributes},
+            store.attributes["layers"].tolist(),
+            store.dtype,
+            listing,
+        )
         store.close()
     except StoreError as error:
         print(f"replacing what is there: {error}", flush=True)
         return False
-    wanted = attributes, plan.layers, plan.dtype, [(x.title, x.split, x.rows) for x in plan.documents]
+    wanted = (
+        attributes,
+        plan.layers,
+        plan.dtype,
+        [(x.title, x.split, x.rows) for x in plan.documents],
+    )
     names = [key for key in attributes if attributes[key] != known[0][key]] + [
-        name for name, a, b in zip(("layers", "dtype", "documents"), known[1:], wanted[1:]) if a != b]
+        name
+        for name, a, b in zip(("layers", "dtype", "documents"), known[1:], wanted[1:])
+        if a != b
+    ]
     problems = [f"it is of other {', '.join(names)}"] if names else verify(path)
     for problem in problems:
         print(f"replacing what is there: {problem}", flush=True)
@@ -207,7 +314,9 @@ def _require_room(plan: Plan, paths: list[Path]) -> None:
     require_disk(paths[0].parent, plan.bytes - there, "extraction")
 
 
-def extract_shards(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, state: PartialState) -> None:
+def extract_shards(
+    plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, state: PartialState
+) -> None:
     """As `extract`, by all processes of `state`: each writes a shard beside `path`, which joins them.
 
     Raises:
@@ -215,18 +324,37 @@ def extract_shards(plan: Plan, lm: LanguageModel, path: Path, *, attributes: dic
         Whatever else `extract` raises.
     """
     count = state.num_processes
-    shards = [path.with_name(f"{path.stem}.shard-{i}-of-{count}{path.suffix}") for i in range(count)]
+    shards = [
+        path.with_name(f"{path.stem}.shard-{i}-of-{count}{path.suffix}") for i in range(count)
+    ]
     mine = state.process_index
     path.parent.mkdir(parents=True, exist_ok=True)
-    _check_processes({**attributes, "documents": repr(plan.documents), "folder": _mark(path, state)})
+    _check_processes(
+        {**attributes, "documents": repr(plan.documents), "folder": _mark(path, state)}
+    )
     if state.is_main_process:
         _require_room(plan, shards + [shard.with_name(shard.name + ".partial") for shard in shards])
-        if others := sorted({*path.parent.glob(f"{path.stem}.shard-*")} - {*shards, *(shard.with_name(shard.name + ".partial") for shard in shards)}):
-            print(f"shards of another number of processes lie here and are not used: {', '.join(file.name for file in others)}", flush=True)
+        if others := sorted(
+            {*path.parent.glob(f"{path.stem}.shard-*")}
+            - {*shards, *(shard.with_name(shard.name + ".partial") for shard in shards)}
+        ):
+            print(
+                f"shards of another number of processes lie here and are not used: {', '.join(file.name for file in others)}",
+                flush=True,
+            )
     state.wait_for_everyone()
     share = plan.share(mine, count)
-    extract(share, lm, shards[mine], attributes={**attributes, "shard": f"{mine} of {count}", "first_document": share.first_document},
-            progress=state.is_main_process)
+    extract(
+        share,
+        lm,
+        shards[mine],
+        attributes={
+            **attributes,
+            "shard": f"{mine} of {count}",
+            "first_document": share.first_document,
+        },
+        progress=state.is_main_process,
+    )
     state.wait_for_everyone()
     if state.is_main_process:
         join_shards(path, shards)
@@ -251,7 +379,9 @@ def _check_processes(facts: dict[str, str]) -> None:
     known = gather_object([{key: str(value) for key, value in facts.items()}])
     if differing := [key for key in facts if len({one[key] for one in known}) > 1]:
         seen = "; ".join(sorted({str({key: one[key][:80] for key in differing}) for one in known}))
-        raise StoreError(f"the processes differ in {', '.join(differing)} ({seen}): give all the same packages, texts, kind of device and folder")
+        raise StoreError(
+            f"the processes differ in {', '.join(differing)} ({seen}): give all the same packages, texts, kind of device and folder"
+        )
 
 
 def documents_of(run: runs.Run, lm: LanguageModel) -> list[Document]:
@@ -262,14 +392,29 @@ def documents_of(run: runs.Run, lm: LanguageModel) -> list[Document]:
         return load_documents(SELF, limit=size.sampled_documents, **options)
     documents = load_documents(size.corpus, limit=size.documents + 1, **options)
     if len(documents) > size.documents:
-        print(f"{size.corpus} has more than the {size.documents:,} documents that preset {size.name} reads: these are the first", flush=True)
+        print(
+            f"{size.corpus} has more than the {size.documents:,} documents that preset {size.name} reads: these are the first",
+            flush=True,
+        )
     return documents[: size.documents]
 
 
-def prepare(size: Preset, lm: LanguageModel, documents: list[Document], layers: Sequence[int] | None = None) -> Plan:
+def prepare(
+    size: Preset, lm: LanguageModel, documents: list[Document], layers: Sequence[int] | None = None
+) -> Plan:
     """The plan of a preset: its split, window and layer, or `layers` in its stead."""
-    splits = split_documents(documents, size.validation_documents, size.test_documents, size.split_seed)
-    return plan_extraction(documents, splits, lm, layers or size.layer, size.window, size.document_tokens, size.batch_tokens)
+    splits = split_documents(
+        documents, size.validation_documents, size.test_documents, size.split_seed
+    )
+    return plan_extraction(
+        documents,
+        splits,
+        lm,
+        layers or size.layer,
+        size.window,
+        size.document_tokens,
+        size.batch_tokens,
+    )
 
 
 def main() -> None:
@@ -277,21 +422,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--preset", default="default")
     for name, kind in (("model", str), ("corpus", str)):
-        parser.add_argument(f"--{name}", type=kind, help="as in the notebooks; left out: the preset's")
-    parser.add_argument("--layers", type=int, nargs="+", help="block indices from 0; left out: the preset's")
-    parser.add_argument("--output", type=Path, help="left out: the run's store for one layer, activations-layers-….h5 beside it for several")
+        parser.add_argument(
+            f"--{name}", type=kind, help="as in the notebooks; left out: the preset's"
+        )
+    parser.add_argument(
+        "--layers", type=int, nargs="+", help="block indices from 0; left out: the preset's"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="left out: the run's store for one layer, activations-layers-….h5 beside it for several",
+    )
     given = parser.parse_args()
     layers = given.layers or [None]
-    state = PartialState(cpu=default_device() == "cpu", timeout=timedelta(days=7))  # the slowest may take long
+    state = PartialState(
+        cpu=default_device() == "cpu", timeout=timedelta(days=7)
+    )  # the slowest may take long
     with state.main_process_first():  # one converts or downloads the model, and caches the text
-        run = runs.start(preset=given.preset, seed=0, model=given.model, corpus=given.corpus, layer=layers[0] if len(layers) == 1 else None)
-        lm = load_language_model(run.preset.model, dtype=run.preset.dtype, device=str(state.device), cache=run.cache)
+        run = runs.start(
+            preset=given.preset,
+            seed=0,
+            model=given.model,
+            corpus=given.corpus,
+            layer=layers[0] if len(layers) == 1 else None,
+        )
+        lm = load_language_model(
+            run.preset.model, dtype=run.preset.dtype, device=str(state.device), cache=run.cache
+        )
         documents = documents_of(run, lm)
     plan = prepare(run.preset, lm, documents, given.layers)
     path = given.output or run.store_of(given.layers)
     if state.is_main_process:
-        print(plan.describe(lm), f"(by one process, not by {state.num_processes})" if state.num_processes > 1 else "", flush=True)
-    attributes = describe(lm, corpus_identity(run.preset.corpus, documents), plan, run.preset, run.preset.split_seed)
+        print(
+            plan.describe(lm),
+            f"(by one process, not by {state.num_processes})" if state.num_processes > 1 else "",
+            flush=True,
+        )
+    attributes = describe(
+        lm, corpus_identity(run.preset.corpus, documents), plan, run.preset, run.preset.split_seed
+    )
     if state.num_processes == 1:
         extract(plan, lm, path, attributes=attributes)
     else:

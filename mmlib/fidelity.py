@@ -14,13 +14,17 @@ def frechet_distance(a_nd: Tensor, b_nd: Tensor) -> float:
     """
     d = a_nd.shape[1]
     if min(len(a_nd), len(b_nd)) <= d:
-        raise ValueError(f"sets of {len(a_nd)} and {len(b_nd)} rows in {d} dimensions: expected more rows than dimensions")
+        raise ValueError(
+            f"sets of {len(a_nd)} and {len(b_nd)} rows in {d} dimensions: expected more rows than dimensions"
+        )
     a_nd, b_nd = a_nd.double(), b_nd.double()
     cov_a, cov_b = torch.cov(a_nd.T).reshape(d, d), torch.cov(b_nd.T).reshape(d, d)
     values, vectors = torch.linalg.eigh(cov_a)
     root_a = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp(min=0).sqrt().sum()
-    return float((a_nd.mean(0) - b_nd.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+    return float(
+        (a_nd.mean(0) - b_nd.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
+    )
 
 
 def nearest_distances(queries_nd: Tensor, reference_nd: Tensor) -> np.ndarray:

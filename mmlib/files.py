@@ -45,7 +45,9 @@ def require(path: Path, notebook: str) -> Path:
         MissingInput: it does not; the message names the notebook that makes it.
     """
     if not Path(path).exists():
-        raise MissingInput(f"{path} is missing: run notebooks/{notebook}.ipynb first, with the same parameters")
+        raise MissingInput(
+            f"{path} is missing: run notebooks/{notebook}.ipynb first, with the same parameters"
+        )
     return Path(path)
 
 
@@ -57,8 +59,10 @@ def require_disk(folder: Path, needed: int, purpose: str) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(f"{purpose} needs {needed / 1e9:.2f} GB at {folder}, where {free / 1e9:.2f} GB are free: "
-                      "free some space, or point MMLIB_DATA to another disk")
+        raise OSError(
+            f"{purpose} needs {needed / 1e9:.2f} GB at {folder}, where {free / 1e9:.2f} GB are free: "
+            "free some space, or point MMLIB_DATA to another disk"
+        )
 
 
 @contextmanager

@@ -45,7 +45,9 @@ def repetition(continuations: Sequence[Sequence[int]], n: int) -> np.ndarray:
 
 def mean_with_interval(values_n: np.ndarray) -> tuple[float, list[float]]:
     """Mean over prompts and its 95 % interval."""
-    return float(values_n.mean()), list(bootstrap_interval(lambda w: (w @ values_n) / w.sum(-1), len(values_n)))
+    return float(values_n.mean()), list(
+        bootstrap_interval(lambda w: (w @ values_n) / w.sum(-1), len(values_n))
+    )
 
 
 def paired_difference(ours_n: np.ndarray, theirs_n: np.ndarray) -> dict:
@@ -64,13 +66,22 @@ def cost_at(level, concept_s: np.ndarray, cost_s: np.ndarray) -> np.ndarray:
     reached = above >= level
     at_once = concept_s[..., 0] >= level[..., 0]
     first = reached.argmax(-1)[..., None]
-    start, end, cost_start, cost_end = (np.take_along_axis(values, first, -1)[..., 0] for values in (below, above, cost_s[..., :-1], cost_s[..., 1:]))
+    start, end, cost_start, cost_end = (
+        np.take_along_axis(values, first, -1)[..., 0]
+        for values in (below, above, cost_s[..., :-1], cost_s[..., 1:])
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(end > start, (level[..., 0] - start) / (end - start), 0.0)
-    return np.where(at_once, cost_s[..., 0], np.where(reached.any(-1), cost_start + share * (cost_end - cost_start), np.nan))
+    return np.where(
+        at_once,
+        cost_s[..., 0],
+        np.where(reached.any(-1), cost_start + share * (cost_end - cost_start), np.nan),
+    )
 
 
-def area_between(ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def area_between(
+    ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
     """∫ (our cost − their cost) d concept from 0 to the highest level that both paths reach, (…); 0 where they have none in common.
 
     Args:
@@ -95,10 +106,14 @@ class Front:
     """
 
     def __init__(self, concept_sn: np.ndarray, cost_sn: np.ndarray):
-        if concept_sn.shape != cost_sn.shape or not (np.isfinite(concept_sn).all() and np.isfinite(cost_sn).all()):
+        if concept_sn.shape != cost_sn.shape or not (
+            np.isfinite(concept_sn).all() and np.isfinite(cost_sn).all()
+        ):
             odd = [int((~np.isfinite(values)).sum()) for values in (concept_sn, cost_sn)]
-            raise ValueError(f"concept {concept_sn.shape} and cost {cost_sn.shape} with {odd[0]} and {odd[1]} values that are not finite: expected equal "
-                             "shapes and finite values")
+            raise ValueError(
+                f"concept {concept_sn.shape} and cost {cost_sn.shape} with {odd[0]} and {odd[1]} values that are not finite: expected equal "
+                "shapes and finite values"
+            )
         self.concept_ns, self.cost_ns = concept_sn.T, cost_sn.T
 
     @property
@@ -126,10 +141,20 @@ class Front:
         """
         if self.n < LEAST_DOCUMENTS:
             raise ValueError(f"{self.n} prompts: an interval needs at least {LEAST_DOCUMENTS}")
-        value, *costs = (None if np.isnan(cost) else float(cost) for cost in cost_at(level, *self.path(resampled(self.n))))
-        ends = np.quantile([np.inf if cost is None else cost for cost in costs], (0.025, 0.975), method="inverted_cdf")
-        return {"cost": value, "ci95": [float(end) if np.isfinite(end) else None for end in ends],
-                "reached": float(np.mean([cost is not None for cost in costs]))}
+        value, *costs = (
+            None if np.isnan(cost) else float(cost)
+            for cost in cost_at(level, *self.path(resampled(self.n)))
+        )
+        ends = np.quantile(
+            [np.inf if cost is None else cost for cost in costs],
+            (0.025, 0.975),
+            method="inverted_cdf",
+        )
+        return {
+            "cost": value,
+            "ci95": [float(end) if np.isfinite(end) else None for end in ends],
+            "reached": float(np.mean([cost is not None for cost in costs])),
+        }
 
     def area_to(self, other: "Front") -> dict:
         """Area between this front and another (negative: this one is cheaper), up to which level, and their mean distance.
@@ -145,7 +170,9 @@ class Front:
         if top <= 0:
             return {"area": None, "ci95": None, "up_to": None, "mean_difference": None}
         area = float(area_between(self.path(), other.path()))
-        interval = list(bootstrap_interval(lambda w: area_between(self.path(w), other.path(w)), self.n))
+        interval = list(
+            bootstrap_interval(lambda w: area_between(self.path(w), other.path(w)), self.n)
+        )
         return {"area": area, "ci95": interval, "up_to": top, "mean_difference": area / top}
 
     def reach_less(self, other: "Front") -> dict:
@@ -156,6 +183,7 @@ class Front:
         """
         if other.n != self.n:
             raise ValueError(f"fronts of {self.n} and {other.n} prompts: expected the same prompts")
-        interval = bootstrap_interval(lambda w: self.path(w)[0].max(-1) - other.path(w)[0].max(-1), self.n)
+        interval = bootstrap_interval(
+            lambda w: self.path(w)[0].max(-1) - other.path(w)[0].max(-1), self.n
+        )
         return {"difference": self.reach - other.reach, "ci95": list(interval)}
-

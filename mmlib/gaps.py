@@ -40,8 +40,15 @@ class DocumentLosses:
 
 
 @torch.inference_mode()
-def losses_by_document(denoisers: Mapping[str, Denoiser], objective: str, z_nd: Tensor, document_n: np.ndarray, *, tokens: int,
-                       seed: int) -> dict[str, DocumentLosses]:
+def losses_by_document(
+    denoisers: Mapping[str, Denoiser],
+    objective: str,
+    z_nd: Tensor,
+    document_n: np.ndarray,
+    *,
+    tokens: int,
+    seed: int,
+) -> dict[str, DocumentLosses]:
     """Losses on the evaluation grid, of the tokens and the noise that `compare.evaluate` would draw; all denoisers see the same.
 
     Args:
@@ -53,20 +60,32 @@ def losses_by_document(denoisers: Mapping[str, Denoiser], objective: str, z_nd: 
     """
     grid, n_documents = noise_process(objective).grid(), int(document_n.max()) + 1
     counts_d, sums = np.zeros(n_documents), {name: np.zeros(n_documents) for name in denoisers}
-    for i, level in enumerate(tqdm(grid, desc=f"losses on {objective}", unit="level", mininterval=2)):
+    for i, level in enumerate(
+        tqdm(grid, desc=f"losses on {objective}", unit="level", mininterval=2)
+    ):
         rng = np.random.default_rng([seed, i, len(objective)])
         rows = spread_rows(len(z_nd), tokens, rng)
         noise_nd = torch.from_numpy(rng.standard_normal((tokens, z_nd.shape[1]), dtype=np.float32))
         x_nd = (1 - level.sigma) * z_nd[rows] + level.sigma * noise_nd
         counts_d += np.bincount(document_n[rows], minlength=n_documents)
         for name, denoiser in denoisers.items():
-            loss_n = level.weight * (denoiser(x_nd, level.sigma) - z_nd[rows]).double().square().mean(1).numpy()
+            loss_n = (
+                level.weight
+                * (denoiser(x_nd, level.sigma) - z_nd[rows]).double().square().mean(1).numpy()
+            )
             sums[name] += np.bincount(document_n[rows], loss_n, n_documents)
     present = counts_d > 0
-    return {name: DocumentLosses(sums_d[present], counts_d[present]) for name, sums_d in sums.items()}
+    return {
+        name: DocumentLosses(sums_d[present], counts_d[present]) for name, sums_d in sums.items()
+    }
 
 
-def gap_rows(seen: Mapping[str, DocumentLosses], unseen: Mapping[str, DocumentLosses], split: str, control: str) -> dict[str, dict]:
+def gap_rows(
+    seen: Mapping[str, DocumentLosses],
+    unseen: Mapping[str, DocumentLosses],
+    split: str,
+    control: str,
+) -> dict[str, dict]:
     """Loss on unseen documents less that on seen ones, with intervals that resample both sets of documents.
 
     Args:
@@ -83,10 +102,20 @@ def gap_rows(seen: Mapping[str, DocumentLosses], unseen: Mapping[str, DocumentLo
         return _mean(unseen[name], weights[..., n_seen:]) - _mean(seen[name], weights[..., :n_seen])
 
     for name in seen:
-        rows[name] = {"train_loss": seen[name].mean, f"{split}_loss": unseen[name].mean, "gap": unseen[name].mean - seen[name].mean,
-                      "ci95": list(bootstrap_interval(lambda w, name=name: gap(name, w), (n_seen, n_unseen)))}
-        rows[name]["excess"] = float(gap(name, np.ones(n_seen + n_unseen)) - gap(control, np.ones(n_seen + n_unseen)))
-        rows[name]["excess_ci95"] = list(bootstrap_interval(lambda w, name=name: gap(name, w) - gap(control, w), (n_seen, n_unseen)))
+        rows[name] = {
+            "train_loss": seen[name].mean,
+            f"{split}_loss": unseen[name].mean,
+            "gap": unseen[name].mean - seen[name].mean,
+            "ci95": list(bootstrap_interval(lambda w, name=name: gap(name, w), (n_seen, n_unseen))),
+        }
+        rows[name]["excess"] = float(
+            gap(name, np.ones(n_seen + n_unseen)) - gap(control, np.ones(n_seen + n_unseen))
+        )
+        rows[name]["excess_ci95"] = list(
+            bootstrap_interval(
+                lambda w, name=name: gap(name, w) - gap(control, w), (n_seen, n_unseen)
+            )
+        )
     return rows
 
 
@@ -103,8 +132,10 @@ def gained_in_last_third(log: list[dict]) -> float:
     measured = [entry for entry in log if "validation_loss" in entry]
     before = [entry for entry in measured if 3 * entry["step"] <= 2 * log[-1]["step"]]
     if not before:
-        raise ValueError(f"validation losses at steps {[entry['step'] for entry in measured]} of {log[-1]['step']}: expected one in the first two thirds, "
-                         "lower validate_every")
+        raise ValueError(
+            f"validation losses at steps {[entry['step'] for entry in measured]} of {log[-1]['step']}: expected one in the first two thirds, "
+            "lower validate_every"
+        )
     return before[-1]["validation_loss"] - measured[-1]["validation_loss"]
 
 
@@ -123,6 +154,8 @@ def in_words(name: str, row: Mapping[str, float], split: str, gained: float) -> 
     """
     low, high = row["excess_ci95"]
     verdict = {"data": "more than", "compute": "no more than"}[limit(row["excess"], gained)]
-    return (f"{name}, after {row['passes']:.1f} passes: {split} loss {row[f'{split}_loss']:.3f}, training documents {row['train_loss']:.3f}, gap {row['gap']:+.3f}, "
-            f"of it {row['excess']:+.3f} [{low:+.3f}, {high:+.3f}] beyond the control's. That is {verdict} the {gained:.3f} that the last third of "
-            f"training still gained: {limit(row['excess'], gained)} limits it.").replace("-", "−")
+    return (
+        f"{name}, after {row['passes']:.1f} passes: {split} loss {row[f'{split}_loss']:.3f}, training documents {row['train_loss']:.3f}, gap {row['gap']:+.3f}, "
+        f"of it {row['excess']:+.3f} [{low:+.3f}, {high:+.3f}] beyond the control's. That is {verdict} the {gained:.3f} that the last third of "
+        f"training still gained: {limit(row['excess'], gained)} limits it."
+    ).replace("-", "−")

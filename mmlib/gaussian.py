@@ -67,7 +67,9 @@ class GaussianDenoiser:
         """Mean over the evaluation grid of an objective of its loss on activations `z_nd`, exact over the noise."""
         power_d = ((z_nd - self.mean_d) @ self.basis_dd).double().square().mean(0)
         grid = noise_process(objective).grid()
-        return sum(level.weight * self.expected_mse(level.sigma, power_d) for level in grid) / len(grid)
+        return sum(level.weight * self.expected_mse(level.sigma, power_d) for level in grid) / len(
+            grid
+        )
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draws from the Gaussian, (n, d)."""
@@ -131,16 +133,24 @@ class PrincipalComponents:
             ValueError: too few activations to determine d components.
         """
         if len(z_nd) <= z_nd.shape[1]:
-            raise ValueError(f"{len(z_nd)} activations cannot determine {z_nd.shape[1]} components: extract more")
+            raise ValueError(
+                f"{len(z_nd)} activations cannot determine {z_nd.shape[1]} components: extract more"
+            )
         pca = PCA(svd_solver="covariance_eigh").fit(z_nd.numpy())
-        mean, axes, variances = (torch.from_numpy(array.copy()).float() for array in
-                                 (pca.mean_, pca.components_.T, pca.explained_variance_))
+        mean, axes, variances = (
+            torch.from_numpy(array.copy()).float()
+            for array in (pca.mean_, pca.components_.T, pca.explained_variance_)
+        )
         return cls(mean, axes.contiguous(), variances)
 
     def save(self, path: Path, documents: str) -> None:
         """Write as safetensors, with the identity of the documents it was fitted to."""
         with written_whole(path) as partial:
-            save_file({"mean": self.mean_d, "axes": self.axes_dd, "variances": self.variances_d}, partial, {"documents": documents})
+            save_file(
+                {"mean": self.mean_d, "axes": self.axes_dd, "variances": self.variances_d},
+                partial,
+                {"documents": documents},
+            )
 
     @classmethod
     def load(cls, path: Path, store: ActivationStore) -> "PrincipalComponents":
@@ -168,7 +178,9 @@ class PrincipalComponents:
         if k >= d:
             return self.gaussian()
         variances[k:] = variances[k:].mean()
-        return GaussianDenoiser(self.mean_d, self.axes_dd, variances, d + d * k + 1 - k * (k - 1) // 2)
+        return GaussianDenoiser(
+            self.mean_d, self.axes_dd, variances, d + d * k + 1 - k * (k - 1) // 2
+        )
 
     def projection(self, k: int, fed: str) -> Projection:
         """PCA-k as people use it."""

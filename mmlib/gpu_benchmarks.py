@@ -63,18 +63,59 @@ class Size:
     compile_within: float  # seconds after which no further network is compiled, which can take more than a minute
 
 
-FULL = Size((
-    Workload("mlp_44m", partial(MLPDenoiser, 640), 640, "flow_velocity", (65_536, 16_384, 4096, 1024)),
-    Workload("mlp_0.5b", partial(MLPDenoiser, 2048), 2048, "flow_velocity", (32_768, 16_384, 8192, 4096, 1024)),
-    Workload("unet_640", partial(UNetDenoiser, 640), 640, "ddpm_epsilon", (2048, 1024, 512, 256, 128, 64)),
-    Workload("unet_5120", partial(UNetDenoiser, 5120), 5120, "ddpm_epsilon", (256, 128, 64, 32, 16, 8)),
-    Workload("mlp_44m_shared_levels", partial(MLPDenoiser, 640), 640, "flow_velocity", (4096,), 16),  # as the preset gpu trains it
-), sides=(8192, 2048), seconds=1.0, compile_within=90)
-SMOKE = Size((
-    Workload("mlp_tiny", partial(MLPDenoiser, 16, n_layers=2), 16, "flow_velocity", (64, 32)),
-    Workload("unet_tiny", partial(UNetDenoiser, 48, (32, 32, 32), 1), 48, "ddpm_epsilon", (8, 4)),
-    Workload("mlp_tiny_shared_levels", partial(MLPDenoiser, 16, n_layers=2), 16, "flow_velocity", (64,), 4),
-), sides=(128, 64), seconds=0.02, compile_within=15)
+FULL = Size(
+    (
+        Workload(
+            "mlp_44m", partial(MLPDenoiser, 640), 640, "flow_velocity", (65_536, 16_384, 4096, 1024)
+        ),
+        Workload(
+            "mlp_0.5b",
+            partial(MLPDenoiser, 2048),
+            2048,
+            "flow_velocity",
+            (32_768, 16_384, 8192, 4096, 1024),
+        ),
+        Workload(
+            "unet_640",
+            partial(UNetDenoiser, 640),
+            640,
+            "ddpm_epsilon",
+            (2048, 1024, 512, 256, 128, 64),
+        ),
+        Workload(
+            "unet_5120",
+            partial(UNetDenoiser, 5120),
+            5120,
+            "ddpm_epsilon",
+            (256, 128, 64, 32, 16, 8),
+        ),
+        Workload(
+            "mlp_44m_shared_levels", partial(MLPDenoiser, 640), 640, "flow_velocity", (4096,), 16
+        ),  # as the preset gpu trains it
+    ),
+    sides=(8192, 2048),
+    seconds=1.0,
+    compile_within=90,
+)
+SMOKE = Size(
+    (
+        Workload("mlp_tiny", partial(MLPDenoiser, 16, n_layers=2), 16, "flow_velocity", (64, 32)),
+        Workload(
+            "unet_tiny", partial(UNetDenoiser, 48, (32, 32, 32), 1), 48, "ddpm_epsilon", (8, 4)
+        ),
+        Workload(
+            "mlp_tiny_shared_levels",
+            partial(MLPDenoiser, 16, n_layers=2),
+            16,
+            "flow_velocity",
+            (64,),
+            4,
+        ),
+    ),
+    sides=(128, 64),
+    seconds=0.02,
+    compile_within=15,
+)
 
 
 def training_of(workload: Workload) -> TrainingRun:
@@ -82,7 +123,14 @@ def training_of(workload: Workload) -> TrainingRun:
     torch.manual_seed(0)
     with torch.device(default_device()):  # half a billion random numbers take long on a CPU
         network = workload.network()
-    model = MetaModel(network, workload.objective, Normaliser(torch.zeros(1, workload.d), torch.ones(1, workload.d)), "none", [0], "standard normal")
+    model = MetaModel(
+        network,
+        workload.objective,
+        Normaliser(torch.zeros(1, workload.d), torch.ones(1, workload.d)),
+        "none",
+        [0],
+        "standard normal",
+    )
     settings = Training(workload.objective, steps=1_000_000, batch=workload.batches[0], lr=1e-4)
     with tempfile.TemporaryDirectory() as folder:  # nothing is saved
         return TrainingRun(model, settings, torch.randn(8, workload.d), Path(folder), 0, "", None)
@@ -91,8 +139,13 @@ def training_of(workload: Workload) -> TrainingRun:
 def flop_per_activation(training: TrainingRun, workload: Workload) -> float:
     """Of a forward and a backward pass; what depends on the noise level alone counts once for the rows that share it."""
     n, device = 8 * workload.rows_per_level, training.device
-    with FlopCounterMode(display=False) as counter, torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
-        training.model.loss(torch.randn(n, workload.d, device=device), step_generator(0, 0), levels=8).backward()
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autocast(device.type, torch.bfloat16, enabled=training.bf16),
+    ):
+        training.model.loss(
+            torch.randn(n, workload.d, device=device), step_generator(0, 0), levels=8
+        ).backward()
     training.optimizer.zero_grad()
     return counter.get_total_flops() / n
 
@@ -104,8 +157,12 @@ def begin(training: TrainingRun, workload: Workload) -> tuple[Iterator[Tensor], 
         LeftOut: not even the last fits.
     """
     for batch in workload.batches:
-        training.settings = replace(training.settings, batch=batch, levels=batch // workload.rows_per_level)
-        source = repeat(torch.randn(batch, workload.d, device=training.device).bfloat16())  # as stores hold them
+        training.settings = replace(
+            training.settings, batch=batch, levels=batch // workload.rows_per_level
+        )
+        source = repeat(
+            torch.randn(batch, workload.d, device=training.device).bfloat16()
+        )  # as stores hold them
         try:
             for _ in range(4):  # from the second on, the optimiser's state is there too
                 training.advance(source)
@@ -148,32 +205,63 @@ def measure(workload: Workload, size: Size, compiled: bool) -> dict:
         rates.append(batch * calls_per_second(lambda: training.advance(source), size.seconds))
         peak = max(peak, torch.cuda.max_memory_allocated()) if cuda else None  # None: not measured
     matmul = {side: median(measured) for side, measured in products.items()}
-    return {"name": workload.name, "compiled": compiled, "parameters": count_parameters(training.network), "d": workload.d,
-            "objective": workload.objective, "batch": batch, "rows_per_level": workload.rows_per_level, "dtype": str(dtype).removeprefix("torch."),
-            "flop_per_activation": flop, "activations_per_second": median(rates), "matmul_flop_per_second": matmul,
-            "fraction_of_matmul": {side: median(rates) * flop / rate for side, rate in matmul.items()}, "peak_memory_bytes": peak,
-            "rounds": {"activations_per_second": rates, "matmul_flop_per_second": products}}
+    return {
+        "name": workload.name,
+        "compiled": compiled,
+        "parameters": count_parameters(training.network),
+        "d": workload.d,
+        "objective": workload.objective,
+        "batch": batch,
+        "rows_per_level": workload.rows_per_level,
+        "dtype": str(dtype).removeprefix("torch."),
+        "flop_per_activation": flop,
+        "activations_per_second": median(rates),
+        "matmul_flop_per_second": matmul,
+        "fraction_of_matmul": {side: median(rates) * flop / rate for side, rate in matmul.items()},
+        "peak_memory_bytes": peak,
+        "rounds": {"activations_per_second": rates, "matmul_flop_per_second": products},
+    }
 
 
 def run(size: Size, out: Path, **facts) -> dict:
     """Measure everything as it comes, then compiled while time allows; what there is is written after every row."""
-    began, batches = time.monotonic(), {workload.name: workload.batches for workload in size.workloads}
+    began, batches = (
+        time.monotonic(),
+        {workload.name: workload.batches for workload in size.workloads},
+    )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    content = {"provenance": provenance(ROOT, packages=PACKAGES, device=device, cuda=torch.version.cuda, **facts), "rows": [], "left_out": []}
+    content = {
+        "provenance": provenance(
+            ROOT, packages=PACKAGES, device=device, cuda=torch.version.cuda, **facts
+        ),
+        "rows": [],
+        "left_out": [],
+    }
     for compiled, workload in product((False, True), size.workloads):
         try:
             if compiled and time.monotonic() - began > size.compile_within:
                 raise LeftOut(f"{size.compile_within} s had passed")
             row = measure(replace(workload, batches=batches[workload.name]), size, compiled)
-        except (LeftOut, TorchDynamoException) as error:  # the second: no compiler, or a network that it cannot take
+        except (
+            LeftOut,
+            TorchDynamoException,
+        ) as error:  # the second: no compiler, or a network that it cannot take
             why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             content["left_out"].append({"name": workload.name, "compiled": compiled, "why": why})
             print(f"{workload.name}{', compiled' * compiled}: left out, {why}", flush=True)
         else:
-            batches[workload.name] = tuple(batch for batch in workload.batches if batch <= row["batch"])
+            batches[workload.name] = tuple(
+                batch for batch in workload.batches if batch <= row["batch"]
+            )
             content["rows"].append(row)
-            print(f"{row['name']}{', compiled' * compiled}, batch {row['batch']}: {row['activations_per_second']:,.0f} activations/s, "
-                  + ", ".join(f"{fraction:.0%} of a {side}³ product" for side, fraction in row["fraction_of_matmul"].items()), flush=True)
+            print(
+                f"{row['name']}{', compiled' * compiled}, batch {row['batch']}: {row['activations_per_second']:,.0f} activations/s, "
+                + ", ".join(
+                    f"{fraction:.0%} of a {side}³ product"
+                    for side, fraction in row["fraction_of_matmul"].items()
+                ),
+                flush=True,
+            )
         gc.collect()  # the last network, before the next
         torch.cuda.empty_cache()
         write_json(out, content)
@@ -182,17 +270,31 @@ def run(size: Size, out: Path, **facts) -> dict:
 
 def main() -> None:
     """Measure training rates on this machine's GPU."""
-    parser = argparse.ArgumentParser(prog="python -m mmlib.gpu_benchmarks", description=main.__doc__)
-    parser.add_argument("--out", type=Path, help="what to write; left out: results/gpu/benchmarks.json")
-    parser.add_argument("--smoke", action="store_true", help="tiny networks, on a CPU too; its numbers mean nothing")
+    parser = argparse.ArgumentParser(
+        prog="python -m mmlib.gpu_benchmarks", description=main.__doc__
+    )
+    parser.add_argument(
+        "--out", type=Path, help="what to write; left out: results/gpu/benchmarks.json"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny networks, on a CPU too; its numbers mean nothing"
+    )
     parser.add_argument("--commit", help="of this code, where it was copied without its git folder")
     given = parser.parse_args()
     if given.smoke and not given.out:
         parser.error("--smoke needs --out: its numbers are not for results/gpu")
     if not given.smoke and not torch.cuda.is_available():
-        parser.error(f"no CUDA device (torch {torch.__version__} sees none): run it where there is one, or --smoke --out FILE for tiny networks here")
-    run(SMOKE if given.smoke else FULL, given.out or ROOT / "results" / "gpu" / "benchmarks.json", preset="smoke" if given.smoke else "gpu", seed=0,
-        command="python -m mmlib.gpu_benchmarks" + " --smoke" * given.smoke, commit=given.commit)
+        parser.error(
+            f"no CUDA device (torch {torch.__version__} sees none): run it where there is one, or --smoke --out FILE for tiny networks here"
+        )
+    run(
+        SMOKE if given.smoke else FULL,
+        given.out or ROOT / "results" / "gpu" / "benchmarks.json",
+        preset="smoke" if given.smoke else "gpu",
+        seed=0,
+        command="python -m mmlib.gpu_benchmarks" + " --smoke" * given.smoke,
+        commit=given.commit,
+    )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,11 @@ def paired(values_nm: Tensor, seed: int, shifts: int = SHIFTS) -> Pairs:
 
 def _shifted(columns_mn: Tensor, seed: int, shifts: int) -> Iterator[Tensor]:
     """Draws from the null, (m, n) each, all in the same memory."""
-    rng, (m, n), drawn_mn = np.random.default_rng(seed), columns_mn.shape, torch.empty_like(columns_mn)
+    rng, (m, n), drawn_mn = (
+        np.random.default_rng(seed),
+        columns_mn.shape,
+        torch.empty_like(columns_mn),
+    )
     for _ in range(shifts):
         for drawn_n, column_n, by in zip(drawn_mn, columns_mn, rng.integers(0, n, m).tolist()):
             drawn_n[by:], drawn_n[:by] = column_n[: n - by], column_n[n - by :]
@@ -67,7 +71,7 @@ def _shifted(columns_mn: Tensor, seed: int, shifts: int) -> Iterator[Tensor]:
 
 def made_independent(values_nm: Tensor, seed: int) -> Tensor:
     """A draw from the null, (n, m): every column as it was, in another place, so with nothing in common with the others."""
-    drawn_mn, = _shifted(values_nm.T.contiguous(), seed, 1)
+    (drawn_mn,) = _shifted(values_nm.T.contiguous(), seed, 1)
     return drawn_mn.T.contiguous()
 
 
@@ -76,11 +80,17 @@ def _products(rows_mn: Tensor, pair: tuple[np.ndarray, np.ndarray]) -> np.ndarra
     return ssyrk(1.0, rows_mn.contiguous().numpy().T, trans=1)[pair]
 
 
-def mutual_information(joint_p: np.ndarray, first_p: np.ndarray, second_p: np.ndarray) -> np.ndarray:
+def mutual_information(
+    joint_p: np.ndarray, first_p: np.ndarray, second_p: np.ndarray
+) -> np.ndarray:
     """Of pairs of events, in nats, (pairs,), from the shares of tokens at which both, the first, and the second happen."""
     total_p = np.zeros(np.shape(joint_p))
-    for cell_p, a_p, b_p in ((joint_p, first_p, second_p), (first_p - joint_p, first_p, 1 - second_p),
-                             (second_p - joint_p, 1 - first_p, second_p), (1 - first_p - second_p + joint_p, 1 - first_p, 1 - second_p)):
+    for cell_p, a_p, b_p in (
+        (joint_p, first_p, second_p),
+        (first_p - joint_p, first_p, 1 - second_p),
+        (second_p - joint_p, 1 - first_p, second_p),
+        (1 - first_p - second_p + joint_p, 1 - first_p, 1 - second_p),
+    ):
         cell_p = np.maximum(cell_p, 0)  # a difference of rounded shares
         happens = cell_p > 0
         total_p[happens] += cell_p[happens] * np.log(cell_p[happens] / (a_p * b_p)[happens])
@@ -110,24 +120,48 @@ def coactivation(firing_nm: Tensor, document_n: np.ndarray, seed: int, bins: np.
     observed_p, null_sp, above_dp, below_dp = _together(firing_nm, document_n, seed)
     first, second = np.triu_indices(len(rate_m), 1)
     product_p = rate_m[first] * rate_m[second]
-    information = [mutual_information(counts_p / n, rate_m[first], rate_m[second]).mean() for counts_p in (observed_p, *null_sp)]
+    information = [
+        mutual_information(counts_p / n, rate_m[first], rate_m[second]).mean()
+        for counts_p in (observed_p, *null_sp)
+    ]
 
     def histogram(counts: np.ndarray) -> list[float]:
-        with np.errstate(divide="ignore"):  # pairs that never fire together have log₂ 0 = −∞ and go into the first bin
+        with np.errstate(
+            divide="ignore"
+        ):  # pairs that never fire together have log₂ 0 = −∞ and go into the first bin
             logs = np.log2(counts / n / product_p)
         return (np.histogram(np.clip(logs, bins[0], bins[-1]), bins)[0] / logs.size).tolist()
 
     ratio, outside_dp = observed_p / n / product_p, above_dp | below_dp
-    return {"latents": len(rate_m), "tokens": n, "pairs": len(ratio), "shifts": len(null_sp),
-            "outside": float(outside_dp[0].mean()), "above": float(above_dp[0].mean()), "below": float(below_dp[0].mean()),
-            "by_document": {"outside": _jackknife(outside_dp.mean(1)), "above": _jackknife(above_dp.mean(1))},
-            "never_together": float((ratio == 0).mean()), "ratio_quantiles": np.quantile(ratio, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist(),
-            "mutual_information": float(information[0]), "mutual_information_null": float(np.mean(information[1:])),
-            "entropy": float(stats.entropy([rate_m, 1 - rate_m]).mean()), "rates": [float(rate_m.min()), float(rate_m.max())],
-            "histogram": {"edges": np.asarray(bins).tolist(), "data": histogram(observed_p), "null": histogram(null_sp)}}
+    return {
+        "latents": len(rate_m),
+        "tokens": n,
+        "pairs": len(ratio),
+        "shifts": len(null_sp),
+        "outside": float(outside_dp[0].mean()),
+        "above": float(above_dp[0].mean()),
+        "below": float(below_dp[0].mean()),
+        "by_document": {
+            "outside": _jackknife(outside_dp.mean(1)),
+            "above": _jackknife(above_dp.mean(1)),
+        },
+        "never_together": float((ratio == 0).mean()),
+        "ratio_quantiles": np.quantile(ratio, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist(),
+        "mutual_information": float(information[0]),
+        "mutual_information_null": float(np.mean(information[1:])),
+        "entropy": float(stats.entropy([rate_m, 1 - rate_m]).mean()),
+        "rates": [float(rate_m.min()), float(rate_m.max())],
+        "histogram": {
+            "edges": np.asarray(bins).tolist(),
+            "data": histogram(observed_p),
+            "null": histogram(null_sp),
+        },
+    }
 
 
-def _together(firing_nm: Tensor, document_n: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _together(
+    firing_nm: Tensor, document_n: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Joint firings of all pairs, (pairs,), those of the null, (shifts, pairs), and which pairs are above and below the null's band.
 
     The last two are (1 + documents, pairs): of all tokens, then without each document.
@@ -138,7 +172,9 @@ def _together(firing_nm: Tensor, document_n: np.ndarray, seed: int) -> tuple[np.
     pair, columns_mn = np.triu_indices(firing_nm.shape[1], 1), firing_nm.T.contiguous().float()
 
     def counts(rows_mn: Tensor) -> np.ndarray:
-        counts_dp = np.stack([_products(part_mn, pair) for part_mn in rows_mn.tensor_split(ends.tolist(), dim=1)]).astype(float)
+        counts_dp = np.stack(
+            [_products(part_mn, pair) for part_mn in rows_mn.tensor_split(ends.tolist(), dim=1)]
+        ).astype(float)
         return np.concatenate([counts_dp.sum(0, keepdims=True), counts_dp.sum(0) - counts_dp])
 
     observed, null = counts(columns_mn), []
@@ -155,7 +191,11 @@ def _jackknife(share: np.ndarray) -> dict:
     """Interval of a share, from that of all documents and those without each."""
     (value, *without), n = share.tolist(), len(share) - 1
     reach = stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) ** 2 / n * np.var(without, ddof=1))
-    return {"value": value, "without": without, "ci95": [float(max(0.0, value - reach)), float(min(1.0, value + reach))]}
+    return {
+        "value": value,
+        "without": without,
+        "ci95": [float(max(0.0, value - reach)), float(min(1.0, value + reach))],
+    }
 
 
 def gaussianity(whitened_nd: Tensor, seed: int) -> dict:
@@ -173,9 +213,17 @@ def gaussianity(whitened_nd: Tensor, seed: int) -> dict:
     squares_nd = stats.zscore(values_nd**2, axis=0)
     pairs = paired(torch.from_numpy(squares_nd), seed)
     directions_nd = values_nd / np.linalg.norm(values_nd, axis=1, keepdims=True)
-    return {"kurtosis": stats.kurtosis(values_nd, axis=0).tolist(),
-            "norm_kurtosis": stats.kurtosis(directions_nd, axis=0).tolist(),
-            "distance": [float(stats.kstest(column, "norm", method="asymp").statistic) for column in values_nd.T],  # exact p-values, unused, are slow
-            "squares": {"correlation": float(pairs.observed_p.mean()), "correlation_null": float(pairs.null_sp.mean()),
-                        "outside": float((pairs.above_p | pairs.below_p).mean()), "above": float(pairs.above_p.mean()),
-                        "quantiles": np.quantile(pairs.observed_p, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()}}
+    return {
+        "kurtosis": stats.kurtosis(values_nd, axis=0).tolist(),
+        "norm_kurtosis": stats.kurtosis(directions_nd, axis=0).tolist(),
+        "distance": [
+            float(stats.kstest(column, "norm", method="asymp").statistic) for column in values_nd.T
+        ],  # exact p-values, unused, are slow
+        "squares": {
+            "correlation": float(pairs.observed_p.mean()),
+            "correlation_null": float(pairs.null_sp.mean()),
+            "outside": float((pairs.above_p | pairs.below_p).mean()),
+            "above": float(pairs.above_p.mean()),
+            "quantiles": np.quantile(pairs.observed_p, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist(),
+        },
+    }

@@ -15,7 +15,9 @@ RESAMPLES = 2000
 LEAST_DOCUMENTS = 5  # with fewer, too many resamples hold one document alone
 AT_ONCE = 2**23  # weights held in memory
 ROUNDING = 1e-9  # a spread below this share is none
-Statistic = Callable[[np.ndarray], np.ndarray]  # weights of the documents (…, documents) → values (…)
+Statistic = Callable[
+    [np.ndarray], np.ndarray
+]  # weights of the documents (…, documents) → values (…)
 
 
 class NotFinite(ValueError):
@@ -25,7 +27,9 @@ class NotFinite(ValueError):
 @lru_cache(maxsize=8)
 def resampled(n_documents: int, seed: int = 0) -> np.ndarray:
     """How often each document is drawn in each resample, (resamples, documents), after the documents themselves in the first row."""
-    drawn = np.random.default_rng(seed).multinomial(n_documents, np.full(n_documents, 1 / n_documents), RESAMPLES)
+    drawn = np.random.default_rng(seed).multinomial(
+        n_documents, np.full(n_documents, 1 / n_documents), RESAMPLES
+    )
     return np.concatenate([np.ones((1, n_documents)), drawn])
 
 
@@ -33,13 +37,20 @@ def jackknife_errors(statistic: Statistic, weights_rd: np.ndarray) -> np.ndarray
     """Standard error of the statistic in each resample, (r,), from leaving out one drawn document at a time."""
     n = weights_rd.shape[1]
     parts = np.array_split(weights_rd, -(-weights_rd.size * n // AT_ONCE))
-    values_rd = np.concatenate([statistic(np.maximum(part[:, None, :] - np.eye(n), 0)) for part in parts])
+    values_rd = np.concatenate(
+        [statistic(np.maximum(part[:, None, :] - np.eye(n), 0)) for part in parts]
+    )
     centre_r = (weights_rd * values_rd).sum(1, keepdims=True) / n
     return np.sqrt((n - 1) / n * (weights_rd * (values_rd - centre_r) ** 2).sum(1))
 
 
-def bootstrap_interval(statistic: Statistic, n_documents: int | Sequence[int], *, positive: bool = False,
-                       level: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(
+    statistic: Statistic,
+    n_documents: int | Sequence[int],
+    *,
+    positive: bool = False,
+    level: float = 0.95,
+) -> tuple[float, float]:
     """Interval for a statistic of the test documents.
 
     Paired, if the statistic is of two methods' sums on the same documents: `lambda w: (w @ ours_d) / (w @ theirs_d)`.
@@ -57,19 +68,31 @@ def bootstrap_interval(statistic: Statistic, n_documents: int | Sequence[int], *
 
     def value(weights: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.log(statistic(weights)) if positive else np.asarray(statistic(weights), dtype=np.float64)
+            return (
+                np.log(statistic(weights))
+                if positive
+                else np.asarray(statistic(weights), dtype=np.float64)
+            )
 
     weights_rd = np.concatenate([resampled(n, seed) for seed, n in enumerate(groups)], axis=1)
     values_r = value(weights_rd)
     if not np.isfinite(values_r).all():
-        raise NotFinite(f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of {sum(groups)} documents")
+        raise NotFinite(
+            f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of {sum(groups)} documents"
+        )
     errors_r = jackknife_errors(value, weights_rd)
     if not np.isfinite(errors_r[0]):
-        raise NotFinite(f"the statistic is not finite when one of the {sum(groups)} documents is left out")
+        raise NotFinite(
+            f"the statistic is not finite when one of the {sum(groups)} documents is left out"
+        )
     if errors_r[0] <= ROUNDING * max(1, abs(values_r[0])):  # a method against itself
         reach = 0.0
     else:
-        spread = errors_r[1:] > ROUNDING * errors_r[0]  # not so where one document alone was drawn, or equal ones
-        reach = errors_r[0] * np.quantile(np.abs(values_r[1:][spread] - values_r[0]) / errors_r[1:][spread], level)
+        spread = (
+            errors_r[1:] > ROUNDING * errors_r[0]
+        )  # not so where one document alone was drawn, or equal ones
+        reach = errors_r[0] * np.quantile(
+            np.abs(values_r[1:][spread] - values_r[0]) / errors_r[1:][spread], level
+        )
     low, high = values_r[0] - reach, values_r[0] + reach
     return (float(np.exp(low)), float(np.exp(high))) if positive else (float(low), float(high))

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 REVIEWS_FILE = "pang_lee_polarity.cor"  # Pang and Lee 2005: 100 sentences of each label, in Latin-1
-RELATIONS_FILE = "questions-words.txt"  # Mikolov et al. 2013: analogies "a b c d", of 14 families of relations
+RELATIONS_FILE = (
+    "questions-words.txt"  # Mikolov et al. 2013: analogies "a b c d", of 14 families of relations
+)
 
 
 def review_sentences() -> list[tuple[str, str]]:
@@ -17,7 +19,9 @@ def review_sentences() -> list[tuple[str, str]]:
         mark, _, sentence = line.partition(" ")
         label = mark.removeprefix("__label__")
         if label not in ("pos", "neg"):
-            raise ValueError(f"{REVIEWS_FILE}, line {number}: begins with {mark!r}, expected __label__pos or __label__neg")
+            raise ValueError(
+                f"{REVIEWS_FILE}, line {number}: begins with {mark!r}, expected __label__pos or __label__neg"
+            )
         sentences.append((sentence.strip(), label))
     return sentences
 
@@ -34,9 +38,13 @@ def relation_families() -> dict[str, list[tuple[str, str]]]:
             pairs = families.setdefault(line.removeprefix(":").strip(), [])
             continue
         if len(words := line.split()) != 4:
-            raise ValueError(f"{RELATIONS_FILE}, line {number}: {line!r} has {len(words)} words, expected four")
+            raise ValueError(
+                f"{RELATIONS_FILE}, line {number}: {line!r} has {len(words)} words, expected four"
+            )
         if not families:
-            raise ValueError(f"{RELATIONS_FILE}, line {number}: {line!r} stands before any family, expected a line that begins with ':'")
+            raise ValueError(
+                f"{RELATIONS_FILE}, line {number}: {line!r} stands before any family, expected a line that begins with ':'"
+            )
         pairs += [(words[0], words[1]), (words[2], words[3])]
     return {family: list(dict.fromkeys(pairs)) for family, pairs in families.items()}
 

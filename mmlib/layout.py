@@ -61,7 +61,11 @@ class Seal:
     def of(cls, path: Path, rows: tuple[tuple[str, int, int], ...]) -> "Seal":
         """The seal of a file whose datasets of rows are `rows`, from its bytes."""
         size = path.stat().st_size
-        return cls(size, rows, digest_outside(path, [(first, n) for _, first, n in rows], _header(size, rows)))
+        return cls(
+            size,
+            rows,
+            digest_outside(path, [(first, n) for _, first, n in rows], _header(size, rows)),
+        )
 
     def text(self) -> bytes:
         """The user block.
@@ -71,7 +75,9 @@ class Seal:
         """
         text = _header(self.size, self.rows) + f"seal {self.digest}\n".encode()
         if len(text) > BLOCK:
-            raise StoreError(f"the seal of {len(self.rows)} datasets needs {len(text)} bytes, {BLOCK} are reserved: store fewer layers a file")
+            raise StoreError(
+                f"the seal of {len(self.rows)} datasets needs {len(text)} bytes, {BLOCK} are reserved: store fewer layers a file"
+            )
         return text.ljust(BLOCK, b"\0")
 
     def place(self, path: Path, name: str) -> int:
@@ -83,11 +89,17 @@ class Seal:
         for known, first, _ in self.rows:
             if known == name:
                 return first
-        raise StoreError(f"{path} has no rows {name!r}, only {', '.join(known for known, _, _ in self.rows)}")
+        raise StoreError(
+            f"{path} has no rows {name!r}, only {', '.join(known for known, _, _ in self.rows)}"
+        )
 
 
 def _header(size: int, rows: tuple[tuple[str, int, int], ...]) -> bytes:
-    lines = [f"{FORMAT} {FORMAT_VERSION}", f"size {size}", *(f"rows {name} {first} {n}" for name, first, n in rows)]
+    lines = [
+        f"{FORMAT} {FORMAT_VERSION}",
+        f"size {size}",
+        *(f"rows {name} {first} {n}" for name, first, n in rows),
+    ]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -119,22 +131,35 @@ def read_seal(path: Path) -> Seal:
     if len(block) < BLOCK:
         raise StoreError(f"{path} is truncated to {size} bytes, or no store: extract it again")
     if not block.strip(b"\0"):
-        raise StoreError(f"{path} was not finished: run the extraction again, it continues where this one stopped")
+        raise StoreError(
+            f"{path} was not finished: run the extraction again, it continues where this one stopped"
+        )
     lines = block.rstrip(b"\0").decode("ascii", "replace").splitlines()
     name, _, version = lines[0].partition(" ")
     if name == FORMAT and version != str(FORMAT_VERSION):
-        raise StoreError(f"{path} is {FORMAT} version {version}: this code reads version {FORMAT_VERSION}, extract it again")
+        raise StoreError(
+            f"{path} is {FORMAT} version {version}: this code reads version {FORMAT_VERSION}, extract it again"
+        )
     if name != FORMAT:
-        raise StoreError(f"{path} does not begin with the seal of {FORMAT} version {FORMAT_VERSION}: it is of version 1, damaged or no store; extract it again")
+        raise StoreError(
+            f"{path} does not begin with the seal of {FORMAT} version {FORMAT_VERSION}: it is of version 1, damaged or no store; extract it again"
+        )
     try:
-        rows = tuple((name, int(first), int(n)) for _, name, first, n in (line.split(" ") for line in lines[2:-1]))
+        rows = tuple(
+            (name, int(first), int(n))
+            for _, name, first, n in (line.split(" ") for line in lines[2:-1])
+        )
         seal = Seal(int(lines[1].removeprefix("size ")), rows, lines[-1].removeprefix("seal "))
     except (ValueError, IndexError) as error:
         raise StoreError(f"the seal of {path} is damaged: extract it again") from error
     if size != seal.size:
-        raise StoreError(f"{path} has {size:,} bytes, its seal says {seal.size:,}: it is truncated or was added to; extract it again")
+        raise StoreError(
+            f"{path} has {size:,} bytes, its seal says {seal.size:,}: it is truncated or was added to; extract it again"
+        )
     if seal.text() != block or seal != Seal.of(path, rows):
-        raise StoreError(f"{path} is damaged or was changed after it was written (its seal is broken): extract it again")
+        raise StoreError(
+            f"{path} is damaged or was changed after it was written (its seal is broken): extract it again"
+        )
     return seal
 
 
@@ -157,7 +182,10 @@ class CheckedRows:
         self._bytes, self._parts = int(np.prod(width)) * dtype.itemsize, parts
         self._first_row = np.cumsum([0, *(part.rows for part in parts)])
         self._first_chunk = np.cumsum([0, *(chunk_count(part.rows) for part in parts)])
-        firsts = [np.arange(0, part.rows, CHUNK_ROWS, dtype=np.int64) + row for part, row in zip(parts, self._first_row)]
+        firsts = [
+            np.arange(0, part.rows, CHUNK_ROWS, dtype=np.int64) + row
+            for part, row in zip(parts, self._first_row)
+        ]
         self.starts = np.concatenate([*firsts, self._first_row[-1:]])  # (chunks + 1,) first rows
 
     def path(self, chunk: int) -> Path:
@@ -166,8 +194,15 @@ class CheckedRows:
 
     def chunks(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """(chunk, first row, end row) of the chunks that overlap rows start to stop, clipped to them."""
-        for chunk in range(np.searchsorted(self.starts, start, "right") - 1, np.searchsorted(self.starts, stop, "left")):
-            yield int(chunk), max(start, int(self.starts[chunk])), min(stop, int(self.starts[chunk + 1]))
+        for chunk in range(
+            np.searchsorted(self.starts, start, "right") - 1,
+            np.searchsorted(self.starts, stop, "left"),
+        ):
+            yield (
+                int(chunk),
+                max(start, int(self.starts[chunk])),
+                min(stop, int(self.starts[chunk + 1])),
+            )
 
     def read_chunk(self, chunk: int, into: np.ndarray | None = None) -> np.ndarray:
         """One whole chunk, (rows, …), in `into` if that is given.
@@ -179,10 +214,16 @@ class CheckedRows:
         part, index = self._parts[which], chunk - int(self._first_chunk[which])
         rows = int(self.starts[chunk + 1] - self.starts[chunk])
         values = np.empty((rows, *self.width), self.dtype) if into is None else into[:rows]
-        got = os.preadv(part.file.fileno(), [values.data.cast("B")], part.first_byte + index * CHUNK_ROWS * self._bytes)
+        got = os.preadv(
+            part.file.fileno(),
+            [values.data.cast("B")],
+            part.first_byte + index * CHUNK_ROWS * self._bytes,
+        )
         if got != values.nbytes or checksum(values) != int(part.checksums[index]):
-            raise StoreError(f"{part.path}: {self.name}, rows {self.starts[chunk]} to {self.starts[chunk + 1]} fail their checksum: "
-                             "the file is damaged, extract it again")
+            raise StoreError(
+                f"{part.path}: {self.name}, rows {self.starts[chunk]} to {self.starts[chunk + 1]} fail their checksum: "
+                "the file is damaged, extract it again"
+            )
         return values
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -197,15 +238,25 @@ class CheckedRows:
                 self.read_chunk(chunk, values[first - start :])
             else:
                 low = int(self.starts[chunk])
-                values[first - start : end - start] = self.read_chunk(chunk)[first - low : end - low]
+                values[first - start : end - start] = self.read_chunk(chunk)[
+                    first - low : end - low
+                ]
         return values
 
 
 def to_numpy(values: Tensor) -> np.ndarray:
     """The same bits, bfloat16 as uint16."""
-    return values.view(torch.int16).numpy().view(np.uint16) if values.dtype == torch.bfloat16 else values.numpy()
+    return (
+        values.view(torch.int16).numpy().view(np.uint16)
+        if values.dtype == torch.bfloat16
+        else values.numpy()
+    )
 
 
 def from_numpy(values: np.ndarray) -> Tensor:
     """The inverse of `to_numpy`."""
-    return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16) if values.dtype == np.uint16 else torch.from_numpy(values)
+    return (
+        torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        if values.dtype == np.uint16
+        else torch.from_numpy(values)
+    )

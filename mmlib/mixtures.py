@@ -49,7 +49,9 @@ class GaussianMixtureDenoiser:
         """Free numbers: those of each component, and the weights, whose sum is 1."""
         return len(self.components) - 1 + sum(component.parameters for component in self.components)
 
-    def _possible(self, k: int, x_nd: Tensor, sigma: float, squares_n: Tensor, least_n: Tensor) -> Tensor | slice:
+    def _possible(
+        self, k: int, x_nd: Tensor, sigma: float, squares_n: Tensor, least_n: Tensor
+    ) -> Tensor | slice:
         """Rows, among them all in which log w_k + log N(x; a μ_k, a² Σ_k + σ² I) reaches `least_n`.
 
         Seen along the axes of most variance only. Along the rest of them variances are at most v, so that what these axes leave of the
@@ -57,28 +59,40 @@ class GaussianMixtureDenoiser:
         """
         component, rows, d = self.components[k], slice(None), x_nd.shape[1]
         variance_d = (1 - sigma) ** 2 * component.eigenvalues_d + sigma**2
-        highest = self.log_weights_k[k].double() - (2 * math.pi * variance_d).log().sum(dtype=torch.double) / 2
+        highest = (
+            self.log_weights_k[k].double()
+            - (2 * math.pi * variance_d).log().sum(dtype=torch.double) / 2
+        )
         for share in SEEN:
             first = d - int(share * d)  # eigenvalues ascend
             axes_dp = component.basis_dd[:, first:]
-            squares_mp = (x_nd[rows] @ axes_dp - (1 - sigma) * (component.mean_d @ axes_dp)).square()
+            squares_mp = (
+                x_nd[rows] @ axes_dp - (1 - sigma) * (component.mean_d @ axes_dp)
+            ).square()
             left_m = (squares_n[rows] - squares_mp.sum(1)).clamp(min=0)
-            distance_m = (squares_mp / variance_d[first:]).sum(1, dtype=torch.double) + left_m / variance_d[:first].max()
+            distance_m = (squares_mp / variance_d[first:]).sum(
+                1, dtype=torch.double
+            ) + left_m / variance_d[:first].max()
             kept_m = highest - distance_m / 2 >= least_n[rows]
             if _most(kept_m):
                 break
             rows = torch.arange(len(x_nd))[rows][kept_m]
         return rows
 
-    def _likely(self, x_nd: Tensor, sigma: float) -> Iterator[tuple[int, Tensor | slice, Tensor, Tensor]]:
+    def _likely(
+        self, x_nd: Tensor, sigma: float
+    ) -> Iterator[tuple[int, Tensor | slice, Tensor, Tensor]]:
         """Each component with rows, among them all in which it is not negligible beside that of the nearest mean.
 
         Yields:
             its number k, those rows, their coordinates along its axes (m, d), and log w_k + log N(x; a μ_k, a² Σ_k + σ² I) in nats (m,).
         """
+
         def joint(k: int, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
             scores_md = self.components[k].scores(x_nd[rows], sigma)
-            return scores_md, x_nd.shape[1] * self.components[k].score_density(scores_md, sigma) + self.log_weights_k[k].double()
+            return scores_md, x_nd.shape[1] * self.components[k].score_density(
+                scores_md, sigma
+            ) + self.log_weights_k[k].double()
 
         means_kd = (1 - sigma) * torch.stack([component.mean_d for component in self.components])
         squares_nk = torch.cdist(x_nd.detach().double(), means_kd.double()).square()
@@ -90,7 +104,11 @@ class GaussianMixtureDenoiser:
             rows = self._possible(k, x_nd.detach(), sigma, squares_nk[:, k], least_n)
             scores_md, joint_m = joint(k, rows)
             if not _most(kept_m := joint_m >= least_n[rows]):
-                rows, scores_md, joint_m = torch.arange(len(x_nd))[rows][kept_m], scores_md[kept_m], joint_m[kept_m]
+                rows, scores_md, joint_m = (
+                    torch.arange(len(x_nd))[rows][kept_m],
+                    scores_md[kept_m],
+                    joint_m[kept_m],
+                )
             yield k, rows, scores_md, joint_m
 
     def log_density(self, x_nd: Tensor, sigma: float) -> Tensor:
@@ -101,19 +119,27 @@ class GaussianMixtureDenoiser:
         return joint_nk.logsumexp(1) / x_nd.shape[1]
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
-        most_n = torch.full((len(x_nd),), -math.inf, dtype=torch.double)  # shares are of the largest so far: no exponential overflows
+        most_n = torch.full(
+            (len(x_nd),), -math.inf, dtype=torch.double
+        )  # shares are of the largest so far: no exponential overflows
         total_n, estimate_nd = torch.zeros_like(x_nd[:, 0]), torch.zeros_like(x_nd)
         for k, rows, scores_md, joint_m in self._likely(x_nd, sigma):
             most_m = most_n[rows].maximum(joint_m)
-            before_m, share_m = ((log_m - most_m).exp().to(x_nd.dtype) for log_m in (most_n[rows], joint_m))
+            before_m, share_m = (
+                (log_m - most_m).exp().to(x_nd.dtype) for log_m in (most_n[rows], joint_m)
+            )
             estimate_md = self.components[k].estimate(scores_md, sigma)
-            estimate_nd[rows] = before_m[:, None] * estimate_nd[rows] + share_m[:, None] * estimate_md
+            estimate_nd[rows] = (
+                before_m[:, None] * estimate_nd[rows] + share_m[:, None] * estimate_md
+            )
             most_n[rows], total_n[rows] = most_m, before_m * total_n[rows] + share_m
         return estimate_nd / total_n[:, None]
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draws from the mixture, (n, d), in random order of components."""
-        component_n = torch.multinomial(self.log_weights_k.exp(), n, replacement=True, generator=generator)
+        component_n = torch.multinomial(
+            self.log_weights_k.exp(), n, replacement=True, generator=generator
+        )
         z_nd = torch.empty(n, len(self.components[0].mean_d))
         for k, component in enumerate(self.components):
             rows = (component_n == k).nonzero()[:, 0]
@@ -122,9 +148,14 @@ class GaussianMixtureDenoiser:
 
     def save(self, path: Path, documents: str) -> None:
         """Write as safetensors, with the identity of the documents it was fitted to."""
-        stacked = {name: torch.stack([getattr(component, name) for component in self.components]) for name in ("mean_d", "basis_dd", "eigenvalues_d")}
+        stacked = {
+            name: torch.stack([getattr(component, name) for component in self.components])
+            for name in ("mean_d", "basis_dd", "eigenvalues_d")
+        }
         with written_whole(path) as partial:
-            save_file({"log_weights": self.log_weights_k, **stacked}, partial, {"documents": documents})
+            save_file(
+                {"log_weights": self.log_weights_k, **stacked}, partial, {"documents": documents}
+            )
 
     @classmethod
     def load(cls, path: Path, store: ActivationStore) -> "GaussianMixtureDenoiser":
@@ -135,7 +166,10 @@ class GaussianMixtureDenoiser:
         """
         with safe_open(path, "pt") as file:
             store.check_documents(file.metadata()["documents"], path)
-            log_weights_k, *stacked = (file.get_tensor(name) for name in ("log_weights", "mean_d", "basis_dd", "eigenvalues_d"))
+            log_weights_k, *stacked = (
+                file.get_tensor(name)
+                for name in ("log_weights", "mean_d", "basis_dd", "eigenvalues_d")
+            )
         return cls(log_weights_k, tuple(full_gaussian(*parts) for parts in zip(*stacked)))
 
 
@@ -175,12 +209,20 @@ class ClusterMoments:
         n, components = self.count_k.sum(), []
         within_dd = self.scatter_kdd.sum(0) / n
         for count, mean_d, scatter_dd in zip(self.count_k, self.mean_kd, self.scatter_kdd):
-            eigenvalues_d, basis_dd = torch.linalg.eigh((scatter_dd + prior * within_dd) / (count + prior))
-            components.append(full_gaussian(mean_d, basis_dd.contiguous(), eigenvalues_d.clamp(min=LEAST_VARIANCE)))
+            eigenvalues_d, basis_dd = torch.linalg.eigh(
+                (scatter_dd + prior * within_dd) / (count + prior)
+            )
+            components.append(
+                full_gaussian(
+                    mean_d, basis_dd.contiguous(), eigenvalues_d.clamp(min=LEAST_VARIANCE)
+                )
+            )
         return GaussianMixtureDenoiser((self.count_k / n).log(), tuple(components))
 
 
-def fit_mixture(z_train_nd: Tensor, z_validation_nd: Tensor, size: MixtureSize, *, seed: int) -> tuple[GaussianMixtureDenoiser, list[dict]]:
+def fit_mixture(
+    z_train_nd: Tensor, z_validation_nd: Tensor, size: MixtureSize, *, seed: int
+) -> tuple[GaussianMixtureDenoiser, list[dict]]:
     """Fit to training documents; choose on validation documents, by the mean log-density of smoothed activations.
 
     Every number of components is tried with every strength of the prior after k-means; the best is taken on by EM.
@@ -195,35 +237,62 @@ def fit_mixture(z_train_nd: Tensor, z_validation_nd: Tensor, size: MixtureSize, 
         ValueError: fewer training activations than dimensions or components.
     """
     if len(z_train_nd) <= max(z_train_nd.shape[1], *size.components):
-        raise ValueError(f"{len(z_train_nd)} activations cannot determine {max(size.components)} components in {z_train_nd.shape[1]} dimensions: "
-                         "extract more")
+        raise ValueError(
+            f"{len(z_train_nd)} activations cannot determine {max(size.components)} components in {z_train_nd.shape[1]} dimensions: "
+            "extract more"
+        )
     x_nd, outcomes = smoothed(z_validation_nd, torch.Generator().manual_seed(seed)), []
     best = (-math.inf, None, None, None)
 
-    def tried(mixture: GaussianMixtureDenoiser, label_n: Tensor, prior: float, em_steps: int) -> tuple:
+    def tried(
+        mixture: GaussianMixtureDenoiser, label_n: Tensor, prior: float, em_steps: int
+    ) -> tuple:
         score = float(mixture.log_density(x_nd, SMOOTHING).mean())
-        outcomes.append({"components": len(mixture.components), "prior": prior, "em_steps": em_steps, "nats_per_dimension": score,
-                         "least_tokens": int(label_n.unique(return_counts=True)[1].min())})
-        bar.set_postfix_str(f"{len(mixture.components)} components, prior {prior:g}: {score:.4f} nats per dimension")
+        outcomes.append(
+            {
+                "components": len(mixture.components),
+                "prior": prior,
+                "em_steps": em_steps,
+                "nats_per_dimension": score,
+                "least_tokens": int(label_n.unique(return_counts=True)[1].min()),
+            }
+        )
+        bar.set_postfix_str(
+            f"{len(mixture.components)} components, prior {prior:g}: {score:.4f} nats per dimension"
+        )
         bar.update()
         return score, mixture, label_n, prior
 
-    with tqdm(total=len(size.components) * len(size.priors) + size.em_steps, desc="fitting the mixture", unit="trial") as bar:
+    with tqdm(
+        total=len(size.components) * len(size.priors) + size.em_steps,
+        desc="fitting the mixture",
+        unit="trial",
+    ) as bar:
         for k in size.components:
             label_n = _clusters(z_train_nd, k, seed)
             moments = ClusterMoments.of(z_train_nd, label_n)
-            best = max([best, *(tried(moments.mixture(prior), label_n, prior, 0) for prior in size.priors)], key=lambda trial: trial[0])
+            best = max(
+                [
+                    best,
+                    *(tried(moments.mixture(prior), label_n, prior, 0) for prior in size.priors),
+                ],
+                key=lambda trial: trial[0],
+            )
         last = best
         for step in range(size.em_steps):
             label_n = _assigned(last[1], z_train_nd)
-            last = tried(ClusterMoments.of(z_train_nd, label_n).mixture(last[3]), label_n, last[3], step + 1)
+            last = tried(
+                ClusterMoments.of(z_train_nd, label_n).mixture(last[3]), label_n, last[3], step + 1
+            )
             best = max(best, last, key=lambda trial: trial[0])
     return best[1], outcomes
 
 
 def _clusters(z_nd: Tensor, k: int, seed: int) -> Tensor:
     """The number of each activation's cluster, (n,)."""
-    kmeans = MiniBatchKMeans(k, batch_size=KMEANS_BATCH, max_iter=30, n_init=3, reassignment_ratio=0, random_state=seed)
+    kmeans = MiniBatchKMeans(
+        k, batch_size=KMEANS_BATCH, max_iter=30, n_init=3, reassignment_ratio=0, random_state=seed
+    )
     return torch.from_numpy(kmeans.fit(z_nd.numpy()).labels_).long()
 
 
@@ -231,7 +300,12 @@ def _assigned(mixture: GaussianMixtureDenoiser, z_nd: Tensor) -> Tensor:
     """The most probable component of each activation, (n,), among those whose means are nearest."""
     means_kd = torch.stack([component.mean_d for component in mixture.components])
     nearest = min(NEAREST, len(means_kd))
-    candidates_nc = torch.cat([torch.cdist(part_nd, means_kd).topk(nearest, largest=False).indices for part_nd in z_nd.split(KMEANS_BATCH)])
+    candidates_nc = torch.cat(
+        [
+            torch.cdist(part_nd, means_kd).topk(nearest, largest=False).indices
+            for part_nd in z_nd.split(KMEANS_BATCH)
+        ]
+    )
     most_n = torch.full((len(z_nd),), -math.inf, dtype=torch.double)
     label_n = torch.zeros(len(z_nd), dtype=torch.long)
     for k, component in enumerate(mixture.components):

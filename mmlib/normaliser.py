@@ -28,9 +28,14 @@ class Normaliser:
         """
         for store in stores:
             if not (store.variance > 0).all():
-                raise StoreError(f"{store.path}: dimensions {(store.variance <= 0).nonzero()[0].tolist()} of layer {store.layer} never vary")
+                raise StoreError(
+                    f"{store.path}: dimensions {(store.variance <= 0).nonzero()[0].tolist()} of layer {store.layer} never vary"
+                )
         mean_ld = torch.stack([torch.from_numpy(store.mean) for store in stores])
-        return cls(mean_ld.float(), torch.stack([torch.from_numpy(store.variance) for store in stores]).sqrt().float())
+        return cls(
+            mean_ld.float(),
+            torch.stack([torch.from_numpy(store.variance) for store in stores]).sqrt().float(),
+        )
 
     @property
     def d(self) -> int:
@@ -53,8 +58,15 @@ class Normaliser:
 
     def _matching(self, values: Tensor) -> tuple[Tensor, Tensor]:
         layers, d = self.mean_ld.shape
-        if values.shape[-1] != d or values.ndim != (2 if layers == 1 else 3) or (layers > 1 and len(values) != layers):
-            raise ValueError(f"activations of shape {tuple(values.shape)}: expected (n, {d})" if layers == 1 else
-                             f"activations of shape {tuple(values.shape)}: expected ({layers}, n, {d}), or choose a layer with MetaModel.at(layer)")
+        if (
+            values.shape[-1] != d
+            or values.ndim != (2 if layers == 1 else 3)
+            or (layers > 1 and len(values) != layers)
+        ):
+            raise ValueError(
+                f"activations of shape {tuple(values.shape)}: expected (n, {d})"
+                if layers == 1
+                else f"activations of shape {tuple(values.shape)}: expected ({layers}, n, {d}), or choose a layer with MetaModel.at(layer)"
+            )
         mean, std = self.mean_ld.to(values.device), self.std_ld.to(values.device)
         return (mean[0], std[0]) if layers == 1 else (mean[:, None], std[:, None])

@@ -21,8 +21,18 @@ from mmlib.tasks import Task
 
 KEEP = 512  # units of the ranking that are cross-validated, as published
 FOLDS = 5  # as published
-PUBLISHED = {"meta-neurons": 0.84, "SAE latents": 0.70}  # mean AUC over 113 tasks, Llama-3.1-8B, arXiv 2602.06964
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse, of the penalty of a probe on all dimensions; as published
+PUBLISHED = {
+    "meta-neurons": 0.84,
+    "SAE latents": 0.70,
+}  # mean AUC over 113 tasks, Llama-3.1-8B, arXiv 2602.06964
+STRENGTHS = (
+    1e-5,
+    1e-4,
+    1e-3,
+    1e-2,
+    1e-1,
+    1.0,
+)  # inverse, of the penalty of a probe on all dimensions; as published
 
 
 def auc(high_pu: np.ndarray, low_nu: np.ndarray) -> np.ndarray:
@@ -74,7 +84,9 @@ class TaskProbes:
             label = self.label_e[fold]
             here_u = auc(values_eu[fold][label], values_eu[fold][~label])
             difference_u = mean_difference(values_eu[rest], self.label_e[rest])
-            scores.append(np.where(difference_u > 0, here_u, np.where(difference_u < 0, 1 - here_u, 0.5)))
+            scores.append(
+                np.where(difference_u > 0, here_u, np.where(difference_u < 0, 1 - here_u, 0.5))
+            )
         return np.mean(scores, 0)
 
     def best(self, candidates: np.ndarray | None = None, keep: int = KEEP) -> Probe:
@@ -86,21 +98,39 @@ class TaskProbes:
         among = np.arange(len(self.difference_u)) if candidates is None else np.asarray(candidates)
         ranked = among[np.argsort(-np.abs(self.difference_u[among]), kind="stable")][:keep]
         scores = self.cv_auc(ranked)
-        unit, sign = int(ranked[scores.argmax()]), 1 if self.difference_u[ranked[scores.argmax()]] >= 0 else -1
+        unit, sign = (
+            int(ranked[scores.argmax()]),
+            1 if self.difference_u[ranked[scores.argmax()]] >= 0 else -1,
+        )
         held = sign * self.held_eu[:, [unit]]
-        return Probe(unit, sign, float(scores.max()), float(auc(held[self.held_label_e], held[~self.held_label_e])[0]))
+        return Probe(
+            unit,
+            sign,
+            float(scores.max()),
+            float(auc(held[self.held_label_e], held[~self.held_label_e])[0]),
+        )
 
 
-def grouped_folds(label_e: np.ndarray, group_e: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def grouped_folds(
+    label_e: np.ndarray, group_e: np.ndarray, folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """(rest, fold) as indices: no group is on both sides, and each side has both classes.
 
     Raises:
         ValueError: no fold is so.
     """
-    splitter = StratifiedGroupKFold(min(folds, len(np.unique(group_e))), shuffle=True, random_state=seed)
-    split = [parts for parts in splitter.split(label_e, label_e, group_e) if all(len(set(label_e[part])) == 2 for part in parts)]
+    splitter = StratifiedGroupKFold(
+        min(folds, len(np.unique(group_e))), shuffle=True, random_state=seed
+    )
+    split = [
+        parts
+        for parts in splitter.split(label_e, label_e, group_e)
+        if all(len(set(label_e[part])) == 2 for part in parts)
+    ]
     if not split:
-        raise ValueError(f"{len(label_e)} examples in {len(np.unique(group_e))} groups: no fold holds both classes")
+        raise ValueError(
+            f"{len(label_e)} examples in {len(np.unique(group_e))} groups: no fold holds both classes"
+        )
     return split
 
 
@@ -114,7 +144,10 @@ def random_candidates(units: int, count: int, draws: int, seed: int) -> list[np.
     """So many draws of `count` different units out of `units`; one draw of all where there are no more."""
     if units <= count:
         return [np.arange(units)]
-    return [np.sort(np.random.default_rng([seed, draw]).choice(units, count, replace=False)) for draw in range(draws)]
+    return [
+        np.sort(np.random.default_rng([seed, draw]).choice(units, count, replace=False))
+        for draw in range(draws)
+    ]
 
 
 def mean_difference_auc(z_nd: np.ndarray, task: Task) -> float:
@@ -134,8 +167,17 @@ def dense_auc(z_nd: np.ndarray, task: Task, seed: int, folds: int = FOLDS) -> fl
         score_e = model.decision_function(x_ed)
         return float(auc(score_e[label_e, None], score_e[~label_e, None])[0])
 
-    model = LogisticRegressionCV(Cs=STRENGTHS, cv=task_folds(task, folds, seed), scoring=area, max_iter=300, l1_ratios=(0,), use_legacy_attributes=False)
-    return area(model.fit((z_nd[rows] - mean_d) / std_d, label), (z_nd[held] - mean_d) / std_d, held_label)
+    model = LogisticRegressionCV(
+        Cs=STRENGTHS,
+        cv=task_folds(task, folds, seed),
+        scoring=area,
+        max_iter=300,
+        l1_ratios=(0,),
+        use_legacy_attributes=False,
+    )
+    return area(
+        model.fit((z_nd[rows] - mean_d) / std_d, label), (z_nd[held] - mean_d) / std_d, held_label
+    )
 
 
 def mean_over_tasks(value_t: Sequence[float], minus_t: Sequence[float] | None = None) -> dict:

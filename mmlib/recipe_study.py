@@ -22,10 +22,24 @@ from mmlib.normaliser import Normaliser
 from mmlib.presets import MLPSize, Recipe, Training, UNetSize
 from mmlib.store import ActivationStore
 from mmlib.studies import Cell, Study, watched
-from mmlib.trials import best_of, end_of, guess, loss_of, planned_seconds, row_of, seconds_a_step, time_to, tune
+from mmlib.trials import (
+    best_of,
+    end_of,
+    guess,
+    loss_of,
+    planned_seconds,
+    row_of,
+    seconds_a_step,
+    time_to,
+    tune,
+)
 
-VARIANTS = {"published": "published architecture", "shared": "shared levels", "gated": "shared levels, gated skip",
-            "linear": "shared levels, linear skip"}
+VARIANTS = {
+    "published": "published architecture",
+    "shared": "shared levels",
+    "gated": "shared levels, gated skip",
+    "linear": "shared levels, linear skip",
+}
 OURS = "gated"  # fixed before this study: the recipe that notebook 03 had then
 MARGIN = 0.05  # published settings that end further above the target than this share have no further seeds
 
@@ -50,6 +64,7 @@ BEST_ABLATIONS = 3  # that are repeated with the other seeds
 
 def stage(method: Callable) -> cached_property:
     """A part of the study: done once, and its cells are counted as its own."""
+
     @wraps(method)
     def run(self):
         before, self.at = self.at, method.__name__
@@ -83,18 +98,46 @@ class RecipeStudy:
         self.documents = documents - documents[0]
 
         def study(evaluate: Callable[[Cell, MetaModel], dict], evaluation: dict) -> Study:
-            return Study(run, "recipes", "21_recipes", evaluate, evaluation, one_pass=False, trials=True, validation_rows=self.size.validation_rows)
+            return Study(
+                run,
+                "recipes",
+                "21_recipes",
+                evaluate,
+                evaluation,
+                one_pass=False,
+                trials=True,
+                validation_rows=self.size.validation_rows,
+            )
 
         def measuring(objective: str, tokens: int) -> Study:
-            return study(lambda cell, model: {"loss": self.measured(model, objective, tokens)},
-                         {"objective": objective, "documents": "validation", "tokens_per_level": tokens, "seed": run.seed})
+            return study(
+                lambda cell, model: {"loss": self.measured(model, objective, tokens)},
+                {
+                    "objective": objective,
+                    "documents": "validation",
+                    "tokens_per_level": tokens,
+                    "seed": run.seed,
+                },
+            )
 
-        self.mlps, self.unets = measuring("flow_velocity", self.size.tokens), measuring("ddpm_epsilon", self.size.tokens_unet)
+        self.mlps, self.unets = (
+            measuring("flow_velocity", self.size.tokens),
+            measuring("ddpm_epsilon", self.size.tokens_unet),
+        )
         self.speeds = study(lambda cell, model: {}, {})
 
     def measured(self, denoiser, objective: str, tokens: int) -> float:
         """The plain loss of a denoiser on validation documents."""
-        losses, _ = compare.evaluate({"it": denoiser}, {}, objective, self.z, self.documents, tokens=tokens, common_tokens=tokens, seed=self.seed)
+        losses, _ = compare.evaluate(
+            {"it": denoiser},
+            {},
+            objective,
+            self.z,
+            self.documents,
+            tokens=tokens,
+            common_tokens=tokens,
+            seed=self.seed,
+        )
         return losses.mean("it")
 
     def outcome(self, study: Study, cell: Cell) -> dict:
@@ -107,75 +150,163 @@ class RecipeStudy:
             raise ValueError(f"two cells are called {cell.name}: expected a name each")
         found = study.known(cell)
         if self.planning:
-            self.planned.setdefault(cell.name, (self.at, found is None, planned_seconds(cell, study)))
+            self.planned.setdefault(
+                cell.name, (self.at, found is None, planned_seconds(cell, study))
+            )
             return found or guess(cell, self.size)
         self.used[cell.name] = found or study.outcome(cell)
         return self.used[cell.name]
 
     # Cells
 
-    def mlp(self, variant: str, rate: float, seed: int | None = None, *, label: str = "", length: float = 1.0, batch: int | None = None,
-            steps: int | None = None, size: MLPSize | None = None, training: dict | None = None, linear_skip: bool | None = None) -> Cell:
+    def mlp(
+        self,
+        variant: str,
+        rate: float,
+        seed: int | None = None,
+        *,
+        label: str = "",
+        length: float = 1.0,
+        batch: int | None = None,
+        steps: int | None = None,
+        size: MLPSize | None = None,
+        training: dict | None = None,
+        linear_skip: bool | None = None,
+    ) -> Cell:
         """A network of the paper's kind, on a Gaussian if the variant or the argument says so. `length` counts in lengths of the tuning, at the batch's own number of steps for that; `steps` overrules."""
         batch, seed = batch or self.size.batch, self.seed if seed is None else seed
         steps = max(2, round(length * self.steps_for(variant, batch))) if steps is None else steps
-        settings = Training("flow_velocity", steps=steps, batch=batch, lr=rate, warmup=0.05, ema=0.99, weight_decay=0.05,
-                            levels=None if variant == "published" else self.size.levels, stop_if_stuck=False)
+        settings = Training(
+            "flow_velocity",
+            steps=steps,
+            batch=batch,
+            lr=rate,
+            warmup=0.05,
+            ema=0.99,
+            weight_decay=0.05,
+            levels=None if variant == "published" else self.size.levels,
+            stop_if_stuck=False,
+        )
         settings = watched(replace(settings, **(training or {})))
-        recipe = Recipe(replace(size or self.size.mlp, gated_skip=variant == "gated"), settings,
-                        linear_skip=variant == "linear" if linear_skip is None else linear_skip)
-        name = "-".join(filter(None, (variant, label, f"rate{rate:g}", f"batch{batch}", f"steps{steps}", f"seed{seed}")))
+        recipe = Recipe(
+            replace(size or self.size.mlp, gated_skip=variant == "gated"),
+            settings,
+            linear_skip=variant == "linear" if linear_skip is None else linear_skip,
+        )
+        name = "-".join(
+            filter(
+                None,
+                (variant, label, f"rate{rate:g}", f"batch{batch}", f"steps{steps}", f"seed{seed}"),
+            )
+        )
         return Cell(name, recipe, self.store, seed)
 
     def speed(self, cell: Cell, label: str) -> float:
         """Seconds a step of a cell's recipe, whatever its rate and seed, from a short training of its own."""
-        training = watched(replace(cell.recipe.training, steps=self.size.speed_steps, lr=self.size.rates[0]), 8)
-        short = replace(cell, name=f"speed-{label}", recipe=replace(cell.recipe, training=training), seed=self.seed)
+        training = watched(
+            replace(cell.recipe.training, steps=self.size.speed_steps, lr=self.size.rates[0]), 8
+        )
+        short = replace(
+            cell,
+            name=f"speed-{label}",
+            recipe=replace(cell.recipe, training=training),
+            seed=self.seed,
+        )
         return seconds_a_step(self.outcome(self.speeds, short))
 
     def steps_for(self, variant: str, batch: int) -> int:
         """Steps that last as long as the tuning's of that variant, at another batch."""
         if batch == self.size.batch:
             return self.size.steps
-        other, own = (self.speed(self.mlp(variant, self.size.rates[0], batch=b, steps=2), f"{variant}-batch{b}") for b in (batch, self.size.batch))
+        other, own = (
+            self.speed(
+                self.mlp(variant, self.size.rates[0], batch=b, steps=2), f"{variant}-batch{b}"
+            )
+            for b in (batch, self.size.batch)
+        )
         return max(2, round(self.size.steps * own / other))
 
-    def unet(self, rate: float, channels: tuple[int, int, int], seed: int | None = None, *, height: int | None = None,
-             order: int | None = None) -> Cell:
+    def unet(
+        self,
+        rate: float,
+        channels: tuple[int, int, int],
+        seed: int | None = None,
+        *,
+        height: int | None = None,
+        order: int | None = None,
+    ) -> Cell:
         """The article's UNet, for as many seconds as the reference. `order`: number of a random permutation of the dimensions."""
         size, seed, reference = self.size, self.seed if seed is None else seed, self.reference
         layout = UNetSize(channels, layers_per_block=1, height=height)
         label = "-".join(["unet", *map(str, channels)] + [f"height{height}"] * (height is not None))
-        settings = Training("ddpm_epsilon", steps=size.unet_steps, batch=size.unet_batch, lr=rate, warmup=0.05, ema=0.99, bf16=False,
-                            stop_if_stuck=False)
+        settings = Training(
+            "ddpm_epsilon",
+            steps=size.unet_steps,
+            batch=size.unet_batch,
+            lr=rate,
+            warmup=0.05,
+            ema=0.99,
+            bf16=False,
+            stop_if_stuck=False,
+        )
         cell = Cell(f"{label}-rate{rate:g}-seed{seed}", Recipe(layout, settings), self.store, seed)
         if (channels, height) != (reference, None):
-            own = self.speed(replace(cell, recipe=Recipe(UNetSize(reference, layers_per_block=1), settings)), "unet-reference")
+            own = self.speed(
+                replace(cell, recipe=Recipe(UNetSize(reference, layers_per_block=1), settings)),
+                "unet-reference",
+            )
             steps = max(2, round(size.unet_steps * own / self.speed(cell, label)))
-            cell = replace(cell, recipe=replace(cell.recipe, training=replace(settings, steps=steps)))
+            cell = replace(
+                cell, recipe=replace(cell.recipe, training=replace(settings, steps=steps))
+            )
         if order is not None:
-            permuted = tuple(np.random.default_rng([self.seed, order]).permutation(self.store.d).tolist())
-            cell = replace(cell, name=f"{cell.name}-order{order}", recipe=replace(cell.recipe, size=replace(layout, order=permuted)))
-        return replace(cell, recipe=replace(cell.recipe, training=watched(cell.recipe.training, 10)))
+            permuted = tuple(
+                np.random.default_rng([self.seed, order]).permutation(self.store.d).tolist()
+            )
+            cell = replace(
+                cell,
+                name=f"{cell.name}-order{order}",
+                recipe=replace(cell.recipe, size=replace(layout, order=permuted)),
+            )
+        return replace(
+            cell, recipe=replace(cell.recipe, training=watched(cell.recipe.training, 10))
+        )
 
     # Parts
 
     @stage
     def rates(self) -> dict[str, dict[float, dict]]:
         """Outcomes by variant and rate."""
-        return tune(self.size.rates, self.size.more_rates, list(VARIANTS), lambda variant, rate: self.outcome(self.mlps, self.mlp(variant, rate)))
+        return tune(
+            self.size.rates,
+            self.size.more_rates,
+            list(VARIANTS),
+            lambda variant, rate: self.outcome(self.mlps, self.mlp(variant, rate)),
+        )
 
     @stage
     def batches(self) -> dict[str, dict[int, dict]]:
         """Outcomes of the published architecture and of ours by batch, each for as many seconds, at the best rate."""
-        return {variant: {batch: self.outcome(self.mlps, self.mlp(variant, best_of(self.rates[variant]), batch=batch))
-                          for batch in (self.size.batch, *self.size.batches)} for variant in ("published", OURS)}
+        return {
+            variant: {
+                batch: self.outcome(
+                    self.mlps, self.mlp(variant, best_of(self.rates[variant]), batch=batch)
+                )
+                for batch in (self.size.batch, *self.size.batches)
+            }
+            for variant in ("published", OURS)
+        }
 
     @stage
     def variants(self) -> dict[str, list[dict]]:
         """Outcomes of each variant at its best rate, seed by seed."""
-        return {variant: [self.outcome(self.mlps, self.mlp(variant, best_of(tried), seed)) for seed in self.all_seeds]
-                for variant, tried in self.rates.items()}
+        return {
+            variant: [
+                self.outcome(self.mlps, self.mlp(variant, best_of(tried), seed))
+                for seed in self.all_seeds
+            ]
+            for variant, tried in self.rates.items()
+        }
 
     @stage
     def published_long(self) -> dict:
@@ -183,11 +314,24 @@ class RecipeStudy:
         best, batch = best_of(self.rates["published"]), best_of(self.batches["published"])
 
         def train(rate: float, seed: int) -> dict:
-            return self.outcome(self.mlps, self.mlp("published", rate, seed, label="long", length=self.size.long, batch=batch))
+            return self.outcome(
+                self.mlps,
+                self.mlp("published", rate, seed, label="long", length=self.size.long, batch=batch),
+            )
 
-        trials = tune([factor * best for factor in self.size.long_factors], 1, ["long"], lambda _, rate: train(rate, self.seed))["long"]
+        trials = tune(
+            [factor * best for factor in self.size.long_factors],
+            1,
+            ["long"],
+            lambda _, rate: train(rate, self.seed),
+        )["long"]
         rate = best_of(trials)
-        return {"trials": trials, "rate": rate, "batch": batch, "outcomes": [train(rate, seed) for seed in self.all_seeds]}
+        return {
+            "trials": trials,
+            "rate": rate,
+            "batch": batch,
+            "outcomes": [train(rate, seed) for seed in self.all_seeds],
+        }
 
     def shortest(self, lengths: tuple[float, ...], targets: list[float]) -> dict:
         """Ours at the shortest of the lengths, at its best rate and batch, at which every seed comes to its target, else at the longest.
@@ -199,12 +343,20 @@ class RecipeStudy:
         for length in lengths:
             tried[length] = []
             for seed, target in zip(self.all_seeds, targets, strict=True):
-                tried[length].append(self.outcome(self.mlps, self.mlp(OURS, rate, seed, length=length, batch=batch)))
+                tried[length].append(
+                    self.outcome(self.mlps, self.mlp(OURS, rate, seed, length=length, batch=batch))
+                )
                 if time_to(tried[length][-1], target) is None and length < lengths[-1]:
                     break
             else:
                 break
-        return {"length": length, "rate": rate, "batch": batch, "outcomes": tried[length], "tried": tried}
+        return {
+            "length": length,
+            "rate": rate,
+            "batch": batch,
+            "outcomes": tried[length],
+            "tried": tried,
+        }
 
     @stage
     def ours_long(self) -> dict:
@@ -218,7 +370,17 @@ class RecipeStudy:
         settings = watched(self.size.published)
         recipe, outcomes = Recipe(self.size.mlp, settings), []
         for seed in self.all_seeds:
-            outcomes.append(self.outcome(self.mlps, Cell(f"published-settings-steps{settings.steps}-seed{seed}", recipe, self.store, seed)))
+            outcomes.append(
+                self.outcome(
+                    self.mlps,
+                    Cell(
+                        f"published-settings-steps{settings.steps}-seed{seed}",
+                        recipe,
+                        self.store,
+                        seed,
+                    ),
+                )
+            )
             if end_of(outcomes[-1]) > (1 + MARGIN) * self.size.target:
                 break
         return outcomes
@@ -226,27 +388,56 @@ class RecipeStudy:
     @stage
     def ours_short(self) -> dict:
         """Ours to the lower of the target and where the published settings end."""
-        theirs = self.published_settings + self.published_settings[-1:] * (len(self.all_seeds) - len(self.published_settings))
+        theirs = self.published_settings + self.published_settings[-1:] * (
+            len(self.all_seeds) - len(self.published_settings)
+        )
         targets = [min(self.size.target, end_of(outcome)) for outcome in theirs]
-        return self.shortest(self.size.short_lengths, targets) | {"targets": targets, "theirs": theirs}
+        return self.shortest(self.size.short_lengths, targets) | {
+            "targets": targets,
+            "theirs": theirs,
+        }
 
     @stage
     def large(self) -> dict[str, dict[float, dict]]:
         """The published architecture and ours with the published ratios of widths, by rate, one seed."""
-        def train(variant: str, rate: float) -> dict:
-            return self.outcome(self.mlps, self.mlp(variant, rate, label="large", length=self.size.large_length, size=self.size.large))
 
-        return {variant: {rate: train(variant, rate) for rate in (factor * best_of(self.rates[variant]) for factor in self.size.large_factors)}
-                for variant in ("published", OURS)}
+        def train(variant: str, rate: float) -> dict:
+            return self.outcome(
+                self.mlps,
+                self.mlp(
+                    variant,
+                    rate,
+                    label="large",
+                    length=self.size.large_length,
+                    size=self.size.large,
+                ),
+            )
+
+        return {
+            variant: {
+                rate: train(variant, rate)
+                for rate in (
+                    factor * best_of(self.rates[variant]) for factor in self.size.large_factors
+                )
+            }
+            for variant in ("published", OURS)
+        }
 
     def ablation(self, name: str, seed: int) -> dict:
         """Outcome of ours with one thing changed."""
         change, size = dict(ABLATIONS[name]), None
         if "shape" in change:
             deeper, wider = change.pop("shape")
-            size = replace(self.size.mlp, layers=max(1, round(deeper * self.size.mlp.layers)), d_mlp=round(wider * self.size.mlp.d_mlp))
+            size = replace(
+                self.size.mlp,
+                layers=max(1, round(deeper * self.size.mlp.layers)),
+                d_mlp=round(wider * self.size.mlp.d_mlp),
+            )
         label = "-".join(["ablation", *re.findall(r"[a-z0-9]+", name.replace("σ", "sigma"))])
-        return self.outcome(self.mlps, self.mlp(OURS, best_of(self.rates[OURS]), seed, label=label, size=size, **change))
+        return self.outcome(
+            self.mlps,
+            self.mlp(OURS, best_of(self.rates[OURS]), seed, label=label, size=size, **change),
+        )
 
     @stage
     def ablations(self) -> dict[str, dict]:
@@ -262,7 +453,12 @@ class RecipeStudy:
     @stage
     def unet_rates(self) -> dict[float, dict]:
         """Outcomes of the reference UNet by rate."""
-        return tune(self.size.unet_rates, 1, ["unet"], lambda _, rate: self.outcome(self.unets, self.unet(rate, self.reference)))["unet"]
+        return tune(
+            self.size.unet_rates,
+            1,
+            ["unet"],
+            lambda _, rate: self.outcome(self.unets, self.unet(rate, self.reference)),
+        )["unet"]
 
     @stage
     def unet_widths(self) -> dict[tuple, dict]:
@@ -278,36 +474,60 @@ class RecipeStudy:
     def unet_heights(self) -> dict[int | None, dict]:
         """Outcomes of the best UNet by height of the image; None: the height that it has by itself."""
         channels, rate = best_of(self.unet_widths)
-        return {height: self.outcome(self.unets, self.unet(rate, channels, height=height))
-                for height in (None, *other_heights(self.store.d, self.size.unet_heights))}
+        return {
+            height: self.outcome(self.unets, self.unet(rate, channels, height=height))
+            for height in (None, *other_heights(self.store.d, self.size.unet_heights))
+        }
 
     @stage
     def unet_orders(self) -> dict[str, list[dict]]:
         """Outcomes of the best UNet on the best image, with dimensions in their natural order, and permuted: another permutation with each seed."""
         (channels, rate), height = best_of(self.unet_widths), best_of(self.unet_heights)
+
         def train(seed: int, order: int | None) -> dict:
-            return self.outcome(self.unets, self.unet(rate, channels, seed, height=height, order=order))
+            return self.outcome(
+                self.unets, self.unet(rate, channels, seed, height=height, order=order)
+            )
 
         seeds = range(self.seed, self.seed + self.size.permutations)
-        return {"natural": [train(seed, None) for seed in seeds], "permuted": [train(seed, seed) for seed in seeds]}
+        return {
+            "natural": [train(seed, None) for seed in seeds],
+            "permuted": [train(seed, seed) for seed in seeds],
+        }
 
     @stage
     def compiled(self) -> dict:
         """Seconds a step of ours as it is, and compiled; or `skipped`, why not."""
         cell = self.mlp(OURS, self.size.rates[0], steps=2)
-        other = replace(cell, recipe=replace(cell.recipe, training=replace(cell.recipe.training, compile=True)))
+        other = replace(
+            cell, recipe=replace(cell.recipe, training=replace(cell.recipe.training, compile=True))
+        )
         try:
             return {"compiled": self.speed(other, "compiled"), "eager": self.speed(cell, "eager")}
         except BackendCompilerFailed as reason:  # no compiler, or none that it can use
-            return {"skipped": f"torch.compile does not work here: {' '.join(str(reason).split())[:200]}"}
+            return {
+                "skipped": f"torch.compile does not work here: {' '.join(str(reason).split())[:200]}"
+            }
 
     def tried(self) -> dict[str, list[dict]]:
         """Every training by whose loss or time a setting of the published architecture or of ours was chosen, once each, with the first seed."""
-        long, ours = self.published_long["trials"].values(), [outcomes[0] for outcomes in self.ours_long["tried"].values()]
+        long, ours = (
+            self.published_long["trials"].values(),
+            [outcomes[0] for outcomes in self.ours_long["tried"].values()],
+        )
         found = {}
         for variant, last in (("published", long), (OURS, ours)):
-            rows = [row_of(outcome) for outcome in (*self.rates[variant].values(), *self.batches[variant].values(), *last)]
-            found[variant] = list({(row["rate"], row["batch"], row["steps"]): row for row in rows}.values())
+            rows = [
+                row_of(outcome)
+                for outcome in (
+                    *self.rates[variant].values(),
+                    *self.batches[variant].values(),
+                    *last,
+                )
+            ]
+            found[variant] = list(
+                {(row["rate"], row["batch"], row["steps"]): row for row in rows}.values()
+            )
         return found
 
 
@@ -317,7 +537,9 @@ def other_heights(d: int, heights: tuple[int, ...]) -> list[int]:
     return [height for height in heights if height != own and own * width % (4 * height) == 0]
 
 
-def neighbours(z_nd: torch.Tensor, width: int, seed: int, permutations: int = 1000) -> dict[str, dict]:
+def neighbours(
+    z_nd: torch.Tensor, width: int, seed: int, permutations: int = 1000
+) -> dict[str, dict]:
     """Do dimensions correlate that a convolution sees side by side, or one row apart in an image of that width, more than others do?
 
     Returns:
@@ -337,6 +559,15 @@ def plan(run: runs.Run, store: ActivationStore) -> list[dict]:
     planner = RecipeStudy(run, store, planning=True)
     for part in STAGES:
         getattr(planner, part)
-    rows = {part: [entry for entry in planner.planned.values() if entry[0] == part] for part in STAGES}
-    return [{"part": part.replace("_", " "), "cells": len(cells), "left": sum(left for _, left, _ in cells),
-             "minutes": sum(seconds for _, left, seconds in cells if left) / 60} for part, cells in rows.items()]
+    rows = {
+        part: [entry for entry in planner.planned.values() if entry[0] == part] for part in STAGES
+    }
+    return [
+        {
+            "part": part.replace("_", " "),
+            "cells": len(cells),
+            "left": sum(left for _, left, _ in cells),
+            "minutes": sum(seconds for _, left, seconds in cells if left) / 60,
+        }
+        for part, cells in rows.items()
+    ]

@@ -16,7 +16,12 @@ from mmlib.sparse_denoiser import SparseDenoiser
 from mmlib.store import ActivationStore
 
 
-def new_model(recipe: Recipe, stores: ActivationStore | list[ActivationStore], seed: int, gaussian: GaussianDenoiser | None = None) -> MetaModel:
+def new_model(
+    recipe: Recipe,
+    stores: ActivationStore | list[ActivationStore],
+    seed: int,
+    gaussian: GaussianDenoiser | None = None,
+) -> MetaModel:
     """A model with random weights for the activations of a store, or of several: one a layer.
 
     Args:
@@ -27,18 +32,26 @@ def new_model(recipe: Recipe, stores: ActivationStore | list[ActivationStore], s
     stores = stores if isinstance(stores, list) else [stores]
     d, size = stores[0].d, recipe.size
     if len(stores) > 1 and (recipe.linear_skip or not isinstance(size, MLPSize)):
-        raise ValueError(f"{len(stores)} layers: only an MLP without a linear skip is conditioned on the layer")
+        raise ValueError(
+            f"{len(stores)} layers: only an MLP without a linear skip is conditioned on the layer"
+        )
     torch.manual_seed(seed)
     if isinstance(size, MLPSize):
         several = max(store.layer for store in stores) + 1 if len(stores) > 1 else None
-        network = MLPDenoiser(d, size.d_model, size.d_mlp, size.layers, several, gated_skip=size.gated_skip)
+        network = MLPDenoiser(
+            d, size.d_model, size.d_mlp, size.layers, several, gated_skip=size.gated_skip
+        )
     elif isinstance(size, SparseSize):
         network = SparseDenoiser(d, size.latents, size.k, size.level_gain)
     else:
-        network = UNetDenoiser(d, size.channels, size.layers_per_block, size.height, size.order and list(size.order))
+        network = UNetDenoiser(
+            d, size.channels, size.layers_per_block, size.height, size.order and list(size.order)
+        )
     if recipe.linear_skip:
         if gaussian is None:
-            raise ValueError("this recipe adds to a Gaussian: pass the one fitted to the training documents")
+            raise ValueError(
+                "this recipe adds to a Gaussian: pass the one fitted to the training documents"
+            )
         network = LinearSkip.over(gaussian, network, recipe.training.objective)
     return MetaModel.for_store(network, recipe.training.objective, *stores)
 
@@ -54,7 +67,13 @@ def chosen_meta_model(run: runs.Run, name: str | None, store: ActivationStore) -
         FileNotFoundError: there is none.
     """
     own = name is None or name in run.preset.recipes
-    model = MetaModel.from_pretrained(require(run.data / (name or "gated_mlp"), "03_train_meta_model") if own else Path(name) if Path(name).is_dir() else name)
+    model = MetaModel.from_pretrained(
+        require(run.data / (name or "gated_mlp"), "03_train_meta_model")
+        if own
+        else Path(name)
+        if Path(name).is_dir()
+        else name
+    )
     model = model.at(store.layer) if len(model.layers) > 1 else model
     model.check_store(store, same_documents=own or bool(model.documents))
     return model
@@ -66,8 +85,17 @@ def untrained(model: MetaModel, seed: int) -> MetaModel:
     network = model.network
     skipped = isinstance(network, LinearSkip)
     inner = network.inner if skipped else network
-    fresh = type(inner)(**{key: value for key, value in inner.config.items() if not key.startswith("_")})
+    fresh = type(inner)(
+        **{key: value for key, value in inner.config.items() if not key.startswith("_")}
+    )
     if skipped:
         outer = copy.deepcopy(network)
         outer.inner, fresh = fresh, outer
-    return MetaModel(fresh.eval(), model.process.objective, model.normaliser, model.language_model, model.layers, "").to(str(model.device))
+    return MetaModel(
+        fresh.eval(),
+        model.process.objective,
+        model.normaliser,
+        model.language_model,
+        model.layers,
+        "",
+    ).to(str(model.device))

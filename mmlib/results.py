@@ -15,17 +15,30 @@ PACKAGES = ("torch", "transformers", "diffusers", "sae-lens", "scikit-learn", "n
 
 def git_commit(root: Path) -> str:
     """The commit that `root` is at, with "+changes" if tracked code differs from it; "unknown" outside git."""
+
     def git(*arguments: str) -> str:
-        return subprocess.run(("git", "-C", str(root), *arguments), capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ("git", "-C", str(root), *arguments), capture_output=True, text=True, check=True
+        ).stdout
 
     try:
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", "mmlib", "notebooks", "requirements.txt")
+        dirty = git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            "mmlib",
+            "notebooks",
+            "requirements.txt",
+        )
         return git("rev-parse", "HEAD").strip() + ("+changes" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
-def provenance(root: Path, *, packages: Sequence[str] = PACKAGES, commit: str | None = None, **facts) -> dict:
+def provenance(
+    root: Path, *, packages: Sequence[str] = PACKAGES, commit: str | None = None, **facts
+) -> dict:
     """What a reader needs to make the number again: commit, package versions, time, and the caller's facts.
 
     Args:
@@ -47,7 +60,9 @@ def write_json(path: Path, content: dict) -> Path:
     """
     _refuse_non_finite(content, path.name)
     with written_whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return path
 
 

@@ -42,7 +42,9 @@ class Whitening:
     def of(cls, components: PrincipalComponents) -> "Whitening":
         """From the principal components of the training documents."""
         if not (components.variances_d > 0).all():
-            raise ValueError(f"{int((components.variances_d <= 0).sum())} principal components have no variance: nothing makes it 1")
+            raise ValueError(
+                f"{int((components.variances_d <= 0).sum())} principal components have no variance: nothing makes it 1"
+            )
         return cls(components.mean_d, components.axes_dd / components.variances_d.sqrt())
 
     def __call__(self, z_nd: Tensor) -> Tensor:
@@ -52,7 +54,9 @@ class Whitening:
 def training_median(store: ActivationStore) -> float:
     """Median norm of the raw activations of the training documents, from up to 20,000 rows spread over them."""
     rows = store.rows("train")
-    chosen = rows.start + spread_rows(len(rows), min(OUTLIER_SAMPLE, len(rows)), np.random.default_rng(0))
+    chosen = rows.start + spread_rows(
+        len(rows), min(OUTLIER_SAMPLE, len(rows)), np.random.default_rng(0)
+    )
     return float(store.take(chosen).float().norm(dim=1).median())
 
 
@@ -71,17 +75,25 @@ def as_chosen(size: MixtureSize, tried: Sequence[dict]) -> MixtureSize:
     return replace(size, components=(best["components"],), priors=(best["prior"],))
 
 
-def mixture_again(z_train_nd: Tensor, z_validation_nd: Tensor, size: MixtureSize, seed: int) -> GaussianMixtureDenoiser:
+def mixture_again(
+    z_train_nd: Tensor, z_validation_nd: Tensor, size: MixtureSize, seed: int
+) -> GaussianMixtureDenoiser:
     """A mixture fitted as notebook 02 fits it, here usually with one size to try: k-means, the noise and the validation tokens follow the seed.
 
     Args:
         z_train_nd, z_validation_nd: activations in the coordinates of the mixture.
     """
-    rows = spread_rows(len(z_validation_nd), min(size.validation_tokens, len(z_validation_nd)), np.random.default_rng(seed))
+    rows = spread_rows(
+        len(z_validation_nd),
+        min(size.validation_tokens, len(z_validation_nd)),
+        np.random.default_rng(seed),
+    )
     return fit_mixture(z_train_nd, z_validation_nd[rows], size, seed=seed)[0]
 
 
-def mixed_sae(sae: SAE, store: ActivationStore, objectives: Sequence[str], tokens: int, seed: int) -> MixedDenoiser:
+def mixed_sae(
+    sae: SAE, store: ActivationStore, objectives: Sequence[str], tokens: int, seed: int
+) -> MixedDenoiser:
     """An SAE read as notebook 04 reads it: fed the mean model's estimate, mixed with its input at each level of these objectives' grids.
 
     Args:
@@ -89,10 +101,14 @@ def mixed_sae(sae: SAE, store: ActivationStore, objectives: Sequence[str], token
         tokens: their number; seed: of the tokens and their noise.
     """
     rows = store.rows("train")
-    chosen = rows.start + spread_rows(len(rows), min(tokens, len(rows)), np.random.default_rng(seed))
+    chosen = rows.start + spread_rows(
+        len(rows), min(tokens, len(rows)), np.random.default_rng(seed)
+    )
     levels = [level for objective in objectives for level in noise_process(objective).grid()]
     z_nd = Normaliser.of(store)(store.take(chosen))
-    return MixedDenoiser(SAEDenoiser(sae, "mean_estimate"), levels, z_nd, torch.Generator().manual_seed(seed))
+    return MixedDenoiser(
+        SAEDenoiser(sae, "mean_estimate"), levels, z_nd, torch.Generator().manual_seed(seed)
+    )
 
 
 def redraw_test(lengths: Sequence[int], splits: Sequence[str], n_test: int, seed: int) -> list[str]:
@@ -108,16 +124,33 @@ def redraw_test(lengths: Sequence[int], splits: Sequence[str], n_test: int, seed
     """
     old = np.asarray(splits, dtype=object)
     if (old == "train").sum() < n_test:
-        raise ValueError(f"{(old == 'train').sum()} training documents cannot give {n_test} for test")
+        raise ValueError(
+            f"{(old == 'train').sum()} training documents cannot give {n_test} for test"
+        )
     rng, new = np.random.default_rng(seed), np.where(old == "test", "train", old)
     by_length = np.argsort(-np.asarray(lengths), kind="stable")  # longest first
-    new[[rng.choice(stratum) for stratum in np.array_split(by_length[old[by_length] == "train"], n_test)]] = "test"
+    new[
+        [
+            rng.choice(stratum)
+            for stratum in np.array_split(by_length[old[by_length] == "train"], n_test)
+        ]
+    ] = "test"
     return new.tolist()
 
 
-def reduction_rows(methods: Mapping[str, Denoiser], baselines: Mapping[str, Denoiser], objectives: Sequence[str], z_nd: Tensor,
-                   document_n: np.ndarray, outlier_n: np.ndarray, *, tokens: int, seed: int, slow: Mapping[str, Denoiser] | None = None,
-                   slow_tokens: int | None = None) -> list[dict]:
+def reduction_rows(
+    methods: Mapping[str, Denoiser],
+    baselines: Mapping[str, Denoiser],
+    objectives: Sequence[str],
+    z_nd: Tensor,
+    document_n: np.ndarray,
+    outlier_n: np.ndarray,
+    *,
+    tokens: int,
+    seed: int,
+    slow: Mapping[str, Denoiser] | None = None,
+    slow_tokens: int | None = None,
+) -> list[dict]:
     """Reductions of each method over each baseline on all tokens and on those that are no outliers, with intervals by document.
 
     All see the same tokens and noise. "Without outliers" leaves out draws; it draws no others. Nothing is compared with itself.
@@ -133,25 +166,62 @@ def reduction_rows(methods: Mapping[str, Denoiser], baselines: Mapping[str, Deno
     """
     slow, slow_tokens = slow or {}, slow_tokens or (tokens if not slow else 0)
     if not slow_tokens or tokens % slow_tokens:
-        raise ValueError(f"{tokens} tokens a level, {slow_tokens} for {', '.join(slow)}: expected the second to divide the first")
+        raise ValueError(
+            f"{tokens} tokens a level, {slow_tokens} for {', '.join(slow)}: expected the second to divide the first"
+        )
     stride = tokens // slow_tokens
     slow_tokens = min(tokens, len(z_nd)) // stride
     rows = []
     for objective in objectives:
-        full, common = evaluate({**methods, **baselines}, slow, objective, z_nd, document_n + (int(document_n.max()) + 1) * outlier_n,
-                                tokens=slow_tokens * stride, common_tokens=slow_tokens, seed=seed)
-        for losses, pairs in ((full, [(m, b) for m in methods for b in baselines]),
-                              (common, [(m, s) for s in slow for m in methods] + [(s, b) for s in slow for b in baselines])):
+        full, common = evaluate(
+            {**methods, **baselines},
+            slow,
+            objective,
+            z_nd,
+            document_n + (int(document_n.max()) + 1) * outlier_n,
+            tokens=slow_tokens * stride,
+            common_tokens=slow_tokens,
+            seed=seed,
+        )
+        for losses, pairs in (
+            (full, [(m, b) for m in methods for b in baselines]),
+            (
+                common,
+                [(m, s) for s in slow for m in methods] + [(s, b) for s in slow for b in baselines],
+            ),
+        ):
             for which, part in _with_and_without(losses, int(document_n.max()) + 1):
-                rows += [{"objective": objective, "tokens": which, "method": m, "baseline": b, **paired_reduction(part, m, b)} for m, b in pairs if m != b]
+                rows += [
+                    {
+                        "objective": objective,
+                        "tokens": which,
+                        "method": m,
+                        "baseline": b,
+                        **paired_reduction(part, m, b),
+                    }
+                    for m, b in pairs
+                    if m != b
+                ]
     return rows
 
 
 def _with_and_without(losses: Losses, n_documents: int) -> list[tuple[str, Losses]]:
     """Losses by document of all tokens and of those that are no outliers, from losses whose further documents are the outliers of each."""
-    plain, rest = _documents(losses, slice(0, n_documents)), _documents(losses, slice(n_documents, 2 * n_documents))
-    return [("all", Losses(losses.sigma_l, {m: plain.sums[m] + rest.sums[m] for m in losses.sums}, plain.counts_ld + rest.counts_ld)),
-            ("without outliers", plain)]
+    plain, rest = (
+        _documents(losses, slice(0, n_documents)),
+        _documents(losses, slice(n_documents, 2 * n_documents)),
+    )
+    return [
+        (
+            "all",
+            Losses(
+                losses.sigma_l,
+                {m: plain.sums[m] + rest.sums[m] for m in losses.sums},
+                plain.counts_ld + rest.counts_ld,
+            ),
+        ),
+        ("without outliers", plain),
+    ]
 
 
 def _documents(losses: Losses, which: slice) -> Losses:
@@ -161,7 +231,11 @@ def _documents(losses: Losses, which: slice) -> Losses:
     def padded(values_ld: np.ndarray) -> np.ndarray:
         return np.pad(values_ld[:, which], ((0, 0), (0, width - there)))
 
-    return Losses(losses.sigma_l, {m: padded(sums) for m, sums in losses.sums.items()}, padded(losses.counts_ld))
+    return Losses(
+        losses.sigma_l,
+        {m: padded(sums) for m, sums in losses.sums.items()},
+        padded(losses.counts_ld),
+    )
 
 
 def document_sums(losses: Losses, method: str) -> dict:
@@ -180,20 +254,36 @@ def joined(measured: Mapping[str, dict]) -> Losses:
     """
     counts = {method: found["counts"] for method, found in measured.items()}
     if len({tuple(one) for one in counts.values()}) != 1:
-        raise ValueError(f"{', '.join(counts)} have {[sum(one) for one in counts.values()]} draws in documents of their own: expected the same draws for all")
-    return Losses(np.full(1, np.nan), {method: np.array([found["sums"]]) for method, found in measured.items()}, np.array([next(iter(counts.values()))]))
+        raise ValueError(
+            f"{', '.join(counts)} have {[sum(one) for one in counts.values()]} draws in documents of their own: expected the same draws for all"
+        )
+    return Losses(
+        np.full(1, np.nan),
+        {method: np.array([found["sums"]]) for method, found in measured.items()},
+        np.array([next(iter(counts.values()))]),
+    )
 
 
 def paired_reduction(losses: Losses, method: str, baseline: str) -> dict:
     """The reduction with both losses, its interval by document and the verdict."""
     (ours_d, counts_d), (theirs_d, _) = losses.by_document(method), losses.by_document(baseline)
     interval = list(reduction_interval(losses, method, baseline))
-    return {"loss": float(ours_d.sum() / counts_d.sum()), "baseline_loss": float(theirs_d.sum() / counts_d.sum()),
-            "reduction": float(1 - ours_d.sum() / theirs_d.sum()), "ci95": interval, "documents": len(counts_d),
-            "draws": int(counts_d.sum()), "verdict": verdict(*interval)}
+    return {
+        "loss": float(ours_d.sum() / counts_d.sum()),
+        "baseline_loss": float(theirs_d.sum() / counts_d.sum()),
+        "reduction": float(1 - ours_d.sum() / theirs_d.sum()),
+        "ci95": interval,
+        "documents": len(counts_d),
+        "draws": int(counts_d.sum()),
+        "verdict": verdict(*interval),
+    }
 
 
-GRID = {("small_mlp", "gaussian"): "over_gaussian", ("small_mlp", "mixture"): "over_mixture", ("mixture", "gaussian"): "mixture_over_gaussian"}
+GRID = {
+    ("small_mlp", "gaussian"): "over_gaussian",
+    ("small_mlp", "mixture"): "over_mixture",
+    ("mixture", "gaussian"): "mixture_over_gaussian",
+}
 
 
 def grid(rows: Sequence[dict]) -> dict[str, dict[str, dict]]:
@@ -205,9 +295,18 @@ def grid(rows: Sequence[dict]) -> dict[str, dict[str, dict]]:
     found: dict[str, dict[str, dict]] = {}
     for row in rows:
         key = GRID.get((row["method"], row["baseline"]))
-        if key and row["group"] in ("layers", "texts", "layers and texts") and (row["objective"], row["tokens"]) == ("flow_velocity", "all"):
-            found.setdefault(row["corpus"], {}).setdefault(str(row["layer"]), {})[key] = {name: row[name] for name in ("reduction", "ci95", "verdict")}
-    return {corpus: dict(sorted(by_layer.items(), key=lambda item: int(item[0]))) for corpus, by_layer in found.items()}
+        if (
+            key
+            and row["group"] in ("layers", "texts", "layers and texts")
+            and (row["objective"], row["tokens"]) == ("flow_velocity", "all")
+        ):
+            found.setdefault(row["corpus"], {}).setdefault(str(row["layer"]), {})[key] = {
+                name: row[name] for name in ("reduction", "ci95", "verdict")
+            }
+    return {
+        corpus: dict(sorted(by_layer.items(), key=lambda item: int(item[0])))
+        for corpus, by_layer in found.items()
+    }
 
 
 def spread(values: Sequence[float]) -> dict:
@@ -218,4 +317,9 @@ def spread(values: Sequence[float]) -> dict:
     """
     if len(values) < 2:
         raise ValueError(f"{len(values)} seed: a spread needs at least two")
-    return {"values": list(values), "mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)), "range": float(np.ptp(values))}
+    return {
+        "values": list(values),
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)),
+        "range": float(np.ptp(values)),
+    }

@@ -11,7 +11,9 @@ from mmlib.results import provenance, read_json, write_json
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 ROOT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
-DATA = (ROOT / (os.environ.get("MMLIB_DATA") or "data")).resolve()  # a relative path counts from the repository
+DATA = (
+    ROOT / (os.environ.get("MMLIB_DATA") or "data")
+).resolve()  # a relative path counts from the repository
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,11 @@ class Run:
     def store_of(self, layers: list[int] | None) -> Path:
         """Where `mmlib.extract` puts a store: that of notebook 01 for one layer (or the preset's), a file of its own for several."""
         several = layers and len(layers) > 1
-        return self.shared / ("activations-layers-" + "-".join(map(str, layers)) + ".h5" if several else "activations.h5")
+        return self.shared / (
+            "activations-layers-" + "-".join(map(str, layers)) + ".h5"
+            if several
+            else "activations.h5"
+        )
 
     @property
     def figures(self) -> Path:
@@ -59,19 +65,36 @@ class Run:
         """Where results are."""
         return ROOT / "results" / f"{self.name}{self.variant}"
 
-    def write(self, name: str, content: dict, notebook: str, target: str = "reproduce", **identities) -> Path:
+    def write(
+        self, name: str, content: dict, notebook: str, target: str = "reproduce", **identities
+    ) -> Path:
         """Write results/<run>/<name>.json with provenance.
 
         Args:
             target: of make, that writes it.
             identities: of the language model, corpus and layer, as the store records them.
         """
-        command = f"make {target} PRESET={self.preset.name}" if self.results.name == self.preset.name else " ".join(
-            [f"papermill notebooks/{notebook}.ipynb out.ipynb -p preset {self.preset.name} -p seed {self.seed}",
-             *(f"-p {key} {value}" for key, value in self.overrides.items())])
-        facts = {"preset": self.preset.name, "run": self.results.name, "seed": self.seed, **identities, "command": command,
-                 "notebook": f"notebooks/{notebook}.ipynb"}
-        return write_json(self.results / f"{name}.json", {"provenance": provenance(ROOT, **facts), **content})
+        command = (
+            f"make {target} PRESET={self.preset.name}"
+            if self.results.name == self.preset.name
+            else " ".join(
+                [
+                    f"papermill notebooks/{notebook}.ipynb out.ipynb -p preset {self.preset.name} -p seed {self.seed}",
+                    *(f"-p {key} {value}" for key, value in self.overrides.items()),
+                ]
+            )
+        )
+        facts = {
+            "preset": self.preset.name,
+            "run": self.results.name,
+            "seed": self.seed,
+            **identities,
+            "command": command,
+            "notebook": f"notebooks/{notebook}.ipynb",
+        }
+        return write_json(
+            self.results / f"{name}.json", {"provenance": provenance(ROOT, **facts), **content}
+        )
 
     def has(self, name: str) -> bool:
         """Whether results/<run>/<name>.json is there."""
@@ -82,7 +105,15 @@ class Run:
         return read_json(require(self.results / f"{name}.json", notebook))
 
 
-def start(*, preset: str, seed: int, model: str | None = None, corpus: str | None = None, layer: int | None = None, **own: str | None) -> Run:
+def start(
+    *,
+    preset: str,
+    seed: int,
+    model: str | None = None,
+    corpus: str | None = None,
+    layer: int | None = None,
+    **own: str | None,
+) -> Run:
     """Begin a notebook: check its parameters and find its run. None takes the preset's value.
 
     Args:
@@ -93,14 +124,23 @@ def start(*, preset: str, seed: int, model: str | None = None, corpus: str | Non
     """
     allowed = ("preset", "seed", "model", "corpus", "layer", *own)
     if unknown := sorted(set(_injected_names()) - set(allowed)):
-        raise ValueError(f"unknown parameter {', '.join(unknown)}: this notebook takes {', '.join(allowed)}")
+        raise ValueError(
+            f"unknown parameter {', '.join(unknown)}: this notebook takes {', '.join(allowed)}"
+        )
     base = get_preset(preset)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed {seed!r}: expected an integer of 0 or more")
     wanted = {"model": model, "corpus": corpus, "layer": layer}
-    changes = {key: value for key, value in wanted.items() if value is not None and value != getattr(base, key)}
+    changes = {
+        key: value
+        for key, value in wanted.items()
+        if value is not None and value != getattr(base, key)
+    }
     if layer is not None:
-        from mmlib.llm import count_blocks, resolve_layer  # takes seconds to import; drawing figures does not need it
+        from mmlib.llm import (
+            count_blocks,
+            resolve_layer,
+        )  # takes seconds to import; drawing figures does not need it
 
         blocks = count_blocks(changes.get("model", base.model), DATA / "models")
         if resolve_layer(layer, blocks) == resolve_layer(base.layer, blocks):
@@ -109,7 +149,13 @@ def start(*, preset: str, seed: int, model: str | None = None, corpus: str | Non
     labels = [(key if key == "layer" else "") + _label(value) for key, value in changes.items()]
     name = "+".join([preset, *labels, *([f"seed{seed}"] if seed else [])])
     given = {key: value for key, value in own.items() if value is not None}
-    return Run(chosen, seed, name, {**changes, **given}, "".join(f"+{key}-{_label(value)}" for key, value in given.items()))
+    return Run(
+        chosen,
+        seed,
+        name,
+        {**changes, **given},
+        "".join(f"+{key}-{_label(value)}" for key, value in given.items()),
+    )
 
 
 def _label(value: str | int) -> str:
@@ -127,6 +173,16 @@ def _injected_names() -> list[str]:
     except ImportError:
         return []
     shell = get_ipython()
-    cells = [cell for cell in (shell.user_ns.get("In", []) if shell else []) if cell.startswith("# Parameters\n")]
-    return [target.id for cell in cells for node in ast.parse(cell).body if isinstance(node, ast.Assign)
-            for target in node.targets if isinstance(target, ast.Name)]
+    cells = [
+        cell
+        for cell in (shell.user_ns.get("In", []) if shell else [])
+        if cell.startswith("# Parameters\n")
+    ]
+    return [
+        target.id
+        for cell in cells
+        for node in ast.parse(cell).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]

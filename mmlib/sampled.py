@@ -19,7 +19,9 @@ BATCH = 40  # both 40 and 200 documents, those of the presets, are whole batches
 TIMED_TOKENS = 8  # drawn and thrown away, to say how long the rest will take
 
 
-def sample_token_ids(lm: LanguageModel, n: int, tokens: int, seed: int, cache: Path, *, batch: int = BATCH) -> list[list[int]]:
+def sample_token_ids(
+    lm: LanguageModel, n: int, tokens: int, seed: int, cache: Path, *, batch: int = BATCH
+) -> list[list[int]]:
     """Ids of `n` samples at temperature 1 from the opening token on, which is left out; [] where the model ended at once.
 
     A sample is what the model's own softmax gives, with no truncation and none of the settings the model ships for chatting.
@@ -34,8 +36,14 @@ def sample_token_ids(lm: LanguageModel, n: int, tokens: int, seed: int, cache: P
     """
     if n < 1 or tokens < 1:
         raise ValueError(f"{n} samples of {tokens} tokens: expected at least one of each")
-    dtype = str(lm.model.dtype).removeprefix("torch.")  # the identity of the embedded model does not tell it
-    path = Path(cache) / "self" / f"{Path(lm.identity).name}-{dtype}-seed{seed}-{tokens}tokens-batch{batch}.jsonl"
+    dtype = str(lm.model.dtype).removeprefix(
+        "torch."
+    )  # the identity of the embedded model does not tell it
+    path = (
+        Path(cache)
+        / "self"
+        / f"{Path(lm.identity).name}-{dtype}-seed{seed}-{tokens}tokens-batch{batch}.jsonl"
+    )
     samples, n_bytes = _whole_batches(path, batch)
     batches = range(len(samples) // batch, math.ceil(n / batch))
     if batches:
@@ -56,22 +64,33 @@ def _whole_batches(path: Path, batch: int) -> tuple[list[list[int]], int]:
     try:
         return [json.loads(line) for line in lines[:n_whole]], sum(map(len, lines[:n_whole]))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): expected a JSON list of token ids a line; delete it to draw them anew") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): expected a JSON list of token ids a line; delete it to draw them anew"
+        ) from error
 
 
-def _draw(lm: LanguageModel, batches: range, batch: int, tokens: int, seed: int) -> Iterator[list[list[int]]]:
+def _draw(
+    lm: LanguageModel, batches: range, batch: int, tokens: int, seed: int
+) -> Iterator[list[list[int]]]:
     """The samples of each batch, with progress."""
     n_tokens = len(batches) * batch * tokens
     with _seeded("time"):
         start = time.perf_counter()
         _generate(lm, batch, min(TIMED_TOKENS, tokens))
-        minutes = (time.perf_counter() - start) / (batch * min(TIMED_TOKENS, tokens)) * n_tokens / 60
-    print(f"sampling {len(batches) * batch} documents from {lm.identity}: at most {n_tokens:,} tokens, about {minutes:.1f} minutes", flush=True)
+        minutes = (
+            (time.perf_counter() - start) / (batch * min(TIMED_TOKENS, tokens)) * n_tokens / 60
+        )
+    print(
+        f"sampling {len(batches) * batch} documents from {lm.identity}: at most {n_tokens:,} tokens, about {minutes:.1f} minutes",
+        flush=True,
+    )
     with tqdm(total=n_tokens, desc="sampling", unit=" tokens", **PROGRESS) as bar:
         for done, i in enumerate(batches):
             with _seeded(seed, i, lm.identity, tokens):
                 drawn = _generate(lm, batch, tokens, _Ticks(bar))
-            bar.update((done + 1) * batch * tokens - bar.n)  # all samples of the batch may have ended early
+            bar.update(
+                (done + 1) * batch * tokens - bar.n
+            )  # all samples of the batch may have ended early
             yield drawn
 
 
@@ -97,15 +116,32 @@ def _seeded(*key):
         yield
 
 
-def _generate(lm: LanguageModel, batch: int, tokens: int, streamer: BaseStreamer | None = None) -> list[list[int]]:
+def _generate(
+    lm: LanguageModel, batch: int, tokens: int, streamer: BaseStreamer | None = None
+) -> list[list[int]]:
     """One batch of samples without the opening token, <eos> and what follows it."""
-    eos, opening_b1 = lm.tokenizer.eos_token_id, torch.full((batch, 1), lm.opening_token, device=lm.model.device)
+    eos, opening_b1 = (
+        lm.tokenizer.eos_token_id,
+        torch.full((batch, 1), lm.opening_token, device=lm.model.device),
+    )
     shipped = lm.model.generation_config
-    lm.model.generation_config = GenerationConfig()  # `generate` takes from it whatever is not given here: penalties, bans, …
+    lm.model.generation_config = (
+        GenerationConfig()
+    )  # `generate` takes from it whatever is not given here: penalties, bans, …
     try:
         ids_bt = lm.model.generate(
-            opening_b1, attention_mask=torch.ones_like(opening_b1), do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_beams=1,
-            max_new_tokens=tokens, eos_token_id=eos, pad_token_id=lm.opening_token if eos is None else eos, streamer=streamer)
+            opening_b1,
+            attention_mask=torch.ones_like(opening_b1),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            num_beams=1,
+            max_new_tokens=tokens,
+            eos_token_id=eos,
+            pad_token_id=lm.opening_token if eos is None else eos,
+            streamer=streamer,
+        )
     finally:
         lm.model.generation_config = shipped
     rows = ids_bt[:, 1:].tolist()

@@ -40,24 +40,50 @@ def recipe(d_model: int, steps: int, batch: int, levels: int, factor: float = 1.
         levels: noise levels shared by the rows of a batch.
         factor: times the learning rate of the rule.
     """
-    training = Training("flow_velocity", steps=steps, batch=batch, lr=factor * learning_rate(d_model), warmup=0.05, ema=0.99, weight_decay=0.05,
-                        levels=levels, stop_if_stuck=False)  # a narrow network may stay above the mean's loss, which is what is to be shown
-    return Recipe(MLPSize(layers=3, d_model=d_model, d_mlp=2 * d_model), measured_at_the_end(training))
+    training = Training(
+        "flow_velocity",
+        steps=steps,
+        batch=batch,
+        lr=factor * learning_rate(d_model),
+        warmup=0.05,
+        ema=0.99,
+        weight_decay=0.05,
+        levels=levels,
+        stop_if_stuck=False,
+    )  # a narrow network may stay above the mean's loss, which is what is to be shown
+    return Recipe(
+        MLPSize(layers=3, d_model=d_model, d_mlp=2 * d_model), measured_at_the_end(training)
+    )
 
 
 def cells(size: Preset, store: ActivationStore, seed: int) -> list[Cell]:
     """Every width with every budget."""
-    return [_cell(size, store, seed, width, budget) for width in size.scaling_widths for budget in size.scaling_budgets]
+    return [
+        _cell(size, store, seed, width, budget)
+        for width in size.scaling_widths
+        for budget in size.scaling_budgets
+    ]
 
 
 def trial_cells(size: Preset, store: ActivationStore, seed: int) -> list[Cell]:
     """The smallest and the middle width at the smallest and the largest budget, with multiples of the rule's learning rate."""
     widths = (size.scaling_widths[0], size.scaling_widths[len(size.scaling_widths) // 2])
-    return [_cell(size, store, seed, width, budget, factor) for width in widths for budget in (size.scaling_budgets[0], size.scaling_budgets[-1])
-            for factor in FACTORS]
+    return [
+        _cell(size, store, seed, width, budget, factor)
+        for width in widths
+        for budget in (size.scaling_budgets[0], size.scaling_budgets[-1])
+        for factor in FACTORS
+    ]
 
 
-def _cell(size: Preset, store: ActivationStore, seed: int, width: int, budget: tuple[int, int], factor: float | None = None) -> Cell:
+def _cell(
+    size: Preset,
+    store: ActivationStore,
+    seed: int,
+    width: int,
+    budget: tuple[int, int],
+    factor: float | None = None,
+) -> Cell:
     steps, batch = budget
     name = f"width{width}-{steps * batch}" + ("" if factor is None else f"-rate{factor:g}")
     return Cell(name, recipe(width, steps, batch, size.scaling_levels, factor or 1.0), store, seed)
@@ -65,7 +91,11 @@ def _cell(size: Preset, store: ActivationStore, seed: int, width: int, budget: t
 
 def parameters_of_time(network: nn.Module) -> int:
     """Parameters that meet the time alone, of a network with one block or more: once a noise level, not once a row."""
-    return sum(p.numel() for name, p in network.named_parameters() if "time_embed" in name or "time_proj" in name)
+    return sum(
+        p.numel()
+        for name, p in network.named_parameters()
+        if "time_embed" in name or "time_proj" in name
+    )
 
 
 def compute(parameters: float, activations: float) -> float:
@@ -79,7 +109,10 @@ def lower_envelope(compute_n: Sequence[float], loss_n: Sequence[float]) -> np.nd
     The quarter is what C is uncertain by: counting the parameters of time or not changes it by as much. Without it a run is on the
     envelope for being cheaper by a hair than one that is far better.
     """
-    compute_n, loss_n = np.asarray(compute_n, dtype=np.float64), np.asarray(loss_n, dtype=np.float64)
+    compute_n, loss_n = (
+        np.asarray(compute_n, dtype=np.float64),
+        np.asarray(loss_n, dtype=np.float64),
+    )
     order = np.lexsort((loss_n, compute_n))
     compute_n, loss_n = compute_n[order], loss_n[order]
     best_so_far = np.minimum.accumulate(loss_n)
@@ -122,9 +155,14 @@ def fit(compute_n: Sequence[float], loss_n: Sequence[float]) -> PowerLaw:
     Raises:
         ValueError: fewer than four different amounts of compute.
     """
-    c_n, loss_n = np.asarray(compute_n, dtype=np.float64) / UNIT, np.asarray(loss_n, dtype=np.float64)
+    c_n, loss_n = (
+        np.asarray(compute_n, dtype=np.float64) / UNIT,
+        np.asarray(loss_n, dtype=np.float64),
+    )
     if len(np.unique(c_n)) < LEAST_POINTS:
-        raise ValueError(f"{len(np.unique(c_n))} different amounts of compute cannot determine three constants: expected at least {LEAST_POINTS}")
+        raise ValueError(
+            f"{len(np.unique(c_n))} different amounts of compute cannot determine three constants: expected at least {LEAST_POINTS}"
+        )
     middle = np.exp(np.log(c_n).mean())  # the powers are of about 1 there, whatever α
 
     def linear(alpha: float) -> tuple[np.ndarray, float]:
@@ -132,8 +170,15 @@ def fit(compute_n: Sequence[float], loss_n: Sequence[float]) -> PowerLaw:
         return scipy.optimize.nnls(terms, np.ones_like(c_n))
 
     edges = np.linspace(*np.log(ALPHAS), STARTS + 1)
-    found = [scipy.optimize.minimize_scalar(lambda log_alpha: linear(np.exp(log_alpha))[1], bounds=bounds, method="bounded", options={"xatol": 1e-6})
-             for bounds in zip(edges, edges[1:])]
+    found = [
+        scipy.optimize.minimize_scalar(
+            lambda log_alpha: linear(np.exp(log_alpha))[1],
+            bounds=bounds,
+            method="bounded",
+            options={"xatol": 1e-6},
+        )
+        for bounds in zip(edges, edges[1:])
+    ]
     alpha = float(np.exp(min(found, key=lambda result: result.fun).x))
     (e, a), _ = linear(alpha)
     return PowerLaw(float(e), float(a * middle**alpha), alpha)
@@ -145,8 +190,14 @@ def fit_envelope(compute_n: np.ndarray, chosen_by_n: np.ndarray, loss_n: np.ndar
     return fit(compute_n[best], loss_n[best])
 
 
-def bootstrap(compute_n: np.ndarray, chosen_by_n: np.ndarray, loss_n: np.ndarray, *, resamples: int = RESAMPLES,
-              seed: int = 0) -> tuple[list[PowerLaw], int]:
+def bootstrap(
+    compute_n: np.ndarray,
+    chosen_by_n: np.ndarray,
+    loss_n: np.ndarray,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[list[PowerLaw], int]:
     """Laws of so many resamples of the runs, drawn with replacement, and how many more were drawn in vain.
 
     A resample whose envelope has too few points for a fit is drawn again.
@@ -161,13 +212,17 @@ def bootstrap(compute_n: np.ndarray, chosen_by_n: np.ndarray, loss_n: np.ndarray
         if len(best) >= LEAST_POINTS:
             laws.append(fit(compute_n[best], loss_n[best]))
         elif (in_vain := in_vain + 1) > max(resamples, 20):
-            raise ValueError(f"{in_vain} resamples of {len(compute_n)} runs had fewer than {LEAST_POINTS} on their envelope: measure more runs")
+            raise ValueError(
+                f"{in_vain} resamples of {len(compute_n)} runs had fewer than {LEAST_POINTS} on their envelope: measure more runs"
+            )
     return laws, in_vain
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Percentiles; either end may be infinite."""
-    low, high = np.quantile(np.asarray(values, dtype=np.float64), [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    low, high = np.quantile(
+        np.asarray(values, dtype=np.float64), [(1 - level) / 2, (1 + level) / 2], method="nearest"
+    )
     return float(low), float(high)
 
 
@@ -184,19 +239,35 @@ def extrapolation(law: PowerLaw, resampled: list[PowerLaw], loss: float, largest
     at, (low, high) = law.compute_at(loss), interval(reached)
     reasons, (low_e, high_e) = [], interval([one.e for one in resampled])
     if not np.isfinite(at):
-        reasons.append(f"the fitted law never comes below E = {law.e:.3f}, and {loss:.3f} is needed"
-                       + f"; but the interval of E, {low_e:.3f} to {high_e:.3f}, leaves open whether any compute would do" * (low_e < loss))
+        reasons.append(
+            f"the fitted law never comes below E = {law.e:.3f}, and {loss:.3f} is needed"
+            + f"; but the interval of E, {low_e:.3f} to {high_e:.3f}, leaves open whether any compute would do"
+            * (low_e < loss)
+        )
     elif np.log10(at / largest) > TRUSTED_DECADES:
-        reasons.append(f"it is {np.log10(at / largest):.1f} orders of magnitude beyond the largest run, and {TRUSTED_DECADES} is where belief "
-                       "ends here")
+        reasons.append(
+            f"it is {np.log10(at / largest):.1f} orders of magnitude beyond the largest run, and {TRUSTED_DECADES} is where belief "
+            "ends here"
+        )
     if np.isfinite(at) and not np.isfinite(high):
-        reasons.append(f"the interval of E, {low_e:.3f} to {high_e:.3f}, does not exclude that {loss:.3f} is never reached")
+        reasons.append(
+            f"the interval of E, {low_e:.3f} to {high_e:.3f}, does not exclude that {loss:.3f} is never reached"
+        )
     if law.at_the_edge:
-        reasons.append(f"the fit ends at its bounds (E = {law.e:.3f}, α = {law.alpha:.3f}): the runs do not bend towards a floor, and nothing "
-                       "says where they will")
-    return {"loss": loss, "compute": _finite(at), "ci95": [_finite(low), _finite(high)],
-            "share_never": float(np.mean(~np.isfinite(reached))), "decades_beyond": _finite(np.log10(at / largest)), "largest_measured": largest,
-            "believable": not reasons, "reasons": reasons}
+        reasons.append(
+            f"the fit ends at its bounds (E = {law.e:.3f}, α = {law.alpha:.3f}): the runs do not bend towards a floor, and nothing "
+            "says where they will"
+        )
+    return {
+        "loss": loss,
+        "compute": _finite(at),
+        "ci95": [_finite(low), _finite(high)],
+        "share_never": float(np.mean(~np.isfinite(reached))),
+        "decades_beyond": _finite(np.log10(at / largest)),
+        "largest_measured": largest,
+        "believable": not reasons,
+        "reasons": reasons,
+    }
 
 
 def over_floor(e: dict, lowest: float, baseline: float) -> list[dict]:
@@ -211,8 +282,14 @@ def over_floor(e: dict, lowest: float, baseline: float) -> list[dict]:
     rows, reached = [], min(lowest, baseline)
     for name, floor in zip(("E", "lower end of E", "upper end of E"), (e["value"], *e["ci95"])):
         possible = floor < reached
-        rows.append({"is": name, "floor": floor, "reduction": claimed.over(floor, lowest, baseline) if possible else None,
-                     "impossible": None if possible else f"a loss of {reached:.3f} has been reached"})
+        rows.append(
+            {
+                "is": name,
+                "floor": floor,
+                "reduction": claimed.over(floor, lowest, baseline) if possible else None,
+                "impossible": None if possible else f"a loss of {reached:.3f} has been reached",
+            }
+        )
     return rows
 
 

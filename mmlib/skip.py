@@ -35,7 +35,11 @@ class LinearSkip(ModelMixin, ConfigMixin):
         config = {key: value for key, value in inner.config.items() if not key.startswith("_")}
         skip = cls(objective, type(inner).__name__, config, len(gaussian.mean_d))
         skip.inner = inner
-        skip.mean_d, skip.basis_dd, skip.eigenvalues_d = gaussian.mean_d, gaussian.basis_dd, gaussian.eigenvalues_d
+        skip.mean_d, skip.basis_dd, skip.eigenvalues_d = (
+            gaussian.mean_d,
+            gaussian.basis_dd,
+            gaussian.eigenvalues_d,
+        )
         return skip
 
     @property
@@ -58,7 +62,11 @@ class LinearSkip(ModelMixin, ConfigMixin):
         with torch.autocast(x_nd.device.type, enabled=False):
             a, s = (value[:, None, None] for value in self.process.at_time(time_u))
             power = a**2 * self.eigenvalues_d + s**2
-            gain = self.process.target(a * self.eigenvalues_d / power, s / power)  # of ẑ and of ε̂, along each eigenvector
+            gain = self.process.target(
+                a * self.eigenvalues_d / power, s / power
+            )  # of ẑ and of ε̂, along each eigenvector
             centred_urd = by_run(x_nd.float(), len(time_u)) - a * self.mean_d
             linear_urd = (centred_urd @ self.basis_dd * gain) @ self.basis_dd.T
-            return (linear_urd + self.process.target(self.mean_d, torch.zeros_like(self.mean_d))).flatten(0, 1)
+            return (
+                linear_urd + self.process.target(self.mean_d, torch.zeros_like(self.mean_d))
+            ).flatten(0, 1)

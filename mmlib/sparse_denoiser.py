@@ -72,12 +72,26 @@ class SparseDenoiser(ModelMixin, ConfigMixin):
 
     def forward(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
         """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of rows."""
-        if self.training:  # the same sum over the active latents alone; otherwise `units` are to be read
+        if (
+            self.training
+        ):  # the same sum over the active latents alone; otherwise `units` are to be read
             values_nk, places_nk = self._active(x_nd)
-            output_nd = F.embedding_bag(places_nk, self.decoder.weight, per_sample_weights=values_nk.to(self.decoder.weight), mode="sum") + self.b_dec
+            output_nd = (
+                F.embedding_bag(
+                    places_nk,
+                    self.decoder.weight,
+                    per_sample_weights=values_nk.to(self.decoder.weight),
+                    mode="sum",
+                )
+                + self.b_dec
+            )
         else:
             output_nd = self.decoder(self.encode(x_nd)) + self.b_dec
         if not self.config.level_gain:
             return output_nd
-        gain_u1 = self.gain(get_timestep_embedding(time_u, LEVEL_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0))
+        gain_u1 = self.gain(
+            get_timestep_embedding(
+                time_u, LEVEL_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0
+            )
+        )
         return (output_nd.unflatten(0, (len(time_u), -1)) * gain_u1[:, None]).flatten(0, 1)

@@ -34,15 +34,27 @@ from mmlib.store import ActivationStore
 PROBE_STRENGTHS = 10 ** np.arange(-4.0, 1.0)  # inverse regularisations tried by cross-validation
 LOGIT_ROWS = 8  # predictions whose logits are taken to float32 at a time, see `mmlib.lm_loss`
 SCORED_AT_ONCE = 16  # continuations in one forward pass
-LEAST_REST = 4  # tokens that a sentence has behind its opening: a whole sentence leaves less to continue
+LEAST_REST = (
+    4  # tokens that a sentence has behind its opening: a whole sentence leaves less to continue
+)
 _WORD = r"[^\W_]+(?:['’-][^\W_]+)*"
-PLAIN_OPENING = re.compile(rf"(?=[A-Z]){_WORD}(?:,? {_WORD})*,?")  # words with single spaces between: what markup leaves behind is refused
-Repair = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # (z, z + s v, noise's generator) → repaired, each (n, d)
+PLAIN_OPENING = re.compile(
+    rf"(?=[A-Z]){_WORD}(?:,? {_WORD})*,?"
+)  # words with single spaces between: what markup leaves behind is refused
+Repair = Callable[
+    [Tensor, Tensor, torch.Generator], Tensor
+]  # (z, z + s v, noise's generator) → repaired, each (n, d)
 
 
-def text_means(store: ActivationStore, normaliser: Normaliser, of: Callable[[Tensor], Tensor] = lambda z_nd: z_nd) -> Tensor:
+def text_means(
+    store: ActivationStore,
+    normaliser: Normaliser,
+    of: Callable[[Tensor], Tensor] = lambda z_nd: z_nd,
+) -> Tensor:
     """Mean over the tokens of each document of of(z), (documents, …); z standardised with the training statistics of another store."""
-    return torch.stack([of(normaliser(store.read(store.rows_of(i)))).mean(0) for i in range(len(store.titles))])
+    return torch.stack(
+        [of(normaliser(store.read(store.rows_of(i)))).mean(0) for i in range(len(store.titles))]
+    )
 
 
 def mean_difference(z_nd: Tensor, positive_n: np.ndarray) -> Tensor:
@@ -53,18 +65,29 @@ def mean_difference(z_nd: Tensor, positive_n: np.ndarray) -> Tensor:
     """
     positive = torch.from_numpy(np.asarray(positive_n, dtype=bool))
     if positive.all() or not positive.any():
-        raise ValueError(f"{int(positive.sum())} of {len(positive)} texts are positive: a direction needs both classes")
+        raise ValueError(
+            f"{int(positive.sum())} of {len(positive)} texts are positive: a direction needs both classes"
+        )
     return z_nd[positive].mean(0) - z_nd[~positive].mean(0)
 
 
 def probe_direction(z_nd: Tensor, positive_n: np.ndarray, seed: int) -> Tensor:
     """Weights (d,) of scikit-learn's logistic regression on z, regularised as 5-fold cross-validation says, as long as the mean difference."""
-    probe = LogisticRegressionCV(Cs=PROBE_STRENGTHS, cv=5, scoring="neg_log_loss", max_iter=1000, l1_ratios=(0,), use_legacy_attributes=False,
-                                 random_state=seed).fit(z_nd.numpy(), np.asarray(positive_n, dtype=bool))
+    probe = LogisticRegressionCV(
+        Cs=PROBE_STRENGTHS,
+        cv=5,
+        scoring="neg_log_loss",
+        max_iter=1000,
+        l1_ratios=(0,),
+        use_legacy_attributes=False,
+        random_state=seed,
+    ).fit(z_nd.numpy(), np.asarray(positive_n, dtype=bool))
     return as_long(torch.from_numpy(probe.coef_[0]).float(), mean_difference(z_nd, positive_n))
 
 
-def sae_direction(decoder_md: Tensor, latents_nm: Tensor, z_nd: Tensor, positive_n: np.ndarray, seed: int) -> tuple[Tensor, int, float]:
+def sae_direction(
+    decoder_md: Tensor, latents_nm: Tensor, z_nd: Tensor, positive_n: np.ndarray, seed: int
+) -> tuple[Tensor, int, float]:
     """Decoder row of the latent that tells the classes best, as long as the mean difference; its index; its AUC, by Mann and Whitney.
 
     The latent is chosen on one half of the texts of each class, drawn at random, and its AUC is on the other: the best of thousands looks
@@ -79,14 +102,22 @@ def sae_direction(decoder_md: Tensor, latents_nm: Tensor, z_nd: Tensor, positive
     positive, rng = np.asarray(positive_n, dtype=bool), np.random.default_rng(seed)
     classes = [rng.permutation(np.flatnonzero(positive == value)) for value in (True, False)]
     if min(map(len, classes)) < 2:
-        raise ValueError(f"{len(classes[0])} texts are positive and {len(classes[1])} are not: a latent is chosen on half of each and judged on the other")
+        raise ValueError(
+            f"{len(classes[0])} texts are positive and {len(classes[1])} are not: a latent is chosen on half of each and judged on the other"
+        )
 
     def auc(half: int, columns: slice | list[int]) -> np.ndarray:
         high, low = (latents_nm.numpy()[rows[half::2]][:, columns] for rows in classes)
-        return mannwhitneyu(high, low, axis=0, method="asymptotic").statistic / (len(high) * len(low))
+        return mannwhitneyu(high, low, axis=0, method="asymptotic").statistic / (
+            len(high) * len(low)
+        )
 
     best = int(np.argmax(auc(0, slice(None))))
-    return as_long(decoder_md[best], mean_difference(z_nd, positive)), best, float(auc(1, [best])[0])
+    return (
+        as_long(decoder_md[best], mean_difference(z_nd, positive)),
+        best,
+        float(auc(1, [best])[0]),
+    )
 
 
 def as_long(direction_d: Tensor, other_d: Tensor) -> Tensor:
@@ -107,24 +138,32 @@ def unrepaired(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> T
 
 def norm_kept(normaliser: Normaliser) -> Repair:
     """The edited activation, raw, scaled to the norm that it had before."""
+
     def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
         before_nd, after_nd = normaliser.inverse(z_nd), normaliser.inverse(edited_nd)
-        return normaliser(after_nd * (before_nd.norm(dim=1, keepdim=True) / after_nd.norm(dim=1, keepdim=True)))
+        return normaliser(
+            after_nd * (before_nd.norm(dim=1, keepdim=True) / after_nd.norm(dim=1, keepdim=True))
+        )
+
     return repair
 
 
 def reconstructed(method: Denoiser) -> Repair:
     """What a method made for clean activations (PCA, an SAE) makes of the edited one."""
+
     def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
         return method(edited_nd, 0.0)
+
     return repair
 
 
 def posterior_mean(method: Denoiser, sigma: float) -> Repair:
     """A denoiser's one-step estimate from the edited activation noised to σ."""
+
     def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
         noise_nd = torch.randn(edited_nd.shape, generator=generator)
         return method((1 - sigma) * edited_nd + sigma * noise_nd, sigma)
+
     return repair
 
 
@@ -137,13 +176,37 @@ def with_bf16_weights(meta_model: MetaModel) -> MetaModel:
     for module in network.modules():
         if isinstance(module, nn.Linear):
             module.to(torch.bfloat16)
-    return MetaModel(network, meta_model.process.objective, meta_model.normaliser, meta_model.language_model, meta_model.layers, meta_model.documents)
+    return MetaModel(
+        network,
+        meta_model.process.objective,
+        meta_model.normaliser,
+        meta_model.language_model,
+        meta_model.layers,
+        meta_model.documents,
+    )
 
 
-def projected(meta_model: MetaModel, sigma: float, steps: int, *, solver: str | None = None, bf16: bool = False) -> Repair:
+def projected(
+    meta_model: MetaModel,
+    sigma: float,
+    steps: int,
+    *,
+    solver: str | None = None,
+    bf16: bool = False,
+) -> Repair:
     """SDEdit by the meta-model from σ, see `MetaModel.project`."""
+
     def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
-        return meta_model.project(edited_nd, sigma=sigma, generator=generator, steps=steps, solver=solver, bf16=bf16, progress=False)
+        return meta_model.project(
+            edited_nd,
+            sigma=sigma,
+            generator=generator,
+            steps=steps,
+            solver=solver,
+            bf16=bf16,
+            progress=False,
+        )
+
     return repair
 
 
@@ -160,16 +223,21 @@ def projected_by(method: Denoiser, sigma: float, steps: int) -> Repair:
 
     def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
         schedule = process.schedule("euler", steps, sigma)
-        x_nd = process.noised(schedule, edited_nd, torch.randn(edited_nd.shape, generator=generator))
+        x_nd = process.noised(
+            schedule, edited_nd, torch.randn(edited_nd.shape, generator=generator)
+        )
         for x_nd in schedule.run(velocity, x_nd):
             pass
         return x_nd
+
     return repair
 
 
 def noise_generator(seed: int, batch: int) -> torch.Generator:
     """Of a repair's noise for one batch of prompts; batches share none of it."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, batch)).generate_state(1)[0]) if batch else seed)
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence((seed, batch)).generate_state(1)[0]) if batch else seed
+    )
 
 
 class Steering:
@@ -181,8 +249,21 @@ class Steering:
         batch: number of the batch of prompts, each of which has noise of its own.
     """
 
-    def __init__(self, normaliser: Normaliser, direction_d: Tensor, strength: float, repair: Repair = unrepaired, seed: int = 0, batch: int = 0):
-        self.normaliser, self.direction_d, self.strength, self.repair = normaliser, direction_d, strength, repair
+    def __init__(
+        self,
+        normaliser: Normaliser,
+        direction_d: Tensor,
+        strength: float,
+        repair: Repair = unrepaired,
+        seed: int = 0,
+        batch: int = 0,
+    ):
+        self.normaliser, self.direction_d, self.strength, self.repair = (
+            normaliser,
+            direction_d,
+            strength,
+            repair,
+        )
         self.generator = noise_generator(seed, batch)
 
     def edited(self, h_nd: Tensor) -> Tensor:
@@ -194,18 +275,30 @@ class Steering:
         z_nd = self.normaliser(h_nd.float().cpu())
         repaired_nd = self.repair(z_nd, z_nd + self.strength * self.direction_d, self.generator)
         if repaired_nd.shape != z_nd.shape or not repaired_nd.isfinite().all():
-            raise ValueError(f"the repair gives shape {tuple(repaired_nd.shape)} with {int((~repaired_nd.isfinite()).sum())} values that are not finite, at "
-                             f"strength {self.strength}: expected finite values of shape {tuple(z_nd.shape)}; lower the strength, or mend the repair")
+            raise ValueError(
+                f"the repair gives shape {tuple(repaired_nd.shape)} with {int((~repaired_nd.isfinite()).sum())} values that are not finite, at "
+                f"strength {self.strength}: expected finite values of shape {tuple(z_nd.shape)}; lower the strength, or mend the repair"
+            )
         return self.normaliser.inverse(repaired_nd)
 
     def __call__(self, hidden_btd: Tensor) -> Tensor:
         if self.strength == 0:
             return hidden_btd
-        return torch.cat([hidden_btd[:, :-1], self.edited(hidden_btd[:, -1])[:, None].to(hidden_btd)], 1)
+        return torch.cat(
+            [hidden_btd[:, :-1], self.edited(hidden_btd[:, -1])[:, None].to(hidden_btd)], 1
+        )
 
 
-def neutral_openings(store: ActivationStore, lm: LanguageModel, split: str, n: int, *, tokens: int, neutral: Callable[[str], bool],
-                     seed: int) -> Tensor:
+def neutral_openings(
+    store: ActivationStore,
+    lm: LanguageModel,
+    split: str,
+    n: int,
+    *,
+    tokens: int,
+    neutral: Callable[[str], bool],
+    seed: int,
+) -> Tensor:
     """Prompts (n, 1 + tokens): the opening token and the first tokens of a sentence of a split's documents, which take turns in random order.
 
     Args:
@@ -218,15 +311,23 @@ def neutral_openings(store: ActivationStore, lm: LanguageModel, split: str, n: i
     for order, document in enumerate(rng.permutation(np.flatnonzero(store.splits == split))):
         text = lm.tokenizer.decode(store.column("token_ids", store.rows_of(int(document))).tolist())
         sentences = re.split(r"(?<=[.!?])\s+|\n+", text)
-        turns += [(turn, order, sentences[i]) for turn, i in enumerate(rng.permutation(len(sentences)))]
+        turns += [
+            (turn, order, sentences[i]) for turn, i in enumerate(rng.permutation(len(sentences)))
+        ]
     for _, _, sentence in sorted(turns):
         ids = lm.tokenizer(sentence, add_special_tokens=False)["input_ids"]
         opening = lm.tokenizer.decode(ids[:tokens])
-        if len(ids) >= tokens + LEAST_REST and PLAIN_OPENING.fullmatch(opening) and neutral(opening):
+        if (
+            len(ids) >= tokens + LEAST_REST
+            and PLAIN_OPENING.fullmatch(opening)
+            and neutral(opening)
+        ):
             chosen.setdefault(opening, [lm.opening_token, *ids[:tokens]])
         if len(chosen) == n:
             return torch.tensor(list(chosen.values()))
-    raise ValueError(f"{len(chosen)} neutral openings of {tokens} tokens in the {split} documents: {n} were asked for")
+    raise ValueError(
+        f"{len(chosen)} neutral openings of {tokens} tokens in the {split} documents: {n} were asked for"
+    )
 
 
 @contextmanager
@@ -236,7 +337,9 @@ def compact_logits(model: PreTrainedModel):
     `generate` slices the last position out of a prompt's hidden states; torch multiplies such a slice prompt by prompt, with a copy of the
     matrix for each: 10 GB at 32 prompts of a 262,144-token vocabulary.
     """
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, inputs: (inputs[0].contiguous(), *inputs[1:])
+    )
     try:
         yield
     finally:
@@ -253,8 +356,18 @@ class GumbelNoise(LogitsProcessor):
         self.rng = np.random.Generator(np.random.SFC64(key))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        room = np.empty(scores.shape[1])  # double: of single-precision draws one in ten million is 0, and its token would win
-        return torch.stack([row - torch.from_numpy(np.log(self.rng.standard_exponential(out=room), out=room)).to(row) for row in scores])
+        room = np.empty(
+            scores.shape[1]
+        )  # double: of single-precision draws one in ten million is 0, and its token would win
+        return torch.stack(
+            [
+                row
+                - torch.from_numpy(np.log(self.rng.standard_exponential(out=room), out=room)).to(
+                    row
+                )
+                for row in scores
+            ]
+        )
 
 
 @contextmanager
@@ -269,8 +382,16 @@ def shipped_settings_off(model: PreTrainedModel):
         model.generation_config = shipped
 
 
-def continuations(lm: LanguageModel, prompt_ids_bt: Tensor, layer: int, steering: Callable[[int], Steering] | None = None, *, tokens: int,
-                  seed: int, batch: int = 100) -> Tensor:
+def continuations(
+    lm: LanguageModel,
+    prompt_ids_bt: Tensor,
+    layer: int,
+    steering: Callable[[int], Steering] | None = None,
+    *,
+    tokens: int,
+    seed: int,
+    batch: int = 100,
+) -> Tensor:
     """New token ids (b, tokens), sampled at temperature 1 by transformers' own `generate` with a KV cache.
 
     The draws that choose tokens depend on (seed, batch) and not on the edit: equal logits give equal text. Never <eos>, so all are equally long.
@@ -283,10 +404,19 @@ def continuations(lm: LanguageModel, prompt_ids_bt: Tensor, layer: int, steering
     for i, part_bt in enumerate(prompt_ids_bt.to(lm.model.device).split(batch)):
         editing = nullcontext() if steering is None else edited_block(lm.model, layer, steering(i))
         with shipped_settings_off(lm.model), editing:
-            ids_bt = lm.model.generate(part_bt, attention_mask=torch.ones_like(part_bt), do_sample=False, num_beams=1, use_cache=True,
-                                       logits_processor=LogitsProcessorList([GumbelNoise(seed, i)]), max_new_tokens=tokens,
-                                       min_new_tokens=tokens, eos_token_id=eos, pad_token_id=lm.opening_token if eos is None else eos)
-        drawn.append(ids_bt[:, part_bt.shape[1]:].cpu())
+            ids_bt = lm.model.generate(
+                part_bt,
+                attention_mask=torch.ones_like(part_bt),
+                do_sample=False,
+                num_beams=1,
+                use_cache=True,
+                logits_processor=LogitsProcessorList([GumbelNoise(seed, i)]),
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                eos_token_id=eos,
+                pad_token_id=lm.opening_token if eos is None else eos,
+            )
+        drawn.append(ids_bt[:, part_bt.shape[1] :].cpu())
     return torch.cat(drawn)
 
 
@@ -294,29 +424,54 @@ def continuations(lm: LanguageModel, prompt_ids_bt: Tensor, layer: int, steering
 def log_likelihoods(lm: LanguageModel, prompt_ids_bt: Tensor, new_ids_bt: Tensor) -> np.ndarray:
     """Mean log-likelihood of each continuation, nats per token, under the language model as it is, (b,)."""
     found, n_new = [], new_ids_bt.shape[1]
-    keep = {"logits_to_keep": n_new + 1} if "logits_to_keep" in inspect.signature(lm.model.forward).parameters else {}
-    for prompt, new in zip(prompt_ids_bt.split(SCORED_AT_ONCE), new_ids_bt.split(SCORED_AT_ONCE), strict=True):
+    keep = (
+        {"logits_to_keep": n_new + 1}
+        if "logits_to_keep" in inspect.signature(lm.model.forward).parameters
+        else {}
+    )
+    for prompt, new in zip(
+        prompt_ids_bt.split(SCORED_AT_ONCE), new_ids_bt.split(SCORED_AT_ONCE), strict=True
+    ):
         ids_bt = torch.cat([prompt, new], 1).to(lm.model.device)
         with compact_logits(lm.model):
-            logits_nv = lm.model(input_ids=ids_bt, use_cache=False, **keep).logits[:, -n_new - 1 : -1].flatten(0, 1)
+            logits_nv = (
+                lm.model(input_ids=ids_bt, use_cache=False, **keep)
+                .logits[:, -n_new - 1 : -1]
+                .flatten(0, 1)
+            )
         parts = zip(logits_nv.split(LOGIT_ROWS), ids_bt[:, -n_new:].flatten().split(LOGIT_ROWS))
-        losses_n = torch.cat([cross_entropy(logits.float(), target, reduction="none") for logits, target in parts])
+        losses_n = torch.cat(
+            [cross_entropy(logits.float(), target, reduction="none") for logits, target in parts]
+        )
         found.append(-losses_n.double().view(-1, n_new).mean(1).cpu())
     return torch.cat(found).numpy()
 
 
-def edited_places(lm: LanguageModel, layer: int, prompt_ids_bt: Tensor, new_ids_bt: Tensor, places: int) -> Tensor:
+def edited_places(
+    lm: LanguageModel, layer: int, prompt_ids_bt: Tensor, new_ids_bt: Tensor, places: int
+) -> Tensor:
     """Raw activations of unsteered continuations where edits would apply, (b · places, d), prompt by prompt.
 
     Args:
         places: how many of each continuation, evenly spread from the last prompt position to the one before the last token.
     """
-    columns = prompt_ids_bt.shape[1] - 1 + np.linspace(0, new_ids_bt.shape[1] - 1, places).round().astype(int)
+    columns = (
+        prompt_ids_bt.shape[1]
+        - 1
+        + np.linspace(0, new_ids_bt.shape[1] - 1, places).round().astype(int)
+    )
     ids_bt = torch.cat([prompt_ids_bt, new_ids_bt], 1)
-    return read_residual_stream(lm.model, [layer], ids_bt)[layer][:, columns].flatten(0, 1).float().cpu()
+    return (
+        read_residual_stream(lm.model, [layer], ids_bt)[layer][:, columns]
+        .flatten(0, 1)
+        .float()
+        .cpu()
+    )
 
 
-def diffusion_losses(judge: Denoiser, z_nd: Tensor, sigmas: Sequence[float], seed: int) -> np.ndarray:
+def diffusion_losses(
+    judge: Denoiser, z_nd: Tensor, sigmas: Sequence[float], seed: int
+) -> np.ndarray:
     """Velocity loss per dimension of a judge on each activation, averaged over noise levels, (n,); the same noise for as many
     activations at the same levels."""
     generator = torch.Generator().manual_seed(seed)
@@ -337,6 +492,9 @@ def geometry(z_nd: Tensor, edited_nd: Tensor, repaired_nd: Tensor) -> dict[str, 
     """
     edit_nd, change_nd = edited_nd - z_nd, repaired_nd - z_nd
     length_n, inner_n = edit_nd.norm(dim=1), (change_nd * edit_nd).sum(1)
-    values = {"repair_over_edit": (repaired_nd - edited_nd).norm(dim=1) / length_n,
-              "cosine": inner_n / (length_n * change_nd.norm(dim=1)), "along": inner_n / length_n**2}
+    values = {
+        "repair_over_edit": (repaired_nd - edited_nd).norm(dim=1) / length_n,
+        "cosine": inner_n / (length_n * change_nd.norm(dim=1)),
+        "along": inner_n / length_n**2,
+    }
     return {name: value.double().numpy() for name, value in values.items()}

@@ -45,7 +45,18 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.layout import CHUNK_ROWS, COLUMNS, DTYPES, CheckedRows, Part, Seal, StoreError, from_numpy, layer_name, read_seal
+from mmlib.layout import (
+    CHUNK_ROWS,
+    COLUMNS,
+    DTYPES,
+    CheckedRows,
+    Part,
+    Seal,
+    StoreError,
+    from_numpy,
+    layer_name,
+    read_seal,
+)
 from mmlib.moments import RunningMoments
 from mmlib.writer import as_float
 
@@ -65,20 +76,33 @@ class ActivationStore:
             layers = [int(known) for known in self.attributes["layers"]]
             self.layer = layers[0] if layer is None else layer
             if self.layer not in layers:
-                raise StoreError(f"{self.path} holds layers {layers}, not layer {layer}: run 01_extract_activations for that layer")
+                raise StoreError(
+                    f"{self.path} holds layers {layers}, not layer {layer}: run 01_extract_activations for that layer"
+                )
             statistics = file[f"statistics/{layer_name(self.layer)}"]
             self.mean, self.variance = statistics["mean"][:], statistics["variance"][:]
             if self.attributes["chunk_rows"] != CHUNK_ROWS:
-                raise StoreError(f"{self.path} has a checksum every {self.attributes['chunk_rows']} rows: this code reads {CHUNK_ROWS}")
+                raise StoreError(
+                    f"{self.path} has a checksum every {self.attributes['chunk_rows']} rows: this code reads {CHUNK_ROWS}"
+                )
             documents = file["documents"]
             self.titles, self.splits = documents["title"].asstr()[:], documents["split"].asstr()[:]
             self.first_row, self.document_rows = documents["first_row"][:], documents["rows"][:]
         self.model, self.corpus = self.attributes["model"], self.attributes["corpus"]
-        self.d, self.dtype, self.n = int(self.attributes["d"]), self.attributes["dtype"], int(self.document_rows.sum())
+        self.d, self.dtype, self.n = (
+            int(self.attributes["d"]),
+            self.attributes["dtype"],
+            int(self.document_rows.sum()),
+        )
         name = f"activations/{layer_name(self.layer)}"
-        parts = self._parts((name, *COLUMNS), self._shards() if "shards" in self.attributes else [(self.path, self.seal)])
+        parts = self._parts(
+            (name, *COLUMNS),
+            self._shards() if "shards" in self.attributes else [(self.path, self.seal)],
+        )
         self.activations = CheckedRows(name, parts[name], (self.d,), DTYPES[self.dtype])
-        self._columns = {column: CheckedRows(column, parts[column], (), np.dtype("<i4")) for column in COLUMNS}
+        self._columns = {
+            column: CheckedRows(column, parts[column], (), np.dtype("<i4")) for column in COLUMNS
+        }
 
     def _shards(self) -> list[tuple[Path, Seal]]:
         """The files that an index joins, as it knew them."""
@@ -87,20 +111,34 @@ class ActivationStore:
             name, _, digest = line.rpartition(" ")
             path = self.path.with_name(name)
             if not path.exists():
-                raise StoreError(f"{self.path} joins {self.attributes['shards'].size} files, of which {name} is missing: keep them in one folder")
+                raise StoreError(
+                    f"{self.path} joins {self.attributes['shards'].size} files, of which {name} is missing: keep them in one folder"
+                )
             shards.append((path, read_seal(path)))
             if shards[-1][1].digest != digest:
-                raise StoreError(f"{path} is not the file that {self.path.name} joins: extract them together")
+                raise StoreError(
+                    f"{path} is not the file that {self.path.name} joins: extract them together"
+                )
         return shards
 
-    def _parts(self, names: tuple[str, ...], files: list[tuple[Path, Seal]]) -> dict[str, list[Part]]:
+    def _parts(
+        self, names: tuple[str, ...], files: list[tuple[Path, Seal]]
+    ) -> dict[str, list[Part]]:
         """Where each file has the rows of each dataset; the files stay open."""
         parts = {name: [] for name in names}
         for path, sealed in files:
             self._open_files[path] = open(path, "rb", buffering=0)
             with h5py.File(path, "r") as file:
                 for name in names:
-                    parts[name].append(Part(path, self._open_files[path], sealed.place(path, name), len(file[name]), file[f"checksums/{name}"][:]))
+                    parts[name].append(
+                        Part(
+                            path,
+                            self._open_files[path],
+                            sealed.place(path, name),
+                            len(file[name]),
+                            file[f"checksums/{name}"][:],
+                        )
+                    )
         return parts
 
     @property
@@ -116,8 +154,10 @@ class ActivationStore:
             StoreError: `documents` is not this store's identity.
         """
         if documents != self.documents:
-            raise StoreError(f"{what} was fitted to documents {documents}, the store holds {self.documents}: its test documents may have been "
-                             "trained on; run the notebooks again from 02")
+            raise StoreError(
+                f"{what} was fitted to documents {documents}, the store holds {self.documents}: its test documents may have been "
+                "trained on; run the notebooks again from 02"
+            )
 
     def check_source(self, *, model: str | None = None, d: int | None = None) -> None:
         """Refuse a store of another language model or width than asked.
@@ -127,8 +167,12 @@ class ActivationStore:
         Raises:
             StoreError: it is another one.
         """
-        if model is not None and model != (self.model if "@" in model else self.model.partition("@")[0]):
-            raise StoreError(f"{self.path} holds activations of {self.model}, not of {model}: run 01_extract_activations for that model")
+        if model is not None and model != (
+            self.model if "@" in model else self.model.partition("@")[0]
+        ):
+            raise StoreError(
+                f"{self.path} holds activations of {self.model}, not of {model}: run 01_extract_activations for that model"
+            )
         if d is not None and d != self.d:
             raise StoreError(f"{self.path} holds activations of width {self.d}, not {d}")
 
@@ -136,8 +180,13 @@ class ActivationStore:
         """The run of rows that a split occupies."""
         documents = np.flatnonzero(self.splits == split)
         if not len(documents):
-            raise StoreError(f"{self.path} has no documents in split {split!r}: expected one of {sorted(set(self.splits))}")
-        return range(int(self.first_row[documents[0]]), int(self.first_row[documents[-1]] + self.document_rows[documents[-1]]))
+            raise StoreError(
+                f"{self.path} has no documents in split {split!r}: expected one of {sorted(set(self.splits))}"
+            )
+        return range(
+            int(self.first_row[documents[0]]),
+            int(self.first_row[documents[-1]] + self.document_rows[documents[-1]]),
+        )
 
     def rows_of(self, document: int | str, positions: slice = slice(None)) -> range:
         """The rows of a document, by index or title, or of consecutive positions in it.
@@ -148,7 +197,9 @@ class ActivationStore:
         by_index = isinstance(document, Integral) and 0 <= document < len(self.titles)
         found = [document] if by_index else np.flatnonzero(self.titles == document)
         if len(found) != 1:
-            raise StoreError(f"{self.path} has {len(found) or 'no'} documents {document!r}: expected an index below {len(self.titles)} or a title of its own")
+            raise StoreError(
+                f"{self.path} has {len(found) or 'no'} documents {document!r}: expected an index below {len(self.titles)} or a title of its own"
+            )
         first = int(self.first_row[found[0]])
         return range(first, first + int(self.document_rows[found[0]]))[positions]
 
@@ -167,9 +218,14 @@ class ActivationStore:
             return 0, self.n
         if rows.step not in (None, 1):
             raise IndexError(f"{rows}: expected consecutive rows; `take` gives any")
-        start, stop = 0 if rows.start is None else rows.start, self.n if rows.stop is None else rows.stop
+        start, stop = (
+            0 if rows.start is None else rows.start,
+            self.n if rows.stop is None else rows.stop,
+        )
         if not 0 <= start <= stop <= self.n:
-            raise IndexError(f"rows {start} to {stop} were asked for, {self.path} has {self.n}: there are no others")
+            raise IndexError(
+                f"rows {start} to {stop} were asked for, {self.path} has {self.n}: there are no others"
+            )
         return start, stop
 
     def take(self, rows: np.ndarray) -> Tensor:
@@ -181,7 +237,9 @@ class ActivationStore:
         """
         rows = np.asarray(rows)
         if len(rows) and not 0 <= rows.min() <= rows.max() < self.n:
-            raise IndexError(f"rows {rows.min()} to {rows.max()} were asked for, {self.path} has {self.n}")
+            raise IndexError(
+                f"rows {rows.min()} to {rows.max()} were asked for, {self.path} has {self.n}"
+            )
         order, starts = np.argsort(rows, kind="stable"), self.activations.starts
         values = np.empty((len(rows), self.d), self.activations.dtype)
         chunks = np.searchsorted(starts, rows, "right") - 1
@@ -195,7 +253,9 @@ class ActivationStore:
         """`token_ids`, `document` or `position` of consecutive rows (all rows if None), (n,)."""
         start, stop = self._consecutive(rows)
         if name == "document":  # known from the table
-            return (np.searchsorted(self.first_row, np.arange(start, stop), "right") - 1).astype(np.int32)
+            return (np.searchsorted(self.first_row, np.arange(start, stop), "right") - 1).astype(
+                np.int32
+            )
         return self._columns[name].read(start, stop)
 
     def expected(self, name: str, rows: range, found: np.ndarray) -> np.ndarray:
@@ -203,7 +263,11 @@ class ActivationStore:
         document = self.column("document", rows)
         if name == "document":
             return document + int(self.attributes["first_document"])
-        return np.arange(rows.start, rows.stop) - self.first_row[document] if name == "position" else np.maximum(found, 0)
+        return (
+            np.arange(rows.start, rows.stop) - self.first_row[document]
+            if name == "position"
+            else np.maximum(found, 0)
+        )
 
     @property
     def identities(self) -> dict:
@@ -214,9 +278,16 @@ class ActivationStore:
         """What the store holds, for a reader."""
         split_rows = ", ".join(f"{s} {len(self.rows(s)):,}" for s in dict.fromkeys(self.splits))
         size = sum(path.stat().st_size for path in {self.path, *self._open_files})
-        return {"model": self.model, "corpus": self.corpus, "layers": str([int(x) for x in self.attributes["layers"]]),
-                "shape": f"{self.n:,} × {self.d}", "dtype": self.dtype, "documents": str(len(self.titles)),
-                "rows by split": split_rows, "size": f"{size / 1e9:.2f} GB"}
+        return {
+            "model": self.model,
+            "corpus": self.corpus,
+            "layers": str([int(x) for x in self.attributes["layers"]]),
+            "shape": f"{self.n:,} × {self.d}",
+            "dtype": self.dtype,
+            "documents": str(len(self.titles)),
+            "rows by split": split_rows,
+            "size": f"{size / 1e9:.2f} GB",
+        }
 
     def close(self) -> None:
         """Close the files."""
@@ -240,12 +311,31 @@ def verify(path: Path) -> list[str]:
         stores = [ActivationStore(path, layer) for layer in layers_of(path)]
     except (StoreError, FileNotFoundError) as error:
         return [str(error)]
-    problems = [problem for shard in stores[0]._open_files if shard != stores[0].path for problem in verify(shard)]
+    problems = [
+        problem
+        for shard in stores[0]._open_files
+        if shard != stores[0].path
+        for problem in verify(shard)
+    ]
     chunks, whole = stores[0].activations.starts, stores[0]
-    progress = tqdm(total=(len(stores) + len(COLUMNS)) * (len(chunks) - 1), desc=f"verifying {Path(path).name}", unit=" chunks", delay=2)
+    progress = tqdm(
+        total=(len(stores) + len(COLUMNS)) * (len(chunks) - 1),
+        desc=f"verifying {Path(path).name}",
+        unit=" chunks",
+        delay=2,
+    )
     for name, rows in whole._columns.items():
-        problems += _chunk_problems(rows, progress, lambda chunk, values: None if np.array_equal(
-            values, whole.expected(name, range(*chunks[chunk : chunk + 2]), values)) else "do not fit the table of documents")
+        problems += _chunk_problems(
+            rows,
+            progress,
+            lambda chunk, values: (
+                None
+                if np.array_equal(
+                    values, whole.expected(name, range(*chunks[chunk : chunk + 2]), values)
+                )
+                else "do not fit the table of documents"
+            ),
+        )
     for store in stores:
         moments, train_rows = RunningMoments(store.d), int(store.attributes["train_rows"])
 
@@ -255,23 +345,34 @@ def verify(path: Path) -> list[str]:
             return None if np.isfinite(values).all() else "have values that are not finite"
 
         found = _chunk_problems(store.activations, progress, check)
-        if not found and not (np.allclose(store.variance, moments.variance, rtol=1e-9, atol=0) and (
-                np.abs(store.mean - moments.mean) <= 1e-9 * (np.abs(moments.mean) + np.sqrt(moments.variance))).all()):
-            found = [f"{path}: the statistics of layer {store.layer} are not those of its training rows"]
+        if not found and not (
+            np.allclose(store.variance, moments.variance, rtol=1e-9, atol=0)
+            and (
+                np.abs(store.mean - moments.mean)
+                <= 1e-9 * (np.abs(moments.mean) + np.sqrt(moments.variance))
+            ).all()
+        ):
+            found = [
+                f"{path}: the statistics of layer {store.layer} are not those of its training rows"
+            ]
         problems += found
         store.close()
     progress.close()
     return list(dict.fromkeys(problems))
 
 
-def _chunk_problems(rows: CheckedRows, progress: tqdm, check: Callable[[int, np.ndarray], str | None]) -> list[str]:
+def _chunk_problems(
+    rows: CheckedRows, progress: tqdm, check: Callable[[int, np.ndarray], str | None]
+) -> list[str]:
     """What is wrong with the chunks of one dataset: their checksums, and what `check` says of their values."""
     problems = []
     for chunk in range(len(rows.starts) - 1):
         progress.update()
         try:
             if wrong := check(chunk, rows.read_chunk(chunk)):
-                problems.append(f"{rows.path(chunk)}: {rows.name}, rows {rows.starts[chunk]} to {rows.starts[chunk + 1]} {wrong}")
+                problems.append(
+                    f"{rows.path(chunk)}: {rows.name}, rows {rows.starts[chunk]} to {rows.starts[chunk + 1]} {wrong}"
+                )
         except StoreError as error:
             problems.append(str(error))
     return problems
@@ -284,9 +385,18 @@ def main() -> None:
     problems = verify(Path(sys.argv[1]))
     if not problems:
         store = ActivationStore(Path(sys.argv[1]))
-        for key, value in {**store.summary(), **{k: v for k, v in store.attributes.items() if k in ("window", "hook_point", "packages", "created_by")}}.items():
+        for key, value in {
+            **store.summary(),
+            **{
+                k: v
+                for k, v in store.attributes.items()
+                if k in ("window", "hook_point", "packages", "created_by")
+            },
+        }.items():
             print(f"{key:>15}: {value}")
-        print(f"{'verified':>15}: seal, checksums, finite values, documents and positions, statistics")
+        print(
+            f"{'verified':>15}: seal, checksums, finite values, documents and positions, statistics"
+        )
     else:
         sys.exit(f"{len(problems)} problems:\n" + "\n".join(problems))
 

@@ -55,7 +55,9 @@ class Cell:
     def __post_init__(self):
         _require_file_name(self.name)
         if (self.coordinates == STANDARDISED) != (self.transform is None):
-            raise ValueError(f"cell {self.name}: coordinates {self.coordinates!r} {'need a' if self.transform is None else 'take no'} transform")
+            raise ValueError(
+                f"cell {self.name}: coordinates {self.coordinates!r} {'need a' if self.transform is None else 'take no'} transform"
+            )
 
     @property
     def steps(self) -> int:
@@ -117,7 +119,9 @@ class FittedCell:
 
 def _require_file_name(name: str) -> None:
     if not re.fullmatch(r"[\w.-]+", name):
-        raise ValueError(f"cell {name!r}: expected letters, digits, dots, hyphens and underscores, since it names a file")
+        raise ValueError(
+            f"cell {name!r}: expected letters, digits, dots, hyphens and underscores, since it names a file"
+        )
 
 
 class Study:
@@ -137,9 +141,26 @@ class Study:
             batch, or less.
     """
 
-    def __init__(self, run: runs.Run, name: str, notebook: str, evaluate: Callable[[Cell | FittedCell, Denoiser], dict], evaluation: dict, *,
-                 one_pass: bool = True, trials: bool = False, validation_rows: int | None = None):
-        self.run, self.name, self.notebook, self.evaluate, self.evaluation, self.one_pass = run, name, notebook, evaluate, evaluation, one_pass
+    def __init__(
+        self,
+        run: runs.Run,
+        name: str,
+        notebook: str,
+        evaluate: Callable[[Cell | FittedCell, Denoiser], dict],
+        evaluation: dict,
+        *,
+        one_pass: bool = True,
+        trials: bool = False,
+        validation_rows: int | None = None,
+    ):
+        self.run, self.name, self.notebook, self.evaluate, self.evaluation, self.one_pass = (
+            run,
+            name,
+            notebook,
+            evaluate,
+            evaluation,
+            one_pass,
+        )
         self.trials, self.validation_rows = trials, validation_rows
 
     def path(self, cell: Cell | FittedCell) -> Path:
@@ -149,8 +170,17 @@ class Study:
     def configuration(self, cell: Cell | FittedCell) -> dict:
         """What decides the outcome of a cell, as JSON gives it back."""
         further = {"validation_rows": self.validation_rows} if self.validation_rows else {}
-        return json.loads(json.dumps({**cell.configuration, "documents": cell.store.documents, **cell.store.identities,
-                                      "evaluation": self.evaluation, **further}))
+        return json.loads(
+            json.dumps(
+                {
+                    **cell.configuration,
+                    "documents": cell.store.documents,
+                    **cell.store.identities,
+                    "evaluation": self.evaluation,
+                    **further,
+                }
+            )
+        )
 
     def known(self, cell: Cell | FittedCell) -> dict | None:
         """The outcome of a cell, if it is there with the same configuration."""
@@ -161,8 +191,10 @@ class Study:
     def describe(self, cells: list[Cell | FittedCell]) -> str:
         """What is left to do."""
         left = [cell for cell in cells if self.known(cell) is None]
-        return (f"{self.name}: {len(left)} of {len(cells)} cells left to train, {sum(cell.steps for cell in left):,} steps, "
-                f"{sum(cell.activations for cell in left):,} activations")
+        return (
+            f"{self.name}: {len(left)} of {len(cells)} cells left to train, {sum(cell.steps for cell in left):,} steps, "
+            f"{sum(cell.activations for cell in left):,} activations"
+        )
 
     def outcomes(self, cells: list[Cell | FittedCell]) -> dict[str, dict]:
         """Outcome by cell; those that are missing are trained and evaluated, after a word on how many.
@@ -171,28 +203,51 @@ class Study:
             ValueError: two cells have one name, or one asks for more activations than its store has for training.
         """
         if len({cell.name for cell in cells}) < len(cells):
-            raise ValueError(f"{len(cells)} cells have {len({cell.name for cell in cells})} names: expected one each")
+            raise ValueError(
+                f"{len(cells)} cells have {len({cell.name for cell in cells})} names: expected one each"
+            )
         for cell in cells:
             if self.one_pass and cell.activations > (there := len(cell.store.rows("train"))):
-                raise ValueError(f"cell {cell.name} takes {cell.activations:,} activations, {there:,} are there for training: none may come twice")
+                raise ValueError(
+                    f"cell {cell.name} takes {cell.activations:,} activations, {there:,} are there for training: none may come twice"
+                )
         print(self.describe(cells), flush=True)
         return {cell.name: self.outcome(cell) for cell in tqdm(cells, desc=self.name, unit="cell")}
 
     def outcome(self, cell: Cell | FittedCell) -> dict:
         """Of one cell: what is known, or else what training and evaluating it now gives."""
-        return self.known(cell) or (self._fitted(cell) if isinstance(cell, FittedCell) else self._trained(cell))
+        return self.known(cell) or (
+            self._fitted(cell) if isinstance(cell, FittedCell) else self._trained(cell)
+        )
 
     def _fitted(self, cell: FittedCell) -> dict:
         began = time.perf_counter()
         denoiser = cell.fit()
-        return self._written(cell, {"parameters": denoiser.parameters, "activations": cell.activations,
-                                    "seconds": round(time.perf_counter() - began, 4), **self.evaluate(cell, denoiser)})
+        return self._written(
+            cell,
+            {
+                "parameters": denoiser.parameters,
+                "activations": cell.activations,
+                "seconds": round(time.perf_counter() - began, 4),
+                **self.evaluate(cell, denoiser),
+            },
+        )
 
     def _written(self, cell: Cell | FittedCell, found: dict) -> dict:
         """The outcome of a cell, from its file."""
-        machine = {"device": default_device(), "threads": torch.get_num_threads(), "processor": processor()}
+        machine = {
+            "device": default_device(),
+            "threads": torch.get_num_threads(),
+            "processor": processor(),
+        }
         content = {"configuration": self.configuration(cell), **found, "machine": machine}
-        self.run.write(f"{self.name}/{cell.name}", content, self.notebook, target="studies", **cell.store.identities)
+        self.run.write(
+            f"{self.name}/{cell.name}",
+            content,
+            self.notebook,
+            target="studies",
+            **cell.store.identities,
+        )
         return read_json(self.path(cell))
 
     def _trained(self, cell: Cell) -> dict:
@@ -204,12 +259,25 @@ class Study:
             if not self.trials:
                 raise
             path = folder / "log.jsonl"
-            log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-            content = {"activations": cell.activations, "diverged": str(reason), "seconds": log[-1]["seconds"] if log else 0.0}
+            log = (
+                [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                if path.exists()
+                else []
+            )
+            content = {
+                "activations": cell.activations,
+                "diverged": str(reason),
+                "seconds": log[-1]["seconds"] if log else 0.0,
+            }
         else:
             model.to(default_device())
-            content = {"parameters": count_parameters(model.network), "activations": cell.activations, "seconds": log[-1]["seconds"],
-                       "validation_loss": log[-1]["validation_loss"], **self.evaluate(cell, model)}
+            content = {
+                "parameters": count_parameters(model.network),
+                "activations": cell.activations,
+                "seconds": log[-1]["seconds"],
+                "validation_loss": log[-1]["validation_loss"],
+                **self.evaluate(cell, model),
+            }
         if self.trials:
             content |= {"setup_seconds": setup_seconds, "log": validated(log)}
         outcome = self._written(cell, content)
@@ -220,7 +288,10 @@ class Study:
 def validated(log: list[dict]) -> dict[str, list]:
     """Steps, seconds and losses of the entries that have a validation loss, a list each."""
     entries = [entry for entry in log if "validation_loss" in entry]
-    return {key: [round(entry[key], 5) for entry in entries] for key in ("step", "seconds", "loss", "validation_loss")}
+    return {
+        key: [round(entry[key], 5) for entry in entries]
+        for key in ("step", "seconds", "loss", "validation_loss")
+    }
 
 
 def fitted_gaussian(cell: Cell) -> tuple[GaussianDenoiser | None, float]:
@@ -228,12 +299,18 @@ def fitted_gaussian(cell: Cell) -> tuple[GaussianDenoiser | None, float]:
     if not cell.recipe.linear_skip:
         return None, 0.0
     began = time.perf_counter()
-    gaussian = PrincipalComponents.fit(cell.seen(cell.store.read(cell.store.rows("train")))).gaussian()
+    gaussian = PrincipalComponents.fit(
+        cell.seen(cell.store.read(cell.store.rows("train")))
+    ).gaussian()
     return gaussian, round(time.perf_counter() - began, 4)
 
 
-def train_cell(cell: Cell, folder: Path, gaussian: GaussianDenoiser | None = None,
-               validation_rows: int | None = None) -> tuple[MetaModel, list[dict]]:
+def train_cell(
+    cell: Cell,
+    folder: Path,
+    gaussian: GaussianDenoiser | None = None,
+    validation_rows: int | None = None,
+) -> tuple[MetaModel, list[dict]]:
     """The trained model of a cell, in the cell's coordinates, and the log of its training.
 
     Args:
@@ -244,7 +321,9 @@ def train_cell(cell: Cell, folder: Path, gaussian: GaussianDenoiser | None = Non
     """
     training, store = cell.recipe.training, cell.store
     model = new_model(cell.recipe, store, cell.seed, gaussian)
-    if cell.transform:  # what the network sees is made here, so there is nothing left for the model to standardise
+    if (
+        cell.transform
+    ):  # what the network sees is made here, so there is nothing left for the model to standardise
         model.normaliser = Normaliser(torch.zeros(1, store.d), torch.ones(1, store.d))
 
     def batches(start: int) -> Iterator[Tensor]:
@@ -253,8 +332,12 @@ def train_cell(cell: Cell, folder: Path, gaussian: GaussianDenoiser | None = Non
 
     validation_nd = cell.seen(store.read(store.rows("validation")))
     if validation_rows:
-        validation_nd = validation_nd[:: max(1, len(validation_nd) // validation_rows)][:validation_rows]
-    log = train(model, training, batches, validation_nd, folder, seed=cell.seed, source=cell.coordinates)
+        validation_nd = validation_nd[:: max(1, len(validation_nd) // validation_rows)][
+            :validation_rows
+        ]
+    log = train(
+        model, training, batches, validation_nd, folder, seed=cell.seed, source=cell.coordinates
+    )
     return model, log
 
 

@@ -42,7 +42,18 @@ from mmlib.store import ActivationStore
 
 VALIDATION_ROWS = 1024  # at most
 VALIDATION_BATCHES = 8  # likewise: a slow network has small batches, and would spend a tenth of its training's time on validation
-CODE = ("train", "recipes", "meta_model", "denoisers", "sparse_denoiser", "skip", "gaussian", "noise", "normaliser", "batches")
+CODE = (
+    "train",
+    "recipes",
+    "meta_model",
+    "denoisers",
+    "sparse_denoiser",
+    "skip",
+    "gaussian",
+    "noise",
+    "normaliser",
+    "batches",
+)
 
 
 class TrainingDiverged(RuntimeError):
@@ -55,20 +66,36 @@ def learning_rate(step: int, settings: Training) -> float:
     if step < warmup:
         return settings.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, settings.steps - warmup)
-    return settings.lr * (settings.final_lr + (1 - settings.final_lr) * DECAYS[settings.decay](progress))
+    return settings.lr * (
+        settings.final_lr + (1 - settings.final_lr) * DECAYS[settings.decay](progress)
+    )
 
 
-DECAYS = {"cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2, "linear": lambda progress: 1 - progress,
-          "late": lambda progress: min(1.0, (1 - progress) / 0.2)}  # of the peak that is above the final rate, by progress from 0 to 1
+DECAYS = {
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "linear": lambda progress: 1 - progress,
+    "late": lambda progress: min(1.0, (1 - progress) / 0.2),
+}  # of the peak that is above the final rate, by progress from 0 to 1
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Random numbers of one step, drawn on that device: a GPU's differ from a CPU's."""
-    return torch.Generator(device).manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+    return torch.Generator(device).manual_seed(
+        int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    )
 
 
-def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterator[Tensor]], validation: Tensor, folder: Path,
-          *, seed: int, source: str = "", tracker: str | GeneralTracker | None = None) -> list[dict]:
+def train(
+    model: MetaModel,
+    settings: Training,
+    batches: Callable[[int], Iterator[Tensor]],
+    validation: Tensor,
+    folder: Path,
+    *,
+    seed: int,
+    source: str = "",
+    tracker: str | GeneralTracker | None = None,
+) -> list[dict]:
     """Train `model.network` in place; it ends with the averaged weights, saved in `folder`.
 
     A training that was interrupted is resumed; one that was finished with the same settings, data and code is loaded.
@@ -90,8 +117,13 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
     if run.done():
         return run.log
     given = batches(run.step)
-    with tqdm(total=settings.steps, initial=run.step, desc=f"training {type(model.network).__name__}", mininterval=2,
-              disable=not run.main) as bar:
+    with tqdm(
+        total=settings.steps,
+        initial=run.step,
+        desc=f"training {type(model.network).__name__}",
+        mininterval=2,
+        disable=not run.main,
+    ) as bar:
         while run.step < settings.steps:
             run.advance(given)
             bar.update()
@@ -114,42 +146,91 @@ def train(model: MetaModel, settings: Training, batches: Callable[[int], Iterato
 class TrainingRun:
     """The state of a run between steps."""
 
-    def __init__(self, model: MetaModel, settings: Training, validation: Tensor, folder: Path, seed: int, source: str,
-                 tracker: str | GeneralTracker | None):
-        self.model, self.settings, self.folder, self.seed, self.source = model, settings, Path(folder), seed, source
-        self.accelerator = Accelerator(cpu=default_device() == "cpu", log_with=tracker, project_dir=folder if tracker else None)
+    def __init__(
+        self,
+        model: MetaModel,
+        settings: Training,
+        validation: Tensor,
+        folder: Path,
+        seed: int,
+        source: str,
+        tracker: str | GeneralTracker | None,
+    ):
+        self.model, self.settings, self.folder, self.seed, self.source = (
+            model,
+            settings,
+            Path(folder),
+            seed,
+            source,
+        )
+        self.accelerator = Accelerator(
+            cpu=default_device() == "cpu", log_with=tracker, project_dir=folder if tracker else None
+        )
         if tracker and not self.accelerator.log_with:
-            raise ValueError(f"tracker {tracker!r} cannot be used: install its package, or leave it out (log.jsonl is always written)")
+            raise ValueError(
+                f"tracker {tracker!r} cannot be used: install its package, or leave it out (log.jsonl is always written)"
+            )
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.network = model.network.to(self.device).train()
         self.parameters = list(self.network.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay,
-                                           fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.lr,
+            betas=(0.9, settings.beta2),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
         self.ema = EMAModel(self.parameters, decay=settings.ema, foreach=True)
         self.step, self.seconds, self.log, self._losses = 0, 0.0, [], []
         self.bf16 = settings.bf16 and bf16_pays(self.device.type)
         rows = min(VALIDATION_ROWS, VALIDATION_BATCHES * settings.batch)
         self.validation = validation[..., :: max(1, validation.shape[-2] // rows), :][..., :rows, :]
-        self.mean_loss = standard_normal(model.d).expected_loss(settings.objective, self.validation.flatten(0, -2))
+        self.mean_loss = standard_normal(model.d).expected_loss(
+            settings.objective, self.validation.flatten(0, -2)
+        )
         self.fingerprint = self._fingerprint()
         self.folder.mkdir(parents=True, exist_ok=True)
-        require_disk(self.folder, 2 * 4 * 4 * sum(p.numel() for p in self.parameters), "checkpoints of this training")
+        require_disk(
+            self.folder,
+            2 * 4 * 4 * sum(p.numel() for p in self.parameters),
+            "checkpoints of this training",
+        )
         self._resume()
         if not self.done():
-            self.forward = self.accelerator.prepare(torch.compile(self.network) if settings.compile else self.network)
+            self.forward = self.accelerator.prepare(
+                torch.compile(self.network) if settings.compile else self.network
+            )
             if tracker:
-                self.accelerator.init_trackers("mmlib", {k: str(v) for k, v in asdict(settings).items()})
+                self.accelerator.init_trackers(
+                    "mmlib", {k: str(v) for k, v in asdict(settings).items()}
+                )
 
     def _fingerprint(self) -> str:
         """Everything that decides the outcome: settings, data and code. Only a run with the same one is resumed or taken as done."""
-        config = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
+        config = {
+            key: value for key, value in self.network.config.items() if not key.startswith("_")
+        }
         code = [sha256(Path(__file__).with_name(f"{room}.py")) for room in CODE]
         normaliser = self.model.normaliser
         start = hashlib.sha256()
         for tensor in (*self.network.state_dict().values(), normaliser.mean_ld, normaliser.std_ld):
             start.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return json.dumps([asdict(self.settings), self.seed, self.source, config, self.bf16, self.model.language_model, self.model.layers,
-                           self.model.documents, start.hexdigest(), code], sort_keys=True, default=str)
+        return json.dumps(
+            [
+                asdict(self.settings),
+                self.seed,
+                self.source,
+                config,
+                self.bf16,
+                self.model.language_model,
+                self.model.layers,
+                self.model.documents,
+                start.hexdigest(),
+                code,
+            ],
+            sort_keys=True,
+            default=str,
+        )
 
     def advance(self, source: Iterator[Tensor]) -> None:
         """One optimiser step on the next batch; reading it is counted in the seconds."""
@@ -157,17 +238,26 @@ class TrainingRun:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.settings)
         z = self.model.normaliser(next(source).to(self.device))
-        generator, part = step_generator(self.seed, self.step, self.device), (self.accelerator.process_index, self.accelerator.num_processes)
+        generator, part = (
+            step_generator(self.seed, self.step, self.device),
+            (self.accelerator.process_index, self.accelerator.num_processes),
+        )
         loss = self._loss(z, generator, self.forward, part)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         value = self.accelerator.reduce(loss.detach(), "mean").item()
         self._refuse_non_finite("loss", value, self.step + 1)
-        total_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
+        total_norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.parameters if p.grad is not None], foreach=True
+        )
         norm = total_norm.item()
         self._refuse_non_finite("gradient norm", norm, self.step + 1)
-        if norm > self.settings.clip:  # clip_grad_norm_ multiplies by 1 where nothing is to be clipped, another pass over all gradients
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, total_norm, foreach=True)
+        if (
+            norm > self.settings.clip
+        ):  # clip_grad_norm_ multiplies by 1 where nothing is to be clipped, another pass over all gradients
+            torch.nn.utils.clip_grads_with_norm_(
+                self.parameters, self.settings.clip, total_norm, foreach=True
+            )
         self.optimizer.step()
         self._average()
         self._losses.append(value)
@@ -184,19 +274,40 @@ class TrainingRun:
 
     def _refuse_non_finite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
-            raise TrainingDiverged(f"{what} {value} at step {step} of {self.settings.steps}, learning rate "
-                                   f"{learning_rate(step - 1, self.settings):.2g}: lower it, or raise the warm-up")
+            raise TrainingDiverged(
+                f"{what} {value} at step {step} of {self.settings.steps}, learning rate "
+                f"{learning_rate(step - 1, self.settings):.2g}: lower it, or raise the warm-up"
+            )
 
-    def _loss(self, z: Tensor, generator: torch.Generator, network: torch.nn.Module, part: tuple[int, int]) -> Tensor:
+    def _loss(
+        self, z: Tensor, generator: torch.Generator, network: torch.nn.Module, part: tuple[int, int]
+    ) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.model.loss(z, generator, levels=self.settings.levels, part=part, network=network,
-                                   density=self.settings.density, weighting=self.settings.weighting)
+            return self.model.loss(
+                z,
+                generator,
+                levels=self.settings.levels,
+                part=part,
+                network=network,
+                density=self.settings.density,
+                weighting=self.settings.weighting,
+            )
 
     def validation_loss(self) -> float:
         """The training loss of the averaged weights on fixed validation rows, with a level each, the same for all seeds."""
-        with self.averaged_weights(), torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            generator, parts = step_generator(0, 2**31), self.validation.split(self.settings.batch, dim=-2)
-            losses = [self.model.loss(part.to(self.device), generator).item() * part.shape[-2] for part in parts]
+        with (
+            self.averaged_weights(),
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
+        ):
+            generator, parts = (
+                step_generator(0, 2**31),
+                self.validation.split(self.settings.batch, dim=-2),
+            )
+            losses = [
+                self.model.loss(part.to(self.device), generator).item() * part.shape[-2]
+                for part in parts
+            ]
         mean = sum(losses) / self.validation.shape[-2]
         self._refuse_non_finite("validation loss", mean, self.step)
         return mean
@@ -213,11 +324,17 @@ class TrainingRun:
         recent = [entry["loss"] for entry in self.log if entry["step"] > self.step - patience]
         if self.step < 2 * patience or min(recent) < self.mean_loss:
             return
-        earlier = [entry["loss"] for entry in self.log if self.step - 2 * patience < entry["step"] <= self.step - patience]
+        earlier = [
+            entry["loss"]
+            for entry in self.log
+            if self.step - 2 * patience < entry["step"] <= self.step - patience
+        ]
         if min(recent) > 0.98 * min(earlier, default=math.inf):
-            raise TrainingDiverged(f"loss {recent[-1]:.4g} at step {self.step} of {self.settings.steps}: for {patience} steps it has been above the "
-                                   f"{self.mean_loss:.4g} of the mean alone and has not fallen: change the learning rate ({self.settings.lr:.2g}), or "
-                                   "set stop_if_stuck=False to train on")
+            raise TrainingDiverged(
+                f"loss {recent[-1]:.4g} at step {self.step} of {self.settings.steps}: for {patience} steps it has been above the "
+                f"{self.mean_loss:.4g} of the mean alone and has not fallen: change the learning rate ({self.settings.lr:.2g}), or "
+                "set stop_if_stuck=False to train on"
+            )
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -234,13 +351,19 @@ class TrainingRun:
     def entry(self) -> dict:
         """A log entry: the mean loss since the last one."""
         losses, self._losses = self._losses, []
-        return {"step": self.step, "activations": self.step * self.settings.batch * len(self.model.layers), "seconds": round(self.seconds, 4),
-                "loss": float(np.mean(losses))}
+        return {
+            "step": self.step,
+            "activations": self.step * self.settings.batch * len(self.model.layers),
+            "seconds": round(self.seconds, 4),
+            "loss": float(np.mean(losses)),
+        }
 
     def write(self, entry: dict) -> None:
         """Append to log.jsonl, flushed, so that a notebook beside it can plot while training runs."""
         self.log.append(entry)
-        self.accelerator.log({key: value for key, value in entry.items() if key != "step"}, step=self.step)
+        self.accelerator.log(
+            {key: value for key, value in entry.items() if key != "step"}, step=self.step
+        )
         if self.main:
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
@@ -250,9 +373,21 @@ class TrainingRun:
         if not self.main:
             return
         state = self.optimizer.state
-        tensors = {f"{kind}.{i}": tensor.detach().contiguous() for i, p in enumerate(self.parameters) for kind, tensor in
-                   (("weight", p), ("average", self.ema.shadow_params[i]), ("m", state[p]["exp_avg"]), ("v", state[p]["exp_avg_sq"]))}
-        facts = {"step": str(self.step), "seconds": str(self.seconds), "fingerprint": self.fingerprint}
+        tensors = {
+            f"{kind}.{i}": tensor.detach().contiguous()
+            for i, p in enumerate(self.parameters)
+            for kind, tensor in (
+                ("weight", p),
+                ("average", self.ema.shadow_params[i]),
+                ("m", state[p]["exp_avg"]),
+                ("v", state[p]["exp_avg_sq"]),
+            )
+        }
+        facts = {
+            "step": str(self.step),
+            "seconds": str(self.seconds),
+            "fingerprint": self.fingerprint,
+        }
         with written_whole(self.folder / "state.safetensors") as partial:
             save_file(tensors, partial, metadata=facts)
 
@@ -261,7 +396,9 @@ class TrainingRun:
         path = self.folder / "state.safetensors"
         if self.done():
             self.log = self._read_log()
-            self.network.load_state_dict(MetaModel.from_pretrained(self.folder).network.state_dict())
+            self.network.load_state_dict(
+                MetaModel.from_pretrained(self.folder).network.state_dict()
+            )
             self.network.eval().to("cpu")
             return self.accelerator.print("already trained with these settings, data and code")
         if not path.exists():
@@ -270,20 +407,27 @@ class TrainingRun:
         with safe_open(path, "pt", device=str(self.device)) as file:
             facts = file.metadata()
             if facts["fingerprint"] != self.fingerprint:
-                self.accelerator.print(f"{path.name} is of another configuration: training starts afresh")
+                self.accelerator.print(
+                    f"{path.name} is of another configuration: training starts afresh"
+                )
                 self.accelerator.wait_for_everyone()
                 return self._forget()
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
             for i, p in enumerate(self.parameters):
                 p.copy_(file.get_tensor(f"weight.{i}"))
                 self.ema.shadow_params[i].copy_(file.get_tensor(f"average.{i}"))
-                self.optimizer.state[p] = {"step": torch.tensor(float(self.step), device=p.device), "exp_avg": file.get_tensor(f"m.{i}"),
-                                           "exp_avg_sq": file.get_tensor(f"v.{i}")}
+                self.optimizer.state[p] = {
+                    "step": torch.tensor(float(self.step), device=p.device),
+                    "exp_avg": file.get_tensor(f"m.{i}"),
+                    "exp_avg_sq": file.get_tensor(f"v.{i}"),
+                }
             self.ema.optimization_step = self.step
         self.log = [entry for entry in self._read_log() if entry["step"] <= self.step]
         self.accelerator.wait_for_everyone()  # all have read what one now writes again
         if self.main:
-            (self.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in self.log), encoding="utf-8")
+            (self.folder / "log.jsonl").write_text(
+                "".join(json.dumps(entry) + "\n" for entry in self.log), encoding="utf-8"
+            )
         self.accelerator.print(f"resuming at step {self.step}")
 
     def done(self) -> bool:
@@ -293,7 +437,9 @@ class TrainingRun:
 
     def _read_log(self) -> list[dict]:
         text = (self.folder / "log.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n")[:-1]]  # a kill may have cut the last line
+        return [
+            json.loads(line) for line in text.split("\n")[:-1]
+        ]  # a kill may have cut the last line
 
     def _forget(self) -> None:
         """Remove what an earlier training left, so that nothing of it can be taken for this one's."""
@@ -308,7 +454,10 @@ class TrainingRun:
         self.ema.copy_to(self.parameters)
         self.network.eval().to("cpu")
         if self.main:
-            self.model.save_pretrained(self.folder, {"training": asdict(self.settings), "seed": self.seed, "outcome": self.log[-1]})
+            self.model.save_pretrained(
+                self.folder,
+                {"training": asdict(self.settings), "seed": self.seed, "outcome": self.log[-1]},
+            )
             with written_whole(self.folder / "done.json") as partial:
                 partial.write_text(self.fingerprint, encoding="utf-8")
             (self.folder / "state.safetensors").unlink(missing_ok=True)
@@ -321,23 +470,49 @@ class TrainingRun:
 def main() -> None:
     """Train one recipe of a preset from the command line, by one or several processes."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("recipe", help="one of the preset's recipes: gated_mlp, mlp, unet, denoising_sae, …; or published, the paper's own settings")
+    parser.add_argument(
+        "recipe",
+        help="one of the preset's recipes: gated_mlp, mlp, unet, denoising_sae, …; or published, the paper's own settings",
+    )
     parser.add_argument("--preset", default="default")
     parser.add_argument("--seed", type=int, default=0)
     for name, kind in (("model", str), ("corpus", str), ("layer", int)):
-        parser.add_argument(f"--{name}", type=kind, help="as in the notebooks; left out: the preset's")
-    parser.add_argument("--layers", type=int, nargs="+", help="one network for several layers, of the store that mmlib.extract --layers wrote")
+        parser.add_argument(
+            f"--{name}", type=kind, help="as in the notebooks; left out: the preset's"
+        )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        help="one network for several layers, of the store that mmlib.extract --layers wrote",
+    )
     parser.add_argument("--tracker", help="a tracker of accelerate, such as tensorboard")
-    parser.add_argument("--live", action="store_true", help="activations straight from the language model; statistics and validation from the store")
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="activations straight from the language model; statistics and validation from the store",
+    )
     given = parser.parse_args()
     if given.layers and given.layer is not None:
-        parser.error(f"--layer {given.layer} and --layers {' '.join(map(str, given.layers))}: expected one of the two")
-    layer = given.layers[0] if given.layers and len(given.layers) == 1 else given.layer  # as mmlib.extract names its runs
-    run = runs.start(preset=given.preset, seed=given.seed, model=given.model, corpus=given.corpus, layer=layer)
+        parser.error(
+            f"--layer {given.layer} and --layers {' '.join(map(str, given.layers))}: expected one of the two"
+        )
+    layer = (
+        given.layers[0] if given.layers and len(given.layers) == 1 else given.layer
+    )  # as mmlib.extract names its runs
+    run = runs.start(
+        preset=given.preset, seed=given.seed, model=given.model, corpus=given.corpus, layer=layer
+    )
     path = run.store_of(given.layers)
     if given.layers and not path.exists():
-        raise MissingInput(f"{path} is missing: run python -m mmlib.extract --layers {' '.join(map(str, given.layers))} first, with the same options")
-    stores = [ActivationStore(path, layer) for layer in given.layers] if given.layers else [ActivationStore(run.store, given.layer)]
+        raise MissingInput(
+            f"{path} is missing: run python -m mmlib.extract --layers {' '.join(map(str, given.layers))} first, with the same options"
+        )
+    stores = (
+        [ActivationStore(path, layer) for layer in given.layers]
+        if given.layers
+        else [ActivationStore(run.store, given.layer)]
+    )
     model, log = train_recipe(run, given.recipe, stores, tracker=given.tracker, live=given.live)
     accelerator = Accelerator(cpu=default_device() == "cpu")
     accelerator.print(f"{run.data / folder_name(given.recipe, stores, given.live)}: {log[-1]}")
@@ -346,11 +521,21 @@ def main() -> None:
 
 def folder_name(name: str, stores: list[ActivationStore], live: bool) -> str:
     """What a trained recipe is called: "mlp", "mlp-live", "mlp-layers-4-8-13"."""
-    return name + (f"-layers-{'-'.join(str(store.layer) for store in stores)}" if len(stores) > 1 else "") + "-live" * live
+    return (
+        name
+        + (f"-layers-{'-'.join(str(store.layer) for store in stores)}" if len(stores) > 1 else "")
+        + "-live" * live
+    )
 
 
-def train_recipe(run: runs.Run, name: str, stores: ActivationStore | list[ActivationStore], *, tracker: str | None = None,
-                 live: bool = False) -> tuple[MetaModel, list[dict]]:
+def train_recipe(
+    run: runs.Run,
+    name: str,
+    stores: ActivationStore | list[ActivationStore],
+    *,
+    tracker: str | None = None,
+    live: bool = False,
+) -> tuple[MetaModel, list[dict]]:
     """Train what the run's preset calls `name`; notebook 03 and the command line share it.
 
     Args:
@@ -360,20 +545,42 @@ def train_recipe(run: runs.Run, name: str, stores: ActivationStore | list[Activa
         ValueError: the preset has no such recipe (the message lists those there are), or it cannot have several layers.
     """
     if name not in run.preset.trainable:
-        raise ValueError(f"unknown recipe {name!r}: preset {run.preset.name} has {', '.join(run.preset.trainable)}")
+        raise ValueError(
+            f"unknown recipe {name!r}: preset {run.preset.name} has {', '.join(run.preset.trainable)}"
+        )
     stores = stores if isinstance(stores, list) else [stores]
     recipe, several = run.preset.trainable[name], len(stores) > 1
     skip = recipe.linear_skip and not several
-    components = PrincipalComponents.load(require(run.shared / "pca.safetensors", "02_fit_baselines"), stores[0]) if skip else None
+    components = (
+        PrincipalComponents.load(
+            require(run.shared / "pca.safetensors", "02_fit_baselines"), stores[0]
+        )
+        if skip
+        else None
+    )
     model = new_model(recipe, stores, run.seed, components and components.gaussian())
     validation = [store.read(store.rows("validation")) for store in stores]
-    batches, source = live_source(run, stores, recipe.training.batch) if live else (stored_source(run, stores, recipe.training.batch), "")
-    log = train(model, recipe.training, batches, model.normaliser(torch.stack(validation) if several else validation[0]),
-                run.data / folder_name(name, stores, live), seed=run.seed, source=source, tracker=tracker)
+    batches, source = (
+        live_source(run, stores, recipe.training.batch)
+        if live
+        else (stored_source(run, stores, recipe.training.batch), "")
+    )
+    log = train(
+        model,
+        recipe.training,
+        batches,
+        model.normaliser(torch.stack(validation) if several else validation[0]),
+        run.data / folder_name(name, stores, live),
+        seed=run.seed,
+        source=source,
+        tracker=tracker,
+    )
     return model, log
 
 
-def stored_source(run: runs.Run, stores: list[ActivationStore], batch: int) -> Callable[[int], Iterator[Tensor]]:
+def stored_source(
+    run: runs.Run, stores: list[ActivationStore], batch: int
+) -> Callable[[int], Iterator[Tensor]]:
     """Batches of a run's store, of one layer or several, for `train`."""
     if len(stores) > 1:
         return lambda start: multi_layer_batches(stores, "train", batch, run.seed, start=start)

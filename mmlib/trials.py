@@ -16,8 +16,10 @@ from mmlib.studies import Cell, Study
 
 NEVER = math.inf
 _SECONDS = {  # on two cores of an AMD EPYC with AVX-512 bf16
-    "shared": 11e-12, "own": 13e-12,  # of an MLP by parameter and activation, with shared levels and with a level a row
-    "unet": 7.3e-3, "unet_measured": 2.4e-3,  # of the reference UNet by activation, trained and measured
+    "shared": 11e-12,
+    "own": 13e-12,  # of an MLP by parameter and activation, with shared levels and with a level a row
+    "unet": 7.3e-3,
+    "unet_measured": 2.4e-3,  # of the reference UNet by activation, trained and measured
     "gaussian": 6.0,  # of a fit
 }
 
@@ -37,7 +39,9 @@ def at_edge(losses: dict[float, float]) -> bool:
     return min(losses, key=losses.get) in (min(losses), max(losses))
 
 
-def tune(rates: Sequence[float], most: int, names: Sequence[str], train: Callable[[str, float], dict]) -> dict[str, dict[float, dict]]:
+def tune(
+    rates: Sequence[float], most: int, names: Sequence[str], train: Callable[[str, float], dict]
+) -> dict[str, dict[float, dict]]:
     """Outcomes of several networks by rate. While any has its best at the edge, every one gets another trial: all have as many.
 
     Args:
@@ -46,7 +50,10 @@ def tune(rates: Sequence[float], most: int, names: Sequence[str], train: Callabl
     """
     found = {name: {rate: train(name, rate) for rate in rates} for name in names}
     for _ in range(most):
-        losses = {name: {rate: loss_of(outcome) for rate, outcome in tried.items()} for name, tried in found.items()}
+        losses = {
+            name: {rate: loss_of(outcome) for rate, outcome in tried.items()}
+            for name, tried in found.items()
+        }
         if not any(at_edge(tried) for tried in losses.values()):
             break
         for name in names:
@@ -68,7 +75,9 @@ def best_of(outcomes: dict) -> object:
     """
     best = min(outcomes, key=lambda key: loss_of(outcomes[key]))
     if "diverged" in outcomes[best]:
-        raise ValueError(f"every trial diverged, the last so: {outcomes[best]['diverged']}; lower the rates")
+        raise ValueError(
+            f"every trial diverged, the last so: {outcomes[best]['diverged']}; lower the rates"
+        )
     return best
 
 
@@ -84,7 +93,11 @@ def whole_time(outcome: dict) -> float:
 
 def time_to(outcome: dict, target: float) -> float | None:
     """Seconds of set-up and training to the first entry of the log at the target or below it; None if there is none."""
-    reached = (second for second, loss in zip(outcome["log"]["seconds"], outcome["log"]["validation_loss"]) if loss <= target)
+    reached = (
+        second
+        for second, loss in zip(outcome["log"]["seconds"], outcome["log"]["validation_loss"])
+        if loss <= target
+    )
     first = next(reached, None)
     return None if first is None else outcome["setup_seconds"] + first
 
@@ -97,13 +110,22 @@ def seconds_a_step(outcome: dict) -> float:
 def row_of(outcome: dict) -> dict:
     """What a table says of an outcome; its loss is None where training diverged."""
     training = outcome["configuration"]["recipe"]["training"]
-    return {"rate": training["lr"], "batch": training["batch"], "steps": training["steps"], "activations": outcome["activations"],
-            "loss": outcome.get("loss"), "seconds": whole_time(outcome)}
+    return {
+        "rate": training["lr"],
+        "batch": training["batch"],
+        "steps": training["steps"],
+        "activations": outcome["activations"],
+        "loss": outcome.get("loss"),
+        "seconds": whole_time(outcome),
+    }
 
 
 def curve_of(outcome: dict) -> dict[str, list[float]]:
     """Seconds of set-up and training, and the validation losses there."""
-    return {"seconds": [outcome["setup_seconds"] + second for second in outcome["log"]["seconds"]], "loss": outcome["log"]["validation_loss"]}
+    return {
+        "seconds": [outcome["setup_seconds"] + second for second in outcome["log"]["seconds"]],
+        "loss": outcome["log"]["validation_loss"],
+    }
 
 
 def spread(values: Sequence[float]) -> dict:
@@ -116,7 +138,12 @@ def spread(values: Sequence[float]) -> dict:
         raise ValueError(f"{len(values)} value: a spread needs at least two")
     mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
     reach = float(stats.t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
-    return {"values": [float(value) for value in values], "mean": mean, "std": std, "ci95": [mean - reach, mean + reach]}
+    return {
+        "values": [float(value) for value in values],
+        "mean": mean,
+        "std": std,
+        "ci95": [mean - reach, mean + reach],
+    }
 
 
 def losses_of(outcomes: Sequence[dict]) -> dict:
@@ -130,9 +157,14 @@ def paired(outcomes: Sequence[dict], references: Sequence[dict]) -> dict:
 
     Seeds with which the reference or the other diverged are left out of the spread, and counted.
     """
-    differences = [loss_of(ours) - loss_of(theirs) for ours, theirs in zip(outcomes, references, strict=True)]
+    differences = [
+        loss_of(ours) - loss_of(theirs) for ours, theirs in zip(outcomes, references, strict=True)
+    ]
     finite = [difference for difference in differences if math.isfinite(difference)]
-    return spread(finite) | {"every_seed": len(finite) == len(differences) and max(finite) < 0, "diverged": len(differences) - len(finite)}
+    return spread(finite) | {
+        "every_seed": len(finite) == len(differences) and max(finite) < 0,
+        "diverged": len(differences) - len(finite),
+    }
 
 
 def ratios(ours: Sequence[dict], theirs: Sequence[dict], targets: Sequence[float]) -> dict:
@@ -140,9 +172,17 @@ def ratios(ours: Sequence[dict], theirs: Sequence[dict], targets: Sequence[float
 
     One of theirs that never comes there counts with its whole time, so that the ratio is an upper bound.
     """
-    times, others = ([time_to(outcome, target) for outcome, target in zip(outcomes, targets, strict=True)] for outcomes in (ours, theirs))
+    times, others = (
+        [time_to(outcome, target) for outcome, target in zip(outcomes, targets, strict=True)]
+        for outcomes in (ours, theirs)
+    )
     whole = [whole_time(outcome) if time is None else time for outcome, time in zip(theirs, others)]
-    found = {"targets": list(targets), "ours_seconds": times, "theirs_seconds": whole, "theirs_reached": [time is not None for time in others]}
+    found = {
+        "targets": list(targets),
+        "ours_seconds": times,
+        "theirs_seconds": whole,
+        "theirs_reached": [time is not None for time in others],
+    }
     if None not in times:
         found["ratio"] = spread([mine / other for mine, other in zip(times, whole)])
     return found
@@ -154,8 +194,15 @@ def planned_seconds(cell: Cell, study: Study) -> float:
     if isinstance(size, UNetSize):
         return cell.activations * _SECONDS["unet"] + rows * _SECONDS["unet_measured"]
     with torch.device("meta"):
-        parameters = count_parameters(MLPDenoiser(cell.store.d, size.d_model, size.d_mlp, size.layers, gated_skip=size.gated_skip))
-    kind, setup = "own" if cell.recipe.training.levels is None else "shared", _SECONDS["gaussian"] * cell.recipe.linear_skip
+        parameters = count_parameters(
+            MLPDenoiser(
+                cell.store.d, size.d_model, size.d_mlp, size.layers, gated_skip=size.gated_skip
+            )
+        )
+    kind, setup = (
+        "own" if cell.recipe.training.levels is None else "shared",
+        _SECONDS["gaussian"] * cell.recipe.linear_skip,
+    )
     return parameters * (cell.activations * _SECONDS[kind] + rows * _SECONDS["shared"] / 3) + setup
 
 
@@ -165,6 +212,19 @@ def guess(cell: Cell, size: RecipeStudySize) -> dict:
     rates = size.unet_rates if isinstance(cell.recipe.size, UNetSize) else size.rates
     octaves = abs(np.log2(training.lr / rates[len(rates) // 2]))
     own = getattr(cell.recipe.size, "gated_skip", True)
-    loss = float(1 + (0.3 if own else 0.45) * (size.steps * size.batch / cell.activations) ** 0.5 + 0.05 * octaves)
-    return {"loss": loss, "seconds": 2.0 * training.batch, "setup_seconds": 0.0, "log": {
-        "step": [1, 2], "seconds": [1.0 * training.batch, 2.0 * training.batch], "loss": [2.0, loss], "validation_loss": [2.0, loss]}}
+    loss = float(
+        1
+        + (0.3 if own else 0.45) * (size.steps * size.batch / cell.activations) ** 0.5
+        + 0.05 * octaves
+    )
+    return {
+        "loss": loss,
+        "seconds": 2.0 * training.batch,
+        "setup_seconds": 0.0,
+        "log": {
+            "step": [1, 2],
+            "seconds": [1.0 * training.batch, 2.0 * training.batch],
+            "loss": [2.0, loss],
+            "validation_loss": [2.0, loss],
+        },
+    }

@@ -30,20 +30,40 @@ SHADE = 0.6  # of the colour map, for a token above all: black type stays legibl
 
 def token_noise(tokens: Tokens, sigma: float, draw: int, seed: int) -> Tensor:
     """Standard normal noise (n, d): that of a token is a function of (seed, σ, draw, document, position)."""
-    keys = ([seed, round(sigma * 1e9), draw, int(document), int(position)] for document, position in zip(tokens.document_n, tokens.position_n))
-    return torch.from_numpy(np.stack([np.random.default_rng(key).standard_normal(tokens.z_nd.shape[1], dtype=np.float32) for key in keys]))
+    keys = (
+        [seed, round(sigma * 1e9), draw, int(document), int(position)]
+        for document, position in zip(tokens.document_n, tokens.position_n)
+    )
+    return torch.from_numpy(
+        np.stack(
+            [
+                np.random.default_rng(key).standard_normal(tokens.z_nd.shape[1], dtype=np.float32)
+                for key in keys
+            ]
+        )
+    )
 
 
 @torch.inference_mode()
-def denoising_losses(denoisers: Mapping[str, Denoiser], tokens: Tokens, sigmas: Sequence[float], draws: int, seed: int) -> dict[str, np.ndarray]:
+def denoising_losses(
+    denoisers: Mapping[str, Denoiser],
+    tokens: Tokens,
+    sigmas: Sequence[float],
+    draws: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
     """‖(z − ẑ)/σ‖²/d, the velocity loss of each token at each σ, mean over the draws: (n, sigmas) of each denoiser, on the same noise."""
     totals = {name: np.zeros((len(tokens), len(sigmas))) for name in denoisers}
     for j, sigma in enumerate(sigmas):
         for draw in range(draws):
             x_nd = (1 - sigma) * tokens.z_nd + sigma * token_noise(tokens, sigma, draw, seed)
             for name, denoiser in denoisers.items():
-                estimate_nd = torch.cat([denoiser(part_nd, sigma) for part_nd in x_nd.split(AT_ONCE)])
-                totals[name][:, j] += ((tokens.z_nd - estimate_nd) / sigma).double().square().mean(1).numpy() / draws
+                estimate_nd = torch.cat(
+                    [denoiser(part_nd, sigma) for part_nd in x_nd.split(AT_ONCE)]
+                )
+                totals[name][:, j] += ((tokens.z_nd - estimate_nd) / sigma).double().square().mean(
+                    1
+                ).numpy() / draws
     return {name: checked(name, total) for name, total in totals.items()}
 
 
@@ -60,17 +80,23 @@ def residual(reconstruct: Denoiser, z_nd: Tensor) -> np.ndarray:
     return (z_nd - estimate_nd).double().square().mean(1).numpy()
 
 
-def surprise(density: GaussianDenoiser | GaussianMixtureDenoiser, tokens: Tokens, seed: int) -> np.ndarray:
+def surprise(
+    density: GaussianDenoiser | GaussianMixtureDenoiser, tokens: Tokens, seed: int
+) -> np.ndarray:
     """−log p(x) of activations smoothed at σ₀ (see `mmlib.likelihood`), nats per dimension, (n,)."""
     x_nd = (1 - SMOOTHING) * tokens.z_nd + SMOOTHING * token_noise(tokens, SMOOTHING, 0, seed)
-    return -torch.cat([density.log_density(part_nd, SMOOTHING) for part_nd in x_nd.split(AT_ONCE)]).numpy()
+    return -torch.cat(
+        [density.log_density(part_nd, SMOOTHING) for part_nd in x_nd.split(AT_ONCE)]
+    ).numpy()
 
 
 class NeighbourDistance:
     """Distance of z to the tenth nearest of some training activations (Sun et al. 2022, without their scaling to unit length)."""
 
     def __init__(self, z_train_nd: Tensor):
-        self._found = NearestNeighbors(n_neighbors=NEIGHBOUR, algorithm="brute").fit(z_train_nd.numpy())
+        self._found = NearestNeighbors(n_neighbors=NEIGHBOUR, algorithm="brute").fit(
+            z_train_nd.numpy()
+        )
 
     def __call__(self, z_nd: Tensor) -> np.ndarray:
         """(n,)."""
@@ -84,14 +110,20 @@ def checked(name: str, scores: np.ndarray) -> np.ndarray:
         ValueError: some are not finite, so that they have no order.
     """
     if wrong := int((~np.isfinite(scores)).reshape(len(scores), -1).any(1).sum()):
-        raise ValueError(f"score {name!r} is not finite on {wrong} of {len(scores)} tokens: they cannot be ranked")
+        raise ValueError(
+            f"score {name!r} is not finite on {wrong} of {len(scores)} tokens: they cannot be ranked"
+        )
     return scores
 
 
 def ranks_among(scores_n: np.ndarray, known_m: np.ndarray) -> np.ndarray:
     """Share of the known scores that a score is above, ties counted half, (n,): 0.95 where 5 % of them are larger."""
     known_m = np.sort(known_m)
-    return (np.searchsorted(known_m, scores_n, "left") + np.searchsorted(known_m, scores_n, "right")) / 2 / len(known_m)
+    return (
+        (np.searchsorted(known_m, scores_n, "left") + np.searchsorted(known_m, scores_n, "right"))
+        / 2
+        / len(known_m)
+    )
 
 
 @dataclass(frozen=True)
@@ -104,28 +136,48 @@ class Separation:
     wins_ab: np.ndarray  # such pairs of a tokens of one document and b of another
     sizes_a: np.ndarray  # tokens of each reference document
     sizes_b: np.ndarray  # and of each shifted one
-    same_documents: bool  # both sets are of the same documents, in the same order, which are resampled together
+    same_documents: (
+        bool  # both sets are of the same documents, in the same order, which are resampled together
+    )
 
     @classmethod
-    def of(cls, reference_n: np.ndarray, reference_document_n: np.ndarray, shifted_m: np.ndarray, shifted_document_m: np.ndarray,
-           same_documents: bool = False) -> "Separation":
+    def of(
+        cls,
+        reference_n: np.ndarray,
+        reference_document_n: np.ndarray,
+        shifted_m: np.ndarray,
+        shifted_document_m: np.ndarray,
+        same_documents: bool = False,
+    ) -> "Separation":
         """From scores and documents of tokens."""
         theirs_n, ours_m = checked("reference", reference_n)[:, None], checked("shifted", shifted_m)
         above_nm = (ours_m > theirs_n) + 0.5 * (ours_m == theirs_n)
         together = np.union1d(reference_document_n, shifted_document_m)
-        names = (together, together) if same_documents else (np.unique(reference_document_n), np.unique(shifted_document_m))
-        of_an, of_bm = ((documents == names_a[:, None]).astype(np.float64) for documents, names_a in
-                        zip((reference_document_n, shifted_document_m), names))
+        names = (
+            (together, together)
+            if same_documents
+            else (np.unique(reference_document_n), np.unique(shifted_document_m))
+        )
+        of_an, of_bm = (
+            (documents == names_a[:, None]).astype(np.float64)
+            for documents, names_a in zip((reference_document_n, shifted_document_m), names)
+        )
         return cls(of_an @ above_nm @ of_bm.T, of_an.sum(1), of_bm.sum(1), same_documents)
 
     @property
     def groups(self) -> tuple[int, ...]:
         """Documents that are resampled, for themselves or together."""
-        return (len(self.sizes_a),) if self.same_documents else (len(self.sizes_a), len(self.sizes_b))
+        return (
+            (len(self.sizes_a),) if self.same_documents else (len(self.sizes_a), len(self.sizes_b))
+        )
 
     def auroc(self, weights_rd: np.ndarray) -> np.ndarray:
         """AUROC with documents weighed, (…,)."""
-        w, v = (weights_rd, weights_rd) if self.same_documents else np.split(weights_rd, [len(self.sizes_a)], axis=-1)
+        w, v = (
+            (weights_rd, weights_rd)
+            if self.same_documents
+            else np.split(weights_rd, [len(self.sizes_a)], axis=-1)
+        )
         return ((w @ self.wins_ab) * v).sum(-1) / ((w @ self.sizes_a) * (v @ self.sizes_b))
 
     def value(self) -> float:
@@ -143,11 +195,15 @@ def difference(ours: Separation, theirs: Separation) -> dict:
 
     The p-value is that of the same test that the interval inverts, see `mmlib.intervals`.
     """
+
     def statistic(weights_rd: np.ndarray) -> np.ndarray:
         return ours.auroc(weights_rd) - theirs.auroc(weights_rd)
 
-    return {"difference": ours.value() - theirs.value(), "ci95": list(bootstrap_interval(statistic, ours.groups)),
-            "p": p_value(statistic, ours.groups)}
+    return {
+        "difference": ours.value() - theirs.value(),
+        "ci95": list(bootstrap_interval(statistic, ours.groups)),
+        "p": p_value(statistic, ours.groups),
+    }
 
 
 def p_value(statistic: Callable[[np.ndarray], np.ndarray], groups: Sequence[int]) -> float:
@@ -163,7 +219,9 @@ def p_value(statistic: Callable[[np.ndarray], np.ndarray], groups: Sequence[int]
         return 1.0 if abs(values_r[0]) <= ROUNDING else 1 / (RESAMPLES + 1)
     spread = errors_r[1:] > ROUNDING * errors_r[0]
     distances_r = np.abs(values_r[1:][spread] - values_r[0]) / errors_r[1:][spread]
-    return float((1 + (distances_r >= abs(values_r[0]) / errors_r[0]).sum()) / (1 + len(distances_r)))
+    return float(
+        (1 + (distances_r >= abs(values_r[0]) / errors_r[0]).sum()) / (1 + len(distances_r))
+    )
 
 
 def holm(p_m: Sequence[float]) -> np.ndarray:
@@ -191,5 +249,7 @@ def coloured_text(strings: Sequence[str], share_n: np.ndarray, title: Callable[[
     spans = []
     for i, (string, share) in enumerate(zip(strings, share_n, strict=True)):
         colour = to_hex(colormaps["Oranges"](SHADE * float(share)))
-        spans.append(f'<span style="background:{colour};color:#000" title="{html.escape(title(i), quote=True)}">{html.escape(string)}</span>')
+        spans.append(
+            f'<span style="background:{colour};color:#000" title="{html.escape(title(i), quote=True)}">{html.escape(string)}</span>'
+        )
     return f'<div style="white-space:pre-wrap;font-family:monospace;line-height:1.5">{"".join(spans)}</div>'

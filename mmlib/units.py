@@ -24,9 +24,19 @@ from mmlib.mixtures import GaussianMixtureDenoiser
 from mmlib.windows import Window, batches_of, padded
 
 AT_ONCE = 1024  # activations, or units, taken together
-DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "wo", "w2")  # names of the last matrix of an MLP, by architecture
+DOWN = (
+    "down_proj",
+    "c_proj",
+    "dense_4h_to_h",
+    "fc2",
+    "fc_out",
+    "wo",
+    "w2",
+)  # names of the last matrix of an MLP, by architecture
 Read = Callable[[Tensor], Tensor]  # z (n, d) → units (n, u)
-Write = Callable[[Tensor, int, float], Tensor]  # (z (n, d), unit, value) → change of z (n, d) when the unit is set to the value
+Write = Callable[
+    [Tensor, int, float], Tensor
+]  # (z (n, d), unit, value) → change of z (n, d) when the unit is set to the value
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ def random_silu(count: int, d: int, seed: int) -> Units:
 
 def sae_latents(sae: SAE) -> Units:
     """Latents as the SAE has them; clamping one writes the difference of two decodings."""
+
     def write(z_nd: Tensor, unit: int, value: float) -> Tensor:
         latents_nm = sae.encode(z_nd)
         clamped_nm = latents_nm.clone()
@@ -92,10 +103,15 @@ def mixture_components(mixture: GaussianMixtureDenoiser, sigma: float) -> Units:
     Args:
         sigma: of the level at which both are taken; the activation itself is not noised.
     """
+
     def read(z_nd: Tensor) -> Tensor:
-        logs = [component.log_density((1 - sigma) * z_nd, sigma) for component in mixture.components]
+        logs = [
+            component.log_density((1 - sigma) * z_nd, sigma) for component in mixture.components
+        ]
         log_density_nk = z_nd.shape[1] * torch.stack(logs, 1)
-        return torch.cat([log_density_nk, (log_density_nk + mixture.log_weights_k).log_softmax(1)], 1).float()
+        return torch.cat(
+            [log_density_nk, (log_density_nk + mixture.log_weights_k).log_softmax(1)], 1
+        ).float()
 
     return Units(read)
 
@@ -105,19 +121,38 @@ def meta_neurons(model: MetaModel, sigma: float, seed: int) -> Units:
 
     Their clamping, `write`, needs hidden units that are whole rows: it is None for a UNet, whose are images.
     """
+
     def read(z_nd: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        parts = tqdm(z_nd.split(AT_ONCE), desc=f"reading meta-neurons at σ = {sigma}", mininterval=2, delay=5)
-        return torch.cat([torch.cat(list(model.neurons(part_nd, sigma=sigma, generator=generator).values()), 1) for part_nd in parts])
+        parts = tqdm(
+            z_nd.split(AT_ONCE), desc=f"reading meta-neurons at σ = {sigma}", mininterval=2, delay=5
+        )
+        return torch.cat(
+            [
+                torch.cat(
+                    list(model.neurons(part_nd, sigma=sigma, generator=generator).values()), 1
+                )
+                for part_nd in parts
+            ]
+        )
 
     def write(z_nd: Tensor, unit: int, value: float) -> Tensor:
-        x_nd = (1 - sigma) * z_nd + sigma * torch.randn(z_nd.shape, generator=torch.Generator().manual_seed(seed))
+        x_nd = (1 - sigma) * z_nd + sigma * torch.randn(
+            z_nd.shape, generator=torch.Generator().manual_seed(seed)
+        )
         return clamped_estimate(model, x_nd, sigma, unit, value) - model.denoise(x_nd, sigma)
 
-    return Units(read, write if all(isinstance(module, nn.Linear) for module in model.network.units.values()) else None)
+    return Units(
+        read,
+        write
+        if all(isinstance(module, nn.Linear) for module in model.network.units.values())
+        else None,
+    )
 
 
-def clamped_estimate(model: MetaModel, x_nd: Tensor, sigma: float, unit: int, value: float | Tensor) -> Tensor:
+def clamped_estimate(
+    model: MetaModel, x_nd: Tensor, sigma: float, unit: int, value: float | Tensor
+) -> Tensor:
     """One-step estimate of z (n, d) with one hidden unit set to a value, or to one for each row.
 
     Args:
@@ -129,7 +164,9 @@ def clamped_estimate(model: MetaModel, x_nd: Tensor, sigma: float, unit: int, va
 
     def put(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         hidden = inputs[0].clone()
-        hidden[..., place] = torch.as_tensor(value).to(hidden).expand(len(x_nd)).reshape(hidden.shape[:-1])
+        hidden[..., place] = (
+            torch.as_tensor(value).to(hidden).expand(len(x_nd)).reshape(hidden.shape[:-1])
+        )
         return (hidden,)
 
     handle = module.register_forward_pre_hook(put)
@@ -161,16 +198,30 @@ def mlp_output(model: PreTrainedModel, layer: int) -> nn.Module:
     Raises:
         ValueError: none of the known names is there, or more than one.
     """
-    found = {name: module for name, module in residual_blocks(model)[layer].named_modules()
-             if name.rpartition(".")[2] in DOWN and "attn" not in name and "attention" not in name and isinstance(module, (nn.Linear, Conv1D))}
+    found = {
+        name: module
+        for name, module in residual_blocks(model)[layer].named_modules()
+        if name.rpartition(".")[2] in DOWN
+        and "attn" not in name
+        and "attention" not in name
+        and isinstance(module, (nn.Linear, Conv1D))
+    }
     if len(found) != 1:
-        raise ValueError(f"block {layer} of {type(model).__name__}: expected one matrix named {', '.join(DOWN)} outside attention, "
-                         f"found {sorted(found) or 'none'}")
+        raise ValueError(
+            f"block {layer} of {type(model).__name__}: expected one matrix named {', '.join(DOWN)} outside attention, "
+            f"found {sorted(found) or 'none'}"
+        )
     return next(iter(found.values()))
 
 
 @torch.inference_mode()
-def neurons_in_windows(lm: LanguageModel, layer: int, windows: Sequence[Window], positions: Sequence[np.ndarray], batch_tokens: int) -> np.ndarray:
+def neurons_in_windows(
+    lm: LanguageModel,
+    layer: int,
+    windows: Sequence[Window],
+    positions: Sequence[np.ndarray],
+    batch_tokens: int,
+) -> np.ndarray:
     """The neurons of a block's MLP at chosen positions of windows, (n, f) float32, one window after another.
 
     Args:
@@ -179,13 +230,28 @@ def neurons_in_windows(lm: LanguageModel, layer: int, windows: Sequence[Window],
     """
     captured: dict[str, Tensor] = {}
     module = mlp_output(lm.model, layer)
-    handle = module.register_forward_pre_hook(lambda module, inputs: captured.__setitem__("neurons", inputs[0]))
+    handle = module.register_forward_pre_hook(
+        lambda module, inputs: captured.__setitem__("neurons", inputs[0])
+    )
     found: list[np.ndarray] = [np.empty(0)] * len(windows)
     try:
-        for batch in tqdm(list(batches_of(list(windows), batch_tokens)), desc="reading the block's neurons", unit="batch", mininterval=2, delay=5):
-            read_residual_stream(lm.model, [layer], padded([windows[i] for i in batch], lm.opening_token))
+        for batch in tqdm(
+            list(batches_of(list(windows), batch_tokens)),
+            desc="reading the block's neurons",
+            unit="batch",
+            mininterval=2,
+            delay=5,
+        ):
+            read_residual_stream(
+                lm.model, [layer], padded([windows[i] for i in batch], lm.opening_token)
+            )
             for row, i in enumerate(batch):
-                found[i] = captured["neurons"][row, 1 + torch.from_numpy(np.asarray(positions[i]))].float().cpu().numpy()
+                found[i] = (
+                    captured["neurons"][row, 1 + torch.from_numpy(np.asarray(positions[i]))]
+                    .float()
+                    .cpu()
+                    .numpy()
+                )
     finally:
         handle.remove()
     return np.concatenate(found)
@@ -204,18 +270,26 @@ def selectivity(units_nu: np.ndarray) -> np.ndarray:
     """
     size_nu = np.abs(units_nu)
     square_u = np.square(size_nu, dtype=np.float64).mean(0)
-    share_u = np.divide(size_nu.mean(0, dtype=np.float64) ** 2, square_u, out=np.ones_like(square_u), where=square_u > 0)
+    share_u = np.divide(
+        size_nu.mean(0, dtype=np.float64) ** 2,
+        square_u,
+        out=np.ones_like(square_u),
+        where=square_u > 0,
+    )
     return (1 - share_u) / (1 - 1 / len(units_nu))
 
 
 def paired_correlation(first_nu: np.ndarray, second_nu: np.ndarray) -> np.ndarray:
     """Correlation of each unit with itself, read in another way at the same activations: (u,); 0 for one that never varies."""
     first, second = (values_nu - values_nu.mean(0) for values_nu in (first_nu, second_nu))
-    return (first * second).sum(0) / (np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)).clip(1e-12)
+    return (first * second).sum(0) / (
+        np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
+    ).clip(1e-12)
 
 
 def nearest(units_nu: np.ndarray, others_nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each unit the other dictionary's unit with the largest absolute correlation, and that correlation: (u,), (u,)."""
+
     def whitened(values: np.ndarray) -> Tensor:
         centred = torch.from_numpy(values - values.mean(0))
         return centred / centred.norm(dim=0).clamp(min=1e-12)
@@ -227,7 +301,9 @@ def nearest(units_nu: np.ndarray, others_nm: np.ndarray) -> tuple[np.ndarray, np
     return index.numpy(), value.numpy()
 
 
-def matched(density_u: np.ndarray, unit: int, count: int, seed: int, exclude: Sequence[int] = ()) -> np.ndarray:
+def matched(
+    density_u: np.ndarray, unit: int, count: int, seed: int, exclude: Sequence[int] = ()
+) -> np.ndarray:
     """Units of about the density of one of them: `count` drawn at random from the 10 × `count` nearest, itself and `exclude` left out.
 
     Raises:
@@ -236,5 +312,7 @@ def matched(density_u: np.ndarray, unit: int, count: int, seed: int, exclude: Se
     others = np.setdiff1d(np.arange(len(density_u)), [unit, *exclude])
     if len(others) < count:
         raise ValueError(f"{len(others)} other units: expected at least {count}")
-    near = others[np.argsort(np.abs(density_u[others] - density_u[unit]), kind="stable")][: 10 * count]
+    near = others[np.argsort(np.abs(density_u[others] - density_u[unit]), kind="stable")][
+        : 10 * count
+    ]
     return np.random.default_rng([seed, unit]).choice(near, count, replace=False)

@@ -45,14 +45,23 @@ class Rows:
         return len(self.token_ids)
 
     def __getitem__(self, rows: slice) -> "Rows":
-        return Rows({layer: values[rows] for layer, values in self.activations.items()}, self.token_ids[rows], self.document[rows], self.position[rows])
+        return Rows(
+            {layer: values[rows] for layer, values in self.activations.items()},
+            self.token_ids[rows],
+            self.document[rows],
+            self.position[rows],
+        )
 
 
-def tokenize(documents: Sequence[Document], lm: LanguageModel, limit: int | None = None) -> list[np.ndarray]:
+def tokenize(
+    documents: Sequence[Document], lm: LanguageModel, limit: int | None = None
+) -> list[np.ndarray]:
     """Token ids of each document without special tokens, at most `limit` of each: int32."""
     known = [document.token_ids for document in documents]
     texts = [document.text for document, ids in zip(documents, known) if ids is None]
-    read = iter(lm.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else ())
+    read = iter(
+        lm.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else ()
+    )
     return [np.asarray((next(read) if ids is None else ids)[:limit], np.int32) for ids in known]
 
 
@@ -82,7 +91,13 @@ def block_rows(block: Block) -> int:
     return sum(len(window.token_ids) for window in block)
 
 
-def read_block(block: Block, lm: LanguageModel, layers: Sequence[int], batch_tokens: int, room: dict[int, Tensor] | None = None) -> Rows:
+def read_block(
+    block: Block,
+    lm: LanguageModel,
+    layers: Sequence[int],
+    batch_tokens: int,
+    room: dict[int, Tensor] | None = None,
+) -> Rows:
     """The language model's activations of a block.
 
     Args:
@@ -93,21 +108,40 @@ def read_block(block: Block, lm: LanguageModel, layers: Sequence[int], batch_tok
     values = {}
     for batch in batches_of(block, batch_tokens):
         ids_bt = padded([block[i] for i in batch], lm.opening_token)
-        outputs = {layer: output.cpu() for layer, output in read_residual_stream(lm.model, layers, ids_bt).items()}
+        outputs = {
+            layer: output.cpu()
+            for layer, output in read_residual_stream(lm.model, layers, ids_bt).items()
+        }
         for layer, output in outputs.items():
             if layer not in values:
-                values[layer] = room[layer][: ends[-1]] if room else torch.empty(int(ends[-1]), output.shape[-1], dtype=output.dtype)
+                values[layer] = (
+                    room[layer][: ends[-1]]
+                    if room
+                    else torch.empty(int(ends[-1]), output.shape[-1], dtype=output.dtype)
+                )
             for row, i in enumerate(batch):
                 n = len(block[i].token_ids)
                 values[layer][ends[i] - n : ends[i]] = output[row, 1 : 1 + n]
-    return Rows(values, np.concatenate([window.token_ids for window in block]),
-                np.concatenate([np.full(len(window.token_ids), window.document, np.int32) for window in block]),
-                np.concatenate([np.arange(window.start, window.start + len(window.token_ids), dtype=np.int32) for window in block]))
+    return Rows(
+        values,
+        np.concatenate([window.token_ids for window in block]),
+        np.concatenate(
+            [np.full(len(window.token_ids), window.document, np.int32) for window in block]
+        ),
+        np.concatenate(
+            [
+                np.arange(window.start, window.start + len(window.token_ids), dtype=np.int32)
+                for window in block
+            ]
+        ),
+    )
 
 
 def padded(windows: Sequence[Window], opening_token: int) -> Tensor:
     """Token ids of windows behind the opening token, (windows, tokens), padded on the right, where causal attention makes it harmless."""
-    ids_bt = torch.full((len(windows), max(len(window.token_ids) for window in windows) + 1), opening_token)
+    ids_bt = torch.full(
+        (len(windows), max(len(window.token_ids) for window in windows) + 1), opening_token
+    )
     for row, window in enumerate(windows):
         ids_bt[row, 1 : 1 + len(window.token_ids)] = torch.from_numpy(window.token_ids)
     return ids_bt

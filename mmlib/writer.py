@@ -18,12 +18,31 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmlib.files import naming_full_disk, replace_durably
-from mmlib.layout import (BLOCK, CHUNK_ROWS, COLUMNS, DTYPES, FORMAT, FORMAT_VERSION, Seal, StoreError, checksum, chunk_count, digest_outside,
-                          layer_name, to_numpy)
+from mmlib.layout import (
+    BLOCK,
+    CHUNK_ROWS,
+    COLUMNS,
+    DTYPES,
+    FORMAT,
+    FORMAT_VERSION,
+    Seal,
+    StoreError,
+    checksum,
+    chunk_count,
+    digest_outside,
+    layer_name,
+    to_numpy,
+)
 from mmlib.moments import RunningMoments
 
-REQUIRED = ("model", "corpus")  # attributes without which no store is opened; `extract.describe` gives many more
-HDF5 = {"userblock_size": BLOCK, "libver": ("v110", "v110")}  # readable since HDF5 1.10, which has virtual datasets
+REQUIRED = (
+    "model",
+    "corpus",
+)  # attributes without which no store is opened; `extract.describe` gives many more
+HDF5 = {
+    "userblock_size": BLOCK,
+    "libver": ("v110", "v110"),
+}  # readable since HDF5 1.10, which has virtual datasets
 
 
 @dataclass(frozen=True)
@@ -46,22 +65,40 @@ class StoreWriter:
         StoreError: an unknown dtype, a missing attribute, documents in another order, or another process writes this very store.
     """
 
-    def __init__(self, path: Path, documents: Sequence[DocumentRows], layers: Sequence[int], d: int, dtype: str, attributes: Mapping):
+    def __init__(
+        self,
+        path: Path,
+        documents: Sequence[DocumentRows],
+        layers: Sequence[int],
+        d: int,
+        dtype: str,
+        attributes: Mapping,
+    ):
         if dtype not in DTYPES:
             raise StoreError(f"dtype {dtype!r}: a store keeps {', '.join(DTYPES)}")
         self.path, self.partial = Path(path), Path(path).with_name(Path(path).name + ".partial")
         self._documents, self.dtype, self._layers, self._d = list(documents), dtype, list(layers), d
         check_order(documents)
         if missing := [name for name in REQUIRED if name not in attributes]:
-            raise StoreError(f"attributes {', '.join(missing)} are missing: a store says what its activations are of")
-        self.n, self._train_rows = sum(x.rows for x in documents), sum(x.rows for x in documents if x.split == "train")
-        Seal(0, tuple((name, 10**15, 10**15) for name in self._datasets()), "0" * 32).text()  # refuses what it has no room for
+            raise StoreError(
+                f"attributes {', '.join(missing)} are missing: a store says what its activations are of"
+            )
+        self.n, self._train_rows = (
+            sum(x.rows for x in documents),
+            sum(x.rows for x in documents if x.split == "train"),
+        )
+        Seal(
+            0, tuple((name, 10**15, 10**15) for name in self._datasets()), "0" * 32
+        ).text()  # refuses what it has no room for
         self.next_row, self._filled = 0, 0
         self._moments = {layer: RunningMoments(d) for layer in layers}
         self._first_document = int(attributes.get("first_document", 0))
         self._first_row = first_rows(documents)[1]
         self._opened = self._begin(attributes)
-        self._arrays = {name: np.empty((min(CHUNK_ROWS, self.n), *width), dtype) for name, (width, dtype) in self._datasets().items()}
+        self._arrays = {
+            name: np.empty((min(CHUNK_ROWS, self.n), *width), dtype)
+            for name, (width, dtype) in self._datasets().items()
+        }
         try:
             self._recover()
         except BaseException:  # Ctrl-C too: it must not stay locked
@@ -70,7 +107,10 @@ class StoreWriter:
 
     def _datasets(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and type of a row of each dataset of rows."""
-        rows = {f"activations/{layer_name(layer)}": ((self._d,), DTYPES[self.dtype]) for layer in self._layers}
+        rows = {
+            f"activations/{layer_name(layer)}": ((self._d,), DTYPES[self.dtype])
+            for layer in self._layers
+        }
         return rows | {name: ((), np.dtype("<i4")) for name in COLUMNS}
 
     def _begin(self, attributes: Mapping) -> FileIO:
@@ -78,16 +118,32 @@ class StoreWriter:
         found = _locked(self.partial) if self.partial.exists() else None
         fresh = self.partial.with_suffix(".creating")
         try:
-            with naming_full_disk(f"the disk is full: {self.path} could not be begun"), h5py.File(fresh, "w", **HDF5) as file:
-                file.attrs.update({"first_document": 0, **attributes, "format": FORMAT, "format_version": FORMAT_VERSION, "layers": self._layers,
-                                   "d": self._d, "dtype": self.dtype, "train_rows": self._train_rows, "chunk_rows": CHUNK_ROWS})
+            with (
+                naming_full_disk(f"the disk is full: {self.path} could not be begun"),
+                h5py.File(fresh, "w", **HDF5) as file,
+            ):
+                file.attrs.update(
+                    {
+                        "first_document": 0,
+                        **attributes,
+                        "format": FORMAT,
+                        "format_version": FORMAT_VERSION,
+                        "layers": self._layers,
+                        "d": self._d,
+                        "dtype": self.dtype,
+                        "train_rows": self._train_rows,
+                        "chunk_rows": CHUNK_ROWS,
+                    }
+                )
                 write_documents(file, self._documents)
                 self._places = self._lay_out(file)
             if found and self._structure(fresh) == self._structure(self.partial):
                 return found
             if found:
-                raise StoreError(f"{self.partial} was begun with another configuration{_difference(self.partial, fresh)}: go back to that one to continue "
-                                 "it, or delete it to begin anew")
+                raise StoreError(
+                    f"{self.partial} was begun with another configuration{_difference(self.partial, fresh)}: go back to that one to continue "
+                    "it, or delete it to begin anew"
+                )
             os.replace(fresh, self.partial)
             return _locked(self.partial)
         except BaseException:
@@ -125,7 +181,9 @@ class StoreWriter:
     def _recover(self) -> None:
         """Count the whole chunks that are there, and their moments."""
         chunks = chunk_count(self.n)
-        if not os.pread(self._opened.fileno(), 8, self._places[f"checksums/{COLUMNS[-1]}"][0]).strip(b"\0"):
+        if not os.pread(
+            self._opened.fileno(), 8, self._places[f"checksums/{COLUMNS[-1]}"][0]
+        ).strip(b"\0"):
             return
         for chunk in tqdm(range(chunks), desc="checking what is there", unit=" chunks", delay=2):
             rows = min(CHUNK_ROWS, self.n - self.next_row)
@@ -136,7 +194,11 @@ class StoreWriter:
     def _read_chunk(self, name: str, chunk: int, rows: int) -> bool:
         values = self._arrays[name][:rows]
         row_bytes = values.nbytes // rows
-        os.preadv(self._opened.fileno(), [values.data.cast("B")], self._places[name][0] + chunk * CHUNK_ROWS * row_bytes)
+        os.preadv(
+            self._opened.fileno(),
+            [values.data.cast("B")],
+            self._places[name][0] + chunk * CHUNK_ROWS * row_bytes,
+        )
         known = os.pread(self._opened.fileno(), 8, self._places[f"checksums/{name}"][0] + 8 * chunk)
         return checksum(values) == int.from_bytes(known, "little")
 
@@ -144,10 +206,18 @@ class StoreWriter:
         """Take the rows in the arrays as written."""
         if training := min(rows, max(0, self._train_rows - self.next_row)):
             for layer, moments in self._moments.items():
-                moments.update(as_float(self._arrays[f"activations/{layer_name(layer)}"][:training]))
+                moments.update(
+                    as_float(self._arrays[f"activations/{layer_name(layer)}"][:training])
+                )
         self.next_row, self._filled = self.next_row + rows, 0
 
-    def append(self, activations: Mapping[int, Tensor], token_ids: np.ndarray, document: np.ndarray, position: np.ndarray) -> None:
+    def append(
+        self,
+        activations: Mapping[int, Tensor],
+        token_ids: np.ndarray,
+        document: np.ndarray,
+        position: np.ndarray,
+    ) -> None:
         """Append n rows; whole chunks go to the file, what is left over waits for the next call.
 
         Args:
@@ -160,12 +230,20 @@ class StoreWriter:
         """
         shapes = {layer: tuple(values_nd.shape) for layer, values_nd in activations.items()}
         n = len(token_ids)
-        if shapes != {layer: (n, self._d) for layer in self._layers} or len(document) != n or len(position) != n:
-            raise StoreError(f"{n} tokens, {len(document)} documents, {len(position)} positions and activations {shapes} were given: expected as many "
-                             f"of each, and ({n}, {self._d}) of layers {self._layers}")
+        if (
+            shapes != {layer: (n, self._d) for layer in self._layers}
+            or len(document) != n
+            or len(position) != n
+        ):
+            raise StoreError(
+                f"{n} tokens, {len(document)} documents, {len(position)} positions and activations {shapes} were given: expected as many "
+                f"of each, and ({n}, {self._d}) of layers {self._layers}"
+            )
         values = {}
         for layer, values_nd in activations.items():
-            values[f"activations/{layer_name(layer)}"] = self._checked(layer, values_nd, token_ids, document, position)
+            values[f"activations/{layer_name(layer)}"] = self._checked(
+                layer, values_nd, token_ids, document, position
+            )
         self._check_places(document, position)
         values |= dict(zip(COLUMNS, (token_ids, document + self._first_document, position)))
         done = 0
@@ -183,27 +261,49 @@ class StoreWriter:
             raise StoreError(f"{at + len(document)} rows were given, {self.n} were announced")
         rows = np.arange(at, at + len(document))
         due = np.searchsorted(self._first_row, rows, "right") - 1
-        if not (np.array_equal(document, due) and np.array_equal(position, rows - self._first_row[due])):
-            raise StoreError(f"row {at} is due, document {due[0]} at position {at - self._first_row[due[0]]}, but rows from document {document[0]}, position "
-                             f"{position[0]} on were given: begin at `next_row`, and give each row once")
+        if not (
+            np.array_equal(document, due) and np.array_equal(position, rows - self._first_row[due])
+        ):
+            raise StoreError(
+                f"row {at} is due, document {due[0]} at position {at - self._first_row[due[0]]}, but rows from document {document[0]}, position "
+                f"{position[0]} on were given: begin at `next_row`, and give each row once"
+            )
 
-    def _checked(self, layer: int, values_nd: Tensor, token_ids: np.ndarray, document: np.ndarray, position: np.ndarray) -> np.ndarray:
+    def _checked(
+        self,
+        layer: int,
+        values_nd: Tensor,
+        token_ids: np.ndarray,
+        document: np.ndarray,
+        position: np.ndarray,
+    ) -> np.ndarray:
         """The bits of a layer's rows, after refusing what may not be stored."""
         if str(values_nd.dtype) != f"torch.{self.dtype}":
-            raise StoreError(f"activations of {values_nd.dtype} for a store of {self.dtype}: values are stored as they were computed")
+            raise StoreError(
+                f"activations of {values_nd.dtype} for a store of {self.dtype}: values are stored as they were computed"
+            )
         values = to_numpy(values_nd)
         if not (finite := finite_rows(values)).all():
             bad = int(np.flatnonzero(~finite)[0])
-            advice = "; float16 ends at 65,504: load the model in bfloat16 or float32" if self.dtype == "float16" else ""
-            raise StoreError(f"NaN or infinity in layer {layer} at document {self._documents[document[bad]].title!r}, position {position[bad]}, "
-                             f"token {token_ids[bad]}: not stored{advice}")
+            advice = (
+                "; float16 ends at 65,504: load the model in bfloat16 or float32"
+                if self.dtype == "float16"
+                else ""
+            )
+            raise StoreError(
+                f"NaN or infinity in layer {layer} at document {self._documents[document[bad]].title!r}, position {position[bad]}, "
+                f"token {token_ids[bad]}: not stored{advice}"
+            )
         return values
 
     def _write_chunk(self) -> None:
         rows, chunk = self._filled, self.next_row // CHUNK_ROWS
         for name, array in self._arrays.items():
             self._write(name, self.next_row * (array[:1].nbytes), array[:rows])
-        for name, array in self._arrays.items():  # after the rows: a checksum vouches for what is there
+        for (
+            name,
+            array,
+        ) in self._arrays.items():  # after the rows: a checksum vouches for what is there
             self._write(f"checksums/{name}", 8 * chunk, np.array([checksum(array[:rows])], "<u8"))
         self._count(rows)
 
@@ -215,8 +315,10 @@ class StoreWriter:
                 data, at = data[wrote:], at + wrote
 
     def _if_full(self) -> str:
-        return (f"the disk is full: {self.partial} holds {self.next_row:,} of {self.n:,} rows, which are safe; "
-                "free some space and run again, it continues there")
+        return (
+            f"the disk is full: {self.partial} holds {self.next_row:,} of {self.n:,} rows, which are safe; "
+            "free some space and run again, it continues there"
+        )
 
     def finish(self) -> None:
         """Write the statistics and the seal, and give the file its name.
@@ -225,10 +327,16 @@ class StoreWriter:
             StoreError: fewer rows were appended than the documents have.
         """
         if self.next_row != self.n:
-            raise StoreError(f"{self.next_row + self._filled} rows were written, {self.n} were announced")
+            raise StoreError(
+                f"{self.next_row + self._filled} rows were written, {self.n} were announced"
+            )
         for layer, moments in self._moments.items():
             for statistic in ("mean", "variance"):
-                self._write(f"statistics/{layer_name(layer)}/{statistic}", 0, getattr(moments, statistic).astype("<f8"))
+                self._write(
+                    f"statistics/{layer_name(layer)}/{statistic}",
+                    0,
+                    getattr(moments, statistic).astype("<f8"),
+                )
         with naming_full_disk(self._if_full()):
             os.fsync(self._opened.fileno())
             seal(self.partial, tuple((name, *self._places[name]) for name in self._datasets()))
@@ -255,15 +363,21 @@ def check_order(documents: Sequence[DocumentRows]) -> None:
     splits = list(dict.fromkeys(x.split for x in documents))
     runs = 1 + sum(a.split != b.split for a, b in zip(documents, documents[1:]))
     if runs != len(splits) or "train" in splits[1:] or not sum(x.rows for x in documents):
-        raise StoreError(f"{len(documents)} documents with {sum(x.rows for x in documents)} rows in {runs} runs of splits, in the order {splits}: expected "
-                         "at least one row, a split's documents side by side and those of train first")
+        raise StoreError(
+            f"{len(documents)} documents with {sum(x.rows for x in documents)} rows in {runs} runs of splits, in the order {splits}: expected "
+            "at least one row, a split's documents side by side and those of train first"
+        )
 
 
 def _difference(partial: Path, fresh: Path) -> str:
     """Which attributes differ, as far as they can be read."""
     try:
         with h5py.File(partial, "r", locking=False) as a, h5py.File(fresh, "r") as b:
-            keys = sorted(key for key in {*a.attrs, *b.attrs} if str(a.attrs.get(key)) != str(b.attrs.get(key)))
+            keys = sorted(
+                key
+                for key in {*a.attrs, *b.attrs}
+                if str(a.attrs.get(key)) != str(b.attrs.get(key))
+            )
     except OSError:
         return ""
     return f" ({', '.join(keys) or 'other documents'})"
@@ -283,12 +397,20 @@ def _locked(path: Path) -> FileIO:
 def finite_rows(values: np.ndarray) -> np.ndarray:
     """Which stored rows have finite values only, (n,). In numpy: torch would start threads beside those of the language model."""
     exponent = np.uint16(0x7F80)
-    return ((values & exponent) != exponent).all(1) if values.dtype == np.uint16 else np.isfinite(values).all(1)
+    return (
+        ((values & exponent) != exponent).all(1)
+        if values.dtype == np.uint16
+        else np.isfinite(values).all(1)
+    )
 
 
 def as_float(values: np.ndarray) -> np.ndarray:
     """Stored values as float32; bfloat16 comes as its 16 bits."""
-    return (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values.astype(np.float32)
+    return (
+        (values.astype(np.uint32) << 16).view(np.float32)
+        if values.dtype == np.uint16
+        else values.astype(np.float32)
+    )
 
 
 def first_rows(documents: Sequence[DocumentRows]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,9 @@
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it: no test asks a network for anything
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before any library reads it: no test asks a network for anything
+)
 
 import numpy as np
 import pytest
@@ -10,8 +12,11 @@ import torch
 
 from mmlib.writer import DocumentRows, StoreWriter
 
+
 def pytest_addoption(parser):
-    parser.addoption("--faults", type=int, default=2, help="how many processes each fault test kills")
+    parser.addoption(
+        "--faults", type=int, default=2, help="how many processes each fault test kills"
+    )
 
 
 ATTRIBUTES = {"model": "toy@1", "corpus": "toy@2"}
@@ -28,21 +33,42 @@ def threads():
 @pytest.fixture
 def make_store(tmp_path):
     """Writes a store of three splits; returns (path, values (n, d))."""
-    def make(rows=(3000, 500, 700), d=8, dtype="bfloat16", seed=0, layer=1, splits=("train", "validation", "test"), stop_after=None,
-             next_row=0, **attributes):
+
+    def make(
+        rows=(3000, 500, 700),
+        d=8,
+        dtype="bfloat16",
+        seed=0,
+        layer=1,
+        splits=("train", "validation", "test"),
+        stop_after=None,
+        next_row=0,
+        **attributes,
+    ):
         """stop_after: be interrupted after so many rows. next_row: where writing is expected to begin."""
-        documents = [DocumentRows(f"{split} {i}", split, n // 2 + i * (n % 2)) for split, n in zip(splits, rows) for i in range(2)]
+        documents = [
+            DocumentRows(f"{split} {i}", split, n // 2 + i * (n % 2))
+            for split, n in zip(splits, rows)
+            for i in range(2)
+        ]
         n = sum(document.rows for document in documents)
-        values = (torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * 3 + 1).to(getattr(torch, dtype))
+        values = (torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * 3 + 1).to(
+            getattr(torch, dtype)
+        )
         document = np.repeat(np.arange(len(documents)), [x.rows for x in documents])
         position = np.concatenate([np.arange(x.rows) for x in documents])
         path = tmp_path / f"store-{layer}-{seed}.h5"
-        with StoreWriter(path, documents, [layer], d, dtype, {**ATTRIBUTES, **attributes}) as writer:
+        with StoreWriter(
+            path, documents, [layer], d, dtype, {**ATTRIBUTES, **attributes}
+        ) as writer:
             assert writer.next_row == next_row
-            for part in np.array_split(np.arange(next_row, n if stop_after is None else stop_after), 7):  # blocks that cross documents and splits
+            for part in np.array_split(
+                np.arange(next_row, n if stop_after is None else stop_after), 7
+            ):  # blocks that cross documents and splits
                 writer.append({layer: values[part]}, part, document[part], position[part])
             if stop_after is not None:
                 raise KeyboardInterrupt
             writer.finish()
         return path, values
+
     return make

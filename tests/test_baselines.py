@@ -4,7 +4,15 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
-from mmlib.baselines import SAEDenoiser, drawn_batches, frequent_firing, load_sae, sae_quality, save_sae, train_sae
+from mmlib.baselines import (
+    SAEDenoiser,
+    drawn_batches,
+    frequent_firing,
+    load_sae,
+    sae_quality,
+    save_sae,
+    train_sae,
+)
 from mmlib.gaussian import PrincipalComponents, clean_input
 from mmlib.presets import SAESize
 from mmlib.store import ActivationStore, StoreError
@@ -25,7 +33,9 @@ def sparse_batches():
 @pytest.fixture(scope="module")
 def trained():
     batch = sparse_batches()
-    sae = train_sae(iter(batch, None), 16, SAESize(latents=64, k=3, steps=300, batch=256, lr=3e-3), seed=0)
+    sae = train_sae(
+        iter(batch, None), 16, SAESize(latents=64, k=3, steps=300, batch=256, lr=3e-3), seed=0
+    )
     return sae, batch(2000)
 
 
@@ -43,7 +53,12 @@ def test_every_kind_is_trained_saved_and_as_sparse_as_asked(kind, most, tmp_path
     def batch(n=256):
         return (raw(n) - mean) / std
 
-    sae = train_sae(iter(batch, None), 16, SAESize(latents=64, k=3, steps=300, batch=256, lr=3e-3, kind=kind), seed=0)
+    sae = train_sae(
+        iter(batch, None),
+        16,
+        SAESize(latents=64, k=3, steps=300, batch=256, lr=3e-3, kind=kind),
+        seed=0,
+    )
     save_sae(sae, tmp_path / kind, store.documents)
     quality = sae_quality(load_sae(tmp_path / kind, store), batch(2000))
     assert 1 < quality["l0"] <= most and quality["fvu"] < 0.6
@@ -52,26 +67,39 @@ def test_every_kind_is_trained_saved_and_as_sparse_as_asked(kind, most, tmp_path
 def test_draws_of_the_control_have_the_fitted_mean_and_covariance_and_nothing_else():
     """Data of heavy tails: draws share their first two moments, whose errors are √(2/n) of a variance, and have a Gaussian's kurtosis."""
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(5000, 4, generator=generator).pow(3) @ torch.randn(4, 4, generator=generator) + 1
+    z = (
+        torch.randn(5000, 4, generator=generator).pow(3) @ torch.randn(4, 4, generator=generator)
+        + 1
+    )
     batches = drawn_batches(PrincipalComponents.fit(z).gaussian(), 10_000, seed=3)
     drawn = torch.cat([next(batches) for _ in range(5)])
     scale = z.std(0)
     assert torch.allclose(drawn.mean(0) / scale, z.mean(0) / scale, atol=0.03)
-    assert torch.allclose(drawn.T.cov() / scale / scale[:, None], z.T.cov() / scale / scale[:, None], atol=0.05)
-    assert ((drawn - drawn.mean(0)) / drawn.std(0)).pow(4).mean(0) == pytest.approx([3] * 4, abs=0.2)
-    assert torch.equal(next(drawn_batches(PrincipalComponents.fit(z).gaussian(), 10_000, seed=3)), drawn[:10_000]), "seeded"
+    assert torch.allclose(
+        drawn.T.cov() / scale / scale[:, None], z.T.cov() / scale / scale[:, None], atol=0.05
+    )
+    assert ((drawn - drawn.mean(0)) / drawn.std(0)).pow(4).mean(0) == pytest.approx(
+        [3] * 4, abs=0.2
+    )
+    assert torch.equal(
+        next(drawn_batches(PrincipalComponents.fit(z).gaussian(), 10_000, seed=3)), drawn[:10_000]
+    ), "seeded"
 
 
 def test_the_most_frequent_latents_come_first_and_none_that_is_always_or_never_on(trained):
     sae, z = trained
     firing, frequency = frequent_firing(sae, z, 10), torch.tensor(sae_quality(sae, z)["frequency"])
-    assert firing.shape == (len(z), 10) and torch.allclose(firing.float().mean(0), frequency.sort(descending=True).values[:10])
+    assert firing.shape == (len(z), 10) and torch.allclose(
+        firing.float().mean(0), frequency.sort(descending=True).values[:10]
+    )
     one = frequent_firing(sae, z[:1], 10)
     assert one.shape == (1, 0), "on a single token every latent fires always or never"
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="unknown kind of SAE 'lasso': expected one of topk, batchtopk, jumprelu"):
+    with pytest.raises(
+        ValueError, match="unknown kind of SAE 'lasso': expected one of topk, batchtopk, jumprelu"
+    ):
         train_sae(iter([]), 16, SAESize(latents=64, k=3, steps=1, kind="lasso"), seed=0)
 
 

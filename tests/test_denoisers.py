@@ -6,11 +6,27 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmlib.denoisers import ActivationDiffusionModel, MLPDenoiser, UNetDenoiser, count_parameters, image_shape
+from mmlib.denoisers import (
+    ActivationDiffusionModel,
+    MLPDenoiser,
+    UNetDenoiser,
+    count_parameters,
+    image_shape,
+)
 from mmlib.presets import get_preset
 
 
-@pytest.mark.parametrize("d, shape", [(5120, (32, 160)), (640, (20, 32)), (768, (24, 32)), (2048, (32, 64)), (100, (4, 28)), (1, (4, 4))])
+@pytest.mark.parametrize(
+    "d, shape",
+    [
+        (5120, (32, 160)),
+        (640, (20, 32)),
+        (768, (24, 32)),
+        (2048, (32, 64)),
+        (100, (4, 28)),
+        (1, (4, 4)),
+    ],
+)
 def test_image_shape(d, shape):
     assert image_shape(d) == shape
 
@@ -18,7 +34,13 @@ def test_image_shape(d, shape):
 @pytest.mark.parametrize("d", range(1, 3000, 37))
 def test_any_width_fits_and_both_halvings_are_whole(d):
     height, width = image_shape(d)
-    assert height * width >= d and height % 4 == 0 and width % 4 == 0 and height * width - d < 16 and height <= width
+    assert (
+        height * width >= d
+        and height % 4 == 0
+        and width % 4 == 0
+        and height * width - d < 16
+        and height <= width
+    )
 
 
 @pytest.mark.parametrize("d", [64, 100])
@@ -41,9 +63,14 @@ def test_matched_mlps_have_the_numbers_of_parameters_that_they_match():
     """At d = 640: the default UNet's, and those of the default SAE (encoder, decoder and two biases)."""
     preset = get_preset("default")
     unet, sae = preset.recipes["unet"].size, preset.sae.latents * (2 * 640 + 1) + 640
-    for name, target in (("mlp_2m", count_parameters(UNetDenoiser(640, unet.channels, unet.layers_per_block))), ("mlp_5m", sae)):
+    for name, target in (
+        ("mlp_2m", count_parameters(UNetDenoiser(640, unet.channels, unet.layers_per_block))),
+        ("mlp_5m", sae),
+    ):
         size = preset.recipes[name].size
-        assert count_parameters(MLPDenoiser(640, size.d_model, size.d_mlp, size.layers)) == pytest.approx(target, rel=0.05)
+        assert count_parameters(
+            MLPDenoiser(640, size.d_model, size.d_mlp, size.layers)
+        ) == pytest.approx(target, rel=0.05)
         assert size.d_mlp == 2 * size.d_model, "the paper's ratio"
 
 
@@ -51,18 +78,26 @@ def test_mlp_against_the_published_equations_written_again():
     """The forward pass from the published description, with plain tensor operations on the same weights."""
     torch.manual_seed(0)
     network = MLPDenoiser(d_input=6, n_layers=2).eval()
-    w, x, t = dict(network.named_parameters()), torch.randn(5, 6), torch.tensor([0.0, 1.0, 250.0, 777.0, 1000.0])
+    w, x, t = (
+        dict(network.named_parameters()),
+        torch.randn(5, 6),
+        torch.tensor([0.0, 1.0, 250.0, 777.0, 1000.0]),
+    )
 
     def linear(name, value):
         return value @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
     def norm(name, value):
-        return (value - value.mean(-1, keepdim=True)) / (value.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return (value - value.mean(-1, keepdim=True)) / (
+            value.var(-1, unbiased=False, keepdim=True) + 1e-5
+        ).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
 
     m = 12
     frequencies = torch.tensor([10000 ** (-i / (m / 2)) for i in range(m // 2)])
     angles = t[:, None] * frequencies
-    embedding = linear("time_embed.2", F.silu(linear("time_embed.0", torch.cat([angles.cos(), angles.sin()], 1))))
+    embedding = linear(
+        "time_embed.2", F.silu(linear("time_embed.0", torch.cat([angles.cos(), angles.sin()], 1)))
+    )
     h = linear("in_proj", x)
     for layer in ("layers.0", "layers.1"):
         n = norm(f"{layer}.ln", h)
@@ -74,10 +109,23 @@ def test_mlp_against_the_published_equations_written_again():
 
 def test_the_gated_skip_by_hand():
     torch.manual_seed(0)
-    network, plain, x, t = MLPDenoiser(6, 12, 24, 1, gated_skip=True), MLPDenoiser(6, 12, 24, 1), torch.randn(4, 6), torch.tensor([500.0])
-    plain.load_state_dict({key: value for key, value in network.state_dict().items() if not key.startswith("gate_out")})
+    network, plain, x, t = (
+        MLPDenoiser(6, 12, 24, 1, gated_skip=True),
+        MLPDenoiser(6, 12, 24, 1),
+        torch.randn(4, 6),
+        torch.tensor([500.0]),
+    )
+    plain.load_state_dict(
+        {
+            key: value
+            for key, value in network.state_dict().items()
+            if not key.startswith("gate_out")
+        }
+    )
     h = {}
-    network.ln.register_forward_hook(lambda module, inputs, output: h.update(out=output.flatten(0, 1)))
+    network.ln.register_forward_hook(
+        lambda module, inputs, output: h.update(out=output.flatten(0, 1))
+    )
     outcome = network(x, t)
     assert torch.allclose(outcome, plain(x, t) + network.gate_out(h["out"]) * x, atol=1e-6)
 
@@ -85,7 +133,10 @@ def test_the_gated_skip_by_hand():
 def test_the_unet_in_another_order_is_the_same_unet_on_permuted_dimensions():
     torch.manual_seed(0)
     order = torch.randperm(48).tolist()
-    plain, permuted = UNetDenoiser(48, (32, 32, 32), 1).eval(), UNetDenoiser(48, (32, 32, 32), 1, order=order).eval()
+    plain, permuted = (
+        UNetDenoiser(48, (32, 32, 32), 1).eval(),
+        UNetDenoiser(48, (32, 32, 32), 1, order=order).eval(),
+    )
     permuted.load_state_dict(plain.state_dict())
     x, t = torch.randn(2, 48), torch.tensor([10.0, 700.0])
     with torch.inference_mode():
@@ -103,4 +154,6 @@ def test_an_impossible_image_is_refused():
 def test_mlp_default_widths_are_the_published_ratios():
     network = MLPDenoiser(d_input=640)
     assert network.in_proj.out_features == 1280 and network.layers[0].up_proj.out_features == 2560
-    assert count_parameters(network) == pytest.approx(44.3e6, rel=0.01) and math.isfinite(network.ln.eps)
+    assert count_parameters(network) == pytest.approx(44.3e6, rel=0.01) and math.isfinite(
+        network.ln.eps
+    )

@@ -1,6 +1,6 @@
 """Faults injected into stores: processes killed at any moment, torn writes, flipped bits, cut files, a full disk.
 
-    pytest -m faults --faults 50        kills and torn writes of each kind; `make test` does a few
+pytest -m faults --faults 50        kills and torn writes of each kind; `make test` does a few
 """
 
 import errno
@@ -35,11 +35,26 @@ def tiny_plan():
     """150,000 tokens of random letters in 60 documents, and a random-weight Llama that reads them in about a second."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = AutoConfig.for_model("llama", vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
     lm = LanguageModel(AutoModelForCausalLM.from_config(config).eval(), Letters(), "tiny@0")
     texts = ["".join(map(chr, np.random.default_rng(i).integers(60, 120, 2500))) for i in range(60)]
     splits = ["train"] * 40 + ["validation"] * 10 + ["test"] * 10
-    return plan_extraction([Document(str(i), text) for i, text in enumerate(texts)], splits, lm, 1, window=64, batch_tokens=512), lm
+    return plan_extraction(
+        [Document(str(i), text) for i, text in enumerate(texts)],
+        splits,
+        lm,
+        1,
+        window=64,
+        batch_tokens=512,
+    ), lm
 
 
 def extract_tiny(path, die_at=None):
@@ -51,15 +66,24 @@ def extract_tiny(path, die_at=None):
         def wrapped(file, *arguments):
             if next(events) == die_at:
                 if call is real["pwrite"]:
-                    call(file, arguments[0][: len(arguments[0]) // 2], arguments[1])  # half of it reaches the file
+                    call(
+                        file, arguments[0][: len(arguments[0]) // 2], arguments[1]
+                    )  # half of it reaches the file
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(file, *arguments)
+
         return wrapped
 
     real = {name: getattr(os, name) for name in ("pwrite", "fsync", "replace")}
     for name, call in real.items():
         setattr(os, name, fatal(call))
-    extract(plan, lm, path, attributes=describe(lm, "letters@1", plan, get_preset("smoke")), progress=False)
+    extract(
+        plan,
+        lm,
+        path,
+        attributes=describe(lm, "letters@1", plan, get_preset("smoke")),
+        progress=False,
+    )
     path.with_name("events").write_text(str(next(events)))
 
 
@@ -92,7 +116,9 @@ def whole(processes, tmp_path_factory):
 def check_what_a_kill_left(path, content):
     assert not path.exists() or path.read_bytes() == content
     partial = path.with_name(path.name + ".partial")
-    if partial.exists() and partial.read_bytes() != content:  # whole, sealed and about to be renamed is fine too
+    if (
+        partial.exists() and partial.read_bytes() != content
+    ):  # whole, sealed and about to be renamed is fine too
         with pytest.raises(StoreError, match="not finished|seal"):
             ActivationStore(partial)
 
@@ -107,7 +133,9 @@ def killed_after(processes, path, seconds):
     return child.exitcode == -signal.SIGKILL
 
 
-def test_killed_at_random_moments_it_continues_and_ends_byte_identical(processes, whole, tmp_path, request):
+def test_killed_at_random_moments_it_continues_and_ends_byte_identical(
+    processes, whole, tmp_path, request
+):
     content, duration, events = whole
     rng, continued = random.Random(0), 0
     for i in range(kills := request.config.getoption("--faults")):
@@ -118,14 +146,24 @@ def test_killed_at_random_moments_it_continues_and_ends_byte_identical(processes
                 path.unlink()
             check_what_a_kill_left(path, content)
         assert finish(processes, path) == content
-        continued += int(path.with_name("events").read_text()) < events - 10  # fewer writes than from the beginning
+        continued += (
+            int(path.with_name("events").read_text()) < events - 10
+        )  # fewer writes than from the beginning
     assert continued >= kills // 4
 
 
-def test_killed_in_the_middle_of_a_write_it_continues_and_ends_byte_identical(processes, whole, tmp_path, request):
+def test_killed_in_the_middle_of_a_write_it_continues_and_ends_byte_identical(
+    processes, whole, tmp_path, request
+):
     content, _, events = whole
     n = request.config.getoption("--faults")
-    moments = [0, events - 3, events - 2, events - 1, *random.Random(1).sample(range(1, events - 2), n)]  # the last: sealing and renaming
+    moments = [
+        0,
+        events - 3,
+        events - 2,
+        events - 1,
+        *random.Random(1).sample(range(1, events - 2), n),
+    ]  # the last: sealing and renaming
     for moment in moments:
         path = tmp_path / f"{moment}" / "activations.h5"
         child = processes.Process(target=extract_tiny, args=(path, moment), daemon=True)
@@ -139,8 +177,18 @@ def test_killed_in_the_middle_of_a_write_it_continues_and_ends_byte_identical(pr
 def test_single_flipped_bits_anywhere_are_all_reported(whole, tmp_path, request):
     content, rng = bytearray(whole[0]), random.Random(2)
     path = tmp_path / "flipped.h5"
-    places = [0, 20, 16383, 16384, 16390, 17000, len(content) - 1]  # seal, its padding, HDF5's own structure, the last byte
-    for byte in places + [rng.randrange(len(content)) for _ in range(max(10, request.config.getoption("--faults")))]:
+    places = [
+        0,
+        20,
+        16383,
+        16384,
+        16390,
+        17000,
+        len(content) - 1,
+    ]  # seal, its padding, HDF5's own structure, the last byte
+    for byte in places + [
+        rng.randrange(len(content)) for _ in range(max(10, request.config.getoption("--faults")))
+    ]:
         content[byte] ^= (bit := 1 << rng.randrange(8))
         path.write_bytes(content)
         assert verify(path), f"bit {bit} of byte {byte}"
@@ -151,7 +199,9 @@ def test_single_flipped_bits_anywhere_are_all_reported(whole, tmp_path, request)
 
 def test_files_cut_anywhere_are_all_refused(whole, tmp_path, request):
     content, rng = whole[0], random.Random(3)
-    for length in [0, 100, 16384, len(content) - 1] + [rng.randrange(len(content)) for _ in range(max(10, request.config.getoption("--faults")))]:
+    for length in [0, 100, 16384, len(content) - 1] + [
+        rng.randrange(len(content)) for _ in range(max(10, request.config.getoption("--faults")))
+    ]:
         (tmp_path / "cut.h5").write_bytes(content[:length])
         with pytest.raises(StoreError, match="truncated"):
             ActivationStore(tmp_path / "cut.h5")
@@ -169,7 +219,9 @@ def fill_up_then_continue(path, whole, monkeypatch, capsys, fill, free):
 
     monkeypatch.setattr(extraction, "read_block", reading)
     facts = describe(lm, "letters@1", plan, get_preset("smoke"))
-    with pytest.raises(DiskFull, match="the disk is full: .* rows, which are safe; free some space and run again"):
+    with pytest.raises(
+        DiskFull, match="the disk is full: .* rows, which are safe; free some space and run again"
+    ):
         extract(plan, lm, path, attributes=facts)
     assert not path.exists()
     free()
@@ -181,26 +233,46 @@ def test_a_full_disk_leaves_a_store_that_continues(whole, tmp_path, monkeypatch,
     """A real small disk; where mounting one is not allowed, the next test has to do."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small disk is not allowed here")
 
     def fill():
-        with open(disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        with (
+            open(disk / "filler", "wb", buffering=0) as file,
+            pytest.raises(OSError, match="No space"),
+        ):
             while True:
                 file.write(b"x" * 2**16)
 
     try:
-        fill_up_then_continue(disk / "activations.h5", whole, monkeypatch, capsys, fill, lambda: (disk / "filler").unlink())
+        fill_up_then_continue(
+            disk / "activations.h5",
+            whole,
+            monkeypatch,
+            capsys,
+            fill,
+            lambda: (disk / "filler").unlink(),
+        )
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_write_that_finds_no_room_leaves_a_store_that_continues(whole, tmp_path, monkeypatch, capsys, code):
+def test_a_write_that_finds_no_room_leaves_a_store_that_continues(
+    whole, tmp_path, monkeypatch, capsys, code
+):
     real = os.pwrite
 
     def full(*arguments):
         raise OSError(code, os.strerror(code))
 
-    fill_up_then_continue(tmp_path / "activations.h5", whole, monkeypatch, capsys, lambda: setattr(os, "pwrite", full),
-                          lambda: setattr(os, "pwrite", real))
+    fill_up_then_continue(
+        tmp_path / "activations.h5",
+        whole,
+        monkeypatch,
+        capsys,
+        lambda: setattr(os, "pwrite", full),
+        lambda: setattr(os, "pwrite", real),
+    )

@@ -15,7 +15,9 @@ def test_distinct_n_counts_over_all_continuations():
 
 
 def test_repetition_counts_within_each():
-    assert repetition([[1, 2, 1, 2], [1, 2, 3, 4], [7, 7, 7, 7]], 2) == pytest.approx([1 / 3, 0, 2 / 3])
+    assert repetition([[1, 2, 1, 2], [1, 2, 3, 4], [7, 7, 7, 7]], 2) == pytest.approx(
+        [1 / 3, 0, 2 / 3]
+    )
 
 
 def test_cost_is_read_where_the_path_first_reaches_the_level():
@@ -24,16 +26,26 @@ def test_cost_is_read_where_the_path_first_reaches_the_level():
     assert cost_at(0.5, concept, cost) == pytest.approx(1.75)  # not 3.5, on the way back
     assert cost_at(0.0, concept, cost) == 0 and np.isnan(cost_at(0.7, concept, cost))
     assert cost_at(0.3, np.array([0.0, -0.5, 0.5]), np.array([0.0, 1.0, 2.0])) == pytest.approx(1.8)
-    repaired = np.array([0.1, 0.5]), np.array([0.4, 0.8])  # the repair alone is at 0.1 already, and costs 0.4
-    assert cost_at(0.05, *repaired) == pytest.approx(0.4) and cost_at(0.3, *repaired) == pytest.approx(0.6)
+    repaired = (
+        np.array([0.1, 0.5]),
+        np.array([0.4, 0.8]),
+    )  # the repair alone is at 0.1 already, and costs 0.4
+    assert cost_at(0.05, *repaired) == pytest.approx(0.4) and cost_at(
+        0.3, *repaired
+    ) == pytest.approx(0.6)
     many = cost_at(np.array([0.1, 0.5]), np.stack([concept, concept]), np.stack([cost, 2 * cost]))
     assert many == pytest.approx([0.5, 3.5])
 
 
 def test_the_area_between_two_fronts_by_hand():
     """To 0.5, costs c and 2c: the area is −0.125. A kink at 0.25 adds a triangle."""
-    slow, fast = (np.array([0.0, 1.0]), np.array([0.0, 1.0])), (np.array([0.0, 0.5]), np.array([0.0, 1.0]))
-    assert area_between(slow, fast) == pytest.approx(-0.125) and area_between(fast, slow) == pytest.approx(0.125)
+    slow, fast = (
+        (np.array([0.0, 1.0]), np.array([0.0, 1.0])),
+        (np.array([0.0, 0.5]), np.array([0.0, 1.0])),
+    )
+    assert area_between(slow, fast) == pytest.approx(-0.125) and area_between(
+        fast, slow
+    ) == pytest.approx(0.125)
     kinked = (np.array([0.0, 0.25, 0.5]), np.array([0.0, 0.0, 0.5]))
     assert area_between(kinked, fast) == pytest.approx(0.0625 - 0.25)
     repaired = (np.array([0.0, 0.5]), np.array([0.3, 0.3]))
@@ -43,37 +55,70 @@ def test_the_area_between_two_fronts_by_hand():
 
 def front(concept, cost, n=30, noise=0.0, seed=0):
     rng = np.random.default_rng(seed)
-    noisy = (np.asarray(values)[:, None] + noise * rng.normal(size=(len(values), n)) for values in (concept, cost))
+    noisy = (
+        np.asarray(values)[:, None] + noise * rng.normal(size=(len(values), n))
+        for values in (concept, cost)
+    )
     return Front(*(np.concatenate([np.zeros((1, n)), values]) for values in noisy))
 
 
 def test_fronts_give_areas_and_costs_with_intervals():
-    ours, theirs = front([0.5, 1.0], [0.5, 1.0], noise=0.05), front([0.25, 0.5], [0.5, 1.0], noise=0.05, seed=1)
+    ours, theirs = (
+        front([0.5, 1.0], [0.5, 1.0], noise=0.05),
+        front([0.25, 0.5], [0.5, 1.0], noise=0.05, seed=1),
+    )
     found = ours.area_to(theirs)
-    assert found["area"] == pytest.approx(-0.125, abs=0.02) and found["ci95"][0] < found["area"] < found["ci95"][1] < 0
-    assert found["up_to"] == pytest.approx(theirs.reach) and found["mean_difference"] == pytest.approx(found["area"] / theirs.reach)
+    assert (
+        found["area"] == pytest.approx(-0.125, abs=0.02)
+        and found["ci95"][0] < found["area"] < found["ci95"][1] < 0
+    )
+    assert found["up_to"] == pytest.approx(theirs.reach) and found[
+        "mean_difference"
+    ] == pytest.approx(found["area"] / theirs.reach)
     assert theirs.area_to(ours)["area"] == pytest.approx(-found["area"])
     cost = ours.cost(0.4)
-    assert cost["cost"] == pytest.approx(0.4, abs=0.03) and cost["ci95"][0] < cost["cost"] < cost["ci95"][1]
+    assert (
+        cost["cost"] == pytest.approx(0.4, abs=0.03)
+        and cost["ci95"][0] < cost["cost"] < cost["ci95"][1]
+    )
 
 
 def test_what_is_not_reached_is_none_never_a_number():
     forth, back = front([0.5], [1.0], noise=0.01), front([-0.5], [1.0], noise=0.01)
-    assert forth.area_to(back) == {"area": None, "ci95": None, "up_to": None, "mean_difference": None}
-    assert forth.cost(0.6) == {"cost": None, "ci95": [None, None], "reached": 0.0} and forth.reach == pytest.approx(0.5, abs=0.01) and back.reach == 0
+    assert forth.area_to(back) == {
+        "area": None,
+        "ci95": None,
+        "up_to": None,
+        "mean_difference": None,
+    }
+    assert (
+        forth.cost(0.6) == {"cost": None, "ci95": [None, None], "reached": 0.0}
+        and forth.reach == pytest.approx(0.5, abs=0.01)
+        and back.reach == 0
+    )
     at_the_end = front([0.5], [1.0], noise=0.1)
-    half = at_the_end.cost(at_the_end.reach)  # half of the resamples do not get there: their cost is infinite, not left out
-    assert half["reached"] == pytest.approx(0.5, abs=0.1) and half["ci95"][0] < half["cost"] and half["ci95"][1] is None
+    half = at_the_end.cost(
+        at_the_end.reach
+    )  # half of the resamples do not get there: their cost is infinite, not left out
+    assert (
+        half["reached"] == pytest.approx(0.5, abs=0.1)
+        and half["ci95"][0] < half["cost"]
+        and half["ci95"][1] is None
+    )
     assert at_the_end.cost(0.25)["reached"] == 1.0 and None not in at_the_end.cost(0.25)["ci95"]
     with pytest.raises(ValueError, match="4 prompts: an interval needs at least 5"):
         front([0.5], [1.0], n=4).cost(0.1)
-    with pytest.raises(ValueError, match="with [1-9][0-9]* and 0 values that are not finite: expected equal shapes"):
+    with pytest.raises(
+        ValueError, match="with [1-9][0-9]* and 0 values that are not finite: expected equal shapes"
+    ):
         front([np.nan], [1.0])
 
 
 def test_fronts_of_unlike_prompts_are_refused():
     with pytest.raises(ValueError, match="fronts of 6 and 7 prompts"):
-        fronts.Front(np.ones((2, 6)), np.ones((2, 6))).area_to(fronts.Front(np.ones((2, 7)), np.ones((2, 7))))
+        fronts.Front(np.ones((2, 6)), np.ones((2, 6))).area_to(
+            fronts.Front(np.ones((2, 7)), np.ones((2, 7)))
+        )
 
 
 def test_the_interval_of_a_cost_covers_it():
@@ -86,20 +131,38 @@ def test_the_interval_of_a_cost_covers_it():
 
 
 def test_reaches_are_compared_prompt_by_prompt():
-    ours, theirs = front([0.5, 0.8], [0.5, 1.0], noise=0.05), front([0.25, 0.1], [0.5, 1.0], noise=0.05, seed=1)
+    ours, theirs = (
+        front([0.5, 0.8], [0.5, 1.0], noise=0.05),
+        front([0.25, 0.1], [0.5, 1.0], noise=0.05, seed=1),
+    )
     found = ours.reach_less(theirs)
-    assert found["difference"] == pytest.approx(0.55, abs=0.05) and found["ci95"][0] < found["difference"] < found["ci95"][1]
+    assert (
+        found["difference"] == pytest.approx(0.55, abs=0.05)
+        and found["ci95"][0] < found["difference"] < found["ci95"][1]
+    )
     with pytest.raises(ValueError, match="fronts of 30 and 31 prompts"):
         ours.reach_less(front([0.5], [1.0], n=31))
 
 
 def test_areas_and_reaches_are_covered_where_the_best_strengths_are_near_ties():
     """A maximum over noisy means is no smooth function of the prompts: of 20 samples of 40 prompts, with the noise of notebook 11, most intervals hold the truth."""
-    ours, theirs = (np.array([-0.01, 0.05, 0.10, 0.12]), np.array([0.7, 0.75, 0.94, 1.84])), (np.array([0, 0.06, 0.10, 0.10]), np.array([0, 0.05, 0.5, 1.9]))
+    ours, theirs = (
+        (np.array([-0.01, 0.05, 0.10, 0.12]), np.array([0.7, 0.75, 0.94, 1.84])),
+        (np.array([0, 0.06, 0.10, 0.10]), np.array([0, 0.05, 0.5, 1.9])),
+    )
     rng, inside = np.random.default_rng(0), {"area": 0, "reach": 0}
     for _ in range(20):
-        both = [Front(concept[:, None] + rng.normal(0, 0.35, (4, 40)), cost[:, None] + rng.normal(0, 0.9, (4, 40))) for concept, cost in (ours, theirs)]
-        found = {"area": (both[0].area_to(both[1])["ci95"], area_between(ours, theirs)), "reach": (both[0].reach_less(both[1])["ci95"], 0.02)}
+        both = [
+            Front(
+                concept[:, None] + rng.normal(0, 0.35, (4, 40)),
+                cost[:, None] + rng.normal(0, 0.9, (4, 40)),
+            )
+            for concept, cost in (ours, theirs)
+        ]
+        found = {
+            "area": (both[0].area_to(both[1])["ci95"], area_between(ours, theirs)),
+            "reach": (both[0].reach_less(both[1])["ci95"], 0.02),
+        }
         for name, ((low, high), truth) in found.items():
             inside[name] += low <= truth <= high
     assert min(inside.values()) >= 17
@@ -114,32 +177,61 @@ def test_sentiment_is_measured_by_vader_and_its_sign_turns_both():
     pos, neg = (concepts.concept("sentiment", sign, posts=0, cache=None) for sign in (1, -1))
     texts = ["a wonderful, delightful film", "a dreadful, tedious film", "a film"]
     assert pos.measure(texts)[0] > 0.5 > -0.3 > pos.measure(texts)[1] and pos.measure(texts)[2] == 0
-    assert np.array_equal(neg.measure(texts), -pos.measure(texts)) and np.array_equal(neg.positive_n, ~pos.positive_n)
-    assert len(pos.documents) == 200 and pos.positive_n.sum() == 100 and pos.neutral(texts[2]) and not pos.neutral(texts[0])
+    assert np.array_equal(neg.measure(texts), -pos.measure(texts)) and np.array_equal(
+        neg.positive_n, ~pos.positive_n
+    )
+    assert (
+        len(pos.documents) == 200
+        and pos.positive_n.sum() == 100
+        and pos.neutral(texts[2])
+        and not pos.neutral(texts[0])
+    )
     with pytest.raises(ValueError, match="sign 2"):
         concepts.concept("sentiment", 2, posts=0, cache=None)
 
 
 def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
     words = {"space": "orbit launch shuttle moon", "hockey": "goal ice puck league"}
-    posts = [concepts.Document(f"{label}{i}", f"{text} {text.split()[i % 4]}", label) for i in range(12) for label, text in words.items()]
+    posts = [
+        concepts.Document(f"{label}{i}", f"{text} {text.split()[i % 4]}", label)
+        for i in range(12)
+        for label, text in words.items()
+    ]
     monkeypatch.setattr(concepts, "load_documents", lambda corpus, cache: posts)
     space = concepts.concept("space", 1, posts=5, cache=None)
-    assert [d.label for d in space.documents] == 5 * ["space"] + 5 * ["hockey"] and space.positive_n.tolist() == 5 * [True] + 5 * [False]
+    assert [d.label for d in space.documents] == 5 * ["space"] + 5 * [
+        "hockey"
+    ] and space.positive_n.tolist() == 5 * [True] + 5 * [False]
     scores = space.measure(["The Moon, and a launch", "ice, a puck"])
-    assert scores[0] > 0.6 > 0.4 > scores[1] and space.neutral("a puck") and not space.neutral("moon")
+    assert (
+        scores[0] > 0.6 > 0.4 > scores[1] and space.neutral("a puck") and not space.neutral("moon")
+    )
     fitted = []
-    monkeypatch.setattr(concepts, "text_probe", lambda texts, positive: fitted.extend(texts) or (lambda new: np.zeros(len(new))))
+    monkeypatch.setattr(
+        concepts,
+        "text_probe",
+        lambda texts, positive: fitted.extend(texts) or (lambda new: np.zeros(len(new))),
+    )
     unshared = concepts.concept("space", 1, posts=5, cache=None)
     assert len(fitted) == 10 and unshared.documents[0].title == "space0"
-    assert len(unshared.judged) == 4 and not {d.title for d in unshared.judged} & {d.title for d in unshared.documents}
+    assert len(unshared.judged) == 4 and not {d.title for d in unshared.judged} & {
+        d.title for d in unshared.documents
+    }
     assert concepts.measure_auc(space, str) == {"texts": 4, "whole": 1.0, "shortened": 1.0}
     assert concepts.measure_auc(space, lambda text: "")["shortened"] == 0.5
-    with pytest.raises(ValueError, match="0 of 0 texts have the concept 'space': expected both classes"):
+    with pytest.raises(
+        ValueError, match="0 of 0 texts have the concept 'space': expected both classes"
+    ):
         concepts.measure_auc(concepts.concept("space", 1, posts=6, cache=None), str)
-    with pytest.raises(ValueError, match="newsgroup 'space' has 12 posts, 14 were asked for; there are hockey, space"):
+    with pytest.raises(
+        ValueError,
+        match="newsgroup 'space' has 12 posts, 14 were asked for; there are hockey, space",
+    ):
         concepts.concept("space", 1, posts=7, cache=None)
-    with pytest.raises(ValueError, match="unknown concept 'sentimant': expected 'sentiment' or a newsgroup, one of hockey, space"):
+    with pytest.raises(
+        ValueError,
+        match="unknown concept 'sentimant': expected 'sentiment' or a newsgroup, one of hockey, space",
+    ):
         concepts.concept("sentimant", 1, posts=5, cache=None)
 
 
@@ -151,6 +243,8 @@ def test_means_by_prompt():
 def test_a_paired_difference_is_the_mean_of_differences_and_narrow_where_prompts_agree():
     theirs_n = np.random.default_rng(0).normal(size=50)
     found = paired_difference(theirs_n + 0.25, theirs_n)
-    assert found["difference"] == pytest.approx(0.25) and found["ci95"] == pytest.approx([0.25, 0.25])
+    assert found["difference"] == pytest.approx(0.25) and found["ci95"] == pytest.approx(
+        [0.25, 0.25]
+    )
     low, high = paired_difference(np.random.default_rng(1).normal(size=50) + 0.25, theirs_n)["ci95"]
     assert low < 0.25 < high and high - low > 0.4

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from mmlib.compare import evaluate
-from mmlib.gaps import DocumentLosses, gained_in_last_third, gap_rows, in_words, limit, losses_by_document
+from mmlib.gaps import (
+    DocumentLosses,
+    gained_in_last_third,
+    gap_rows,
+    in_words,
+    limit,
+    losses_by_document,
+)
 from mmlib.gaussian import standard_normal
 
 DOCUMENTS = np.repeat(np.arange(6), (50, 50, 80, 100, 120, 200))
@@ -29,15 +36,25 @@ def rows():
     """Gap rows of a denoiser that remembers and of the one that generated the data, control."""
     seen_z, unseen_z = torch.randn(2, 600, 8, generator=torch.Generator().manual_seed(0))
     denoisers = {"control": standard_normal(8), "remembering": Remembering(seen_z)}
-    seen, unseen = (losses_by_document(denoisers, "flow_velocity", z, DOCUMENTS, tokens=300, seed=0) for z in (seen_z, unseen_z))
+    seen, unseen = (
+        losses_by_document(denoisers, "flow_velocity", z, DOCUMENTS, tokens=300, seed=0)
+        for z in (seen_z, unseen_z)
+    )
     return gap_rows(seen, unseen, "test", control="control")
 
 
 def test_what_is_known_by_heart_has_a_gap_and_the_truth_has_none(rows):
     learnt, control = rows["remembering"], rows["control"]
-    assert learnt["train_loss"] < control["train_loss"] and learnt["test_loss"] > control["test_loss"]
-    assert learnt["gap"] == learnt["test_loss"] - learnt["train_loss"] > 0.5 and learnt["ci95"][0] > 0
-    assert learnt["excess"] == pytest.approx(learnt["gap"] - control["gap"]) and learnt["excess_ci95"][0] > 0
+    assert (
+        learnt["train_loss"] < control["train_loss"] and learnt["test_loss"] > control["test_loss"]
+    )
+    assert (
+        learnt["gap"] == learnt["test_loss"] - learnt["train_loss"] > 0.5 and learnt["ci95"][0] > 0
+    )
+    assert (
+        learnt["excess"] == pytest.approx(learnt["gap"] - control["gap"])
+        and learnt["excess_ci95"][0] > 0
+    )
     assert abs(control["gap"]) < 0.05 and control["ci95"][0] < 0 < control["ci95"][1]
     assert control["excess"] == 0 and control["excess_ci95"] == [0, 0]
 
@@ -46,7 +63,10 @@ def test_an_easier_set_of_documents_is_not_taken_for_memory():
     """Unseen activations of half the variance: the loss falls, for the control as well, and the excess is none."""
     z = torch.randn(2, 600, 8, generator=torch.Generator().manual_seed(1))
     same = {"control": standard_normal(8), "model": standard_normal(8)}
-    seen, unseen = (losses_by_document(same, "flow_velocity", part, DOCUMENTS, tokens=300, seed=0) for part in (z[0], 0.7 * z[1]))
+    seen, unseen = (
+        losses_by_document(same, "flow_velocity", part, DOCUMENTS, tokens=300, seed=0)
+        for part in (z[0], 0.7 * z[1])
+    )
     row = gap_rows(seen, unseen, "validation", control="control")["model"]
     assert row["gap"] < -0.1 and row["ci95"][1] < 0 and row["excess"] == 0
 
@@ -54,19 +74,29 @@ def test_an_easier_set_of_documents_is_not_taken_for_memory():
 def test_losses_are_those_of_the_comparison():
     z, method = torch.randn(600, 8, generator=torch.Generator().manual_seed(2)), standard_normal(8)
     for objective in ("flow_velocity", "ddpm_epsilon"):
-        full, _ = evaluate({"a": method}, {}, objective, z, DOCUMENTS, tokens=60, common_tokens=60, seed=5)
+        full, _ = evaluate(
+            {"a": method}, {}, objective, z, DOCUMENTS, tokens=60, common_tokens=60, seed=5
+        )
         found = losses_by_document({"a": method}, objective, z, DOCUMENTS, tokens=60, seed=5)["a"]
         sums_d, counts_d = full.by_document("a")
-        assert np.allclose(found.sums_d, sums_d, rtol=1e-12) and np.array_equal(found.counts_d, counts_d)
+        assert np.allclose(found.sums_d, sums_d, rtol=1e-12) and np.array_equal(
+            found.counts_d, counts_d
+        )
         assert found.mean == pytest.approx(full.mean("a"))
 
 
 def test_round_trip_and_documents_without_tokens_are_left_out():
     z = torch.randn(600, 2, generator=torch.Generator().manual_seed(3))
     document = np.where(DOCUMENTS == 5, 7, DOCUMENTS)  # nobody has the numbers 5 and 6
-    found = losses_by_document({"a": standard_normal(2)}, "flow_velocity", z, document, tokens=60, seed=0)["a"]
+    found = losses_by_document(
+        {"a": standard_normal(2)}, "flow_velocity", z, document, tokens=60, seed=0
+    )["a"]
     again = DocumentLosses.of_json(found.as_json())
-    assert len(found.counts_d) == 6 and np.array_equal(again.sums_d, found.sums_d) and again.mean == found.mean
+    assert (
+        len(found.counts_d) == 6
+        and np.array_equal(again.sums_d, found.sums_d)
+        and again.mean == found.mean
+    )
 
 
 def test_too_few_activations_are_refused():
@@ -76,14 +106,31 @@ def test_too_few_activations_are_refused():
 
 def test_what_the_last_third_gained():
     """Measured at steps 10, 20, 30 of 30: 1.4 at two thirds, 1.1 at the end."""
-    log = [{"step": 5, "loss": 3.0}, {"step": 10, "validation_loss": 2.0}, {"step": 20, "validation_loss": 1.4}, {"step": 30, "validation_loss": 1.1}]
+    log = [
+        {"step": 5, "loss": 3.0},
+        {"step": 10, "validation_loss": 2.0},
+        {"step": 20, "validation_loss": 1.4},
+        {"step": 30, "validation_loss": 1.1},
+    ]
     assert gained_in_last_third(log) == pytest.approx(0.3)
-    with pytest.raises(ValueError, match=r"at steps \[30\] of 30: expected one in the first two thirds"):
+    with pytest.raises(
+        ValueError, match=r"at steps \[30\] of 30: expected one in the first two thirds"
+    ):
         gained_in_last_third(log[-1:])
 
 
 def test_the_verdict_in_words(rows):
-    assert limit(0.05, 0.02) == "data" and limit(0.01, 0.02) == "compute" and limit(0.02, 0.02) == "compute"
+    assert (
+        limit(0.05, 0.02) == "data"
+        and limit(0.01, 0.02) == "compute"
+        and limit(0.02, 0.02) == "compute"
+    )
     words = in_words("remembering", {**rows["remembering"], "passes": 3.16}, "test", gained=0.02)
-    assert words.startswith("remembering, after 3.2 passes: test loss ") and "more than the 0.020" in words and words.endswith("data limits it.")
-    assert in_words("control", {**rows["control"], "passes": 0.1}, "test", gained=0.02).endswith("compute limits it.")
+    assert (
+        words.startswith("remembering, after 3.2 passes: test loss ")
+        and "more than the 0.020" in words
+        and words.endswith("data limits it.")
+    )
+    assert in_words("control", {**rows["control"], "passes": 0.1}, "test", gained=0.02).endswith(
+        "compute limits it."
+    )

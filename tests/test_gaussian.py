@@ -34,16 +34,28 @@ def test_posterior_mean_against_linear_algebra(data):
     components = PrincipalComponents.fit(data)
     sigma, x = 0.4, torch.randn(7, 6)
     covariance, mean = torch.cov(data.T), data.mean(0)
-    expected = mean + (x - 0.6 * mean) @ torch.linalg.solve(0.36 * covariance + 0.16 * torch.eye(6), 0.6 * covariance)
+    expected = mean + (x - 0.6 * mean) @ torch.linalg.solve(
+        0.36 * covariance + 0.16 * torch.eye(6), 0.6 * covariance
+    )
     assert torch.allclose(components.gaussian()(x, sigma), expected, atol=1e-3)
 
 
 def test_sampled_loss_meets_the_closed_form_on_both_objectives(data):
     components = PrincipalComponents.fit(data)
     for objective in PROCESSES:
-        full, _ = evaluate({"gaussian": components.gaussian()}, {}, objective, data, torch.zeros(len(data), dtype=int).numpy(),
-                           tokens=4000, common_tokens=4000, seed=0)
-        assert full.mean("gaussian") == pytest.approx(components.gaussian().expected_loss(objective, data), rel=0.01)
+        full, _ = evaluate(
+            {"gaussian": components.gaussian()},
+            {},
+            objective,
+            data,
+            torch.zeros(len(data), dtype=int).numpy(),
+            tokens=4000,
+            common_tokens=4000,
+            seed=0,
+        )
+        assert full.mean("gaussian") == pytest.approx(
+            components.gaussian().expected_loss(objective, data), rel=0.01
+        )
 
 
 def test_no_linear_denoiser_beats_it_on_its_own_data(data):
@@ -57,7 +69,11 @@ def test_no_linear_denoiser_beats_it_on_its_own_data(data):
 def test_probabilistic_pca_is_scikit_learns(data):
     model = PrincipalComponents.fit(data).probabilistic(2)
     covariance = model.basis_dd @ torch.diag(model.eigenvalues_d) @ model.basis_dd.T
-    assert torch.allclose(covariance.double(), torch.from_numpy(PCA(2).fit(data.double().numpy()).get_covariance()), atol=1e-2)
+    assert torch.allclose(
+        covariance.double(),
+        torch.from_numpy(PCA(2).fit(data.double().numpy()).get_covariance()),
+        atol=1e-2,
+    )
 
 
 def test_probabilistic_pca_with_all_components_is_the_gaussian(data):
@@ -67,13 +83,17 @@ def test_probabilistic_pca_with_all_components_is_the_gaussian(data):
 
 def test_projection_on_all_components_returns_its_input(data):
     x = torch.randn(4, 6)
-    assert torch.allclose(PrincipalComponents.fit(data).projection(6, "rescaled")(x, 0.25), x / 0.75, atol=1e-4)
+    assert torch.allclose(
+        PrincipalComponents.fit(data).projection(6, "rescaled")(x, 0.25), x / 0.75, atol=1e-4
+    )
 
 
 def test_round_trip_and_refusal_of_other_documents(data, tmp_path, make_store):
     components, store = PrincipalComponents.fit(data), ActivationStore(make_store()[0])
     components.save(tmp_path / "pca.safetensors", store.documents)
-    assert torch.equal(PrincipalComponents.load(tmp_path / "pca.safetensors", store).axes_dd, components.axes_dd)
+    assert torch.equal(
+        PrincipalComponents.load(tmp_path / "pca.safetensors", store).axes_dd, components.axes_dd
+    )
     other = ActivationStore(make_store(seed=1, corpus="other")[0])
     with pytest.raises(StoreError, match="may have been trained on"):
         PrincipalComponents.load(tmp_path / "pca.safetensors", other)

@@ -20,28 +20,60 @@ def no_cuda(monkeypatch):
 
 def test_every_row_is_finite_positive_and_says_what_it_divides(monkeypatch, tmp_path):
     compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="eager"))  # a compiler takes minutes
-    monkeypatch.setattr(sys, "argv", ["gpu_benchmarks", "--smoke", "--out", str(tmp_path / "rates.json"), "--commit", "abc"])
-    monkeypatch.setattr(gpu_benchmarks, "SMOKE", gpu_benchmarks.replace(SMOKE, workloads=(MLP, UNET), seconds=0.001, compile_within=math.inf))
+    monkeypatch.setattr(
+        torch, "compile", lambda module: compiled(module, backend="eager")
+    )  # a compiler takes minutes
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["gpu_benchmarks", "--smoke", "--out", str(tmp_path / "rates.json"), "--commit", "abc"],
+    )
+    monkeypatch.setattr(
+        gpu_benchmarks,
+        "SMOKE",
+        gpu_benchmarks.replace(
+            SMOKE, workloads=(MLP, UNET), seconds=0.001, compile_within=math.inf
+        ),
+    )
     main()
     result = read_json(tmp_path / "rates.json")
-    assert [(row["name"], row["compiled"]) for row in result["rows"]] == [(w.name, c) for c in (False, True) for w in (MLP, UNET)]
+    assert [(row["name"], row["compiled"]) for row in result["rows"]] == [
+        (w.name, c) for c in (False, True) for w in (MLP, UNET)
+    ]
     for row in result["rows"]:
-        for rate in (row["activations_per_second"], *row["matmul_flop_per_second"].values(), *row["rounds"]["activations_per_second"]):
+        for rate in (
+            row["activations_per_second"],
+            *row["matmul_flop_per_second"].values(),
+            *row["rounds"]["activations_per_second"],
+        ):
             assert math.isfinite(rate) and rate > 0
         assert len(row["rounds"]["activations_per_second"]) == 3 and row["batch"] in (64, 8)
         for side, fraction in row["fraction_of_matmul"].items():
-            assert fraction == pytest.approx(row["activations_per_second"] * row["flop_per_activation"] / row["matmul_flop_per_second"][side])
-    assert result["left_out"] == [] and result["provenance"]["commit"] == "abc" and result["provenance"]["packages"]["torch"] == torch.__version__
+            assert fraction == pytest.approx(
+                row["activations_per_second"]
+                * row["flop_per_activation"]
+                / row["matmul_flop_per_second"][side]
+            )
+    assert (
+        result["left_out"] == []
+        and result["provenance"]["commit"] == "abc"
+        and result["provenance"]["packages"]["torch"] == torch.__version__
+    )
 
 
 @pytest.mark.parametrize("workload", [MLP, SHARED], ids=lambda workload: workload.name)
 def test_flop_of_the_mlp_by_hand(workload):
     """Two per weight in each of three products; none gives the gradient of the network's inputs; what knows the level alone is shared."""
     d, m, f, blocks = 16, 32, 64, 2
-    of_rows = 2 * d * m + blocks * 3 * 3 * m * f + 3 * m * d  # into the network; up, gate and down; out of it
-    of_levels = 2 * m * m + 3 * m * m + blocks * 3 * m * f  # the embedding's two; the blocks' time projections
-    assert flop_per_activation(training_of(workload), workload) == 2 * (of_rows + of_levels / workload.rows_per_level)
+    of_rows = (
+        2 * d * m + blocks * 3 * 3 * m * f + 3 * m * d
+    )  # into the network; up, gate and down; out of it
+    of_levels = (
+        2 * m * m + 3 * m * m + blocks * 3 * m * f
+    )  # the embedding's two; the blocks' time projections
+    assert flop_per_activation(training_of(workload), workload) == 2 * (
+        of_rows + of_levels / workload.rows_per_level
+    )
 
 
 def test_a_batch_that_does_not_fit_is_named_and_the_next_one_tried(monkeypatch, capsys):
@@ -56,14 +88,22 @@ def test_a_batch_that_does_not_fit_is_named_and_the_next_one_tried(monkeypatch, 
     monkeypatch.setattr(training, "advance", advance)
     limit = 32
     source, batch = begin(training, MLP)
-    assert batch == 32 == len(next(source)) and training.settings.levels == 32 and "a batch of 64 does not fit" in capsys.readouterr().out
+    assert (
+        batch == 32 == len(next(source))
+        and training.settings.levels == 32
+        and "a batch of 64 does not fit" in capsys.readouterr().out
+    )
     limit = 0
     with pytest.raises(LeftOut, match="no batch of 64, 32 fits"):
         begin(training, MLP)
 
 
-@pytest.mark.parametrize("arguments, message", [([], "no CUDA device"), (["--smoke"], "--smoke needs --out")])
-def test_machines_without_a_gpu_and_smoke_results_in_its_place_are_refused(no_cuda, monkeypatch, capsys, arguments, message):
+@pytest.mark.parametrize(
+    "arguments, message", [([], "no CUDA device"), (["--smoke"], "--smoke needs --out")]
+)
+def test_machines_without_a_gpu_and_smoke_results_in_its_place_are_refused(
+    no_cuda, monkeypatch, capsys, arguments, message
+):
     monkeypatch.setattr(sys, "argv", ["gpu_benchmarks", *arguments])
     with pytest.raises(SystemExit):
         main()

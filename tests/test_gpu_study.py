@@ -17,14 +17,20 @@ from mmlib.results import read_json
 from mmlib.skip import LinearSkip
 from mmlib.store import ActivationStore
 
-TINY = Recipe(MLPSize(layers=1, d_model=16, d_mlp=32), Training("flow_velocity", steps=20, batch=64, lr=1e-3, levels=16, bf16=False))
+TINY = Recipe(
+    MLPSize(layers=1, d_model=16, d_mlp=32),
+    Training("flow_velocity", steps=20, batch=64, lr=1e-3, levels=16, bf16=False),
+)
 
 
 @pytest.fixture
 def study(make_store, monkeypatch):
     monkeypatch.setattr(gpu_study, "TOKENS", 50)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    documents = {"rows": (3000, 500, *6 * (120,)), "splits": ("train", "validation", *6 * ("test",))}
+    documents = {
+        "rows": (3000, 500, *6 * (120,)),
+        "splits": ("train", "validation", *6 * ("test",)),
+    }
     return GPUStudy(ActivationStore(make_store(dtype="float32", **documents)[0]))
 
 
@@ -32,33 +38,56 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_own():
     rows = torch.arange(10.0)[:, None]
     batches = resident_batches(rows, 5, 3)
     epochs = [torch.cat([next(batches), next(batches)]).flatten() for _ in range(2)]
-    assert all(torch.equal(epoch.sort().values, rows.flatten()) for epoch in epochs) and not torch.equal(*epochs)
+    assert all(
+        torch.equal(epoch.sort().values, rows.flatten()) for epoch in epochs
+    ) and not torch.equal(*epochs)
     assert torch.equal(next(resident_batches(rows, 5, 3)).flatten(), epochs[0][:5])
     ragged = resident_batches(rows, 4, 0)
     assert {len(next(ragged)) for _ in range(6)} == {4}
 
 
-def test_test_documents_are_read_by_final_runs_alone_and_a_run_that_is_there_is_not_repeated(study, tmp_path, monkeypatch, capsys):
+def test_test_documents_are_read_by_final_runs_alone_and_a_run_that_is_there_is_not_repeated(
+    study, tmp_path, monkeypatch, capsys
+):
     seen, losses_on = [], gpu_study.losses_on
-    monkeypatch.setattr(gpu_study, "losses_on", lambda documents, *rest: seen.append(documents) or losses_on(documents, *rest))
+    monkeypatch.setattr(
+        gpu_study,
+        "losses_on",
+        lambda documents, *rest: seen.append(documents) or losses_on(documents, *rest),
+    )
     out, test = tmp_path / "budgets.json", study.splits["test"]
     measure(study, [GPURun("tried", TINY)], out, "abc")
     assert seen == [study.splits["validation"], study.splits["train"]]
     content = measure(study, [GPURun("tried", TINY), GPURun("last", TINY, final=True)], out, "abc")
-    assert seen[2:] == [test, test, study.splits["validation"], study.splits["train"]] and "tried: is in budgets.json already" in capsys.readouterr().out
+    assert (
+        seen[2:] == [test, test, study.splits["validation"], study.splits["train"]]
+        and "tried: is in budgets.json already" in capsys.readouterr().out
+    )
     tried, last = content["rows"]
-    assert json.loads(json.dumps(content)) == read_json(out) and content["provenance"]["commit"] == "abc"
-    assert (tried["validation"], tried["train"]) == (last["validation"], last["train"]) and "test" not in tried  # one recipe, one seed
-    assert set(last["test"]) == {"flow_velocity", "ddpm_epsilon"} and set(last["test"]["flow_velocity"]["losses"]) == {"last", "mean", f"pca_k{PCA_K}", "gaussian"}
+    assert (
+        json.loads(json.dumps(content)) == read_json(out)
+        and content["provenance"]["commit"] == "abc"
+    )
+    assert (tried["validation"], tried["train"]) == (
+        last["validation"],
+        last["train"],
+    ) and "test" not in tried  # one recipe, one seed
+    assert set(last["test"]) == {"flow_velocity", "ddpm_epsilon"} and set(
+        last["test"]["flow_velocity"]["losses"]
+    ) == {"last", "mean", f"pca_k{PCA_K}", "gaussian"}
     for row in last["test"]["flow_velocity"]["reductions"]:
         losses = last["test"]["flow_velocity"]["losses"]
-        assert row["reduction"] == pytest.approx(1 - losses["last"]["loss"] / losses[row["baseline"]]["loss"])
+        assert row["reduction"] == pytest.approx(
+            1 - losses["last"]["loss"] / losses[row["baseline"]]["loss"]
+        )
     assert last["log"][-1]["step"] == 20 and last["activations"] == 20 * 64
     measure(study, [GPURun("tried", TINY)], out, "of other code")
     assert len(read_json(out)["rows"]) == 1
 
 
-def test_what_was_measured_before_a_machine_went_is_kept_and_such_a_run_is_begun_again(study, tmp_path, monkeypatch):
+def test_what_was_measured_before_a_machine_went_is_kept_and_such_a_run_is_begun_again(
+    study, tmp_path, monkeypatch
+):
     def gone(*_, **__):
         raise RuntimeError("the machine went")
 
@@ -67,7 +96,7 @@ def test_what_was_measured_before_a_machine_went_is_kept_and_such_a_run_is_begun
         broken.setattr(gpu_study.compare, "evaluate", gone)
         with pytest.raises(RuntimeError, match="the machine went"):
             measure(study, [run], out, "abc")
-    row, = read_json(out)["rows"]
+    (row,) = read_json(out)["rows"]
     assert row["log"][-1]["step"] == 20 and "train" not in row
     assert "train" in measure(study, [run], out, "abc")["rows"][0]
 
@@ -75,19 +104,38 @@ def test_what_was_measured_before_a_machine_went_is_kept_and_such_a_run_is_begun
 def test_likelihood_of_a_network_is_beside_the_gaussians_on_the_same_tokens(study, monkeypatch):
     """A network that predicts the Gaussian's velocity has its density, up to steps and probes."""
     monkeypatch.setattr(gpu_study, "DENSITY_TOKENS", 60)
-    model = MetaModel.for_store(LinearSkip.over(study.components.gaussian(), MLPDenoiser(8, zero_init=True), "flow_velocity"), "flow_velocity", study.store)
+    model = MetaModel.for_store(
+        LinearSkip.over(
+            study.components.gaussian(), MLPDenoiser(8, zero_init=True), "flow_velocity"
+        ),
+        "flow_velocity",
+        study.store,
+    )
     found = gpu_study.density_of(model, study.components, study.splits["test"])
-    assert abs(found["over_gaussian"]) < 0.02 and found["mean"] == pytest.approx(found["gaussian"] + found["over_gaussian"])
-    assert found["ci95"][0] <= found["over_gaussian"] <= found["ci95"][1] and np.isfinite(found["trace_error_of_mean"])
+    assert abs(found["over_gaussian"]) < 0.02 and found["mean"] == pytest.approx(
+        found["gaussian"] + found["over_gaussian"]
+    )
+    assert found["ci95"][0] <= found["over_gaussian"] <= found["ci95"][1] and np.isfinite(
+        found["trace_error_of_mean"]
+    )
 
 
 def test_runs_have_names_of_their_own_and_are_what_was_measured():
     found = gpu_study._runs()
     by_name = {run.name: run for run in found}
     assert len(by_name) == len(found) == 19
-    assert by_name["two-blocks-late"].recipe.training == replace(by_name["two-blocks"].recipe.training, decay="late")
+    assert by_name["two-blocks-late"].recipe.training == replace(
+        by_name["two-blocks"].recipe.training, decay="late"
+    )
     assert by_name["two-blocks-late-1200"].recipe == get_preset("default").recipes["gated_mlp"]
-    assert [run.name for run in found if run.final] == ["gated_mlp", "mlp", "two-blocks-late-1200", "unet", "gated_mlp_x4", "gated_mlp_x16"]
+    assert [run.name for run in found if run.final] == [
+        "gated_mlp",
+        "mlp",
+        "two-blocks-late-1200",
+        "unet",
+        "gated_mlp_x4",
+        "gated_mlp_x16",
+    ]
     for row in read_json(runs.ROOT / "results" / "gpu" / "budgets.json")["rows"]:
         now = json.loads(json.dumps(asdict(by_name[row["name"]].recipe)))
         for recipe in (now, row["recipe"]):
@@ -95,7 +143,10 @@ def test_runs_have_names_of_their_own_and_are_what_was_measured():
         assert now == row["recipe"] and by_name[row["name"]].final == row["final"]
 
 
-@pytest.mark.parametrize("arguments, message", [([], "no CUDA device"), (["one-blok"], "unknown run one-blok: expected some of gated_mlp")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [([], "no CUDA device"), (["one-blok"], "unknown run one-blok: expected some of gated_mlp")],
+)
 def test_wrong_calls_are_refused_by_name(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu_study", *arguments])

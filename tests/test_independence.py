@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.independence import _jackknife, coactivation, gaussianity, made_independent, mutual_information, paired
+from mmlib.independence import (
+    _jackknife,
+    coactivation,
+    gaussianity,
+    made_independent,
+    mutual_information,
+    paired,
+)
 
 BINS = np.linspace(-4, 4, 17)
 
@@ -23,7 +30,10 @@ def bursts(n, m, rng):
 def test_independent_latents_are_outside_five_percent_of_the_time():
     """45 pairs of bursty latents, 20 times: 900 pairs, of which 5 % ± 4 standard errors."""
     trials = [bursts(4000, 10, np.random.default_rng(trial)) for trial in range(20)]
-    shares = [coactivation(firing, halves(firing), trial, BINS)["outside"] for trial, firing in enumerate(trials)]
+    shares = [
+        coactivation(firing, halves(firing), trial, BINS)["outside"]
+        for trial, firing in enumerate(trials)
+    ]
     assert np.mean(shares) == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 900))
 
 
@@ -33,11 +43,20 @@ def test_a_planted_pair_is_found_and_named_by_its_side():
     firing[:, 3] &= ~firing[:, 2]
     pairs = paired(firing, seed=0)
     place = {pair: i for i, pair in enumerate(zip(*np.triu_indices(6, 1)))}
-    assert pairs.above_p[place[0, 1]] and pairs.below_p[place[2, 3]] and not pairs.below_p[place[0, 1]]
+    assert (
+        pairs.above_p[place[0, 1]] and pairs.below_p[place[2, 3]] and not pairs.below_p[place[0, 1]]
+    )
     found = coactivation(firing, halves(firing), 0, BINS)
     assert (found["above"], found["below"]) == (pairs.above_p.mean(), pairs.below_p.mean())
-    assert found["never_together"] == pytest.approx(1 / 15) and found["mutual_information"] > 2 * found["mutual_information_null"]
-    assert sum(found["histogram"]["data"]) == pytest.approx(1) == pytest.approx(sum(found["histogram"]["null"]))
+    assert (
+        found["never_together"] == pytest.approx(1 / 15)
+        and found["mutual_information"] > 2 * found["mutual_information_null"]
+    )
+    assert (
+        sum(found["histogram"]["data"])
+        == pytest.approx(1)
+        == pytest.approx(sum(found["histogram"]["null"]))
+    )
     assert found["histogram"]["data"][0] == pytest.approx(1 / 15)
 
 
@@ -57,7 +76,9 @@ def test_shares_without_each_document():
 def test_the_jackknifes_interval_by_hand():
     """Without each of three documents 0.4, 0.5, 0.6: standard error √(2/3 · 0.02), and t of two degrees is 4.303."""
     found = _jackknife(np.array([0.5, 0.4, 0.5, 0.6]))
-    assert found["value"] == 0.5 and found["ci95"] == pytest.approx([0.5 - 4.303 * np.sqrt(0.04 / 3), 0.5 + 4.303 * np.sqrt(0.04 / 3)], abs=1e-3)
+    assert found["value"] == 0.5 and found["ci95"] == pytest.approx(
+        [0.5 - 4.303 * np.sqrt(0.04 / 3), 0.5 + 4.303 * np.sqrt(0.04 / 3)], abs=1e-3
+    )
 
 
 def test_shifting_keeps_rates_and_runs():
@@ -72,7 +93,9 @@ def test_made_independent_keeps_each_column_and_nothing_between_them():
     column = torch.rand(5000, generator=torch.Generator().manual_seed(0)) < 0.2
     both = torch.stack([column, column], 1)
     apart = made_independent(both, seed=3)
-    assert all(any(torch.equal(row.roll(-by), column) for by in range(5000)) for row in apart.T) and not torch.equal(*apart.T)
+    assert all(
+        any(torch.equal(row.roll(-by), column) for by in range(5000)) for row in apart.T
+    ) and not torch.equal(*apart.T)
     assert paired(both, 0).above_p[0] and not paired(apart, 0).above_p[0]
 
 
@@ -81,13 +104,20 @@ def test_mutual_information_by_hand():
     half, quarter = np.array([0.5]), np.array([0.25])
     assert mutual_information(half, half, half)[0] == pytest.approx(np.log(2))
     assert mutual_information(quarter, half, half)[0] == pytest.approx(0, abs=1e-12)
-    assert mutual_information(quarter, half, quarter)[0] == pytest.approx(0.25 * np.log(2) + 0.25 * np.log(2 / 3) + 0.5 * np.log(4 / 3))
+    assert mutual_information(quarter, half, quarter)[0] == pytest.approx(
+        0.25 * np.log(2) + 0.25 * np.log(2 / 3) + 0.5 * np.log(4 / 3)
+    )
 
 
 def test_independent_gaussians():
-    found = gaussianity(3 + 2 * torch.randn(20_000, 12, generator=torch.Generator().manual_seed(0)), seed=0)
+    found = gaussianity(
+        3 + 2 * torch.randn(20_000, 12, generator=torch.Generator().manual_seed(0)), seed=0
+    )
     assert np.abs(found["kurtosis"]).max() < 0.2 and max(found["distance"]) < 0.015
-    assert found["squares"]["correlation"] == pytest.approx(0, abs=0.003) and found["squares"]["outside"] < 0.2
+    assert (
+        found["squares"]["correlation"] == pytest.approx(0, abs=0.003)
+        and found["squares"]["outside"] < 0.2
+    )
 
 
 def test_a_mixture_of_radii_has_heavy_tails_and_squares_that_go_together():
@@ -96,9 +126,15 @@ def test_a_mixture_of_radii_has_heavy_tails_and_squares_that_go_together():
     radius = 1 + 2 * (torch.rand(40_000, 1, generator=generator) < 0.5)
     found = gaussianity(radius * torch.randn(40_000, 40, generator=generator), seed=0)
     assert np.mean(found["kurtosis"]) == pytest.approx(3 * 41 / 25 - 3, rel=0.03)
-    assert found["squares"]["correlation"] == pytest.approx((41 / 25 - 1) / (3 * 41 / 25 - 1), rel=0.03)
-    assert found["squares"]["above"] > 0.99, "all but those that one of 39 shifts happens to move alike, 780 · 39 / 40,000 expected"
-    assert np.abs(found["norm_kurtosis"]).max() < 0.25, "without the radius nothing is left but the sphere's −6/(d + 2)"
+    assert found["squares"]["correlation"] == pytest.approx(
+        (41 / 25 - 1) / (3 * 41 / 25 - 1), rel=0.03
+    )
+    assert found["squares"]["above"] > 0.99, (
+        "all but those that one of 39 shifts happens to move alike, 780 · 39 / 40,000 expected"
+    )
+    assert np.abs(found["norm_kurtosis"]).max() < 0.25, (
+        "without the radius nothing is left but the sphere's −6/(d + 2)"
+    )
 
 
 def test_impossible_input_is_refused():

@@ -14,7 +14,10 @@ def mean_of(values):
 def test_the_jackknife_error_of_a_mean_is_the_textbook_one():
     values = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
     drawn = np.array([[1.0, 1, 1, 1, 1], [2, 0, 0, 1, 2]])
-    expected = [values.std(ddof=1) / np.sqrt(5), np.array([1, 1, 8, 16, 16]).std(ddof=1) / np.sqrt(5)]
+    expected = [
+        values.std(ddof=1) / np.sqrt(5),
+        np.array([1, 1, 8, 16, 16]).std(ddof=1) / np.sqrt(5),
+    ]
     assert jackknife_errors(mean_of(values), drawn) == pytest.approx(expected)
 
 
@@ -22,12 +25,19 @@ def test_of_equal_normal_documents_it_is_nearly_students_interval():
     values = np.random.default_rng(1).standard_normal(40)
     low, high = bootstrap_interval(mean_of(values), 40)
     reach = scipy.stats.t.ppf(0.975, 39) * values.std(ddof=1) / np.sqrt(40)
-    assert (high - low) / 2 == pytest.approx(reach, rel=0.1) and (low + high) / 2 == pytest.approx(values.mean())
+    assert (high - low) / 2 == pytest.approx(reach, rel=0.1) and (low + high) / 2 == pytest.approx(
+        values.mean()
+    )
 
 
 def test_two_thousand_resamples_the_same_every_time():
     weights = resampled(20)
-    assert RESAMPLES == 2000 and weights.shape == (2001, 20) and (weights[0] == 1).all() and (weights.sum(1) == 20).all()
+    assert (
+        RESAMPLES == 2000
+        and weights.shape == (2001, 20)
+        and (weights[0] == 1).all()
+        and (weights.sum(1) == 20).all()
+    )
     resampled.cache_clear()
     assert np.array_equal(weights, resampled(20))
 

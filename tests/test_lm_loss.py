@@ -12,21 +12,43 @@ from mmlib import llm, lm_loss
 from mmlib.claimed import verdict
 from mmlib.corpus import Document
 from mmlib.extract import extract, plan_extraction
-from mmlib.lm_loss import Effects, Outcome, SplicedModel, denoised, reconstructed, spread_windows, stored_activations, stored_windows, window_noise
+from mmlib.lm_loss import (
+    Effects,
+    Outcome,
+    SplicedModel,
+    denoised,
+    reconstructed,
+    spread_windows,
+    stored_activations,
+    stored_windows,
+    window_noise,
+)
 from mmlib.normaliser import Normaliser
 from mmlib.store import ActivationStore
 from mmlib.windows import Window
 
-SIZES = {"llama": dict(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2),
-         "gpt2": dict(n_embd=16, n_layer=3, n_head=2),
-         "gptj": dict(n_embd=16, n_layer=3, n_head=2, rotary_dim=4)}  # its blocks give tuples
+SIZES = {
+    "llama": dict(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    ),
+    "gpt2": dict(n_embd=16, n_layer=3, n_head=2),
+    "gptj": dict(n_embd=16, n_layer=3, n_head=2, rotary_dim=4),
+}  # its blocks give tuples
 PLAIN = Normaliser(torch.zeros(1, 16), torch.ones(1, 16))
 
 
 def tiny(architecture="llama", dtype=torch.float32):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, vocab_size=64, initializer_range=0.3, **SIZES[architecture])
-    return llm.LanguageModel(AutoModelForCausalLM.from_config(config).to(dtype).eval(), Letters(), "tiny@0")
+    config = AutoConfig.for_model(
+        architecture, vocab_size=64, initializer_range=0.3, **SIZES[architecture]
+    )
+    return llm.LanguageModel(
+        AutoModelForCausalLM.from_config(config).to(dtype).eval(), Letters(), "tiny@0"
+    )
 
 
 def window(n, document=0, start=0):
@@ -55,13 +77,17 @@ def test_the_loss_is_that_of_transformers_labels(architecture):
         ids = torch.tensor([[1, *one.token_ids]])
         labels = ids.clone()
         labels[0, :2] = -100
-        assert loss == pytest.approx(lm.model(ids, labels=labels).loss.item() * (len(one.token_ids) - 1), rel=1e-5)
+        assert loss == pytest.approx(
+            lm.model(ids, labels=labels).loss.item() * (len(one.token_ids) - 1), rel=1e-5
+        )
 
 
 def test_zero_in_the_last_block_makes_every_counted_prediction_uniform():
     """RMS norm of 0 is 0, and so are the logits: ln 64 a prediction."""
     outcome = SplicedModel(tiny(), 2, WINDOWS, PLAIN, batch_tokens=24)(lambda h_nd: 0 * h_nd)
-    assert outcome.loss_w == pytest.approx([math.log(64) * (len(one.token_ids) - 1) for one in WINDOWS], rel=1e-6)
+    assert outcome.loss_w == pytest.approx(
+        [math.log(64) * (len(one.token_ids) - 1) for one in WINDOWS], rel=1e-6
+    )
     assert outcome.error_w == pytest.approx(outcome.power_w)
 
 
@@ -95,7 +121,9 @@ def test_every_position_but_the_first_is_replaced_by_its_own_row():
     spliced = SplicedModel(lm, 1, WINDOWS, PLAIN, batch_tokens=24)
     rows = torch.arange(float(len(spliced.h_nd)))[:, None].expand(-1, 16)
     entering = []
-    handle = lm.model.model.layers[2].register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0].clone()))
+    handle = lm.model.model.layers[2].register_forward_pre_hook(
+        lambda module, inputs: entering.append(inputs[0].clone())
+    )
     spliced(lambda h_nd: rows)
     handle.remove()
     for batch, seen in zip(spliced.batches, entering):
@@ -116,7 +144,9 @@ def test_a_replacement_of_another_shape_or_not_finite_is_refused(wrong):
 @pytest.mark.parametrize("architecture", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_a_pass_resumed_at_a_block_is_the_whole_one_bit_for_bit_and_computes_nothing_before(architecture, dtype):
+def test_a_pass_resumed_at_a_block_is_the_whole_one_bit_for_bit_and_computes_nothing_before(
+    architecture, dtype
+):
     model, ids = tiny(architecture, dtype).model, torch.tensor([[1, 7, 8, 30], [1, 9, 5, 5]])
     blocks, whole, computed = llm.residual_blocks(model), model(ids).logits, []
     output = llm.read_blocks(model, [1], ids)[1]
@@ -139,7 +169,9 @@ def test_an_edit_ends_with_its_context_even_after_an_error():
     with pytest.raises(ZeroDivisionError):
         with llm.edited_block(model, 1, lambda h_btd: h_btd / (1 // 0)):
             model(ids)
-    with pytest.raises(ValueError, match=r"the edit of block 1 gives shape \(1, 2, 16\): expected \(1, 3, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"the edit of block 1 gives shape \(1, 2, 16\): expected \(1, 3, 16\)"
+    ):
         with llm.edited_block(model, 1, lambda h_btd: h_btd[:, 1:]):
             model(ids)
     assert not any(block._forward_hooks for block in llm.residual_blocks(model))
@@ -159,7 +191,12 @@ def test_an_edit_keeps_tuples_and_dtype():
     with llm.edited_block(model, 0, lambda h_btd: 2 * h_btd.double()):
         edited, rest = model.blocks[0](torch.ones(1, 2, 3, dtype=torch.bfloat16))
         untouched, _ = model.blocks[1](torch.ones(1, 2, 3))
-    assert edited.dtype == torch.bfloat16 and (edited == 4).all() and rest == "kept" and (untouched == 2).all()
+    assert (
+        edited.dtype == torch.bfloat16
+        and (edited == 4).all()
+        and rest == "kept"
+        and (untouched == 2).all()
+    )
 
 
 @pytest.mark.parametrize("architecture", SIZES)
@@ -173,15 +210,31 @@ def test_text_is_generated_under_an_edit_with_a_cache_as_without(architecture):
 
 
 def test_windows_are_spread_over_documents_and_smaller_choices_are_part_of_larger_ones():
-    windows = [window(10, document, start) for document, n in enumerate((9, 2, 1, 5)) for start in range(0, 10 * n, 10)]
+    windows = [
+        window(10, document, start)
+        for document, n in enumerate((9, 2, 1, 5))
+        for start in range(0, 10 * n, 10)
+    ]
     windows.append(window(1, 2, 10))  # has no prediction
     for seed in range(5):
         chosen = spread_windows(windows, 75, seed)
-        assert len(chosen) == 7 and {w.document for w in chosen[:4]} == {0, 1, 2, 3} and {w.document for w in chosen[4:]} == {0, 1, 3}
+        assert (
+            len(chosen) == 7
+            and {w.document for w in chosen[:4]} == {0, 1, 2, 3}
+            and {w.document for w in chosen[4:]} == {0, 1, 3}
+        )
         assert len({(w.document, w.start) for w in chosen}) == 7
         again = spread_windows(windows, 45, seed)
         assert all(a is b for a, b in zip(again, chosen)) and len(again) == 4
-    assert len({tuple((w.document, w.start) for w in spread_windows(windows, 40, seed)) for seed in range(5)}) > 1
+    assert (
+        len(
+            {
+                tuple((w.document, w.start) for w in spread_windows(windows, 40, seed))
+                for seed in range(5)
+            }
+        )
+        > 1
+    )
     assert len(spread_windows(windows, 10**6, 0)) == 17
     with pytest.raises(ValueError, match="windows of 19 tokens come from 1 documents"):
         spread_windows(windows, 19, 0)
@@ -189,9 +242,13 @@ def test_windows_are_spread_over_documents_and_smaller_choices_are_part_of_large
 
 def test_noise_depends_on_window_and_level_alone():
     noise = window_noise(WINDOWS, 16, 0.3, seed=0)
-    assert noise.shape == (35, 16) and torch.equal(window_noise(WINDOWS[1:3], 16, 0.3, seed=0), noise[9:23])
+    assert noise.shape == (35, 16) and torch.equal(
+        window_noise(WINDOWS[1:3], 16, 0.3, seed=0), noise[9:23]
+    )
     others = [window_noise(WINDOWS, 16, 0.3, seed=1), window_noise(WINDOWS, 16, 0.5, seed=0)]
-    assert all((other != noise).double().mean() > 0.99 for other in others) and not torch.equal(noise[:9], noise[9:18])
+    assert all((other != noise).double().mean() > 0.99 for other in others) and not torch.equal(
+        noise[:9], noise[9:18]
+    )
     assert window_noise([window(4000)], 16, 0.3, 0).std() == pytest.approx(1, abs=0.02)
 
 
@@ -199,54 +256,117 @@ def test_methods_see_standardised_noisy_activations():
     normaliser = Normaliser(torch.full((1, 16), 2.0), torch.full((1, 16), 4.0))
     h_nd, noise_nd = torch.full((3, 16), 10.0), torch.ones(3, 16)
     seen = []
-    replaced = denoised(lambda x_nd, sigma: seen.append((x_nd, sigma)) or x_nd, 0.25, noise_nd, normaliser)(h_nd)
-    assert seen[0][1] == 0.25 and torch.allclose(seen[0][0], torch.tensor(0.75 * 2 + 0.25)) and torch.allclose(replaced, torch.tensor(9.0))
+    replaced = denoised(
+        lambda x_nd, sigma: seen.append((x_nd, sigma)) or x_nd, 0.25, noise_nd, normaliser
+    )(h_nd)
+    assert (
+        seen[0][1] == 0.25
+        and torch.allclose(seen[0][0], torch.tensor(0.75 * 2 + 0.25))
+        and torch.allclose(replaced, torch.tensor(9.0))
+    )
     assert torch.allclose(reconstructed(lambda z_nd: 0 * z_nd, normaliser)(h_nd), torch.tensor(2.0))
 
 
 def test_windows_and_activations_are_those_of_the_store(tmp_path):
     lm = tiny()
-    texts = [Document(str(i), "".join(map(chr, np.random.default_rng(i).integers(60, 120, 40 + 7 * i)))) for i in range(6)]
-    plan = plan_extraction(texts, ["train", "test", "train", "validation", "test", "train"], lm, 1, window=16)
-    extract(plan, lm, tmp_path / "a.h5", attributes={"model": lm.identity, "corpus": "c", "window": plan.window}, progress=False)
+    texts = [
+        Document(str(i), "".join(map(chr, np.random.default_rng(i).integers(60, 120, 40 + 7 * i))))
+        for i in range(6)
+    ]
+    plan = plan_extraction(
+        texts, ["train", "test", "train", "validation", "test", "train"], lm, 1, window=16
+    )
+    extract(
+        plan,
+        lm,
+        tmp_path / "a.h5",
+        attributes={"model": lm.identity, "corpus": "c", "window": plan.window},
+        progress=False,
+    )
     store = ActivationStore(tmp_path / "a.h5")
     windows = stored_windows(store, "test")
     expected = [w for w in plan.windows if plan.documents[w.document].split == "test"]
     assert [(w.document, w.start, w.token_ids.tolist(), w.ends_document) for w in windows] == [
-        (w.document, w.start, w.token_ids.tolist(), w.ends_document) for w in expected] and len(windows) == 4 + 5
+        (w.document, w.start, w.token_ids.tolist(), w.ends_document) for w in expected
+    ] and len(windows) == 4 + 5
     chosen = spread_windows(windows, 60, 0)
-    assert torch.allclose(SplicedModel(lm, 1, chosen, Normaliser.of(store)).h_nd, stored_activations(store, chosen), atol=1e-5)
+    assert torch.allclose(
+        SplicedModel(lm, 1, chosen, Normaliser.of(store)).h_nd,
+        stored_activations(store, chosen),
+        atol=1e-5,
+    )
 
 
 def test_effects_are_sums_by_document(monkeypatch):
     """Documents 0, 1 and 4 have 8, 8 + 4 and 11 predictions."""
+
     def least_and_most(statistic, n):  # with a document left out: three are too few for a bootstrap
         values = statistic(1 - np.eye(n))
         return min(values), max(values)
 
     monkeypatch.setattr(lm_loss, "bootstrap_interval", least_and_most)
+
     def outcome(loss, error=0.0):
         return Outcome(np.array(loss), np.full(4, error), np.full(4, 10.0))
 
-    outcomes = {("mean_ablation", None): outcome([12.0, 12, 12, 12], 10), ("a", 0.5): outcome([3.0, 2, 3, 3], 1), ("b", 0.5): outcome([5.0, 6, 5, 6], 4),
-                ("a", 0.25): outcome([2.0, 2, 2, 2], 0.5), ("b", 0.25): outcome([3.0, 3, 3, 2], 1), ("c", 0.5): outcome([1.0, 3, 3, 2], 1)}
+    outcomes = {
+        ("mean_ablation", None): outcome([12.0, 12, 12, 12], 10),
+        ("a", 0.5): outcome([3.0, 2, 3, 3], 1),
+        ("b", 0.5): outcome([5.0, 6, 5, 6], 4),
+        ("a", 0.25): outcome([2.0, 2, 2, 2], 0.5),
+        ("b", 0.25): outcome([3.0, 3, 3, 2], 1),
+        ("c", 0.5): outcome([1.0, 3, 3, 2], 1),
+    }
     effects = Effects(WINDOWS, outcome([2.0, 2, 2, 2]), outcomes)
     assert effects.documents.tolist() == [0, 1, 4] and effects.counts_d.tolist() == [8, 12, 11]
-    assert effects.change_d["a", 0.5].tolist() == [1, 1, 1] and effects.error_d["b", 0.5].tolist() == [4, 8, 4]
+    assert effects.change_d["a", 0.5].tolist() == [1, 1, 1] and effects.error_d[
+        "b", 0.5
+    ].tolist() == [4, 8, 4]
     assert effects.clean_loss()[0] == pytest.approx(8 / 31)
     row = effects.row(("b", 0.5))
-    assert (row["method"], row["sigma"], row["delta"], row["fvu"], row["recovered"]) == pytest.approx(("b", 0.5, 14 / 31, 0.4, 1 - 14 / 40))
-    for value, interval in (("delta", "ci95"), ("fvu", "fvu_ci95"), ("recovered", "recovered_ci95")):
+    assert (
+        row["method"],
+        row["sigma"],
+        row["delta"],
+        row["fvu"],
+        row["recovered"],
+    ) == pytest.approx(("b", 0.5, 14 / 31, 0.4, 1 - 14 / 40))
+    for value, interval in (
+        ("delta", "ci95"),
+        ("fvu", "fvu_ci95"),
+        ("recovered", "recovered_ci95"),
+    ):
         assert row[interval][0] <= row[value] <= row[interval][1]
     found = effects.reduction("a", "b", [0.5])
     assert (found["reduction"], found["loss_reduction"]) == pytest.approx((1 - 3 / 14, 0.75))
-    assert found["ci95"][0] < found["reduction"] < found["ci95"][1] and found["verdict"] in ("above", "consistent with")
+    assert found["ci95"][0] < found["reduction"] < found["ci95"][1] and found["verdict"] in (
+        "above",
+        "consistent with",
+    )
     both = effects.reduction("a", "b", [0.5, 0.25])
-    assert (both["reduction"], both["loss_reduction"]) == pytest.approx((1 - 3 / 17, 1 - (4 / 0.25 + 2 / 0.0625) / (16 / 0.25 + 4 / 0.0625)))
-    assert both["mean_reduction"] == pytest.approx(1 - (3 / 14 + 0) / 2) and both["mean_ci95"][0] <= both["mean_reduction"] <= both["mean_ci95"][1]
-    assert both["mean_verdict"] == verdict(*both["mean_ci95"]) and found["mean_reduction"] == found["reduction"]
+    assert (both["reduction"], both["loss_reduction"]) == pytest.approx(
+        (1 - 3 / 17, 1 - (4 / 0.25 + 2 / 0.0625) / (16 / 0.25 + 4 / 0.0625))
+    )
+    assert (
+        both["mean_reduction"] == pytest.approx(1 - (3 / 14 + 0) / 2)
+        and both["mean_ci95"][0] <= both["mean_reduction"] <= both["mean_ci95"][1]
+    )
+    assert (
+        both["mean_verdict"] == verdict(*both["mean_ci95"])
+        and found["mean_reduction"] == found["reduction"]
+    )
     uncertain = effects.reduction("a", "c", [0.5])  # its changes by document: −1, 2, 0
-    assert (uncertain["reduction"], uncertain["verdict"], uncertain["loss_reduction"]) == (None, "undetermined", 0)
-    assert (uncertain["mean_reduction"], uncertain["mean_ci95"], uncertain["mean_verdict"]) == (None, None, "undetermined")
+    assert (uncertain["reduction"], uncertain["verdict"], uncertain["loss_reduction"]) == (
+        None,
+        "undetermined",
+        0,
+    )
+    assert (uncertain["mean_reduction"], uncertain["mean_ci95"], uncertain["mean_verdict"]) == (
+        None,
+        None,
+        "undetermined",
+    )
     part = Effects(WINDOWS[:3], outcome([2.0, 2, 2, 2]), outcomes)
-    assert part.counts_d.tolist() == [8, 12] and part.row(("b", 0.5))["delta"] == pytest.approx(10 / 20)
+    assert part.counts_d.tolist() == [8, 12] and part.row(("b", 0.5))["delta"] == pytest.approx(
+        10 / 20
+    )

@@ -42,14 +42,23 @@ def exact(objective, normaliser=None):
     """A meta-model whose network is the Gaussian's own optimal prediction: a linear skip over a silent network."""
     inner = MLPDenoiser(3, 8, 16, 1, zero_init=True)
     network = LinearSkip.over(gaussian(), inner, objective).eval()
-    return MetaModel(network, objective, normaliser or Normaliser(torch.zeros(1, 3), torch.ones(1, 3)), "toy@1", [1], "toy")
+    return MetaModel(
+        network,
+        objective,
+        normaliser or Normaliser(torch.zeros(1, 3), torch.ones(1, 3)),
+        "toy@1",
+        [1],
+        "toy",
+    )
 
 
 @pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
 def test_a_silent_network_over_a_linear_skip_is_the_gaussian_denoiser(objective):
     model, x = exact(objective), torch.randn(7, 3)
     for sigma in (0.01, 0.3, 0.9, 0.99):
-        assert torch.allclose(model.denoise(x, sigma), gaussian()(x, sigma), atol=2e-3 if sigma > 0.95 else 2e-4)
+        assert torch.allclose(
+            model.denoise(x, sigma), gaussian()(x, sigma), atol=2e-3 if sigma > 0.95 else 2e-4
+        )
 
 
 @pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
@@ -60,7 +69,11 @@ def test_its_loss_is_the_closed_form(objective):
     assert loss == pytest.approx(gaussian().expected_loss(objective, z), rel=0.01)
 
 
-@pytest.mark.parametrize("objective, solver", [("flow_velocity", s) for s in FlowMatching.solvers] + [("ddpm_epsilon", s) for s in DDPM.solvers])
+@pytest.mark.parametrize(
+    "objective, solver",
+    [("flow_velocity", s) for s in FlowMatching.solvers]
+    + [("ddpm_epsilon", s) for s in DDPM.solvers],
+)
 def test_every_solver_recovers_a_known_gaussian(objective, solver):
     drawn = exact(objective).sample(20_000, steps=100, solver=solver, generator=generator())
     assert torch.allclose(drawn.mean(0), MEAN, atol=0.05)
@@ -75,17 +88,33 @@ class Mixture(torch.nn.Module):
         self.process, self.unused = noise_process(objective), torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, x, time_u):
-        a, s = (value.repeat_interleave(len(x) // len(time_u))[:, None] for value in self.process.at_time(time_u))
+        a, s = (
+            value.repeat_interleave(len(x) // len(time_u))[:, None]
+            for value in self.process.at_time(time_u)
+        )
         centres, variance = torch.tensor([-3.0, 3.0]), 0.01
         power = a**2 * variance + s**2
         weight = torch.softmax(-((x - a * centres) ** 2) / (2 * power), 1)
-        estimate = (weight * (centres + a * variance / power * (x - a * centres))).sum(1, keepdim=True)
+        estimate = (weight * (centres + a * variance / power * (x - a * centres))).sum(
+            1, keepdim=True
+        )
         return self.process.target(estimate, (x - a * estimate) / s)
 
 
-@pytest.mark.parametrize("objective, solver", [("flow_velocity", s) for s in FlowMatching.solvers] + [("ddpm_epsilon", s) for s in DDPM.solvers])
+@pytest.mark.parametrize(
+    "objective, solver",
+    [("flow_velocity", s) for s in FlowMatching.solvers]
+    + [("ddpm_epsilon", s) for s in DDPM.solvers],
+)
 def test_every_solver_recovers_a_known_mixture(objective, solver):
-    model = MetaModel(Mixture(objective), objective, Normaliser(torch.zeros(1, 1), torch.ones(1, 1)), "toy@1", [0], "")
+    model = MetaModel(
+        Mixture(objective),
+        objective,
+        Normaliser(torch.zeros(1, 1), torch.ones(1, 1)),
+        "toy@1",
+        [0],
+        "",
+    )
     drawn = model.sample(4000, steps=200, solver=solver, generator=generator())
     assert 0.46 < (drawn > 0).double().mean() < 0.54
     assert abs(drawn.abs().mean() - 3) < 0.02 and 0.07 < (drawn.abs() - 3).std() < 0.13
@@ -96,12 +125,16 @@ def test_unknown_solver_lists_those_there_are():
         exact("flow_velocity").sample(3, steps=2, solver="rk4", generator=generator())
 
 
-@pytest.mark.parametrize("steps, sigma", [(20, 0.5), (10, 0.25), (20, 1.0), (1, 0.5), (5, 0.97), (40, 0.05)])
+@pytest.mark.parametrize(
+    "steps, sigma", [(20, 0.5), (10, 0.25), (20, 1.0), (1, 0.5), (5, 0.97), (40, 0.05)]
+)
 def test_a_projection_starts_at_its_level(steps, sigma):
     for solver in FlowMatching.solvers:
         schedule = FlowMatching().schedule(solver, steps, sigma)
         assert schedule.evaluations == (2 * steps - 1 if solver == "heun" else steps)
-        assert schedule.scheduler.sigmas[0].item() == pytest.approx(sigma, abs=1e-6) and schedule.times[0] == pytest.approx(1000 * sigma, abs=1e-3)
+        assert schedule.scheduler.sigmas[0].item() == pytest.approx(
+            sigma, abs=1e-6
+        ) and schedule.times[0] == pytest.approx(1000 * sigma, abs=1e-3)
     for solver in DDPM.solvers:
         ddpm = DDPM().schedule(solver, steps, sigma)
         t = int(ddpm.scheduler.timesteps[0])
@@ -112,7 +145,10 @@ def test_a_projection_starts_at_its_level(steps, sigma):
 @pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
 def test_projection_keeps_the_gaussian_and_forgets_more_with_more_noise(objective):
     z = gaussian().sample(8000, generator(3))
-    near, far = (exact(objective).project(z, sigma=sigma, steps=40, generator=generator(4)) for sigma in (0.1, 0.8))
+    near, far = (
+        exact(objective).project(z, sigma=sigma, steps=40, generator=generator(4))
+        for sigma in (0.1, 0.8)
+    )
     for projected in (near, far):
         assert torch.allclose(torch.cov(projected.T), covariance(gaussian()), atol=0.15)
     assert (near - z).square().mean() < 0.2 * (far - z).square().mean()
@@ -122,7 +158,11 @@ def test_projection_keeps_the_gaussian_and_forgets_more_with_more_noise(objectiv
 def test_ddim_ends_at_the_clean_activation_whatever_the_number_of_steps(steps):
     schedule = DDPM().schedule("ddim", steps)
     strides = -schedule.scheduler.timesteps.diff()
-    assert schedule.evaluations == pytest.approx(steps, rel=0.12) and (strides == strides[0]).all() and (schedule.scheduler.timesteps >= 0).all()
+    assert (
+        schedule.evaluations == pytest.approx(steps, rel=0.12)
+        and (strides == strides[0]).all()
+        and (schedule.scheduler.timesteps >= 0).all()
+    )
     drawn = exact("ddpm_epsilon").sample(20_000, steps=steps, solver="ddim", generator=generator())
     assert torch.allclose(torch.cov(drawn.T), covariance(gaussian()), atol=0.12)
 
@@ -140,23 +180,45 @@ def test_log_likelihood_agrees_with_the_closed_form(objective, tolerance):
     model = exact(objective, Normaliser(torch.zeros(1, 3), scale))
     x = smoothed(z, generator(7))
     a, closed = 1 - SMOOTHING, gaussian()
-    truth = MultivariateNormal(a * MEAN, a**2 * covariance(closed) + SMOOTHING**2 * torch.eye(3)).log_prob(x) / 3 - scale.log().mean()
+    truth = (
+        MultivariateNormal(
+            a * MEAN, a**2 * covariance(closed) + SMOOTHING**2 * torch.eye(3)
+        ).log_prob(x)
+        / 3
+        - scale.log().mean()
+    )
     result = model.log_likelihood(z, generator=generator(7), steps=200, batch=20)
-    assert torch.allclose(result.nats_per_dimension_n.float(), truth, atol=tolerance) and not result.standard_error_n.any()
+    assert (
+        torch.allclose(result.nats_per_dimension_n.float(), truth, atol=tolerance)
+        and not result.standard_error_n.any()
+    )
 
 
 def test_hutchinson_agrees_with_the_exact_trace_within_its_error():
     basis = torch.linalg.qr(torch.randn(12, 12, generator=generator(8)))[0]
     denoiser = GaussianDenoiser(torch.zeros(12), basis, torch.linspace(0.1, 3, 12), 0)
     x = denoiser.sample(60, generator(9))
-    exact_, estimate = (log_likelihood(denoiser, x, last_sigma=0.999, steps=40, probes=16, exact=exact, generator=generator(10)) for exact in (True, False))
-    deviation = (estimate.nats_per_dimension_n - exact_.nats_per_dimension_n) / estimate.standard_error_n
+    exact_, estimate = (
+        log_likelihood(
+            denoiser, x, last_sigma=0.999, steps=40, probes=16, exact=exact, generator=generator(10)
+        )
+        for exact in (True, False)
+    )
+    deviation = (
+        estimate.nats_per_dimension_n - exact_.nats_per_dimension_n
+    ) / estimate.standard_error_n
     assert 0.05 < deviation.square().mean().sqrt() < 2 and (estimate.standard_error_n > 0).all()
 
 
 def test_one_probe_has_no_error_estimate_and_none_is_refused():
     x = torch.randn(2, 3)
-    assert log_likelihood(gaussian(), x, last_sigma=0.999, steps=2, probes=1, exact=False, generator=generator()).standard_error_n.isnan().all()
+    assert (
+        log_likelihood(
+            gaussian(), x, last_sigma=0.999, steps=2, probes=1, exact=False, generator=generator()
+        )
+        .standard_error_n.isnan()
+        .all()
+    )
     with pytest.raises(ValueError, match="at least one"):
         log_likelihood(gaussian(), x, last_sigma=0.999, steps=2, probes=0, generator=generator())
 
@@ -164,22 +226,44 @@ def test_one_probe_has_no_error_estimate_and_none_is_refused():
 def test_neurons_are_what_the_down_projections_see():
     torch.manual_seed(0)
     network = MLPDenoiser(3, 8, 16, 2).eval()
-    model = MetaModel(network, "flow_velocity", Normaliser(torch.zeros(1, 3), torch.ones(1, 3)), "toy@1", [1], "")
+    model = MetaModel(
+        network, "flow_velocity", Normaliser(torch.zeros(1, 3), torch.ones(1, 3)), "toy@1", [1], ""
+    )
     z = torch.randn(5, 3)
     found = model.neurons(z, sigma=0.1, generator=generator())
-    assert {name: tuple(units.shape) for name, units in found.items()} == {"block 0": (5, 16), "block 1": (5, 16)}
+    assert {name: tuple(units.shape) for name, units in found.items()} == {
+        "block 0": (5, 16),
+        "block 1": (5, 16),
+    }
     x = 0.9 * z + 0.1 * torch.randn(z.shape, generator=generator())
     block, h = network.layers[0], network.in_proj(x)
     n, e = block.ln(h), network.embedding(torch.tensor([100.0]), None)
     by_hand = torch.nn.functional.silu(block.gate_proj(n) * block.time_proj(e)) * block.up_proj(n)
     assert torch.allclose(found["block 0"], by_hand, atol=1e-5)
-    unet = MetaModel(UNetDenoiser(48, (32, 32, 32), 1).eval(), "ddpm_epsilon", Normaliser(torch.zeros(1, 48), torch.ones(1, 48)), "toy@1", [1], "")
-    assert all(units.shape == (2, 32) for units in unet.neurons(torch.randn(2, 48), sigma=0.1, generator=generator()).values())
+    unet = MetaModel(
+        UNetDenoiser(48, (32, 32, 32), 1).eval(),
+        "ddpm_epsilon",
+        Normaliser(torch.zeros(1, 48), torch.ones(1, 48)),
+        "toy@1",
+        [1],
+        "",
+    )
+    assert all(
+        units.shape == (2, 32)
+        for units in unet.neurons(torch.randn(2, 48), sigma=0.1, generator=generator()).values()
+    )
 
 
 def test_the_parts_of_a_batch_have_the_loss_of_the_whole():
     torch.manual_seed(0)
-    model = MetaModel(MLPDenoiser(3, 8, 16, 1), "flow_velocity", Normaliser(torch.zeros(1, 3), torch.ones(1, 3)), "toy@1", [1], "")
+    model = MetaModel(
+        MLPDenoiser(3, 8, 16, 1),
+        "flow_velocity",
+        Normaliser(torch.zeros(1, 3), torch.ones(1, 3)),
+        "toy@1",
+        [1],
+        "",
+    )
     z = torch.randn(24, 3)
     for levels in (None, 6):
         whole = model.loss(z, generator(), levels=levels)
@@ -190,11 +274,17 @@ def test_the_parts_of_a_batch_have_the_loss_of_the_whole():
 
 
 @pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
-@pytest.mark.parametrize("network", [partial(MLPDenoiser, 48, 32, 64, 2), partial(UNetDenoiser, 48, (32, 32, 32), 1)], ids=["mlp", "unet"])
+@pytest.mark.parametrize(
+    "network",
+    [partial(MLPDenoiser, 48, 32, 64, 2), partial(UNetDenoiser, 48, (32, 32, 32), 1)],
+    ids=["mlp", "unet"],
+)
 def test_both_denoisers_learn_under_both_processes(network, objective):
     """The loss of a new network is finite, and its gradient reaches every weight."""
     torch.manual_seed(0)
-    model = MetaModel(network(), objective, Normaliser(torch.zeros(1, 48), torch.ones(1, 48)), "toy@1", [1], "")
+    model = MetaModel(
+        network(), objective, Normaliser(torch.zeros(1, 48), torch.ones(1, 48)), "toy@1", [1], ""
+    )
     loss = model.loss(torch.randn(16, 48), generator(), levels=8)
     loss.backward()
     assert 0.5 < loss.item() < 5
@@ -216,14 +306,18 @@ def test_several_layers_share_a_network_that_is_told_the_layer(make_store, tmp_p
     first, third = model.at(1), model.at(3)
     assert not torch.allclose(first.denoise(x, 0.5), third.denoise(x, 0.5))
     raw = stores[1].read(range(5))
-    assert torch.allclose(third.normaliser(raw), Normaliser.of(stores[1])(raw)) and torch.allclose(third.normaliser.inverse(third.normaliser(raw)), raw.float(), atol=1e-5)
+    assert torch.allclose(third.normaliser(raw), Normaliser.of(stores[1])(raw)) and torch.allclose(
+        third.normaliser.inverse(third.normaliser(raw)), raw.float(), atol=1e-5
+    )
     third.check_store(stores[1])
     with pytest.raises(StoreError, match="layer 3"):
         third.check_store(stores[0])
     with pytest.raises(ValueError, match="trained on \\[1, 3\\]"):
         model.at(2)
     model.save_pretrained(tmp_path)
-    assert torch.equal(MetaModel.from_pretrained(tmp_path).at(3).denoise(x, 0.5), third.denoise(x, 0.5))
+    assert torch.equal(
+        MetaModel.from_pretrained(tmp_path).at(3).denoise(x, 0.5), third.denoise(x, 0.5)
+    )
 
 
 def test_the_loss_of_several_layers_is_the_mean_of_each(make_store):
@@ -232,18 +326,25 @@ def test_the_loss_of_several_layers_is_the_mean_of_each(make_store):
     draws = generator()
     whole = model.loss(z, draws)
     draws = generator()
-    index = torch.stack([__import__("mmlib.noise", fromlist=["x"]).stratified_levels(16, draws) for _ in range(2)])
+    index = torch.stack(
+        [__import__("mmlib.noise", fromlist=["x"]).stratified_levels(16, draws) for _ in range(2)]
+    )
     noise = torch.randn(z.shape, generator=draws)
     losses = []
     for i, layer in enumerate((1, 3)):
         sigma = noise_process("flow_velocity").training_sigmas[index[i]][:, None]
-        prediction = model.network((1 - sigma) * z[i] + sigma * noise[i], 1000 * sigma[:, 0], torch.full((16,), layer))
+        prediction = model.network(
+            (1 - sigma) * z[i] + sigma * noise[i], 1000 * sigma[:, 0], torch.full((16,), layer)
+        )
         losses.append((prediction - (noise[i] - z[i])).square().mean())
     assert torch.allclose(whole, torch.stack(losses).mean())
 
 
 def test_layers_of_other_texts_are_refused(make_store):
-    stores = [ActivationStore(make_store(layer=1)[0]), ActivationStore(make_store(layer=3, corpus="other")[0])]
+    stores = [
+        ActivationStore(make_store(layer=1)[0]),
+        ActivationStore(make_store(layer=3, corpus="other")[0]),
+    ]
     with pytest.raises(StoreError, match="same texts"):
         MetaModel.for_store(MLPDenoiser(8, 16, 32, 2, 4), "flow_velocity", *stores)
 
@@ -256,7 +357,12 @@ def saved(tmp_path):
 
 def test_a_checkpoint_comes_with_a_model_card(saved):
     card = (saved / "README.md").read_text()
-    assert "toy@1, block 1" in card and "- seed: 3" in card and "Limits" in card and card.startswith("---\n")
+    assert (
+        "toy@1, block 1" in card
+        and "- seed: 3" in card
+        and "Limits" in card
+        and card.startswith("---\n")
+    )
 
 
 def spoil(path, change):
@@ -265,12 +371,18 @@ def spoil(path, change):
     save_file(tensors, path)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda w: w.pop("inner.in_proj.weight"), "lacks inner.in_proj.weight"),
-    (lambda w: w.update(extra=torch.zeros(1)), "has extra"),
-    (lambda w: w.update({"inner.in_proj.bias": torch.zeros(9)}), "shape \\(9,\\), expected \\(8,\\)"),
-    (lambda w: w.update({"inner.in_proj.bias": torch.full((8,), math.nan)}), "NaN or infinity"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda w: w.pop("inner.in_proj.weight"), "lacks inner.in_proj.weight"),
+        (lambda w: w.update(extra=torch.zeros(1)), "has extra"),
+        (
+            lambda w: w.update({"inner.in_proj.bias": torch.zeros(9)}),
+            "shape \\(9,\\), expected \\(8,\\)",
+        ),
+        (lambda w: w.update({"inner.in_proj.bias": torch.full((8,), math.nan)}), "NaN or infinity"),
+    ],
+)
 def test_spoilt_weights_are_refused_by_name(saved, change, message):
     spoil(saved / "network" / "diffusion_pytorch_model.safetensors", change)
     with pytest.raises(CheckpointError, match=message):
@@ -287,7 +399,9 @@ def test_truncated_and_incomplete_checkpoints_are_refused(saved):
         MetaModel.from_pretrained(saved)
     facts = json.loads((saved / "meta_model.json").read_text())
     (saved / "meta_model.json").write_text(json.dumps({**facts, "network": "Transformer"}))
-    with pytest.raises(CheckpointError, match="MLPDenoiser, UNetDenoiser, SparseDenoiser, LinearSkip"):
+    with pytest.raises(
+        CheckpointError, match="MLPDenoiser, UNetDenoiser, SparseDenoiser, LinearSkip"
+    ):
         MetaModel.from_pretrained(saved)
 
 
@@ -299,18 +413,45 @@ def test_a_name_that_is_neither_folder_nor_reachable_is_refused():
 @pytest.fixture
 def published(tmp_path):
     """A checkpoint in the published format, with random weights."""
+
     def write(layers=(7,), multi=None, statistics=1):
         torch.manual_seed(0)
         network = MLPDenoiser(6, 12, 24, 2, multi)
-        save_file({f"model.{key}": value for key, value in network.state_dict().items()}, tmp_path / "final.safetensors")
-        torch.save({"mean": torch.arange(6.0).expand(statistics, 6).clone().squeeze(0), "var": torch.full((statistics, 6), 4.0).squeeze(0)},
-                   tmp_path / "rep_statistics.pt")
-        denoiser = {"d_input": 6, "d_model": 12, "d_mlp": 24, "n_layers": 2, "multi_layer_n_layers": multi}
-        config = {"model_name": "toy/llama", "glp_kwargs": {"denoiser_config": denoiser,
-                                                           "tracedict_config": {"layer_prefix": "model.layers", "layers": list(layers), "retain": "output"}}}
-        path_as_omegaconf_writes_it = "output_path: !!python/object/apply:pathlib.PosixPath\n- runs\n- glp\n"
+        save_file(
+            {f"model.{key}": value for key, value in network.state_dict().items()},
+            tmp_path / "final.safetensors",
+        )
+        torch.save(
+            {
+                "mean": torch.arange(6.0).expand(statistics, 6).clone().squeeze(0),
+                "var": torch.full((statistics, 6), 4.0).squeeze(0),
+            },
+            tmp_path / "rep_statistics.pt",
+        )
+        denoiser = {
+            "d_input": 6,
+            "d_model": 12,
+            "d_mlp": 24,
+            "n_layers": 2,
+            "multi_layer_n_layers": multi,
+        }
+        config = {
+            "model_name": "toy/llama",
+            "glp_kwargs": {
+                "denoiser_config": denoiser,
+                "tracedict_config": {
+                    "layer_prefix": "model.layers",
+                    "layers": list(layers),
+                    "retain": "output",
+                },
+            },
+        }
+        path_as_omegaconf_writes_it = (
+            "output_path: !!python/object/apply:pathlib.PosixPath\n- runs\n- glp\n"
+        )
         (tmp_path / "config.yaml").write_text(path_as_omegaconf_writes_it + yaml.safe_dump(config))
         return tmp_path
+
     return write
 
 
@@ -328,25 +469,42 @@ def published_forward(weights, x, t, layer=None):
 
     def embed(name, value):
         angles = value[:, None] * torch.tensor([10000 ** (-i / 6) for i in range(6)])
-        return linear(f"{name}.2", F.silu(linear(f"{name}.0", torch.cat([angles.cos(), angles.sin()], 1))))
+        return linear(
+            f"{name}.2", F.silu(linear(f"{name}.0", torch.cat([angles.cos(), angles.sin()], 1)))
+        )
 
     e = embed("time_embed", t) + (0 if layer is None else embed("layer_embed", layer))
     h = linear("in_proj", x)
     for i in range(2):
         n = norm(f"layers.{i}.ln", h)
-        h = h + linear(f"layers.{i}.down_proj", F.silu(linear(f"layers.{i}.gate_proj", n) * linear(f"layers.{i}.time_proj", e)) * linear(f"layers.{i}.up_proj", n))
+        h = h + linear(
+            f"layers.{i}.down_proj",
+            F.silu(linear(f"layers.{i}.gate_proj", n) * linear(f"layers.{i}.time_proj", e))
+            * linear(f"layers.{i}.up_proj", n),
+        )
     return linear("out_proj", norm("ln", h))
 
 
 def test_a_published_checkpoint_gives_the_published_outputs(published):
     folder = published()
     model, weights = MetaModel.from_pretrained(folder), load_file(folder / "final.safetensors")
-    assert model.layers == (7,) and model.language_model == "toy/llama" and model.process.objective == "flow_velocity"
+    assert (
+        model.layers == (7,)
+        and model.language_model == "toy/llama"
+        and model.process.objective == "flow_velocity"
+    )
     x, t = torch.randn(5, 6), torch.tensor([1.0, 10.0, 400.0, 999.0, 1000.0])
     with torch.inference_mode():
-        assert torch.allclose(model.predict(x, t), published_forward(weights, x, t), rtol=1e-5, atol=1e-6)
+        assert torch.allclose(
+            model.predict(x, t), published_forward(weights, x, t), rtol=1e-5, atol=1e-6
+        )
     assert torch.allclose(model.normaliser(torch.arange(6.0)[None] + 2), torch.ones(1, 6))
-    assert torch.allclose(model.denoise(x, 0.4), x - 0.4 * published_forward(weights, x, torch.full((5,), 400.0)), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(
+        model.denoise(x, 0.4),
+        x - 0.4 * published_forward(weights, x, torch.full((5,), 400.0)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("layers, statistics", [((0, 2), 2), ((0, 2), 4)])
@@ -364,8 +522,14 @@ def test_an_epoch_is_read_where_there_is_no_final(published):
     (folder / "checkpoints").mkdir()
     (folder / "final.safetensors").rename(folder / "checkpoints" / "epoch_16.safetensors")
     weights = load_file(folder / "checkpoints" / "epoch_16.safetensors")
-    save_file({key: 2 * value for key, value in weights.items()}, folder / "checkpoints" / "epoch_8.safetensors")
-    latest, eighth = MetaModel.from_pretrained(folder), MetaModel.from_pretrained(folder, checkpoint="epoch_8")
+    save_file(
+        {key: 2 * value for key, value in weights.items()},
+        folder / "checkpoints" / "epoch_8.safetensors",
+    )
+    latest, eighth = (
+        MetaModel.from_pretrained(folder),
+        MetaModel.from_pretrained(folder, checkpoint="epoch_8"),
+    )
     assert torch.equal(2 * latest.network.in_proj.weight, eighth.network.in_proj.weight)
     with pytest.raises(CheckpointError, match="there are epoch_16, epoch_8"):
         MetaModel.from_pretrained(folder, checkpoint="epoch_9")
@@ -378,24 +542,31 @@ def test_an_epoch_is_read_where_there_is_no_final(published):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A Hub whose one repository is a folder: what is asked for is copied from it, the rest is not."""
+
     def of(repository):
         def download(name, revision, allow_patterns):
             assert (name, revision) == ("someone/meta-model", "v1")
             copy = tmp_path / "cache"
-            for path in (path.relative_to(repository) for path in repository.rglob("*") if path.is_file()):
+            for path in (
+                path.relative_to(repository) for path in repository.rglob("*") if path.is_file()
+            ):
                 if any(path.match(pattern) for pattern in allow_patterns):
                     (copy / path.parent).mkdir(parents=True, exist_ok=True)
                     shutil.copy(repository / path, copy / path)
             return str(copy)
+
         monkeypatch.setattr("mmlib.checkpoints.snapshot_download", download)
         return partial(MetaModel.from_pretrained, "someone/meta-model", revision="v1")
+
     return of
 
 
 def test_a_model_of_ours_is_read_from_the_hub(hub, tmp_path):
     model, x = exact("flow_velocity"), torch.randn(4, 3)
     model.save_pretrained(tmp_path / "ours")
-    assert torch.allclose(hub(tmp_path / "ours")().denoise(x, 0.5), model.denoise(x, 0.5), atol=1e-6)
+    assert torch.allclose(
+        hub(tmp_path / "ours")().denoise(x, 0.5), model.denoise(x, 0.5), atol=1e-6
+    )
 
 
 def test_a_published_model_is_read_from_the_hub(hub, published, tmp_path):
@@ -403,9 +574,16 @@ def test_a_published_model_is_read_from_the_hub(hub, published, tmp_path):
     (folder / "checkpoints").mkdir()
     shutil.copy(folder / "final.safetensors", folder / "checkpoints" / "epoch_2.safetensors")
     from_hub = hub(folder)
-    assert torch.equal(from_hub().denoise(x, 0.5), MetaModel.from_pretrained(folder).denoise(x, 0.5))
-    assert not list(tmp_path.rglob("epoch_2.safetensors"))  # as large as the model, and not asked for
-    assert torch.equal(from_hub(checkpoint="epoch_2").denoise(x, 0.5), MetaModel.from_pretrained(folder).denoise(x, 0.5))
+    assert torch.equal(
+        from_hub().denoise(x, 0.5), MetaModel.from_pretrained(folder).denoise(x, 0.5)
+    )
+    assert not list(
+        tmp_path.rglob("epoch_2.safetensors")
+    )  # as large as the model, and not asked for
+    assert torch.equal(
+        from_hub(checkpoint="epoch_2").denoise(x, 0.5),
+        MetaModel.from_pretrained(folder).denoise(x, 0.5),
+    )
 
 
 class Malicious:
@@ -413,15 +591,34 @@ class Malicious:
         return (print, ("executed",))
 
 
-@pytest.mark.parametrize("spoil_it, message", [
-    (lambda f: (f / "rep_statistics.pt").unlink(), "rep_statistics.pt is missing"),
-    (lambda f: torch.save({"mean": torch.zeros(5), "var": torch.ones(5)}, f / "rep_statistics.pt"), "expected tensors mean and var"),
-    (lambda f: torch.save({"mean": torch.zeros(6), "var": torch.zeros(6)}, f / "rep_statistics.pt"), "variance not positive"),
-    (lambda f: (f / "config.yaml").write_text("glp_kwargs: {}"), "lacks 'denoiser_config'"),
-    (lambda f: torch.save({"mean": Malicious()}, f / "rep_statistics.pt"), "expected tensors mean and var"),
-    (lambda f: (f / "rep_statistics.pt").write_bytes(b"no pickle"), "expected tensors mean and var"),
-    (lambda f: (f / "config.yaml").write_text("a: [1"), "is no YAML"),
-])
+@pytest.mark.parametrize(
+    "spoil_it, message",
+    [
+        (lambda f: (f / "rep_statistics.pt").unlink(), "rep_statistics.pt is missing"),
+        (
+            lambda f: torch.save(
+                {"mean": torch.zeros(5), "var": torch.ones(5)}, f / "rep_statistics.pt"
+            ),
+            "expected tensors mean and var",
+        ),
+        (
+            lambda f: torch.save(
+                {"mean": torch.zeros(6), "var": torch.zeros(6)}, f / "rep_statistics.pt"
+            ),
+            "variance not positive",
+        ),
+        (lambda f: (f / "config.yaml").write_text("glp_kwargs: {}"), "lacks 'denoiser_config'"),
+        (
+            lambda f: torch.save({"mean": Malicious()}, f / "rep_statistics.pt"),
+            "expected tensors mean and var",
+        ),
+        (
+            lambda f: (f / "rep_statistics.pt").write_bytes(b"no pickle"),
+            "expected tensors mean and var",
+        ),
+        (lambda f: (f / "config.yaml").write_text("a: [1"), "is no YAML"),
+    ],
+)
 def test_misfit_published_checkpoints_are_refused(published, spoil_it, message, capsys):
     folder = published()
     spoil_it(folder)

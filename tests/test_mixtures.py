@@ -27,7 +27,13 @@ def mixture():
     components = []
     for _ in weights:
         basis = torch.linalg.qr(torch.randn(4, 4, generator=g, dtype=torch.double))[0]
-        components.append(full_gaussian(torch.randn(4, generator=g, dtype=torch.double), basis, torch.rand(4, generator=g, dtype=torch.double) + 0.1))
+        components.append(
+            full_gaussian(
+                torch.randn(4, generator=g, dtype=torch.double),
+                basis,
+                torch.rand(4, generator=g, dtype=torch.double) + 0.1,
+            )
+        )
     return GaussianMixtureDenoiser(weights.log(), tuple(components))
 
 
@@ -40,48 +46,76 @@ def reference(mixture, sigma):
     """The density of x by torch.distributions."""
     a, eye = 1 - sigma, torch.eye(4, dtype=torch.double)
     means = torch.stack([a * c.mean_d for c in mixture.components])
-    covariances = torch.stack([a**2 * c.basis_dd @ c.eigenvalues_d.diag() @ c.basis_dd.T + sigma**2 * eye for c in mixture.components])
-    return MixtureSameFamily(Categorical(logits=mixture.log_weights_k), MultivariateNormal(means, (covariances + covariances.mT) / 2))
+    covariances = torch.stack(
+        [
+            a**2 * c.basis_dd @ c.eigenvalues_d.diag() @ c.basis_dd.T + sigma**2 * eye
+            for c in mixture.components
+        ]
+    )
+    return MixtureSameFamily(
+        Categorical(logits=mixture.log_weights_k),
+        MultivariateNormal(means, (covariances + covariances.mT) / 2),
+    )
 
 
 def clusters(n, g, d=5):
     """Two groups of activations far apart, 3 to 1, the second with a tenth of the spread; and which is which."""
     second = torch.arange(n) % 4 == 0
-    return torch.randn(n, d, generator=g) * torch.where(second, 0.1, 1.0)[:, None] + 6 * second[:, None], second
+    return torch.randn(n, d, generator=g) * torch.where(second, 0.1, 1.0)[:, None] + 6 * second[
+        :, None
+    ], second
 
 
 def test_one_component_is_the_gaussian():
-    components = PrincipalComponents.fit(torch.randn(500, 6, generator=generator()) @ torch.randn(6, 6, generator=generator(1)))
+    components = PrincipalComponents.fit(
+        torch.randn(500, 6, generator=generator()) @ torch.randn(6, 6, generator=generator(1))
+    )
     one, z = GaussianMixtureDenoiser(torch.zeros(1), (components.gaussian(),)), torch.randn(20, 6)
     for sigma in SIGMAS:
         assert torch.equal(one(z, sigma), components.gaussian()(z, sigma))
-        assert torch.allclose(one.log_density(z, sigma), components.gaussian().log_density(z, sigma), rtol=1e-12)
+        assert torch.allclose(
+            one.log_density(z, sigma), components.gaussian().log_density(z, sigma), rtol=1e-12
+        )
     assert one.parameters == components.gaussian().parameters == 6 + 21
 
 
 def test_two_components_in_one_dimension_by_hand():
     """½ N(−1, 1) + ½ N(1, 1) at σ = ½: x | k ~ N(±½, ½), so r₂/r₁ = exp(2x), E_k[z | x] = ±1 + (x ∓ ½) = x ± ½, E[z | x] = x + ½ tanh x."""
-    parts = tuple(full_gaussian(torch.tensor([mean]), torch.eye(1), torch.ones(1)) for mean in (-1.0, 1.0))
+    parts = tuple(
+        full_gaussian(torch.tensor([mean]), torch.eye(1), torch.ones(1)) for mean in (-1.0, 1.0)
+    )
     two = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
     for value in (-1.0, 0.0, 0.7):
-        assert two(torch.tensor([[value]]), 0.5).item() == pytest.approx(value + math.tanh(value) / 2, abs=1e-6)
-        density = (math.exp(-((value - 0.5) ** 2)) + math.exp(-((value + 0.5) ** 2))) / (2 * math.sqrt(math.pi))
-        assert two.log_density(torch.tensor([[value]]), 0.5).item() == pytest.approx(math.log(density), abs=1e-6)
+        assert two(torch.tensor([[value]]), 0.5).item() == pytest.approx(
+            value + math.tanh(value) / 2, abs=1e-6
+        )
+        density = (math.exp(-((value - 0.5) ** 2)) + math.exp(-((value + 0.5) ** 2))) / (
+            2 * math.sqrt(math.pi)
+        )
+        assert two.log_density(torch.tensor([[value]]), 0.5).item() == pytest.approx(
+            math.log(density), abs=1e-6
+        )
     assert two.parameters == 1 + 2 * 2
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_density_is_that_of_torch_distributions(mixture, x, sigma):
-    assert torch.allclose(4 * mixture.log_density(x, sigma), reference(mixture, sigma).log_prob(x), rtol=1e-9)
+    assert torch.allclose(
+        4 * mixture.log_density(x, sigma), reference(mixture, sigma).log_prob(x), rtol=1e-9
+    )
     only = GaussianMixtureDenoiser(torch.zeros(1, dtype=torch.double), mixture.components[:1])
-    assert torch.allclose(4 * mixture.components[0].log_density(x, sigma), reference(only, sigma).log_prob(x), rtol=1e-9)
+    assert torch.allclose(
+        4 * mixture.components[0].log_density(x, sigma),
+        reference(only, sigma).log_prob(x),
+        rtol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_posterior_mean_is_tweedies(mixture, x, sigma):
     """E[z | x] = (x + σ² ∇ log p(x))/(1 − σ), by automatic differentiation of the density."""
     x = x.clone().requires_grad_()
-    gradient, = torch.autograd.grad(4 * mixture.log_density(x, sigma).sum(), x)
+    (gradient,) = torch.autograd.grad(4 * mixture.log_density(x, sigma).sum(), x)
     assert torch.allclose(mixture(x, sigma), (x + sigma**2 * gradient) / (1 - sigma), atol=1e-7)
 
 
@@ -91,18 +125,38 @@ def many():
     g, components = generator(9), []
     for _ in range(40):
         basis = torch.linalg.qr(torch.randn(30, 30, generator=g, dtype=torch.double))[0]
-        components.append(full_gaussian(2 * torch.randn(30, generator=g, dtype=torch.double), basis, torch.logspace(-3, 1, 30, dtype=torch.double)))
-    drawn = torch.stack([c.mean_d + c.basis_dd @ (c.eigenvalues_d.sqrt() * torch.randn(30, generator=g, dtype=torch.double)) for c in components * 3])
+        components.append(
+            full_gaussian(
+                2 * torch.randn(30, generator=g, dtype=torch.double),
+                basis,
+                torch.logspace(-3, 1, 30, dtype=torch.double),
+            )
+        )
+    drawn = torch.stack(
+        [
+            c.mean_d
+            + c.basis_dd
+            @ (c.eigenvalues_d.sqrt() * torch.randn(30, generator=g, dtype=torch.double))
+            for c in components * 3
+        ]
+    )
     drawn[7] *= 1000
-    return GaussianMixtureDenoiser(torch.full((40,), 1 / 40, dtype=torch.double).log(), tuple(components)), drawn
+    return GaussianMixtureDenoiser(
+        torch.full((40,), 1 / 40, dtype=torch.double).log(), tuple(components)
+    ), drawn
 
 
 @pytest.mark.parametrize("sigma", [SMOOTHING, 0.2, 0.5, 0.8, 0.95])
 def test_passing_over_what_is_negligible_changes_nothing(many, sigma):
     """Against every component computed for every row. The row far from all, whose log-densities lie thousands apart, overflows nothing."""
     mixture, drawn = many
-    x = (1 - sigma) * drawn + sigma * torch.randn(drawn.shape, generator=generator(10), dtype=torch.double)
-    joint = torch.stack([30 * c.log_density(x, sigma) for c in mixture.components], 1) + mixture.log_weights_k
+    x = (1 - sigma) * drawn + sigma * torch.randn(
+        drawn.shape, generator=generator(10), dtype=torch.double
+    )
+    joint = (
+        torch.stack([30 * c.log_density(x, sigma) for c in mixture.components], 1)
+        + mixture.log_weights_k
+    )
     estimates = torch.stack([c(x, sigma) for c in mixture.components], 1)
     assert torch.allclose(30 * mixture.log_density(x, sigma), joint.logsumexp(1), rtol=0, atol=1e-7)
     expected = (joint.softmax(1)[..., None] * estimates).sum(1)
@@ -113,10 +167,20 @@ def test_passing_over_what_is_negligible_changes_nothing(many, sigma):
 def test_little_noise_leaves_few_rows_to_compute_and_never_one_that_counts(many):
     mixture, drawn = many
     for sigma, share in ((SMOOTHING, 0.1), (0.3, 0.5), (0.95, 1.0)):
-        x = (1 - sigma) * drawn + sigma * torch.randn(drawn.shape, generator=generator(11), dtype=torch.double)
-        squares = torch.cdist(x, (1 - sigma) * torch.stack([c.mean_d for c in mixture.components])).square()
-        joint = torch.stack([30 * c.log_density(x, sigma) for c in mixture.components], 1) + mixture.log_weights_k
-        least, computed = joint.max(1).values + math.log(1e-9), torch.zeros_like(joint, dtype=torch.bool)
+        x = (1 - sigma) * drawn + sigma * torch.randn(
+            drawn.shape, generator=generator(11), dtype=torch.double
+        )
+        squares = torch.cdist(
+            x, (1 - sigma) * torch.stack([c.mean_d for c in mixture.components])
+        ).square()
+        joint = (
+            torch.stack([30 * c.log_density(x, sigma) for c in mixture.components], 1)
+            + mixture.log_weights_k
+        )
+        least, computed = (
+            joint.max(1).values + math.log(1e-9),
+            torch.zeros_like(joint, dtype=torch.bool),
+        )
         for k in range(40):
             computed[mixture._possible(k, x, sigma, squares[:, k], least), k] = True
         assert computed[joint >= least[:, None]].all()
@@ -125,67 +189,126 @@ def test_little_noise_leaves_few_rows_to_compute_and_never_one_that_counts(many)
 
 def test_no_denoiser_beats_it_on_its_own_samples(mixture):
     """Not the component alone, and not the Gaussian of the same mean and covariance, the best linear method."""
-    single = GaussianMixtureDenoiser(mixture.log_weights_k.float(), tuple(
-        full_gaussian(*(part.float() for part in (c.mean_d, c.basis_dd, c.eigenvalues_d))) for c in mixture.components))
+    single = GaussianMixtureDenoiser(
+        mixture.log_weights_k.float(),
+        tuple(
+            full_gaussian(*(part.float() for part in (c.mean_d, c.basis_dd, c.eigenvalues_d)))
+            for c in mixture.components
+        ),
+    )
     z = single.sample(20_000, generator(2))
     x = 0.6 * z + 0.4 * torch.randn(z.shape, generator=generator(3))
-    own, linear, one = ((m(x, 0.4) - z).square().mean() for m in (single, PrincipalComponents.fit(z).gaussian(), single.components[0]))
+    own, linear, one = (
+        (m(x, 0.4) - z).square().mean()
+        for m in (single, PrincipalComponents.fit(z).gaussian(), single.components[0])
+    )
     assert own < 0.99 * linear and own < 0.99 * one
 
 
 def test_samples_come_from_the_density(mixture):
     """Mean and variances by torch.distributions, and the mean log-density of its samples, which is minus the entropy."""
-    single = GaussianMixtureDenoiser(mixture.log_weights_k.float(), tuple(
-        full_gaussian(*(part.float() for part in (c.mean_d, c.basis_dd, c.eigenvalues_d))) for c in mixture.components))
+    single = GaussianMixtureDenoiser(
+        mixture.log_weights_k.float(),
+        tuple(
+            full_gaussian(*(part.float() for part in (c.mean_d, c.basis_dd, c.eigenvalues_d)))
+            for c in mixture.components
+        ),
+    )
     z, exact = single.sample(100_000, generator(4)).double(), reference(mixture, 0.0)
-    assert torch.allclose(z.mean(0), exact.mean, atol=0.02) and torch.allclose(z.var(0), exact.variance, rtol=0.03)
+    assert torch.allclose(z.mean(0), exact.mean, atol=0.02) and torch.allclose(
+        z.var(0), exact.variance, rtol=0.03
+    )
     torch.manual_seed(5)
     drawn = exact.sample((100_000,))
-    assert mixture.log_density(z, 0.0).mean().item() == pytest.approx(mixture.log_density(drawn, 0.0).mean().item(), abs=0.01)
+    assert mixture.log_density(z, 0.0).mean().item() == pytest.approx(
+        mixture.log_density(drawn, 0.0).mean().item(), abs=0.01
+    )
 
 
 def test_probabilistic_pca_of_all_components_has_the_gaussians_density():
-    components, z = PrincipalComponents.fit(torch.randn(300, 5, generator=generator())), torch.randn(7, 5)
-    assert torch.equal(components.probabilistic(5).log_density(z, 0.2), components.gaussian().log_density(z, 0.2))
-    assert components.probabilistic(2).log_density(z, 0.2).shape == (7,) and components.probabilistic(2).log_density(z, 0.2).dtype == torch.double
+    components, z = (
+        PrincipalComponents.fit(torch.randn(300, 5, generator=generator())),
+        torch.randn(7, 5),
+    )
+    assert torch.equal(
+        components.probabilistic(5).log_density(z, 0.2), components.gaussian().log_density(z, 0.2)
+    )
+    assert (
+        components.probabilistic(2).log_density(z, 0.2).shape == (7,)
+        and components.probabilistic(2).log_density(z, 0.2).dtype == torch.double
+    )
 
 
 def test_moments_and_prior_by_hand():
     """Clusters {0, 2} and {10, 14}: scatters 2 and 8, within (2 + 8)/4 = 2.5; with ν = 2 variances 7/4 and 13/4. No cluster has number 1."""
-    moments = ClusterMoments.of(torch.tensor([[0.0], [10.0], [2.0], [14.0]]), torch.tensor([0, 2, 0, 2]))
+    moments = ClusterMoments.of(
+        torch.tensor([[0.0], [10.0], [2.0], [14.0]]), torch.tensor([0, 2, 0, 2])
+    )
     fitted = moments.mixture(prior=2)
-    assert [c.mean_d.item() for c in fitted.components] == [1, 12] and fitted.log_weights_k.exp().tolist() == [0.5, 0.5]
+    assert [c.mean_d.item() for c in fitted.components] == [
+        1,
+        12,
+    ] and fitted.log_weights_k.exp().tolist() == [0.5, 0.5]
     assert [c.eigenvalues_d.item() for c in fitted.components] == pytest.approx([7 / 4, 13 / 4])
 
 
 def test_a_component_of_one_token_has_the_covariance_within_components():
     """Its own scatter is nothing: ν/(1 + ν) of the covariance within, here (2·1 + 0)/3 on the axis of the pair."""
-    fitted = ClusterMoments.of(torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]]), torch.tensor([0, 0, 1])).mixture(prior=3)
-    assert fitted.components[1].eigenvalues_d.max().item() == pytest.approx(3 / 4 * 2 / 3) and fitted.components[1].mean_d.tolist() == [9, 9]
+    fitted = ClusterMoments.of(
+        torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]]), torch.tensor([0, 0, 1])
+    ).mixture(prior=3)
+    assert fitted.components[1].eigenvalues_d.max().item() == pytest.approx(
+        3 / 4 * 2 / 3
+    ) and fitted.components[1].mean_d.tolist() == [9, 9]
 
 
 def test_fit_finds_the_clusters_and_beats_the_gaussian():
     (z, second), (held_out, _) = clusters(4000, generator(5)), clusters(1000, generator(6))
-    fitted, tried = fit_mixture(z, held_out, MixtureSize(components=(1, 2), priors=(1.0, 1000.0), em_steps=1, validation_tokens=0), seed=0)
-    assert sorted(fitted.log_weights_k.exp().tolist()) == pytest.approx([0.25, 0.75], abs=0.001) and len(tried) == 5
+    fitted, tried = fit_mixture(
+        z,
+        held_out,
+        MixtureSize(components=(1, 2), priors=(1.0, 1000.0), em_steps=1, validation_tokens=0),
+        seed=0,
+    )
+    assert (
+        sorted(fitted.log_weights_k.exp().tolist()) == pytest.approx([0.25, 0.75], abs=0.001)
+        and len(tried) == 5
+    )
     assert [row["least_tokens"] for row in tried] == [4000, 4000, 1000, 1000, 1000]
-    assert min(c.eigenvalues_d.mean().item() for c in fitted.components) == pytest.approx(0.01, rel=0.2), "a strong prior would blur it"
+    assert min(c.eigenvalues_d.mean().item() for c in fitted.components) == pytest.approx(
+        0.01, rel=0.2
+    ), "a strong prior would blur it"
     x = smoothed(held_out, generator(0))
-    assert fitted.log_density(x, SMOOTHING).mean().item() == pytest.approx(max(row["nats_per_dimension"] for row in tried))
-    assert fitted.log_density(x, SMOOTHING).mean() > PrincipalComponents.fit(z).gaussian().log_density(x, SMOOTHING).mean() + 0.5
+    assert fitted.log_density(x, SMOOTHING).mean().item() == pytest.approx(
+        max(row["nats_per_dimension"] for row in tried)
+    )
+    assert (
+        fitted.log_density(x, SMOOTHING).mean()
+        > PrincipalComponents.fit(z).gaussian().log_density(x, SMOOTHING).mean() + 0.5
+    )
 
 
 def test_em_moves_what_kmeans_put_in_the_wrong_cluster():
     """A narrow group inside a wide one's reach: k-means cuts halfway between the means, the more probable component reaches further."""
-    narrow, wide = torch.randn(3000, 4, generator=generator(7)) * 0.1, torch.randn(3000, 4, generator=generator(8)) * 2 + 2
+    narrow, wide = (
+        torch.randn(3000, 4, generator=generator(7)) * 0.1,
+        torch.randn(3000, 4, generator=generator(8)) * 2 + 2,
+    )
     z, held_out = torch.cat([narrow[:2500], wide[:2500]]), torch.cat([narrow[2500:], wide[2500:]])
-    fitted, tried = fit_mixture(z, held_out, MixtureSize(components=(2,), priors=(1.0,), em_steps=5, validation_tokens=0), seed=0)
+    fitted, tried = fit_mixture(
+        z,
+        held_out,
+        MixtureSize(components=(2,), priors=(1.0,), em_steps=5, validation_tokens=0),
+        seed=0,
+    )
     scores = [row["nats_per_dimension"] for row in tried]
     assert scores[-1] > scores[0] + 0.05 and max(fitted.log_weights_k.exp().tolist()) < 0.52
 
 
 def test_too_few_activations_are_refused():
-    with pytest.raises(ValueError, match="5 activations cannot determine 2 components in 8 dimensions"):
+    with pytest.raises(
+        ValueError, match="5 activations cannot determine 2 components in 8 dimensions"
+    ):
         fit_mixture(torch.randn(5, 8), torch.randn(5, 8), MixtureSize(components=(2,)), seed=0)
 
 
@@ -193,7 +316,11 @@ def test_round_trip_and_refusal_of_other_documents(mixture, x, tmp_path, make_st
     store = ActivationStore(make_store()[0])
     mixture.save(tmp_path / "mixture.safetensors", store.documents)
     again = GaussianMixtureDenoiser.load(tmp_path / "mixture.safetensors", store)
-    assert torch.allclose(again(x, 0.3), mixture(x, 0.3), rtol=1e-12) and again.parameters == mixture.parameters == 2 + 3 * (4 + 10)
+    assert torch.allclose(
+        again(x, 0.3), mixture(x, 0.3), rtol=1e-12
+    ) and again.parameters == mixture.parameters == 2 + 3 * (4 + 10)
     assert all(isinstance(component, GaussianDenoiser) for component in again.components)
     with pytest.raises(StoreError, match="may have been trained on"):
-        GaussianMixtureDenoiser.load(tmp_path / "mixture.safetensors", ActivationStore(make_store(seed=1, corpus="other")[0]))
+        GaussianMixtureDenoiser.load(
+            tmp_path / "mixture.safetensors", ActivationStore(make_store(seed=1, corpus="other")[0])
+        )

@@ -34,9 +34,13 @@ def model_folder(tmp_path_factory):
     vocabulary = {token: i for i, token in enumerate(["<s>", "<unk>", *WORDS, *CAPITALS, "."])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<s>", unk_token="<unk>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<s>", unk_token="<unk>"
+    ).save_pretrained(folder)
     torch.manual_seed(0)
-    config = AutoConfig.for_model("gpt2", vocab_size=len(vocabulary), n_embd=16, n_layer=4, n_head=2)
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=len(vocabulary), n_embd=16, n_layer=4, n_head=2
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
@@ -49,12 +53,17 @@ def test_a_local_folder_is_named_by_its_weights(model_folder, tmp_path):
         again.model.transformer.h[0].mlp.c_fc.weight[0, 0] += 1
     again.model.save_pretrained(tmp_path / "changed")
     again.tokenizer.save_pretrained(tmp_path / "changed")
-    assert llm.load_language_model(str(tmp_path / "changed"), cache=tmp_path).identity.split("@")[1] != lm.identity.split("@")[1]
+    assert (
+        llm.load_language_model(str(tmp_path / "changed"), cache=tmp_path).identity.split("@")[1]
+        != lm.identity.split("@")[1]
+    )
     assert lm.opening_token == 0 and llm.count_blocks(str(model_folder), tmp_path) == 4
 
 
 @pytest.mark.parametrize(("pays", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_without_a_dtype_a_model_takes_the_one_that_this_processor_is_fast_in(model_folder, tmp_path, monkeypatch, pays, dtype):
+def test_without_a_dtype_a_model_takes_the_one_that_this_processor_is_fast_in(
+    model_folder, tmp_path, monkeypatch, pays, dtype
+):
     monkeypatch.setattr(llm, "bf16_pays", lambda device: pays)
     assert llm.load_language_model(str(model_folder), cache=tmp_path).model.dtype == dtype
 
@@ -69,13 +78,28 @@ def corpus_folder(tmp_path_factory):
 
 
 def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_path):
-    parameters = {"preset": "smoke", "model": str(model_folder), "corpus": str(corpus_folder), "layer": 2}
+    parameters = {
+        "preset": "smoke",
+        "model": str(model_folder),
+        "corpus": str(corpus_folder),
+        "layer": 2,
+    }
     run = runs.start(seed=0, **parameters)
     try:
-        papermill.execute_notebook(runs.ROOT / "notebooks" / "01_extract_activations.ipynb", tmp_path / "out.ipynb",
-                                   parameters=parameters, progress_bar=False, kernel_name="python3", execution_timeout=300, iopub_timeout=60)
+        papermill.execute_notebook(
+            runs.ROOT / "notebooks" / "01_extract_activations.ipynb",
+            tmp_path / "out.ipynb",
+            parameters=parameters,
+            progress_bar=False,
+            kernel_name="python3",
+            execution_timeout=300,
+            iopub_timeout=60,
+        )
         store = ActivationStore(run.store, 2)
-        assert (store.n, store.d) == (sum(100 + i for i in range(40)), 16) and store.model.startswith(str(model_folder))
+        assert (store.n, store.d) == (
+            sum(100 + i for i in range(40)),
+            16,
+        ) and store.model.startswith(str(model_folder))
         assert (store.splits == "test").sum() == 20 and (store.splits == "validation").sum() == 8
     finally:
         shutil.rmtree(run.data, ignore_errors=True)
@@ -87,54 +111,122 @@ def fitted(run, store, folder):
     z = Normaliser.of(store)(store.read(store.rows("train")))
     components = PrincipalComponents.fit(z)
     components.save(run.shared / "pca.safetensors", store.documents)
-    save_sae(train_sae((z[i::10] for i in range(10)), store.d, SAESize(latents=32, k=4, steps=10, batch=64), seed=0), run.data / "sae", store.documents)
-    parts = tuple(full_gaussian(z[half].mean(0), *torch.linalg.eigh(torch.cov(z[half].T))[::-1]) for half in (slice(0, None, 2), slice(1, None, 2)))
-    GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts).save(run.shared / "mixture.safetensors", store.documents)
+    save_sae(
+        train_sae(
+            (z[i::10] for i in range(10)),
+            store.d,
+            SAESize(latents=32, k=4, steps=10, batch=64),
+            seed=0,
+        ),
+        run.data / "sae",
+        store.documents,
+    )
+    parts = tuple(
+        full_gaussian(z[half].mean(0), *torch.linalg.eigh(torch.cov(z[half].T))[::-1])
+        for half in (slice(0, None, 2), slice(1, None, 2))
+    )
+    GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts).save(
+        run.shared / "mixture.safetensors", store.documents
+    )
     new_model(run.preset.recipes["mlp"], store, 0).save_pretrained(folder)
 
 
-def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(model_folder, tmp_path, leaves_nothing):
+def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
+    model_folder, tmp_path, leaves_nothing
+):
     rng, texts = np.random.default_rng(0), tmp_path / "sentences"
     texts.mkdir()
     for i in range(40):
-        sentences = (" ".join([str(rng.choice(CAPITALS)), *rng.choice(WORDS, 14)]) for _ in range(12))
+        sentences = (
+            " ".join([str(rng.choice(CAPITALS)), *rng.choice(WORDS, 14)]) for _ in range(12)
+        )
         (texts / f"{i:02d}.txt").write_text(" . ".join(sentences) + " .")
     parameters = {"preset": "smoke", "model": str(model_folder), "corpus": str(texts)}
     run = runs.start(seed=0, meta_model=str(tmp_path / "prior"), **parameters)
     leaves_nothing.append(run)
-    command("-m", "mmlib.extract", *(part for key, value in parameters.items() for part in (f"--{key}", value)))
+    command(
+        "-m",
+        "mmlib.extract",
+        *(part for key, value in parameters.items() for part in (f"--{key}", value)),
+    )
     store = ActivationStore(run.store)
     fitted(run, store, tmp_path / "prior")
-    papermill.execute_notebook(runs.ROOT / "notebooks" / "11_steer.ipynb", tmp_path / "out.ipynb", progress_bar=False, kernel_name="python3",
-                               parameters=parameters | {"meta_model": str(tmp_path / "prior")}, execution_timeout=300, iopub_timeout=60)
+    papermill.execute_notebook(
+        runs.ROOT / "notebooks" / "11_steer.ipynb",
+        tmp_path / "out.ipynb",
+        progress_bar=False,
+        kernel_name="python3",
+        parameters=parameters | {"meta_model": str(tmp_path / "prior")},
+        execution_timeout=300,
+        iopub_timeout=60,
+    )
     result = run.read("steering", "11_steer")
-    assert result["meta_model"]["name"] == str(tmp_path / "prior") and "+meta_model-" in result["provenance"]["run"]
+    assert (
+        result["meta_model"]["name"] == str(tmp_path / "prior")
+        and "+meta_model-" in result["provenance"]["run"]
+    )
     assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in result["rows"]}
     assert all(len(row["texts"]) == 4 for row in result["examples"]["rows"])
     assert not (runs.ROOT / "results" / run.name / "steering.json").exists()
 
 
-@pytest.mark.parametrize(("notebook", "result"), [("12_meta_neurons", "probing"), ("13_off_manifold", "typicality")])
-def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(notebook, result, tmp_path, leaves_nothing):
+@pytest.mark.parametrize(
+    ("notebook", "result"), [("12_meta_neurons", "probing"), ("13_off_manifold", "typicality")]
+)
+def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
+    notebook, result, tmp_path, leaves_nothing
+):
     """A GPT-2 with random weights that reads the packaged texts by the packaged tokenizer."""
-    embedded, folder = llm.load_language_model(llm.EMBEDDED, cache=runs.start(preset="smoke", seed=0).cache), tmp_path / "tiny-gpt2"
+    embedded, folder = (
+        llm.load_language_model(llm.EMBEDDED, cache=runs.start(preset="smoke", seed=0).cache),
+        tmp_path / "tiny-gpt2",
+    )
     embedded.tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", vocab_size=len(embedded.tokenizer), n_embd=16, n_layer=4, n_head=2)).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            "gpt2", vocab_size=len(embedded.tokenizer), n_embd=16, n_layer=4, n_head=2
+        )
+    ).save_pretrained(folder)
     parameters = {"preset": "smoke", "model": str(folder)}
     run = runs.start(seed=0, meta_model=str(tmp_path / "prior"), **parameters)
     leaves_nothing.append(run)
-    command("-m", "mmlib.extract", *(part for key, value in parameters.items() for part in (f"--{key}", value)))
+    command(
+        "-m",
+        "mmlib.extract",
+        *(part for key, value in parameters.items() for part in (f"--{key}", value)),
+    )
     store = ActivationStore(run.store)
     fitted(run, store, tmp_path / "prior")
     for name in ("mlp", "unet", "denoising_sae"):
         recipe = run.preset.recipes[name]
-        new_model(recipe, store, 1, PrincipalComponents.load(run.shared / "pca.safetensors", store).gaussian()).save_pretrained(run.data / name)
-    papermill.execute_notebook(runs.ROOT / "notebooks" / f"{notebook}.ipynb", tmp_path / "out.ipynb", progress_bar=False, kernel_name="python3",
-                               parameters=parameters | {"meta_model": str(tmp_path / "prior")}, execution_timeout=300, iopub_timeout=60)
+        new_model(
+            recipe,
+            store,
+            1,
+            PrincipalComponents.load(run.shared / "pca.safetensors", store).gaussian(),
+        ).save_pretrained(run.data / name)
+    papermill.execute_notebook(
+        runs.ROOT / "notebooks" / f"{notebook}.ipynb",
+        tmp_path / "out.ipynb",
+        progress_bar=False,
+        kernel_name="python3",
+        parameters=parameters | {"meta_model": str(tmp_path / "prior")},
+        execution_timeout=300,
+        iopub_timeout=60,
+    )
     found = run.read(result, notebook)
-    assert found["meta_model"] == str(tmp_path / "prior") and "+meta_model-" in found["provenance"]["run"]
-    assert all(0 <= (row["auroc"] if "auroc" in row else row["all"]["mean"]) <= 1 for row in found["rows"]) and len(found["rows"]) > 5
+    assert (
+        found["meta_model"] == str(tmp_path / "prior")
+        and "+meta_model-" in found["provenance"]["run"]
+    )
+    assert (
+        all(
+            0 <= (row["auroc"] if "auroc" in row else row["all"]["mean"]) <= 1
+            for row in found["rows"]
+        )
+        and len(found["rows"]) > 5
+    )
 
 
 @pytest.fixture
@@ -150,7 +242,11 @@ def leaves_nothing():
 def write_stream(folder, n):
     rng = np.random.default_rng(1)
     folder.mkdir()
-    (folder / "train.jsonl").write_text("".join(json.dumps({"text": " ".join(rng.choice(WORDS, 150 + i % 40))}) + "\n" for i in range(n)))
+    (folder / "train.jsonl").write_text(
+        "".join(
+            json.dumps({"text": " ".join(rng.choice(WORDS, 150 + i % 40))}) + "\n" for i in range(n)
+        )
+    )
     return f"hf:{folder}"
 
 
@@ -164,14 +260,31 @@ def row_bytes(rows):
     return Counter(row.view(torch.int16).numpy().tobytes() for row in rows)
 
 
-def test_the_command_line_extracts_by_several_processes_and_trains_live(model_folder, tmp_path, leaves_nothing):
+def test_the_command_line_extracts_by_several_processes_and_trains_live(
+    model_folder, tmp_path, leaves_nothing
+):
     """From a stream of 260 documents: a store of the first 200, by two processes; then live batches that leave out what it holds out."""
     corpus = write_stream(tmp_path / "texts", 260)
     run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus, layer=2)
     leaves_nothing.append(run)
     same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus)
-    shown = command("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmlib.extract", *same, "--layers", "2")
-    assert "tokens/s (by one process, not by 2)" in shown and "has more than the 200 documents" in shown and len(list(run.data.glob("activations.shard-*-of-2.h5"))) == 2
+    shown = command(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "mmlib.extract",
+        *same,
+        "--layers",
+        "2",
+    )
+    assert (
+        "tokens/s (by one process, not by 2)" in shown
+        and "has more than the 200 documents" in shown
+        and len(list(run.data.glob("activations.shard-*-of-2.h5"))) == 2
+    )
     store = ActivationStore(run.store, 2)
     assert len(store.titles) == 200 and verify(store.path) == []
 
@@ -185,34 +298,72 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(model_fo
     found = row_bytes(torch.cat(seen))
     beyond = sum(min(192, 150 + i % 40) for i in range(200, 260))
     assert found.total() == (len(store.rows("train")) + beyond) // 64 * 64
-    assert sum((found & trained).values()) > 0.98 * len(store.rows("train")) and sum((found & (held_out - trained)).values()) < 0.01 * held_out.total()
+    assert (
+        sum((found & trained).values()) > 0.98 * len(store.rows("train"))
+        and sum((found & (held_out - trained)).values()) < 0.01 * held_out.total()
+    )
 
     shown = command("-m", "mmlib.train", "mlp", *same, "--layer", "2", "--live")
     assert "mlp-live" in shown and MetaModel.from_pretrained(run.data / "mlp-live").d == 16
     assert "already trained" in command("-m", "mmlib.train", "mlp", *same, "--layer", "2", "--live")
 
 
-def test_one_network_is_trained_on_several_layers_from_the_command_line(model_folder, tmp_path, leaves_nothing):
+def test_one_network_is_trained_on_several_layers_from_the_command_line(
+    model_folder, tmp_path, leaves_nothing
+):
     corpus = write_stream(tmp_path / "texts", 100)
     run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus)
     leaves_nothing.append(run)
-    same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus, "--layers", "0", "2")
-    done = subprocess.run([sys.executable, "-m", "mmlib.train", "mlp", *same], capture_output=True, text=True)
-    assert "activations-layers-0-2.h5 is missing: run python -m mmlib.extract --layers 0 2 first" in done.stderr
+    same = (
+        "--preset",
+        "smoke",
+        "--model",
+        str(model_folder),
+        "--corpus",
+        corpus,
+        "--layers",
+        "0",
+        "2",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mmlib.train", "mlp", *same], capture_output=True, text=True
+    )
+    assert (
+        "activations-layers-0-2.h5 is missing: run python -m mmlib.extract --layers 0 2 first"
+        in done.stderr
+    )
     command("-m", "mmlib.extract", *same)
     assert "mlp-layers-0-2" in command("-m", "mmlib.train", "mlp", *same)
-    model, store = MetaModel.from_pretrained(run.data / "mlp-layers-0-2"), ActivationStore(run.store_of([0, 2]), 2)
+    model, store = (
+        MetaModel.from_pretrained(run.data / "mlp-layers-0-2"),
+        ActivationStore(run.store_of([0, 2]), 2),
+    )
     assert list(model.layers) == [0, 2]
     model.at(2).check_store(store)
 
 
-def test_live_batches_of_other_texts_than_the_store_holds_are_refused(model_folder, tmp_path, leaves_nothing):
+def test_live_batches_of_other_texts_than_the_store_holds_are_refused(
+    model_folder, tmp_path, leaves_nothing
+):
     corpus = write_stream(tmp_path / "texts", 100)
     run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus, layer=2)
     leaves_nothing.append(run)
-    command("-m", "mmlib.extract", "--preset", "smoke", "--model", str(model_folder), "--corpus", corpus, "--layers", "2")
+    command(
+        "-m",
+        "mmlib.extract",
+        "--preset",
+        "smoke",
+        "--model",
+        str(model_folder),
+        "--corpus",
+        corpus,
+        "--layers",
+        "2",
+    )
     store = ActivationStore(run.store, 2)
     text = tmp_path / "texts" / "train.jsonl"
     text.write_text(text.read_text().replace("word1 ", "word2 ", 1))
-    with pytest.raises(StoreError, match="live batches would be of corpus .* run 01_extract_activations again"):
+    with pytest.raises(
+        StoreError, match="live batches would be of corpus .* run 01_extract_activations again"
+    ):
         live_source(run, [store], 64)

@@ -13,7 +13,9 @@ from mmlib.tasks import Task
 def task_of(n=240, seed=0, per_group=3):
     rng = np.random.default_rng(seed)
     held = np.arange(n) >= 0.6 * n
-    return Task("t", "s", rng.permutation(n), rng.permutation(n) % 2 == 0, np.arange(n) // per_group, held)
+    return Task(
+        "t", "s", rng.permutation(n), rng.permutation(n) % 2 == 0, np.arange(n) // per_group, held
+    )
 
 
 def planted(task, units=50, where=17, sign=1.0, noise=0.01, seed=1):
@@ -28,7 +30,9 @@ def test_auc_is_counted_by_hand_and_agrees_with_scikit_learn():
     high, low = np.array([[1.0], [2.0], [2.0]]), np.array([[0.0], [2.0]])
     assert auc(high, low)[0] == pytest.approx((1 + 0 + 1 + 0.5 + 1 + 0.5) / 6)
     values, label = np.random.default_rng(0).integers(0, 5, (60, 3)), np.arange(60) % 3 == 0
-    assert auc(values[label], values[~label]) == pytest.approx([roc_auc_score(label, column) for column in values.T])
+    assert auc(values[label], values[~label]) == pytest.approx(
+        [roc_auc_score(label, column) for column in values.T]
+    )
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -44,9 +48,16 @@ def test_the_planted_unit_is_ranked_first_and_has_an_auc_of_1(sign, scale):
 
 
 def test_useless_units_have_an_auc_near_one_half_however_many_there_are():
-    noise = (np.random.default_rng(seed).standard_normal((240, 300)).astype(np.float32) for seed in range(40))
-    found = [TaskProbes(values, task_of(seed=seed), seed=0).best() for seed, values in enumerate(noise)]
-    assert np.mean([one.auc for one in found]) == pytest.approx(0.5, abs=0.03)  # 96 held-out examples, 40 times
+    noise = (
+        np.random.default_rng(seed).standard_normal((240, 300)).astype(np.float32)
+        for seed in range(40)
+    )
+    found = [
+        TaskProbes(values, task_of(seed=seed), seed=0).best() for seed, values in enumerate(noise)
+    ]
+    assert np.mean([one.auc for one in found]) == pytest.approx(
+        0.5, abs=0.03
+    )  # 96 held-out examples, 40 times
     assert np.mean([one.cv_auc for one in found]) > 0.6  # what choosing the best rewards
 
 
@@ -54,9 +65,15 @@ def test_nothing_held_out_enters_the_choice():
     task = task_of()
     values = planted(task, noise=1.0)
     before = TaskProbes(values, task, seed=0).best()
-    values[task.side(True)[0]] = np.random.default_rng(9).standard_normal((task.held_out_e.sum(), values.shape[1]))
+    values[task.side(True)[0]] = np.random.default_rng(9).standard_normal(
+        (task.held_out_e.sum(), values.shape[1])
+    )
     after = TaskProbes(values, task, seed=0).best()
-    assert (before.unit, before.sign, before.cv_auc) == (after.unit, after.sign, after.cv_auc) and before.auc != after.auc
+    assert (before.unit, before.sign, before.cv_auc) == (
+        after.unit,
+        after.sign,
+        after.cv_auc,
+    ) and before.auc != after.auc
 
 
 @pytest.mark.parametrize("strength", [1e-4, 1.0, 100.0])
@@ -67,7 +84,9 @@ def test_logistic_regression_on_one_unit_orders_as_the_signed_unit_does(strength
     for unit in (17, 3, 4, 5):
         model = LogisticRegression(C=strength).fit(values[rows][:, [unit]], label)
         ours = TaskProbes(values, task, seed=0).best(candidates=[unit]).auc
-        assert ours == pytest.approx(roc_auc_score(held_label, model.decision_function(values[held][:, [unit]])))
+        assert ours == pytest.approx(
+            roc_auc_score(held_label, model.decision_function(values[held][:, [unit]]))
+        )
 
 
 def test_cross_validated_auc_is_that_of_refitted_regressions():
@@ -76,15 +95,29 @@ def test_cross_validated_auc_is_that_of_refitted_regressions():
     units = np.array([17, 2, 9])
     expected = []
     for rest, fold in probes.folds:
-        models = [LogisticRegression().fit(probes.fit_eu[rest][:, [u]], probes.label_e[rest]) for u in units]
-        expected.append([roc_auc_score(probes.label_e[fold], m.decision_function(probes.fit_eu[fold][:, [u]])) for m, u in zip(models, units)])
-    assert len(expected) == probe.FOLDS and probes.cv_auc(units) == pytest.approx(np.mean(expected, 0))
+        models = [
+            LogisticRegression().fit(probes.fit_eu[rest][:, [u]], probes.label_e[rest])
+            for u in units
+        ]
+        expected.append(
+            [
+                roc_auc_score(
+                    probes.label_e[fold], m.decision_function(probes.fit_eu[fold][:, [u]])
+                )
+                for m, u in zip(models, units)
+            ]
+        )
+    assert len(expected) == probe.FOLDS and probes.cv_auc(units) == pytest.approx(
+        np.mean(expected, 0)
+    )
 
 
 def test_folds_never_divide_a_group():
     group, label = np.repeat(np.arange(20), 4), np.tile([True, False], 40)
     folds = grouped_folds(label, group, 5, seed=0)
-    assert len(folds) == 5 and sorted(np.concatenate([fold for _, fold in folds])) == list(range(80))
+    assert len(folds) == 5 and sorted(np.concatenate([fold for _, fold in folds])) == list(
+        range(80)
+    )
     assert all(not set(group[rest]) & set(group[fold]) for rest, fold in folds)
     with pytest.raises(ValueError, match="4 examples in 2 groups: no fold holds both classes"):
         grouped_folds(np.array([True, True, False, False]), np.array([0, 0, 1, 1]), 5, seed=0)
@@ -102,7 +135,9 @@ def test_random_candidates_are_seeded_and_different():
     draws = random_candidates(7680, 640, 5, seed=0)
     assert len(draws) == 5 and all(len(set(draw)) == 640 and draw.max() < 7680 for draw in draws)
     assert all(np.array_equal(a, b) for a, b in zip(draws, random_candidates(7680, 640, 5, seed=0)))
-    assert not np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], random_candidates(7680, 640, 5, seed=1)[0])
+    assert not np.array_equal(draws[0], draws[1]) and not np.array_equal(
+        draws[0], random_candidates(7680, 640, 5, seed=1)[0]
+    )
     assert [list(draw) for draw in random_candidates(3, 640, 5, seed=0)] == [[0, 1, 2]]
 
 
@@ -110,15 +145,23 @@ def test_only_candidates_are_chosen():
     task = task_of()
     values = planted(task)
     without = np.setdiff1d(np.arange(50), [17])
-    assert TaskProbes(values, task, seed=0).best(without).unit != 17 and TaskProbes(values, task, seed=0).best(np.array([3, 17])).unit == 17
+    assert (
+        TaskProbes(values, task, seed=0).best(without).unit != 17
+        and TaskProbes(values, task, seed=0).best(np.array([3, 17])).unit == 17
+    )
 
 
 def test_fitted_directions_find_what_no_single_unit_holds():
     task = task_of(n=600)
     values = np.random.default_rng(0).standard_normal((600, 12)).astype(np.float32)
-    values[task.rows_e] += 1.2 * np.where(task.label_e, 1, -1)[:, None] / np.sqrt(12)  # one direction, spread over all units
+    values[task.rows_e] += (
+        1.2 * np.where(task.label_e, 1, -1)[:, None] / np.sqrt(12)
+    )  # one direction, spread over all units
     single = TaskProbes(values, task, seed=0).best().auc
-    assert probe.mean_difference_auc(values, task) > single + 0.1 and probe.dense_auc(values, task, seed=0) > single + 0.1
+    assert (
+        probe.mean_difference_auc(values, task) > single + 0.1
+        and probe.dense_auc(values, task, seed=0) > single + 0.1
+    )
 
 
 def test_a_paired_difference_has_an_interval_of_its_own():
@@ -126,6 +169,8 @@ def test_a_paired_difference_has_an_interval_of_its_own():
     first = rng.uniform(0.5, 1, 40)
     assert mean_over_tasks(first)["mean"] == pytest.approx(first.mean())
     shifted = mean_over_tasks(first + 0.1, first)
-    assert shifted["mean"] == pytest.approx(0.1) and np.ptp(shifted["ci95"]) == pytest.approx(0, abs=1e-9)
+    assert shifted["mean"] == pytest.approx(0.1) and np.ptp(shifted["ci95"]) == pytest.approx(
+        0, abs=1e-9
+    )
     noisy = mean_over_tasks(first + rng.normal(0, 0.1, 40), first)
     assert noisy["ci95"][0] < 0 < noisy["ci95"][1]

@@ -31,18 +31,31 @@ def store(make_store):
 
 
 def outcome(seconds, losses, setup=0.0, loss=None):
-    log = {"step": list(range(1, len(losses) + 1)), "seconds": seconds, "loss": losses, "validation_loss": losses}
-    return {"loss": losses[-1] if loss is None else loss, "setup_seconds": setup, "seconds": seconds[-1], "log": log}
+    log = {
+        "step": list(range(1, len(losses) + 1)),
+        "seconds": seconds,
+        "loss": losses,
+        "validation_loss": losses,
+    }
+    return {
+        "loss": losses[-1] if loss is None else loss,
+        "setup_seconds": setup,
+        "seconds": seconds[-1],
+        "log": log,
+    }
 
 
 # Rates
+
 
 def test_the_next_rate_is_beyond_the_edge_or_between_the_best_and_its_better_neighbour():
     assert trials.further_rate({1e-3: 3.0, 2e-3: 2.0, 4e-3: 1.0}) == 8e-3
     assert trials.further_rate({1e-3: 1.0, 2e-3: 2.0}) == 5e-4
     assert trials.further_rate({1e-3: 1.5, 4e-3: 1.0, 9e-3: 2.0}) == pytest.approx(2e-3)
     assert trials.further_rate({1e-3: 2.5, 4e-3: 1.0, 9e-3: 2.0}) == pytest.approx(6e-3)
-    assert trials.at_edge({1.0: 0.5, 2.0: 0.7}) and not trials.at_edge({1.0: 0.8, 2.0: 0.7, 4.0: 0.9})
+    assert trials.at_edge({1.0: 0.5, 2.0: 0.7}) and not trials.at_edge(
+        {1.0: 0.8, 2.0: 0.7, 4.0: 0.9}
+    )
 
 
 def test_everyone_gets_as_many_trials_and_the_edge_is_left_behind():
@@ -55,7 +68,9 @@ def test_everyone_gets_as_many_trials_and_the_edge_is_left_behind():
 
     found = trials.tune([1.0, 2.0, 4.0], 4, ["inside", "above"], train)
     assert len(found["inside"]) == len(found["above"]) == 6 and len(asked) == 12
-    assert trials.best_of(found["above"]) == 16.0 and not trials.at_edge({rate: o["loss"] for rate, o in found["above"].items()})
+    assert trials.best_of(found["above"]) == 16.0 and not trials.at_edge(
+        {rate: o["loss"] for rate, o in found["above"].items()}
+    )
     assert trials.best_of(found["inside"]) == pytest.approx(2**1.1, rel=0.15)
     assert len(trials.tune([1.0, 2.0, 4.0], 1, ["above"], train)["above"]) == 4
 
@@ -69,10 +84,19 @@ def test_a_training_that_diverged_is_never_the_best():
 
 # Times
 
+
 def test_time_to_a_loss_counts_the_setup_and_takes_the_first_entry_there():
     found = outcome([10.0, 20.0, 30.0], [1.5, 1.3, 1.35], setup=4.0)
-    assert trials.time_to(found, 1.3) == 24.0 and trials.time_to(found, 1.4) == 24.0 and trials.time_to(found, 1.2) is None
-    assert trials.whole_time(found) == 34.0 and trials.curve_of(found)["seconds"] == [14.0, 24.0, 34.0]
+    assert (
+        trials.time_to(found, 1.3) == 24.0
+        and trials.time_to(found, 1.4) == 24.0
+        and trials.time_to(found, 1.2) is None
+    )
+    assert trials.whole_time(found) == 34.0 and trials.curve_of(found)["seconds"] == [
+        14.0,
+        24.0,
+        34.0,
+    ]
 
 
 def test_ratios_are_paired_by_seed_and_missing_where_a_seed_is():
@@ -80,7 +104,11 @@ def test_ratios_are_paired_by_seed_and_missing_where_a_seed_is():
     theirs = [outcome([10.0, 20.0, 30.0], [1.4, 1.1, 1.0]), outcome([2.0, 5.0], [1.9, 1.8])]
     found = trials.ratios(ours, theirs, [1.1, 1.5])
     assert found["theirs_seconds"] == [20.0, 5.0] and found["theirs_reached"] == [True, False]
-    assert found["ours_seconds"] == [2.0, 1.0] and found["ratio"]["values"] == [0.1, 0.2] and found["ratio"]["mean"] == pytest.approx(0.15)
+    assert (
+        found["ours_seconds"] == [2.0, 1.0]
+        and found["ratio"]["values"] == [0.1, 0.2]
+        and found["ratio"]["mean"] == pytest.approx(0.15)
+    )
     assert "ratio" not in trials.ratios(ours, theirs, [0.9, 1.5])
 
 
@@ -95,26 +123,54 @@ def test_spread_is_students_interval():
     assert found["ci95"] == pytest.approx(stats.ttest_1samp(values, 0).confidence_interval(0.95))
     pair = trials.paired([{"loss": 1.0}, {"loss": 2.0}], [{"loss": 1.5}, {"loss": 1.9}])
     assert pair["values"] == pytest.approx([-0.5, 0.1]) and not pair["every_seed"]
-    lower, gone = [{"loss": 1.0}, {"loss": 1.2}, {"loss": 1.1}], [{"loss": 2.0}, {"loss": 1.9}, {"diverged": "so"}]
+    lower, gone = (
+        [{"loss": 1.0}, {"loss": 1.2}, {"loss": 1.1}],
+        [{"loss": 2.0}, {"loss": 1.9}, {"diverged": "so"}],
+    )
     assert trials.paired(lower[:2], gone[:2])["every_seed"]
     pair = trials.paired(gone, lower)
-    assert pair["diverged"] == 1 and len(pair["values"]) == 2 and not trials.paired(lower, gone)["every_seed"] and not pair["every_seed"]
-    assert trials.losses_of(gone)["values"] == [2.0, 1.9] and trials.losses_of(gone)["diverged"] == 1
+    assert (
+        pair["diverged"] == 1
+        and len(pair["values"]) == 2
+        and not trials.paired(lower, gone)["every_seed"]
+        and not pair["every_seed"]
+    )
+    assert (
+        trials.losses_of(gone)["values"] == [2.0, 1.9] and trials.losses_of(gone)["diverged"] == 1
+    )
     with pytest.raises(ValueError, match="at least two"):
         trials.spread([1.0])
 
 
 # Cells of trials
 
+
 def trial_study(run, **more):
-    return Study(run, "toys", "21_recipes", lambda cell, model: {"loss": 1.0}, {}, one_pass=False, trials=True, **more)
+    return Study(
+        run,
+        "toys",
+        "21_recipes",
+        lambda cell, model: {"loss": 1.0},
+        {},
+        one_pass=False,
+        trials=True,
+        **more,
+    )
 
 
 def test_an_outcome_of_a_trial_holds_its_log_and_its_setup(run, store):
     study, recipe = trial_study(run), Recipe(MLPSize(1, 8, 16), TINY)
-    plain, linear = (study.outcome(Cell(name, replace(recipe, linear_skip=skip), store)) for name, skip in (("plain", False), ("linear", True)))
-    assert plain["log"]["step"] == [2, 4] and plain["log"]["validation_loss"][-1] == pytest.approx(plain["validation_loss"], abs=1e-5)
-    assert plain["setup_seconds"] == 0 < linear["setup_seconds"] and linear["parameters"] == plain["parameters"] + 8 + 36
+    plain, linear = (
+        study.outcome(Cell(name, replace(recipe, linear_skip=skip), store))
+        for name, skip in (("plain", False), ("linear", True))
+    )
+    assert plain["log"]["step"] == [2, 4] and plain["log"]["validation_loss"][-1] == pytest.approx(
+        plain["validation_loss"], abs=1e-5
+    )
+    assert (
+        plain["setup_seconds"] == 0 < linear["setup_seconds"]
+        and linear["parameters"] == plain["parameters"] + 8 + 36
+    )
     assert study.known(Cell("linear", replace(recipe, linear_skip=True), store)) == linear
 
 
@@ -136,7 +192,12 @@ def test_a_trial_that_diverges_is_an_outcome_and_elsewhere_an_error(run, store):
 
     hot = Cell("hot", Recipe(MLPSize(1, 8, 16), replace(TINY, lr=1e30, steps=8)), store)
     found = trial_study(run).outcomes([hot])["hot"]
-    assert "step" in found["diverged"] and "loss" not in found and trials.loss_of(found) == np.inf and trials.row_of(found)["loss"] is None
+    assert (
+        "step" in found["diverged"]
+        and "loss" not in found
+        and trials.loss_of(found) == np.inf
+        and trials.row_of(found)["loss"] is None
+    )
     assert trial_study(run).known(hot) == found
     strict = Study(run, "strict", "21_recipes", lambda cell, model: {}, {})
     with pytest.raises(TrainingDiverged):
@@ -145,6 +206,7 @@ def test_a_trial_that_diverges_is_an_outcome_and_elsewhere_an_error(run, store):
 
 def test_validation_rows_of_the_smallest_batch_give_every_batch_the_same_noise(run, store):
     """At a learning rate of nothing the weights stay, so the validation loss differs by its rows and noise alone."""
+
     def loss(batch, rows):
         still = watched(replace(TINY, batch=batch, lr=0.0, weight_decay=0.0), 2)
         cell = Cell(f"still{batch}-{rows}", Recipe(MLPSize(1, 8, 16), still), store)
@@ -156,23 +218,50 @@ def test_validation_rows_of_the_smallest_batch_give_every_batch_the_same_noise(r
 
 def test_settings_that_came_later_count_only_where_they_differ(run, store):
     study, plain = trial_study(run), Cell("one", Recipe(MLPSize(1, 8, 16), TINY), store)
-    changed = replace(plain, recipe=replace(plain.recipe, training=replace(TINY, density="logit_normal")))
+    changed = replace(
+        plain, recipe=replace(plain.recipe, training=replace(TINY, density="logit_normal"))
+    )
     training = study.configuration(plain)["recipe"]["training"]
     assert not {"density", "weighting", "decay"} & set(training)
-    assert study.configuration(changed)["recipe"]["training"] == {**training, "density": "logit_normal"}
+    assert study.configuration(changed)["recipe"]["training"] == {
+        **training,
+        "density": "logit_normal",
+    }
 
 
 def test_configurations_of_other_studies_are_as_they_were():
     """What is committed is still found: the keys are those of a cell without a change, in a study without rows of its own."""
     cells = sorted((runs.ROOT / "results" / "default" / "scaling").glob("*.json"))
-    keys = {"recipe", "seed", "coordinates", "documents", "language_model", "corpus", "layer", "evaluation"}
+    keys = {
+        "recipe",
+        "seed",
+        "coordinates",
+        "documents",
+        "language_model",
+        "corpus",
+        "layer",
+        "evaluation",
+    }
     assert cells and all(set(read_json(path)["configuration"]) == keys for path in cells)
 
 
 # The study
 
-SIZE = RecipeStudySize(mlp=MLPSize(3, 8, 16), large=MLPSize(1, 16, 32), steps=4, batch=64, levels=16, seeds=2, rates=(1e-3, 2e-3, 4e-3), more_rates=0,
-                       batches=(32,), lengths=(1.0, 2.0), short_lengths=(0.5, 1.0), tokens=4, validation_rows=32)
+SIZE = RecipeStudySize(
+    mlp=MLPSize(3, 8, 16),
+    large=MLPSize(1, 16, 32),
+    steps=4,
+    batch=64,
+    levels=16,
+    seeds=2,
+    rates=(1e-3, 2e-3, 4e-3),
+    more_rates=0,
+    batches=(32,),
+    lengths=(1.0, 2.0),
+    short_lengths=(0.5, 1.0),
+    tokens=4,
+    validation_rows=32,
+)
 
 
 @pytest.fixture
@@ -185,8 +274,20 @@ def study(run, store, monkeypatch):
     def made_up(which, cell):
         found.asked.append(cell.name)
         training, loss = cell.recipe.training, found.law(cell)
-        return {"configuration": {"recipe": {"training": {"lr": training.lr, "batch": training.batch, "steps": training.steps}}},
-                "activations": cell.activations, "parameters": 1, **outcome([0.5 * training.batch, 1.0 * training.batch], [2.0, loss])}
+        return {
+            "configuration": {
+                "recipe": {
+                    "training": {
+                        "lr": training.lr,
+                        "batch": training.batch,
+                        "steps": training.steps,
+                    }
+                }
+            },
+            "activations": cell.activations,
+            "parameters": 1,
+            **outcome([0.5 * training.batch, 1.0 * training.batch], [2.0, loss]),
+        }
 
     monkeypatch.setattr(found, "outcome", made_up)
     found.law = lambda cell: 1 + abs(np.log2(cell.recipe.training.lr / 2e-3))
@@ -194,19 +295,30 @@ def study(run, store, monkeypatch):
 
 
 def test_another_batch_gets_the_steps_that_last_as_long(study):
-    assert study.steps_for("published", 32) == 8 and study.steps_for("published", 64) == 4  # a row takes as long in any batch here
+    assert (
+        study.steps_for("published", 32) == 8 and study.steps_for("published", 64) == 4
+    )  # a row takes as long in any batch here
     assert study.asked == ["speed-published-batch32", "speed-published-batch64"]
 
 
 def test_ours_takes_the_shortest_schedule_with_which_every_seed_comes_there(study):
     def law(cell):
         if cell.recipe.size.gated_skip:  # with the second seed it is there only after twice as long
-            return 1.0 if cell.recipe.training.steps == 8 or (cell.seed == 0 and cell.recipe.training.steps == 4) else 1.6
+            return (
+                1.0
+                if cell.recipe.training.steps == 8
+                or (cell.seed == 0 and cell.recipe.training.steps == 4)
+                else 1.6
+            )
         return 1.5
 
     study.law = law
     found = study.shortest((1.0, 2.0, 3.0), [1.5, 1.5])
-    assert found["length"] == 2.0 and list(found["tried"]) == [1.0, 2.0] and [end["loss"] for end in found["outcomes"]] == [1.0, 1.0]
+    assert (
+        found["length"] == 2.0
+        and list(found["tried"]) == [1.0, 2.0]
+        and [end["loss"] for end in found["outcomes"]] == [1.0, 1.0]
+    )
     never = study.shortest((1.0, 2.0), [0.5, 0.5])
     assert never["length"] == 2.0 and len(never["outcomes"]) == 2 and len(never["tried"][1.0]) == 1
 
@@ -220,27 +332,52 @@ def test_published_settings_stop_at_one_seed_only_far_above_the_target(study):
 
 
 def test_the_published_architecture_is_tried_as_often_as_ours_at_the_length_used(study):
-    study.law = lambda cell: 1 + abs(np.log2(cell.recipe.training.lr / 2e-3)) + (0 if cell.recipe.size.gated_skip else 0.1)
+    study.law = lambda cell: (
+        1
+        + abs(np.log2(cell.recipe.training.lr / 2e-3))
+        + (0 if cell.recipe.size.gated_skip else 0.1)
+    )
     tried = study.tried()
     assert len(tried["published"]) >= len(tried["gated"]) and study.published_long["rate"] == 2e-3
-    assert len({row["steps"] for row in tried["published"]}) == 3  # tuned, another batch, the whole length
+    assert (
+        len({row["steps"] for row in tried["published"]}) == 3
+    )  # tuned, another batch, the whole length
 
 
 def test_variants_differ_in_what_they_say_alone(study):
     cells = {variant: study.mlp(variant, 1e-3) for variant in recipe_study.VARIANTS}
-    assert {name: (c.recipe.training.levels, c.recipe.size.gated_skip, c.recipe.linear_skip) for name, c in cells.items()} == {
-        "published": (None, False, False), "shared": (16, False, False), "gated": (16, True, False), "linear": (16, False, True)}
+    assert {
+        name: (c.recipe.training.levels, c.recipe.size.gated_skip, c.recipe.linear_skip)
+        for name, c in cells.items()
+    } == {
+        "published": (None, False, False),
+        "shared": (16, False, False),
+        "gated": (16, True, False),
+        "linear": (16, False, True),
+    }
     assert len({replace(c.recipe.training, levels=None) for c in cells.values()}) == 1
-    assert all(c.recipe.training.validate_every % c.recipe.training.log_every == 0 for c in cells.values())
+    assert all(
+        c.recipe.training.validate_every % c.recipe.training.log_every == 0 for c in cells.values()
+    )
 
 
 def test_ablations_keep_the_number_of_parameters_about_the_same():
     from mmlib.denoisers import MLPDenoiser, count_parameters
 
-    shapes = [(3, 1280), *((round(3 * deep), round(1280 * wide)) for deep, wide in
-                           (change["shape"] for change in recipe_study.ABLATIONS.values() if "shape" in change))]
+    shapes = [
+        (3, 1280),
+        *(
+            (round(3 * deep), round(1280 * wide))
+            for deep, wide in (
+                change["shape"] for change in recipe_study.ABLATIONS.values() if "shape" in change
+            )
+        ),
+    ]
     with torch.device("meta"):
-        sizes = [count_parameters(MLPDenoiser(640, 640, f, layers, gated_skip=True)) for layers, f in shapes]
+        sizes = [
+            count_parameters(MLPDenoiser(640, 640, f, layers, gated_skip=True))
+            for layers, f in shapes
+        ]
     assert len(sizes) == 4 and max(sizes) < 1.01 * min(sizes)
 
 
@@ -249,7 +386,10 @@ def test_a_permutation_keeps_the_steps_and_the_seed_of_the_natural_order(run, ma
     study = recipe_study.RecipeStudy(run, store)
     natural, permuted = (study.unet(1e-3, study.reference, 1, order=order) for order in (None, 1))
     assert natural.recipe.training == permuted.recipe.training and natural.seed == permuted.seed
-    assert sorted(permuted.recipe.size.order) == list(range(16)) != list(permuted.recipe.size.order) and natural.recipe.size.order is None
+    assert (
+        sorted(permuted.recipe.size.order) == list(range(16)) != list(permuted.recipe.size.order)
+        and natural.recipe.size.order is None
+    )
 
 
 @pytest.mark.parametrize("size", [None, RecipeStudySize(steps=40, batch=512)])
@@ -260,12 +400,21 @@ def test_no_two_cells_share_a_name_so_that_a_rerun_finds_them_all(run, make_stor
     planner = recipe_study.RecipeStudy(chosen, store, planning=True)
     for part in recipe_study.STAGES:
         getattr(planner, part)
-    assert {name.split("-")[0] for name in planner.cells} == {"published", "shared", "gated", "linear", "unet", "speed"}
+    assert {name.split("-")[0] for name in planner.cells} == {
+        "published",
+        "shared",
+        "gated",
+        "linear",
+        "unet",
+        "speed",
+    }
     for seed in (0, 1):
         planner.unet(2e-3, chosen.preset.recipe_study.unet_channels[0], seed)
         planner.mlp("published", 2e-3, seed, batch=256)
     speeds = [cell for name, cell in planner.cells.items() if name.startswith("speed-")]
-    assert {(cell.seed, cell.recipe.training.lr) for cell in speeds} == {(0, chosen.preset.recipe_study.rates[0])}
+    assert {(cell.seed, cell.recipe.training.lr) for cell in speeds} == {
+        (0, chosen.preset.recipe_study.rates[0])
+    }
     one = planner.cells["speed-unet-reference"]
     with pytest.raises(ValueError, match="two cells are called speed-unet-reference"):
         planner.outcome(planner.speeds, replace(one, seed=5))
@@ -274,7 +423,9 @@ def test_no_two_cells_share_a_name_so_that_a_rerun_finds_them_all(run, make_stor
 def test_the_plan_trains_nothing_and_counts_every_cell_once(run, store, tmp_path):
     rows = recipe_study.plan(run, store)
     assert [row["part"] for row in rows] == [part.replace("_", " ") for part in recipe_study.STAGES]
-    assert all(row["left"] == row["cells"] for row in rows) and sum(row["cells"] for row in rows) > 30
+    assert (
+        all(row["left"] == row["cells"] for row in rows) and sum(row["cells"] for row in rows) > 30
+    )
     assert not (tmp_path / "results").exists()
 
 
@@ -300,9 +451,15 @@ def test_a_compiler_that_fails_is_a_reason_not_an_error(run, store, monkeypatch)
 def test_neighbours_are_found_where_they_are_and_not_where_they_are_not():
     """Dimensions 2i and 2i + 1 share half their variance: half of the pairs side by side correlate by 0.5, and none a row apart."""
     generator = torch.Generator().manual_seed(0)
-    alone, shared = torch.randn(20_000, 24, generator=generator), torch.randn(20_000, 12, generator=generator).repeat_interleave(2, dim=1)
+    alone, shared = (
+        torch.randn(20_000, 24, generator=generator),
+        torch.randn(20_000, 12, generator=generator).repeat_interleave(2, dim=1),
+    )
     found = recipe_study.neighbours((alone + shared) / 2**0.5, 8, seed=0)
-    assert found["beside"]["mean"] == pytest.approx(0.5 * 12 / 23, abs=0.01) and found["beside"]["mean"] > found["beside"]["band"][1]
+    assert (
+        found["beside"]["mean"] == pytest.approx(0.5 * 12 / 23, abs=0.01)
+        and found["beside"]["mean"] > found["beside"]["band"][1]
+    )
     assert found["above"]["mean"] < 0.02 and found["above"]["mean"] <= found["above"]["band"][1]
     nothing = recipe_study.neighbours(alone, 8, seed=0)
     assert all(part["band"][0] <= part["mean"] <= part["band"][1] for part in nothing.values())
@@ -312,12 +469,21 @@ def test_heights_that_do_not_fit_the_width_are_left_out():
     assert recipe_study.other_heights(640, (4, 8, 20, 40)) == [4, 8, 40]  # 20 is its own
     assert recipe_study.other_heights(768, (4, 8, 40)) == [4, 8]
     for d in (96, 640, 768, 1000):
-        assert all(image_shape(d, height)[0] == height for height in recipe_study.other_heights(d, range(4, 200, 4)))
+        assert all(
+            image_shape(d, height)[0] == height
+            for height in recipe_study.other_heights(d, range(4, 200, 4))
+        )
 
 
 def test_every_unet_of_the_default_study_can_be_built():
     size = RecipeStudySize()
     heights = (None, *recipe_study.other_heights(640, size.unet_heights))
     with torch.device("meta"):
-        images = [UNetDenoiser(640, channels, layers_per_block=1, height=height).image for channels in size.unet_channels for height in heights]
-    assert len(images) == len(size.unet_channels) * len(heights) and all(height * width >= 640 for height, width in images)
+        images = [
+            UNetDenoiser(640, channels, layers_per_block=1, height=height).image
+            for channels in size.unet_channels
+            for height in heights
+        ]
+    assert len(images) == len(size.unet_channels) * len(heights) and all(
+        height * width >= 640 for height, width in images
+    )

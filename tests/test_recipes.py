@@ -34,12 +34,21 @@ def saved(folder, store, seed, **changes):
 
 def test_a_meta_model_is_chosen_by_recipe_folder_or_default(run, store, tmp_path):
     x = torch.randn(3, 8)
-    kept = {name: saved(run.data / name, store, seed) for seed, name in enumerate(("gated_mlp", "mlp"))}
+    kept = {
+        name: saved(run.data / name, store, seed) for seed, name in enumerate(("gated_mlp", "mlp"))
+    }
     kept["folder"] = saved(tmp_path / "mine", store, 5)
-    for asked, name in ((None, "gated_mlp"), ("gated_mlp", "gated_mlp"), ("mlp", "mlp"), (str(tmp_path / "mine"), "folder")):
+    for asked, name in (
+        (None, "gated_mlp"),
+        ("gated_mlp", "gated_mlp"),
+        ("mlp", "mlp"),
+        (str(tmp_path / "mine"), "folder"),
+    ):
         assert torch.equal(recipes.chosen_meta_model(run, asked, store)(x, 0.5), kept[name](x, 0.5))
     saved(tmp_path / "published", store, 6, documents="")
-    assert recipes.chosen_meta_model(run, str(tmp_path / "published"), store).documents == ""  # does not say what it was trained on
+    assert (
+        recipes.chosen_meta_model(run, str(tmp_path / "published"), store).documents == ""
+    )  # does not say what it was trained on
 
 
 def test_a_meta_model_that_does_not_fit_the_store_is_refused(run, store, tmp_path):
@@ -53,12 +62,25 @@ def test_a_meta_model_that_does_not_fit_the_store_is_refused(run, store, tmp_pat
         recipes.chosen_meta_model(run, str(tmp_path / "deeper"), store)
 
 
-@pytest.mark.parametrize("network", [MLPDenoiser(8, 16, 24, 2, gated_skip=True), UNetDenoiser(8, (32, 32, 32), 1),
-                                     LinearSkip.over(standard_normal(8), MLPDenoiser(8, 16, 24, 1), "flow_velocity")], ids=["mlp", "unet", "skip"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        MLPDenoiser(8, 16, 24, 2, gated_skip=True),
+        UNetDenoiser(8, (32, 32, 32), 1),
+        LinearSkip.over(standard_normal(8), MLPDenoiser(8, 16, 24, 1), "flow_velocity"),
+    ],
+    ids=["mlp", "unet", "skip"],
+)
 def test_an_untrained_model_has_the_architecture_and_random_weights(network, store):
     model = MetaModel.for_store(network, "flow_velocity", store)
     fresh, again = (recipes.untrained(model, seed) for seed in (0, 0))
     names = {name: value.shape for name, value in network.state_dict().items()}
     assert {name: value.shape for name, value in fresh.network.state_dict().items()} == names
-    assert all(torch.equal(a, b) for a, b in zip(fresh.network.state_dict().values(), again.network.state_dict().values()))
-    assert any(not torch.equal(a, b) for a, b in zip(fresh.network.parameters(), network.parameters())) and fresh.layers == model.layers
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(fresh.network.state_dict().values(), again.network.state_dict().values())
+    )
+    assert (
+        any(not torch.equal(a, b) for a, b in zip(fresh.network.parameters(), network.parameters()))
+        and fresh.layers == model.layers
+    )

@@ -18,7 +18,9 @@ NOTEBOOKS = runs.ROOT / "notebooks"
 
 
 def test_unknown_preset_lists_those_there_are():
-    with pytest.raises(ValueError, match="unknown preset 'big': expected one of smoke, default, gpu"):
+    with pytest.raises(
+        ValueError, match="unknown preset 'big': expected one of smoke, default, gpu"
+    ):
         get_preset("big")
 
 
@@ -31,35 +33,66 @@ def test_impossible_seed(seed):
 def test_departures_from_the_preset_name_the_run():
     assert runs.start(preset="smoke", seed=0).name == "smoke"
     run = runs.start(preset="default", seed=2, model="EleutherAI/pythia-160m", corpus="texts/")
-    assert run.name == "default+EleutherAI--pythia-160m+texts+seed2" and run.preset.model == "EleutherAI/pythia-160m"
+    assert (
+        run.name == "default+EleutherAI--pythia-160m+texts+seed2"
+        and run.preset.model == "EleutherAI/pythia-160m"
+    )
     assert run.figures != runs.start(preset="default", seed=0).figures == runs.ROOT / "figures"
     assert runs.start(preset="default", seed=0, model="gemma3-270m", layer=8).name == "default"
     assert runs.start(preset="default", seed=0, layer=3).name == "default+layer3"
-    assert runs.start(preset="smoke", seed=3).shared == runs.start(preset="smoke", seed=0).data != runs.start(preset="smoke", seed=3).data
+    assert (
+        runs.start(preset="smoke", seed=3).shared
+        == runs.start(preset="smoke", seed=0).data
+        != runs.start(preset="smoke", seed=3).data
+    )
 
 
-def test_a_parameter_of_one_notebook_names_its_results_and_leaves_the_runs_data(tmp_path, monkeypatch):
+def test_a_parameter_of_one_notebook_names_its_results_and_leaves_the_runs_data(
+    tmp_path, monkeypatch
+):
     plain = runs.start(preset="default", seed=0, meta_model=None)
     other = runs.start(preset="default", seed=1, meta_model="owner/prior")
-    assert plain == runs.start(preset="default", seed=0) and plain.results == runs.ROOT / "results" / "default"
-    assert other.data == runs.start(preset="default", seed=1).data and other.results == runs.ROOT / "results" / "default+seed1+meta_model-owner--prior"
-    assert runs.start(preset="default", seed=0, meta_model="mlp").figures not in (plain.figures, other.figures)
+    assert (
+        plain == runs.start(preset="default", seed=0)
+        and plain.results == runs.ROOT / "results" / "default"
+    )
+    assert (
+        other.data == runs.start(preset="default", seed=1).data
+        and other.results == runs.ROOT / "results" / "default+seed1+meta_model-owner--prior"
+    )
+    assert runs.start(preset="default", seed=0, meta_model="mlp").figures not in (
+        plain.figures,
+        other.figures,
+    )
     monkeypatch.setattr(runs, "ROOT", tmp_path)
-    path = runs.start(preset="smoke", seed=0, meta_model="mlp").write("steering", {"answer": 1}, "11_steer")
+    path = runs.start(preset="smoke", seed=0, meta_model="mlp").write(
+        "steering", {"answer": 1}, "11_steer"
+    )
     assert path == tmp_path / "results" / "smoke+meta_model-mlp" / "steering.json"
     assert "-p meta_model mlp" in json.loads(path.read_text())["provenance"]["command"]
     monkeypatch.setattr(runs, "_injected_names", lambda: ["meta_model"])
     assert runs.start(preset="smoke", seed=0, meta_model="mlp").preset.name == "smoke"
-    with pytest.raises(ValueError, match="unknown parameter meta_model: this notebook takes preset, seed, model, corpus, layer$"):
+    with pytest.raises(
+        ValueError,
+        match="unknown parameter meta_model: this notebook takes preset, seed, model, corpus, layer$",
+    ):
         runs.start(preset="smoke", seed=0)
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_every_notebook_begins_its_run_before_anything_else_and_refuses_parameters_that_it_does_not_declare(path, monkeypatch):
+def test_every_notebook_begins_its_run_before_anything_else_and_refuses_parameters_that_it_does_not_declare(
+    path, monkeypatch
+):
     """Its own parameters and its own call, in a moment; a kernel would import for ten seconds first."""
-    declared, started, *_ = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    declared, started, *_ = [
+        cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
+    ]
     body = ast.parse(started).body
-    at, = (i for i, node in enumerate(body) if isinstance(node, ast.Assign) and ast.unparse(node).startswith("run = runs.start("))
+    (at,) = (
+        i
+        for i, node in enumerate(body)
+        if isinstance(node, ast.Assign) and ast.unparse(node).startswith("run = runs.start(")
+    )
     assert all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body[:at])
     names = {"runs": runs}
     exec(declared, names)
@@ -68,27 +101,56 @@ def test_every_notebook_begins_its_run_before_anything_else_and_refuses_paramete
     assert names["run"].preset.name == "smoke"
     own = ", meta_model" if "meta_model" in names else ""
     monkeypatch.setattr(runs, "_injected_names", lambda: ["preset", "sed", "stepz"])
-    with pytest.raises(ValueError, match=f"unknown parameter sed, stepz: this notebook takes preset, seed, model, corpus, layer{own}$"):
+    with pytest.raises(
+        ValueError,
+        match=f"unknown parameter sed, stepz: this notebook takes preset, seed, model, corpus, layer{own}$",
+    ):
         exec(ast.unparse(body[at]), names)
 
 
 @pytest.mark.parametrize("notebook", ["01_extract_activations", "11_steer"])
 def test_papermill_parameter_that_a_notebook_does_not_declare_fails_at_once(notebook, tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter sed, stepz: this notebook takes preset, seed, model, corpus, layer"):
-        papermill.execute_notebook(NOTEBOOKS / f"{notebook}.ipynb", tmp_path / "out.ipynb", progress_bar=False,
-                                   parameters={"preset": "smoke", "sed": 1, "stepz": 3}, kernel_name="python3", execution_timeout=300, iopub_timeout=60)
+    with pytest.raises(
+        papermill.PapermillExecutionError,
+        match="unknown parameter sed, stepz: this notebook takes preset, seed, model, corpus, layer",
+    ):
+        papermill.execute_notebook(
+            NOTEBOOKS / f"{notebook}.ipynb",
+            tmp_path / "out.ipynb",
+            progress_bar=False,
+            parameters={"preset": "smoke", "sed": 1, "stepz": 3},
+            kernel_name="python3",
+            execution_timeout=300,
+            iopub_timeout=60,
+        )
 
 
-@pytest.mark.parametrize("parameters, message", [
-    ({"preset": "huge"}, "unknown preset 'huge': expected one of smoke, default, gpu"),
-    ({"preset": "smoke", "seed": -1}, "seed -1: expected an integer of 0 or more"),
-    ({"preset": "smoke", "layer": 99}, "layer 99: this model has 18 blocks, expected an integer from 0 to 17"),
-    ({"preset": "smoke", "layer": 17}, "activations.h5 is missing: run notebooks/01_extract_activations.ipynb first"),
-])
+@pytest.mark.parametrize(
+    "parameters, message",
+    [
+        ({"preset": "huge"}, "unknown preset 'huge': expected one of smoke, default, gpu"),
+        ({"preset": "smoke", "seed": -1}, "seed -1: expected an integer of 0 or more"),
+        (
+            {"preset": "smoke", "layer": 99},
+            "layer 99: this model has 18 blocks, expected an integer from 0 to 17",
+        ),
+        (
+            {"preset": "smoke", "layer": 17},
+            "activations.h5 is missing: run notebooks/01_extract_activations.ipynb first",
+        ),
+    ],
+)
 def test_impossible_papermill_values_fail_at_once(parameters, message, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match=message):
-        papermill.execute_notebook(NOTEBOOKS / "02_fit_baselines.ipynb", tmp_path / "out.ipynb", progress_bar=False,
-                                   parameters=parameters, kernel_name="python3", execution_timeout=300, iopub_timeout=60)
+        papermill.execute_notebook(
+            NOTEBOOKS / "02_fit_baselines.ipynb",
+            tmp_path / "out.ipynb",
+            progress_bar=False,
+            parameters=parameters,
+            kernel_name="python3",
+            execution_timeout=300,
+            iopub_timeout=60,
+        )
 
 
 def test_missing_input_names_the_notebook(tmp_path):
@@ -110,16 +172,35 @@ def test_times_are_kept_by_machine_and_this_one_is_asked_first(tmp_path, monkeyp
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
     monkeypatch.setattr(reproduce, "DATA", tmp_path / "data")
     monkeypatch.setattr("os.cpu_count", lambda: 3)
-    other = {"processor": "Abacus", "cores": 3, "notebooks": {"01_a": {"minutes": 9.0}, "02_b": {"minutes": 5.0}}}
+    other = {
+        "processor": "Abacus",
+        "cores": 3,
+        "notebooks": {"01_a": {"minutes": 9.0}, "02_b": {"minutes": 5.0}},
+    }
     results.write_json(reproduce.times_file("smoke"), {"machines": [other]})
-    results.write_json(reproduce.executed("smoke", "01_a").with_suffix(".time.json"), {"minutes": 1.5, "peak_gib": 2.0})
+    results.write_json(
+        reproduce.executed("smoke", "01_a").with_suffix(".time.json"),
+        {"minutes": 1.5, "peak_gib": 2.0},
+    )
     reproduce.summary("smoke", ["01_a"])
     known = results.read_json(reproduce.times_file("smoke"))["machines"]
-    assert known == [other, {"processor": processor(), "cores": 3, "notebooks": {"01_a": {"minutes": 1.5, "peak_gib": 2.0}}}]
+    assert known == [
+        other,
+        {
+            "processor": processor(),
+            "cores": 3,
+            "notebooks": {"01_a": {"minutes": 1.5, "peak_gib": 2.0}},
+        },
+    ]
     capsys.readouterr()
     reproduce.plan("smoke", ["01_a", "02_b", "03_c"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert rows == [["01_a", "1.5"], ["02_b", "5.0", "on", "3", "cores", "of", "Abacus"], ["03_c", "?"], ["together", "6.5"]]
+    assert rows == [
+        ["01_a", "1.5"],
+        ["02_b", "5.0", "on", "3", "cores", "of", "Abacus"],
+        ["03_c", "?"],
+        ["together", "6.5"],
+    ]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -139,17 +220,38 @@ def test_results_refuse_what_is_not_a_number_by_its_place(tmp_path):
 
 def test_provenance_says_where_a_number_comes_from():
     facts = results.provenance(runs.ROOT, preset="smoke", seed=3)
-    assert facts["preset"] == "smoke" and facts["seed"] == 3 and set(facts["packages"]) == set(results.PACKAGES)
+    assert (
+        facts["preset"] == "smoke"
+        and facts["seed"] == 3
+        and set(facts["packages"]) == set(results.PACKAGES)
+    )
     assert len(facts["commit"].removesuffix("+changes")) == 40 or facts["commit"] == "unknown"
 
 
 def test_every_preset_is_consistent():
     for preset in PRESETS.values():
-        assert preset.replication_tokens % preset.replication_tokens_slow == 0 and preset.samples_unet <= preset.samples
+        assert (
+            preset.replication_tokens % preset.replication_tokens_slow == 0
+            and preset.samples_unet <= preset.samples
+        )
         trainings = {name: recipe.training for name, recipe in preset.recipes.items()}
-        assert set(trainings) == {"unet", "mlp", "gated_mlp", "denoising_sae", "mlp_short", "mlp_2m", "mlp_5m"}
+        assert set(trainings) == {
+            "unet",
+            "mlp",
+            "gated_mlp",
+            "denoising_sae",
+            "mlp_short",
+            "mlp_2m",
+            "mlp_5m",
+        }
         for training in trainings.values():
-            assert all(step <= training.steps for _, step in training.keep) and training.batch % (training.levels or 1) == 0
+            assert (
+                all(step <= training.steps for _, step in training.keep)
+                and training.batch % (training.levels or 1) == 0
+            )
         seen = trainings["unet"].steps * trainings["unet"].batch / trainings["mlp"].batch
         assert dict(trainings["mlp"].keep)["unet_activations"] == pytest.approx(seen, rel=0.35)
-        assert trainings["mlp_short"].steps == pytest.approx(seen, rel=0.35) and not trainings["mlp_short"].keep
+        assert (
+            trainings["mlp_short"].steps == pytest.approx(seen, rel=0.35)
+            and not trainings["mlp_short"].keep
+        )

@@ -45,7 +45,9 @@ def test_training_computes_the_same_from_the_active_latents_alone():
         network.train(training).zero_grad()
         outputs[training] = network(x, TIME)
         outputs[training].square().mean().backward()
-        gradients[training] = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+        gradients[training] = {
+            name: parameter.grad.clone() for name, parameter in network.named_parameters()
+        }
     assert not network.encode(x)[0].any()
     torch.testing.assert_close(outputs[True], outputs[False])
     torch.testing.assert_close(gradients[True], gradients[False])
@@ -56,17 +58,27 @@ def test_exactly_k_latents_are_active_where_k_are_positive():
     latents = network.encode(x)
     assert ((latents > 0).sum(1) == 5).all()
     every = torch.relu((x - network.b_dec) @ network.encoder.weight.T + network.encoder.bias)
-    assert torch.allclose(latents.max(1).values, every.max(1).values) and torch.equal(latents.bool() & (latents != every), torch.zeros_like(every).bool())
+    assert torch.allclose(latents.max(1).values, every.max(1).values) and torch.equal(
+        latents.bool() & (latents != every), torch.zeros_like(every).bool()
+    )
 
 
 def test_the_gain_depends_on_the_level_alone_and_starts_at_one():
-    plain, network, x = SparseDenoiser(8, 32, 4), SparseDenoiser(8, 32, 4, level_gain=True), torch.randn(6, 8)
-    plain.load_state_dict({name: value for name, value in network.state_dict().items() if not name.startswith("gain")})
+    plain, network, x = (
+        SparseDenoiser(8, 32, 4),
+        SparseDenoiser(8, 32, 4, level_gain=True),
+        torch.randn(6, 8),
+    )
+    plain.load_state_dict(
+        {name: value for name, value in network.state_dict().items() if not name.startswith("gain")}
+    )
     times = torch.tensor([100.0, 900.0])
     assert torch.equal(network(x, times), plain(x, times))
     torch.nn.init.normal_(network.gain.weight)
     ratio = (network(x, times) / plain(x, times)).unflatten(0, (2, 3)).flatten(1)
-    assert torch.allclose(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-3) and not torch.isclose(ratio[0, 0], ratio[1, 0])
+    assert torch.allclose(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-3) and not torch.isclose(
+        ratio[0, 0], ratio[1, 0]
+    )
 
 
 def test_more_active_latents_than_latents_are_refused():
@@ -79,8 +91,14 @@ def model(make_store):
     """A model of a small store, and the Gaussian below it."""
     path, values = make_store()
     store = ActivationStore(path)
-    recipe = Recipe(SparseSize(32, 4, level_gain=True), Training("flow_velocity", steps=1, batch=8, lr=1e-3), linear_skip=True)
-    gaussian = PrincipalComponents.fit(torch.randn(500, store.d, generator=torch.Generator().manual_seed(0))).gaussian()
+    recipe = Recipe(
+        SparseSize(32, 4, level_gain=True),
+        Training("flow_velocity", steps=1, batch=8, lr=1e-3),
+        linear_skip=True,
+    )
+    gaussian = PrincipalComponents.fit(
+        torch.randn(500, store.d, generator=torch.Generator().manual_seed(0))
+    ).gaussian()
     return new_model(recipe, store, 0, gaussian), gaussian
 
 

@@ -10,7 +10,16 @@ from mmlib import llm, steer
 from mmlib.denoisers import MLPDenoiser
 from mmlib.meta_model import MetaModel
 from mmlib.normaliser import Normaliser
-from mmlib.steer import Steering, continuations, geometry, norm_kept, posterior_mean, projected, reconstructed, unrepaired
+from mmlib.steer import (
+    Steering,
+    continuations,
+    geometry,
+    norm_kept,
+    posterior_mean,
+    projected,
+    reconstructed,
+    unrepaired,
+)
 
 NORMALISER = Normaliser(torch.linspace(-1, 1, 16)[None], torch.linspace(0.5, 2, 16)[None])
 DIRECTION = torch.randn(16, generator=torch.Generator().manual_seed(1))
@@ -22,8 +31,13 @@ def network():
     return MetaModel(MLPDenoiser(16, 32, 48, 2), "flow_velocity", NORMALISER, "tiny@0", [1], "")
 
 
-REPAIRS = {"additive": unrepaired, "norm": norm_kept(NORMALISER), "reconstruction": reconstructed(lambda x_nd, sigma: 0.5 * x_nd),
-           "posterior mean": posterior_mean(lambda x_nd, sigma: (1 - sigma) * x_nd, 0.5), "meta-model": projected(network(), 0.5, 4)}
+REPAIRS = {
+    "additive": unrepaired,
+    "norm": norm_kept(NORMALISER),
+    "reconstruction": reconstructed(lambda x_nd, sigma: 0.5 * x_nd),
+    "posterior mean": posterior_mean(lambda x_nd, sigma: (1 - sigma) * x_nd, 0.5),
+    "meta-model": projected(network(), 0.5, 4),
+}
 
 
 @pytest.mark.parametrize("architecture", SIZES)
@@ -36,7 +50,17 @@ def test_strength_0_leaves_logits_and_text_bit_for_bit(architecture, name):
     assert torch.equal(same, lm.model(PROMPTS).logits)
     plain = continuations(lm, PROMPTS, 1, tokens=8, seed=0)
     assert torch.equal(continuations(lm, PROMPTS, 1, lambda batch: edit, tokens=8, seed=0), plain)
-    assert not torch.equal(continuations(lm, PROMPTS, 1, lambda batch: Steering(NORMALISER, DIRECTION, 5.0, REPAIRS[name]), tokens=8, seed=0), plain)
+    assert not torch.equal(
+        continuations(
+            lm,
+            PROMPTS,
+            1,
+            lambda batch: Steering(NORMALISER, DIRECTION, 5.0, REPAIRS[name]),
+            tokens=8,
+            seed=0,
+        ),
+        plain,
+    )
 
 
 def test_after_an_error_no_hook_is_left_and_settings_are_as_shipped():
@@ -44,8 +68,17 @@ def test_after_an_error_no_hook_is_left_and_settings_are_as_shipped():
     before, shipped = lm.model(PROMPTS).logits, lm.model.generation_config
     for wrong in (lambda z, e, g: e / 0, lambda z, e, g: e[1:], lambda z, e, g: e / (1 // 0)):
         with pytest.raises((ValueError, ZeroDivisionError)):
-            continuations(lm, PROMPTS, 1, lambda batch: Steering(NORMALISER, DIRECTION, 1.0, wrong), tokens=3, seed=0)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
+            continuations(
+                lm,
+                PROMPTS,
+                1,
+                lambda batch: Steering(NORMALISER, DIRECTION, 1.0, wrong),
+                tokens=3,
+                seed=0,
+            )
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules()
+    )
     assert lm.model.generation_config is shipped
     assert torch.equal(lm.model(PROMPTS).logits, before)
 
@@ -60,20 +93,45 @@ def test_a_repair_of_another_shape_or_not_finite_is_refused(wrong):
 def test_the_cache_holds_the_edited_stream(architecture):
     """Greedy text by `generate` with a cache is that of whole forward passes in which every position from the last of the prompt on is edited."""
     lm, strength = tiny(architecture), 4.0
-    with steer.shipped_settings_off(lm.model), llm.edited_block(lm.model, 1, Steering(NORMALISER, DIRECTION, strength)):
-        cached = lm.model.generate(PROMPTS, attention_mask=torch.ones_like(PROMPTS), do_sample=False, max_new_tokens=10, pad_token_id=0)
+    with (
+        steer.shipped_settings_off(lm.model),
+        llm.edited_block(lm.model, 1, Steering(NORMALISER, DIRECTION, strength)),
+    ):
+        cached = lm.model.generate(
+            PROMPTS,
+            attention_mask=torch.ones_like(PROMPTS),
+            do_sample=False,
+            max_new_tokens=10,
+            pad_token_id=0,
+        )
     ids, first = PROMPTS, PROMPTS.shape[1] - 1
     offset = strength * DIRECTION * NORMALISER.std_ld[0]
     for _ in range(10):
-        with llm.edited_block(lm.model, 1, lambda h: torch.cat([h[:, :first], h[:, first:] + offset], 1)):
+        with llm.edited_block(
+            lm.model, 1, lambda h: torch.cat([h[:, :first], h[:, first:] + offset], 1)
+        ):
             ids = torch.cat([ids, lm.model(ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
     assert torch.equal(cached, ids)
 
 
 def test_the_same_draws_choose_tokens_under_every_edit():
     lm = tiny()
-    tiny_edit = continuations(lm, PROMPTS, 1, lambda batch: Steering(NORMALISER, DIRECTION, 1e-6, REPAIRS["additive"]), tokens=8, seed=0)
-    drawing = continuations(lm, PROMPTS, 1, lambda batch: Steering(NORMALISER, DIRECTION, 1e-6, projected(network(), 1e-6, 2)), tokens=8, seed=0)
+    tiny_edit = continuations(
+        lm,
+        PROMPTS,
+        1,
+        lambda batch: Steering(NORMALISER, DIRECTION, 1e-6, REPAIRS["additive"]),
+        tokens=8,
+        seed=0,
+    )
+    drawing = continuations(
+        lm,
+        PROMPTS,
+        1,
+        lambda batch: Steering(NORMALISER, DIRECTION, 1e-6, projected(network(), 1e-6, 2)),
+        tokens=8,
+        seed=0,
+    )
     plain = continuations(lm, PROMPTS, 1, tokens=8, seed=0)
     assert torch.equal(tiny_edit, plain) and torch.equal(drawing, plain)
     assert not torch.equal(continuations(lm, PROMPTS, 1, tokens=8, seed=1), plain)
@@ -82,11 +140,28 @@ def test_the_same_draws_choose_tokens_under_every_edit():
 
 
 def test_batches_of_prompts_share_no_noise_and_the_first_keeps_the_seeds_own():
-    drawn = [torch.randn(4, generator=Steering(NORMALISER, DIRECTION, 1.0, seed=3, batch=batch).generator) for batch in (0, 1, 2, 1)]
-    assert torch.equal(drawn[0], torch.randn(4, generator=generator(3))) and torch.equal(drawn[1], drawn[3])
-    assert not torch.isclose(drawn[0], drawn[1]).any() and not torch.isclose(drawn[1], drawn[2]).any()
+    drawn = [
+        torch.randn(
+            4, generator=Steering(NORMALISER, DIRECTION, 1.0, seed=3, batch=batch).generator
+        )
+        for batch in (0, 1, 2, 1)
+    ]
+    assert torch.equal(drawn[0], torch.randn(4, generator=generator(3))) and torch.equal(
+        drawn[1], drawn[3]
+    )
+    assert (
+        not torch.isclose(drawn[0], drawn[1]).any() and not torch.isclose(drawn[1], drawn[2]).any()
+    )
     asked = []
-    continuations(tiny(), PROMPTS, 1, lambda batch: asked.append(batch) or Steering(NORMALISER, DIRECTION, 1.0, batch=batch), tokens=2, seed=0, batch=2)
+    continuations(
+        tiny(),
+        PROMPTS,
+        1,
+        lambda batch: asked.append(batch) or Steering(NORMALISER, DIRECTION, 1.0, batch=batch),
+        tokens=2,
+        seed=0,
+        batch=2,
+    )
     assert asked == [0, 1, 2]
 
 
@@ -95,14 +170,30 @@ def test_sdedit_by_a_closed_form_denoiser_is_the_meta_models_own():
     ours, theirs = steer.projected_by(model, 0.4, 5), projected(model, 0.4, 5)
     assert torch.allclose(ours(z, z + 1, generator(2)), theirs(z, z + 1, generator(2)), atol=1e-5)
     point = torch.linspace(-1, 1, 16)
-    found = steer.projected_by(lambda x_nd, sigma: point.expand_as(x_nd), 0.5, 3)(z, z, generator(2))
-    assert torch.allclose(found, point.expand_as(z), atol=1e-5)  # a distribution of one point is where all are taken
+    found = steer.projected_by(lambda x_nd, sigma: point.expand_as(x_nd), 0.5, 3)(
+        z, z, generator(2)
+    )
+    assert torch.allclose(
+        found, point.expand_as(z), atol=1e-5
+    )  # a distribution of one point is where all are taken
 
 
-@pytest.mark.parametrize("opening, plain", [
-    ("In 1990, he was born at", True), ("The king's half-brother came to", True), ("A naïve term,", True), ("A", True),
-    ("It produces the ''asphalt'' of", False), ("He wrote about , it was", False), ("The  gap left by a", False), ("the city of", False),
-    ("It was (", False), ("The of the '", False), ("Born in, , 1990", False)])
+@pytest.mark.parametrize(
+    "opening, plain",
+    [
+        ("In 1990, he was born at", True),
+        ("The king's half-brother came to", True),
+        ("A naïve term,", True),
+        ("A", True),
+        ("It produces the ''asphalt'' of", False),
+        ("He wrote about , it was", False),
+        ("The  gap left by a", False),
+        ("the city of", False),
+        ("It was (", False),
+        ("The of the '", False),
+        ("Born in, , 1990", False),
+    ],
+)
 def test_openings_that_markup_has_broken_are_refused(opening, plain):
     assert bool(steer.PLAIN_OPENING.fullmatch(opening)) == plain
 
@@ -114,7 +205,10 @@ def test_gumbel_noise_samples_the_softmax():
     rare = torch.full((150, 200_000), -40.0)  # together 1e-12 of the probability
     rare[:, :50] = 0
     assert (steer.GumbelNoise(4)(None, rare).argmax(1) < 50).all()
-    again = [steer.GumbelNoise(*key)(None, logits.expand(40_000, 5)).argmax(1) for key in ((3, 0), (3, 1))]
+    again = [
+        steer.GumbelNoise(*key)(None, logits.expand(40_000, 5)).argmax(1)
+        for key in ((3, 0), (3, 1))
+    ]
     assert torch.equal(again[0], drawn) and not torch.equal(again[1], drawn)
 
 
@@ -124,7 +218,9 @@ def test_log_likelihood_is_that_of_transformers_labels(architecture):
     new = torch.randint(4, 60, (5, 3), generator=generator(4))
     for prompt, ids, value in zip(PROMPTS, new, steer.log_likelihoods(lm, PROMPTS, new)):
         labels = torch.cat([torch.full_like(prompt, -100), ids])[None]
-        assert value == pytest.approx(-lm.model(torch.cat([prompt, ids])[None], labels=labels).loss.item(), rel=1e-5)
+        assert value == pytest.approx(
+            -lm.model(torch.cat([prompt, ids])[None], labels=labels).loss.item(), rel=1e-5
+        )
 
 
 def test_plain_addition_adds_the_difference_of_raw_means():
@@ -141,7 +237,9 @@ def test_a_kept_norm_is_the_raw_one():
     normaliser = Normaliser(torch.tensor([[1.0, -1.0]]), torch.tensor([[2.0, 1.0]]))
     h = torch.tensor([[3.0, 4.0], [0.0, 2.0]])  # z = (1, 5), (−½, 3)
     found = Steering(normaliser, torch.tensor([-1.5, 2.0]), 1.0, norm_kept(normaliser)).edited(h)
-    assert torch.allclose(found, torch.tensor([[0.0, 5.0], [-1.2, 1.6]]))  # raw edit (−3, 2): (0, 6) of norm 5, (−3, 4) of norm 2
+    assert torch.allclose(
+        found, torch.tensor([[0.0, 5.0], [-1.2, 1.6]])
+    )  # raw edit (−3, 2): (0, 6) of norm 5, (−3, 4) of norm 2
 
 
 def test_directions_find_a_planted_one_and_share_a_length():
@@ -162,8 +260,14 @@ def test_directions_find_a_planted_one_and_share_a_length():
 def test_a_latent_is_judged_on_texts_that_it_was_not_chosen_on():
     """Of a thousand latents without any meaning the best is about ½ where it was not chosen."""
     rng, positive = np.random.default_rng(1), np.arange(80) < 40
-    latents, z = torch.from_numpy(rng.normal(size=(80, 1000))).float(), torch.from_numpy(rng.normal(size=(80, 16))).float()
-    aucs = [steer.sae_direction(torch.ones(1000, 16), latents, z, positive, seed)[2] for seed in range(20)]
+    latents, z = (
+        torch.from_numpy(rng.normal(size=(80, 1000))).float(),
+        torch.from_numpy(rng.normal(size=(80, 16))).float(),
+    )
+    aucs = [
+        steer.sae_direction(torch.ones(1000, 16), latents, z, positive, seed)[2]
+        for seed in range(20)
+    ]
     assert np.mean(aucs) == pytest.approx(0.5, abs=0.06)
     with pytest.raises(ValueError, match="1 texts are positive and 79 are not"):
         steer.sae_direction(torch.ones(1000, 16), latents, z, np.arange(80) < 1, 0)
@@ -172,24 +276,40 @@ def test_a_latent_is_judged_on_texts_that_it_was_not_chosen_on():
 def test_a_one_step_repair_is_the_closed_form_on_the_noised_edit():
     z, edited = torch.zeros(3, 3), torch.ones(3, 3)
     noise = torch.randn(3, 3, generator=generator(6))
-    assert torch.equal(posterior_mean(gaussian(), 0.4)(z, edited, generator(6)), gaussian()(0.6 * edited + 0.4 * noise, 0.4))
+    assert torch.equal(
+        posterior_mean(gaussian(), 0.4)(z, edited, generator(6)),
+        gaussian()(0.6 * edited + 0.4 * noise, 0.4),
+    )
 
 
 @pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
-def test_projection_tends_to_the_identity_and_moves_real_activations_less_from_less_noise(objective):
+def test_projection_tends_to_the_identity_and_moves_real_activations_less_from_less_noise(
+    objective,
+):
     """The meta-model is the exact one of a Gaussian, and the activations are drawn from it."""
     model, z = exact(objective), gaussian().sample(2000, generator(7))
-    moves = [(projected(model, sigma, 20)(z, z, generator(8)) - z).square().mean().sqrt().item() for sigma in (0.01, 0.1, 0.3, 0.6, 0.9)]
+    moves = [
+        (projected(model, sigma, 20)(z, z, generator(8)) - z).square().mean().sqrt().item()
+        for sigma in (0.01, 0.1, 0.3, 0.6, 0.9)
+    ]
     assert moves[0] < 0.03 and all(less < more for less, more in zip(moves, moves[1:]))
-    assert model.project(z, sigma=0.3, steps=20, generator=generator(8)).equal(projected(model, 0.3, 20)(z, z, generator(8)))
+    assert model.project(z, sigma=0.3, steps=20, generator=generator(8)).equal(
+        projected(model, 0.3, 20)(z, z, generator(8))
+    )
 
 
 def test_a_copy_in_bfloat16_projects_alike_and_leaves_the_original():
     model, z = network(), torch.randn(50, 16, generator=generator(12))
     before = {name: weight.clone() for name, weight in model.network.state_dict().items()}
-    full, half = (projected(one, 0.5, 5, bf16=bf16)(z, z, generator(13)) for one, bf16 in ((model, False), (steer.with_bf16_weights(model), True)))
+    full, half = (
+        projected(one, 0.5, 5, bf16=bf16)(z, z, generator(13))
+        for one, bf16 in ((model, False), (steer.with_bf16_weights(model), True))
+    )
     assert 0 < (half - full).norm() < 0.02 * (full - z).norm() and half.dtype == torch.float32
-    assert all(torch.equal(weight, before[name]) and weight.dtype == torch.float32 for name, weight in model.network.state_dict().items())
+    assert all(
+        torch.equal(weight, before[name]) and weight.dtype == torch.float32
+        for name, weight in model.network.state_dict().items()
+    )
 
 
 def test_one_step_repairs_tend_to_the_identity_too():
@@ -201,7 +321,9 @@ def test_the_geometry_of_a_repair_by_hand():
     z, edited = torch.zeros(2, 2), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
     found = geometry(z, edited, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
     assert found["repair_over_edit"] == pytest.approx([2**0.5 / 2, 0.5])
-    assert found["cosine"] == pytest.approx([0.5**0.5, 1.0]) and found["along"] == pytest.approx([0.5, 0.5])
+    assert found["cosine"] == pytest.approx([0.5**0.5, 1.0]) and found["along"] == pytest.approx(
+        [0.5, 0.5]
+    )
 
 
 def test_the_diffusion_loss_of_a_gaussian_judge_is_the_closed_form():

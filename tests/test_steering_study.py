@@ -12,7 +12,12 @@ from mmlib import figures, runs, steering_study
 from mmlib.presets import PRESETS, SteeringStudySize
 from mmlib.steering_study import Findings, SteeringStudy, combinations
 
-SIZE = SteeringStudySize(concepts=(("sentiment", 1), ("sentiment", -1)), strengths=(1.0, 2.0), fraction_strengths=(2.0,), prompts=12)
+SIZE = SteeringStudySize(
+    concepts=(("sentiment", 1), ("sentiment", -1)),
+    strengths=(1.0, 2.0),
+    fraction_strengths=(2.0,),
+    prompts=12,
+)
 CELLS = combinations(SIZE)
 
 
@@ -21,55 +26,110 @@ def test_every_repair_has_its_opponents_and_every_file_its_name(name):
     size = PRESETS[name].steering_study
     cells = combinations(size)
     assert len({cell.name for cell in cells}) == len(cells) and cells[0].name == "alone_unsteered"
-    there = {(cell.concept, cell.direction, cell.intervention, cell.sigma): cell.strengths for cell in cells}
+    there = {
+        (cell.concept, cell.direction, cell.intervention, cell.sigma): cell.strengths
+        for cell in cells
+    }
     for concept, direction, intervention, sigma in there:
         if concept and intervention != "additive":
-            assert (None, None, intervention, sigma) in there  # the repair alone, where its front begins
-            assert set(there[concept, direction, intervention, sigma]) <= set(there[concept, direction, "additive", None])
+            assert (
+                None,
+                None,
+                intervention,
+                sigma,
+            ) in there  # the repair alone, where its front begins
+            assert set(there[concept, direction, intervention, sigma]) <= set(
+                there[concept, direction, "additive", None]
+            )
         if intervention == "sdedit_mixture" and concept:
-            assert there[concept, direction, "sdedit", sigma] == there[concept, direction, intervention, sigma]
-    assert {cell.concept for cell in cells} == {None, *(steering_study.slug(*concept) for concept in size.concepts)}
+            assert (
+                there[concept, direction, "sdedit", sigma]
+                == there[concept, direction, intervention, sigma]
+            )
+    assert {cell.concept for cell in cells} == {
+        None,
+        *(steering_study.slug(*concept) for concept in size.concepts),
+    }
     assert {cell.direction for cell in cells} == {None, *steering_study.DIRECTIONS}
 
 
 def test_the_default_grid_is_as_long_as_its_time_allows():
     cells = combinations(PRESETS["default"].steering_study)
     assert 150 <= sum(len(cell.strengths) for cell in cells) <= 200
-    assert sum(steering_study.COSTS[cell.intervention] * len(cell.strengths) for cell in cells) <= 310
+    assert (
+        sum(steering_study.COSTS[cell.intervention] * len(cell.strengths) for cell in cells) <= 310
+    )
 
 
 def test_the_first_concept_has_every_intervention_at_every_strength_and_sigma():
     size = PRESETS["default"].steering_study
-    along_means = {(c.intervention, c.sigma): c.strengths for c in combinations(size) if (c.concept, c.direction) == ("sentiment", "mean_difference")}
-    noisy = {(name, sigma) for name in ("gaussian", "mixture", "gated_mlp", "sdedit") for sigma in size.sigmas}
-    assert set(along_means) == {(name, None) for name in ("additive", "norm_kept", "pca_k256", "sae_clean")} | noisy | {("sdedit_mixture", 0.5)}
+    along_means = {
+        (c.intervention, c.sigma): c.strengths
+        for c in combinations(size)
+        if (c.concept, c.direction) == ("sentiment", "mean_difference")
+    }
+    noisy = {
+        (name, sigma)
+        for name in ("gaussian", "mixture", "gated_mlp", "sdedit")
+        for sigma in size.sigmas
+    }
+    assert set(along_means) == {
+        (name, None) for name in ("additive", "norm_kept", "pca_k256", "sae_clean")
+    } | noisy | {("sdedit_mixture", 0.5)}
     assert set(along_means.values()) == {size.strengths}
 
 
 def said(cell, strength):
     """Plain addition: one of the concept and two of cost a strength. SDEdit: three quarters of each, and 0.1 of cost alone; by the mixture dearer."""
     noise = 0.01 * np.random.default_rng(0).normal(size=SIZE.prompts)
-    share, alone = {"unsteered": (0, 0), "additive": (1, 0), "sdedit": (0.75, 0.1), "sdedit_mixture": (0.75, 0.5)}.get(cell.intervention, (0.5, 0.2))
-    values = {name: (share * strength + noise).tolist() for name in ("sentiment", "sentiment-less") if cell.concept in (None, name)}
-    return {"said": values, "log_likelihood": (-3 - alone - 2 * share * strength + noise).tolist(), "distinct_2": 0.9, "repetition": strength / 10}
+    share, alone = {
+        "unsteered": (0, 0),
+        "additive": (1, 0),
+        "sdedit": (0.75, 0.1),
+        "sdedit_mixture": (0.75, 0.5),
+    }.get(cell.intervention, (0.5, 0.2))
+    values = {
+        name: (share * strength + noise).tolist()
+        for name in ("sentiment", "sentiment-less")
+        if cell.concept in (None, name)
+    }
+    return {
+        "said": values,
+        "log_likelihood": (-3 - alone - 2 * share * strength + noise).tolist(),
+        "distinct_2": 0.9,
+        "repetition": strength / 10,
+    }
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     asked = []
-    made = SteeringStudy(runs.start(preset="smoke", seed=0), lambda cell, s: asked.append((cell.name, s)) or said(cell, s), {"tokens": 3}, {"model": "toy@1"})
+    made = SteeringStudy(
+        runs.start(preset="smoke", seed=0),
+        lambda cell, s: asked.append((cell.name, s)) or said(cell, s),
+        {"tokens": 3},
+        {"model": "toy@1"},
+    )
     made.asked = asked
     return made
 
 
-def test_a_combination_is_generated_once_and_again_when_its_configuration_changes(study, tmp_path, capsys):
+def test_a_combination_is_generated_once_and_again_when_its_configuration_changes(
+    study, tmp_path, capsys
+):
     study.seconds_a_run = 60
     total = sum(len(cell.strengths) for cell in CELLS)
     first = study.outcomes(CELLS)
-    assert len(study.asked) == total and f"{len(CELLS)} of {len(CELLS)} combinations left, {total} runs, about " in capsys.readouterr().out
+    assert (
+        len(study.asked) == total
+        and f"{len(CELLS)} of {len(CELLS)} combinations left, {total} runs, about "
+        in capsys.readouterr().out
+    )
     assert study.outcomes(CELLS) == first and len(study.asked) == total
-    assert f"0 of {len(CELLS)} combinations left, 0 runs, about 0 minutes" in capsys.readouterr().out
+    assert (
+        f"0 of {len(CELLS)} combinations left, 0 runs, about 0 minutes" in capsys.readouterr().out
+    )
     path = tmp_path / "results" / "smoke" / "steering_study" / "sentiment_probe_additive.json"
     assert json.loads(path.read_text())["provenance"]["command"].startswith("make studies")
     changed = [replace(CELLS[-1], strengths=(2.0, 5.0))]
@@ -85,22 +145,60 @@ def test_a_combination_is_generated_once_and_again_when_its_configuration_change
 
 def test_findings_are_those_that_were_planted(study):
     findings = Findings(CELLS, study.outcomes(CELLS))
-    rows = {(r["concept"], r["direction"], r["intervention"], r["sigma"], r["strength"]): r for r in findings.rows()}
+    rows = {
+        (r["concept"], r["direction"], r["intervention"], r["sigma"], r["strength"]): r
+        for r in findings.rows()
+    }
     plain = rows["sentiment", "mean_difference", "additive", None, 2.0]
-    assert plain["change"] == pytest.approx(2) and plain["cost"] == pytest.approx(4) and plain["repetition"] == 0.2 and rows["sentiment", "probe", "additive", None, 0.0]["change"] == 0
+    assert (
+        plain["change"] == pytest.approx(2)
+        and plain["cost"] == pytest.approx(4)
+        and plain["repetition"] == 0.2
+        and rows["sentiment", "probe", "additive", None, 0.0]["change"] == 0
+    )
     repaired = rows["sentiment", "mean_difference", "sdedit", 0.5, 2.0]
     assert repaired["change"] == pytest.approx(1.5) and repaired["cost"] == pytest.approx(3.1)
-    against = next(r for r in findings.against_addition() if (r["concept"], r["direction"], r["intervention"]) == ("sentiment", "mean_difference", "sdedit"))
-    assert against["reach"]["difference"] == pytest.approx(-0.5) and against["area"]["area"] == pytest.approx(0.15)  # 0.1 dearer up to 1.5
-    assert against["level"] == pytest.approx(1) and against["cost_of_addition"]["cost"] == pytest.approx(2) and against["cost"]["cost"] == pytest.approx(2.1)
-    equal = next(r for r in findings.at_equal_strength() if (r["intervention"], r["strength"]) == ("sdedit", 2.0))
-    assert equal["change"]["difference"] == pytest.approx(-0.5) and equal["cost"]["difference"] == pytest.approx(-0.9)
-    projection, = findings.projections()
-    assert projection["area"]["area"] == pytest.approx(-0.6) and projection["reach"]["difference"] == 0
-    assert [step["cost"]["difference"] for step in projection["at_equal_strength"]] == pytest.approx([-0.4, -0.4])
-    assert [steering_study.verdict(interval) for interval in ([0.1, 0.2], [-0.2, -0.1], [-0.1, 0.1], None)] == ["higher", "lower", "undecided", "not compared"]
-    figure = figures.FIGURES["steering_study"][0]({"rows": findings.rows(), "sigmas": SIZE.sigmas, "meta_model": {"name": "gated_mlp"}})
-    assert [ax.get_title() for ax in figure.axes[:3]] == ["difference of means", "SAE latent", "logistic probe"]
+    against = next(
+        r
+        for r in findings.against_addition()
+        if (r["concept"], r["direction"], r["intervention"])
+        == ("sentiment", "mean_difference", "sdedit")
+    )
+    assert against["reach"]["difference"] == pytest.approx(-0.5) and against["area"][
+        "area"
+    ] == pytest.approx(0.15)  # 0.1 dearer up to 1.5
+    assert (
+        against["level"] == pytest.approx(1)
+        and against["cost_of_addition"]["cost"] == pytest.approx(2)
+        and against["cost"]["cost"] == pytest.approx(2.1)
+    )
+    equal = next(
+        r
+        for r in findings.at_equal_strength()
+        if (r["intervention"], r["strength"]) == ("sdedit", 2.0)
+    )
+    assert equal["change"]["difference"] == pytest.approx(-0.5) and equal["cost"][
+        "difference"
+    ] == pytest.approx(-0.9)
+    (projection,) = findings.projections()
+    assert (
+        projection["area"]["area"] == pytest.approx(-0.6) and projection["reach"]["difference"] == 0
+    )
+    assert [
+        step["cost"]["difference"] for step in projection["at_equal_strength"]
+    ] == pytest.approx([-0.4, -0.4])
+    assert [
+        steering_study.verdict(interval)
+        for interval in ([0.1, 0.2], [-0.2, -0.1], [-0.1, 0.1], None)
+    ] == ["higher", "lower", "undecided", "not compared"]
+    figure = figures.FIGURES["steering_study"][0](
+        {"rows": findings.rows(), "sigmas": SIZE.sigmas, "meta_model": {"name": "gated_mlp"}}
+    )
+    assert [ax.get_title() for ax in figure.axes[:3]] == [
+        "difference of means",
+        "SAE latent",
+        "logistic probe",
+    ]
     plt.close(figure)
 
 
@@ -108,4 +206,7 @@ def test_a_digest_tells_two_trainings_apart():
     first, other = (torch.nn.Linear(2, 1) for _ in range(2))
     assert steering_study.weights_digest(first) != steering_study.weights_digest(other)
     other.load_state_dict(first.state_dict())
-    assert steering_study.weights_digest(first) == steering_study.weights_digest(other) and len(steering_study.weights_digest(first)) == 12
+    assert (
+        steering_study.weights_digest(first) == steering_study.weights_digest(other)
+        and len(steering_study.weights_digest(first)) == 12
+    )

@@ -22,7 +22,9 @@ def test_values_are_kept_bit_for_bit(make_store, dtype):
     path, values = make_store(dtype=dtype)
     store = ActivationStore(path, 1)
     bits = torch.int16 if dtype == "bfloat16" else torch.int32
-    assert torch.equal(store.read(range(0, store.n)).view(bits), values.view(bits)) and store.read(range(0, 1)).dtype == getattr(torch, dtype)
+    assert torch.equal(store.read(range(0, store.n)).view(bits), values.view(bits)) and store.read(
+        range(0, 1)
+    ).dtype == getattr(torch, dtype)
 
 
 def test_bare_h5py_reads_bfloat16_as_documented(make_store):
@@ -64,7 +66,9 @@ def test_take_reads_scattered_rows(make_store):
 def test_an_epoch_has_every_row_once_and_the_next_another_order(make_store, batch, buffer_bytes):
     path, values = make_store(rows=(3000, 10, 10), dtype="float32")
     per_epoch = 3000 // batch
-    batches = shuffled_batches(ActivationStore(path), "train", batch, seed=0, buffer_bytes=buffer_bytes)
+    batches = shuffled_batches(
+        ActivationStore(path), "train", batch, seed=0, buffer_bytes=buffer_bytes
+    )
     epochs = [torch.cat([next(batches) for _ in range(per_epoch)]) for _ in range(2)]
     known = {tuple(row.tolist()) for row in values[:3000]}
     for epoch in epochs:
@@ -97,14 +101,24 @@ def test_spread_rows_cover_evenly():
 
 
 def writer(path):
-    return StoreWriter(path, [DocumentRows("article", "train", 4)], [0], 2, "float32", {"model": "m", "corpus": "c"})
+    return StoreWriter(
+        path,
+        [DocumentRows("article", "train", 4)],
+        [0],
+        2,
+        "float32",
+        {"model": "m", "corpus": "c"},
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_activations_are_refused_with_their_place(tmp_path, bad):
     values = torch.ones(4, 2)
     values[2, 1] = bad
-    with writer(tmp_path / "a.h5") as w, pytest.raises(StoreError, match="'article', position 2, token 12"):
+    with (
+        writer(tmp_path / "a.h5") as w,
+        pytest.raises(StoreError, match="'article', position 2, token 12"),
+    ):
         w.append({0: values}, np.arange(10, 14), np.zeros(4, int), np.arange(4))
 
 
@@ -139,7 +153,10 @@ def test_what_is_left_is_continued_and_ends_byte_identical(make_store, tmp_path)
 def test_an_unfinished_store_of_another_extraction_is_neither_continued_nor_lost(make_store):
     with pytest.raises(KeyboardInterrupt):
         make_store(stop_after=2048, window=256)
-    with pytest.raises(StoreError, match=r"another configuration \(window\): go back to that one to continue it, or delete it"):
+    with pytest.raises(
+        StoreError,
+        match=r"another configuration \(window\): go back to that one to continue it, or delete it",
+    ):
         make_store(window=128)
     make_store(next_row=2048, window=256)  # nothing is lost
 
@@ -178,9 +195,20 @@ def test_two_writers_of_one_store_are_refused(tmp_path):
 def test_float16_is_refused_where_it_overflows_and_kept_where_not(tmp_path, make_store):
     path, values = make_store(dtype="float16", layer=2)
     assert torch.equal(ActivationStore(path).read(range(50)), values[:50]) and not verify(path)
-    with StoreWriter(tmp_path / "b.h5", [DocumentRows("article", "train", 4)], [0], 2, "float16", {"model": "m", "corpus": "c"}) as w:
-        with pytest.raises(StoreError, match="'article', position 0, token 7.*float16 ends at 65,504"):
-            w.append({0: torch.full((4, 2), 1e5).half()}, np.full(4, 7), np.zeros(4, int), np.arange(4))
+    with StoreWriter(
+        tmp_path / "b.h5",
+        [DocumentRows("article", "train", 4)],
+        [0],
+        2,
+        "float16",
+        {"model": "m", "corpus": "c"},
+    ) as w:
+        with pytest.raises(
+            StoreError, match="'article', position 0, token 7.*float16 ends at 65,504"
+        ):
+            w.append(
+                {0: torch.full((4, 2), 1e5).half()}, np.full(4, 7), np.zeros(4, int), np.arange(4)
+            )
         with pytest.raises(StoreError, match="torch.float32 for a store of float16"):
             w.append({0: torch.ones(4, 2)}, np.full(4, 7), np.zeros(4, int), np.arange(4))
 
@@ -231,7 +259,9 @@ def test_other_version_layer_and_split_are_refused(make_store):
 def test_random_access_by_document_and_position(make_store):
     path, values = make_store()
     store = ActivationStore(path)
-    assert store.rows_of("validation 1") == range(3250, 3500) == store.rows_of(3) and store.rows_of(3, slice(10, 12)) == range(3260, 3262)
+    assert store.rows_of("validation 1") == range(3250, 3500) == store.rows_of(3) and store.rows_of(
+        3, slice(10, 12)
+    ) == range(3260, 3262)
     assert store.column("position", range(3248, 3252)).tolist() == [248, 249, 0, 1]
     with pytest.raises(StoreError, match="no documents 'nothing'"):
         store.rows_of("nothing")
@@ -242,24 +272,37 @@ def test_random_access_by_document_and_position(make_store):
     for rows in (slice(4190, 4210), slice(-3, 5)):
         with pytest.raises(IndexError, match="has 4200: there are no others"):
             store.read(rows)
-    assert store.rows_of(store.column("document", slice(3250, 3251))[0]) == range(3250, 3500) and len(store.read(slice(None))) == 4200
+    assert (
+        store.rows_of(store.column("document", slice(3250, 3251))[0]) == range(3250, 3500)
+        and len(store.read(slice(None))) == 4200
+    )
 
 
 def test_a_sound_store_verifies_and_the_command_says_so(make_store):
     path, _ = make_store()
     assert verify(path) == []
-    done = subprocess.run([sys.executable, "-m", "mmlib.store", str(path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mmlib.store", str(path)], capture_output=True, text=True
+    )
     assert done.returncode == 0 and "verified" in done.stdout and "4,200 × 8" in done.stdout
     path.write_bytes(path.read_bytes()[:-5])
-    done = subprocess.run([sys.executable, "-m", "mmlib.store", str(path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mmlib.store", str(path)], capture_output=True, text=True
+    )
     assert done.returncode == 1 and "truncated" in done.stderr
 
 
 def test_rows_must_come_in_their_order(tmp_path):
     with writer(tmp_path / "a.h5") as w:
         w.append({0: torch.ones(2, 2)}, np.arange(2), np.zeros(2, int), np.arange(2))
-        for document, position in ((np.zeros(2, int), np.arange(2)), (np.ones(2, int), np.arange(2, 4)), (np.zeros(2, int), np.array([3, 2]))):
-            with pytest.raises(StoreError, match="row 2 is due, document 0 at position 2, but rows from document"):
+        for document, position in (
+            (np.zeros(2, int), np.arange(2)),
+            (np.ones(2, int), np.arange(2, 4)),
+            (np.zeros(2, int), np.array([3, 2])),
+        ):
+            with pytest.raises(
+                StoreError, match="row 2 is due, document 0 at position 2, but rows from document"
+            ):
                 w.append({0: torch.ones(2, 2)}, np.arange(2), document, position)
 
 
@@ -269,14 +312,23 @@ def test_contents_that_contradict_each_other_are_found(tmp_path, monkeypatch):
     with writer(tmp_path / "a.h5") as w:
         w.append({0: torch.ones(4, 2)}, np.arange(4), np.zeros(4, int), np.array([0, 1, 3, 2]))
         w.finish()
-    assert verify(tmp_path / "a.h5") == [f"{tmp_path / 'a.h5'}: position, rows 0 to 4 do not fit the table of documents"]
+    assert verify(tmp_path / "a.h5") == [
+        f"{tmp_path / 'a.h5'}: position, rows 0 to 4 do not fit the table of documents"
+    ]
 
 
 def make_shards(make_store, tmp_path):
     """Two stores of other documents joined, and all their values."""
-    parts = [make_store(rows=(3000, 10, 10), seed=0, splits=("train",), shard="0 of 2"), make_store(rows=(500, 600, 700), seed=1, shard="1 of 2", first_document=2)]
+    parts = [
+        make_store(rows=(3000, 10, 10), seed=0, splits=("train",), shard="0 of 2"),
+        make_store(rows=(500, 600, 700), seed=1, shard="1 of 2", first_document=2),
+    ]
     join_shards(tmp_path / "all.h5", [path for path, _ in parts])
-    return tmp_path / "all.h5", torch.cat([values for _, values in parts]), [path for path, _ in parts]
+    return (
+        tmp_path / "all.h5",
+        torch.cat([values for _, values in parts]),
+        [path for path, _ in parts],
+    )
 
 
 def test_shards_open_as_one_store(make_store, tmp_path):
@@ -286,12 +338,21 @@ def test_shards_open_as_one_store(make_store, tmp_path):
     rows = np.array([4000, 0, 2999, 3000, 1023, 3001])
     assert torch.equal(store.take(rows), values[rows])
     train = values[:3500].double()
-    assert store.rows("train") == range(3500) and np.allclose(store.mean, train.mean(0), rtol=1e-12) and np.allclose(store.variance, train.var(0, correction=0), rtol=1e-12)
-    assert set(store.splits[store.column("document", store.rows("test"))]) == {"test"} and store.column("position")[-1] == 349
+    assert (
+        store.rows("train") == range(3500)
+        and np.allclose(store.mean, train.mean(0), rtol=1e-12)
+        and np.allclose(store.variance, train.var(0, correction=0), rtol=1e-12)
+    )
+    assert (
+        set(store.splits[store.column("document", store.rows("test"))]) == {"test"}
+        and store.column("position")[-1] == 349
+    )
     with h5py.File(path) as file:  # a reader that knows nothing of us
         bits = file["activations/layer_01"][2990:3010].astype("uint32") << 16
         assert np.array_equal(bits.view("float32"), values[2990:3010].float().numpy())
-        assert np.array_equal(file["document"][:], store.column("document")) and file["token_ids"].shape == (4800,)
+        assert np.array_equal(file["document"][:], store.column("document")) and file[
+            "token_ids"
+        ].shape == (4800,)
 
 
 def test_shards_that_miss_differ_or_do_not_belong_are_refused(make_store, tmp_path):
@@ -310,7 +371,9 @@ def test_shards_that_miss_differ_or_do_not_belong_are_refused(make_store, tmp_pa
     for given in ([second, first], [first], [first, first]):
         with pytest.raises(StoreError, match="all shards of one extraction in order"):
             join_shards(tmp_path / "bad.h5", given)
-    mixed = [make_store(seed=3 + i, shard=f"{i} of 2", first_document=6 * i)[0] for i in range(2)]  # train, validation, test; train, …
+    mixed = [
+        make_store(seed=3 + i, shard=f"{i} of 2", first_document=6 * i)[0] for i in range(2)
+    ]  # train, validation, test; train, …
     with pytest.raises(StoreError, match="a split's documents side by side"):
         join_shards(tmp_path / "bad.h5", mixed)
     (tmp_path / "elsewhere").mkdir()
@@ -321,32 +384,60 @@ def test_shards_that_miss_differ_or_do_not_belong_are_refused(make_store, tmp_pa
 
 def test_a_shard_without_training_documents_takes_no_part_in_the_statistics(make_store, tmp_path):
     first, values = make_store(rows=(3000,), splits=("train",), shard="0 of 2")
-    second, _ = make_store(rows=(500, 500), splits=("validation", "test"), seed=1, shard="1 of 2", first_document=2)
+    second, _ = make_store(
+        rows=(500, 500), splits=("validation", "test"), seed=1, shard="1 of 2", first_document=2
+    )
     join_shards(tmp_path / "all.h5", [first, second])
-    assert np.allclose(ActivationStore(tmp_path / "all.h5").mean, values.double().mean(0), rtol=1e-12) and verify(tmp_path / "all.h5") == []
+    assert (
+        np.allclose(ActivationStore(tmp_path / "all.h5").mean, values.double().mean(0), rtol=1e-12)
+        and verify(tmp_path / "all.h5") == []
+    )
 
 
 def test_layers_that_were_not_extracted_together_are_not_paired(make_store, tmp_path):
-    first, other = ActivationStore(make_store(layer=1)[0], 1), ActivationStore(make_store(layer=2, rows=(3002, 500, 700))[0], 2)
+    first, other = (
+        ActivationStore(make_store(layer=1)[0], 1),
+        ActivationStore(make_store(layer=2, rows=(3002, 500, 700))[0], 2),
+    )
     with pytest.raises(StoreError, match="extract the layers together"):
         next(multi_layer_batches([first, other], "train", 10, 0))
-    pair = next(multi_layer_batches([first, ActivationStore(make_store(layer=2)[0], 2)], "train", 10, 0))
-    assert pair.shape == (2, 10, 8) and torch.equal(pair[0], pair[1])  # the fixture gives every layer the same values
+    pair = next(
+        multi_layer_batches([first, ActivationStore(make_store(layer=2)[0], 2)], "train", 10, 0)
+    )
+    assert pair.shape == (2, 10, 8) and torch.equal(
+        pair[0], pair[1]
+    )  # the fixture gives every layer the same values
 
 
 def test_what_is_appended_must_be_as_announced(tmp_path):
     with writer(tmp_path / "a.h5") as w:
         for values in ({0: torch.ones(4, 1)}, {1: torch.ones(4, 2)}, {}, {0: torch.ones(3, 2)}):
-            with pytest.raises(StoreError, match=r"expected as many of each, and \(4, 2\) of layers \[0\]"):
+            with pytest.raises(
+                StoreError, match=r"expected as many of each, and \(4, 2\) of layers \[0\]"
+            ):
                 w.append(values, np.arange(4), np.zeros(4, int), np.arange(4))
         with pytest.raises(StoreError, match="5 rows were given, 4 were announced"):
             w.append({0: torch.ones(5, 2)}, np.arange(5), np.zeros(5, int), np.arange(5))
     with pytest.raises(StoreError, match="attributes model, corpus are missing"):
         StoreWriter(tmp_path / "b.h5", [DocumentRows("article", "train", 4)], [0], 2, "float32", {})
     with pytest.raises(StoreError, match="dtype 'int8'"):
-        StoreWriter(tmp_path / "b.h5", [DocumentRows("article", "train", 4)], [0], 2, "int8", {"model": "m", "corpus": "c"})
+        StoreWriter(
+            tmp_path / "b.h5",
+            [DocumentRows("article", "train", 4)],
+            [0],
+            2,
+            "int8",
+            {"model": "m", "corpus": "c"},
+        )
     with pytest.raises(StoreError, match="store fewer layers a file"):
-        StoreWriter(tmp_path / "b.h5", [DocumentRows("article", "train", 4)], list(range(400)), 2, "float32", {"model": "m", "corpus": "c"})
+        StoreWriter(
+            tmp_path / "b.h5",
+            [DocumentRows("article", "train", 4)],
+            list(range(400)),
+            2,
+            "float32",
+            {"model": "m", "corpus": "c"},
+        )
 
 
 def test_an_interruption_while_recovering_does_not_leave_the_store_locked(make_store, monkeypatch):
@@ -356,7 +447,10 @@ def test_an_interruption_while_recovering_does_not_leave_the_store_locked(make_s
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as kept:  # kept: as a notebook keeps the last traceback
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(KeyboardInterrupt) as kept,
+    ):  # kept: as a notebook keeps the last traceback
         patched.setattr(StoreWriter, "_read_chunk", interrupted)
         make_store()
     make_store(next_row=2048)

@@ -11,16 +11,68 @@ def marked(pieces, mark):
     return [piece for piece, marks in zip(pieces, token_marks(pieces)) if mark in marks]
 
 
-TEXT = ["\n", " In", " the", " town", " of", " Caf", "é", " (", "near", " Bonn", ")", ",", " he", " said", " \"", "running", " fast", "\"", " and",
-        " walked", ".", " He", " sings", " well", ".", " In", " ", "1", "9", "8", " dogs", " sleep", ",", " glass", " too", "\n", " x"]
+TEXT = [
+    "\n",
+    " In",
+    " the",
+    " town",
+    " of",
+    " Caf",
+    "é",
+    " (",
+    "near",
+    " Bonn",
+    ")",
+    ",",
+    " he",
+    " said",
+    ' "',
+    "running",
+    " fast",
+    '"',
+    " and",
+    " walked",
+    ".",
+    " He",
+    " sings",
+    " well",
+    ".",
+    " In",
+    " ",
+    "1",
+    "9",
+    "8",
+    " dogs",
+    " sleep",
+    ",",
+    " glass",
+    " too",
+    "\n",
+    " x",
+]
 
 
-@pytest.mark.parametrize("mark, expected", [
-    ("digit", ["1", "9", "8"]), ("number goes on", ["1", "9"]), ("after the", [" town"]), ("in brackets", ["near", " Bonn"]),
-    ("in quotes", ["running", " fast"]), ("letter outside ASCII", ["é"]), ("word goes on", [" Caf"]), ("sentence ends", [" walked", " well"]),
-    ("comma follows", [" sleep"]), ("capitalised", [" In", " Bonn", " He", " In"]), ("sentence begins", [" In", " He", " In"]),
-    ("capitalised within", [" Bonn"]), ("-ing", []), ("-ed", [" walked"]), ("-s", [" sings", " dogs"]),
-    ("function word", [" the", " of", " he", " and"])])
+@pytest.mark.parametrize(
+    "mark, expected",
+    [
+        ("digit", ["1", "9", "8"]),
+        ("number goes on", ["1", "9"]),
+        ("after the", [" town"]),
+        ("in brackets", ["near", " Bonn"]),
+        ("in quotes", ["running", " fast"]),
+        ("letter outside ASCII", ["é"]),
+        ("word goes on", [" Caf"]),
+        ("sentence ends", [" walked", " well"]),
+        ("comma follows", [" sleep"]),
+        ("capitalised", [" In", " Bonn", " He", " In"]),
+        ("sentence begins", [" In", " He", " In"]),
+        ("capitalised within", [" Bonn"]),
+        ("-ing", []),
+        ("-ed", [" walked"]),
+        ("-s", [" sings", " dogs"]),
+        ("function word", [" the", " of", " he", " and"]),
+    ],
+)
 def test_marks_of_tokens_are_those_set_by_hand(mark, expected):
     assert marked(TEXT, mark) == expected
 
@@ -37,27 +89,44 @@ def test_the_first_and_the_last_token_carry_no_mark():
 
 def test_words_of_pairs_that_share_a_word_are_one_group():
     group = tasks.tied([("a", "b"), ("c", "d"), ("b", "e"), ("f", "c")])
-    assert len({group[w] for w in "abe"}) == len({group[w] for w in "cdf"}) == 1 and group["a"] != group["c"]
+    assert (
+        len({group[w] for w in "abe"}) == len({group[w] for w in "cdf"}) == 1
+        and group["a"] != group["c"]
+    )
 
 
 def test_relation_examples_say_word_and_place_and_keep_groups_whole():
-    families = {"sex": [("king", "queen"), ("man", "woman")], "plural": [("king", "kings"), ("dog", "dogs"), ("cat", "cats")]}
+    families = {
+        "sex": [("king", "queen"), ("man", "woman")],
+        "plural": [("king", "kings"), ("dog", "dogs"), ("cat", "cats")],
+    }
     documents, examples = tasks.relation_examples(families, 0.5, seed=0)
-    assert len(documents) == len(examples) == 9 * len(tasks.CARRIERS) == len({document.title for document in documents})
-    of_king = [example for document, example in zip(documents, examples) if document.text.endswith(" king")]
+    assert (
+        len(documents)
+        == len(examples)
+        == 9 * len(tasks.CARRIERS)
+        == len({document.title for document in documents})
+    )
+    of_king = [
+        example for document, example in zip(documents, examples) if document.text.endswith(" king")
+    ]
     assert all(example.marks == {"sex first", "plural first", "first"} for example in of_king)
     side = {}
     for document, example in zip(documents, examples):
         side.setdefault(example.group, set()).add(example.held_out)
     assert {frozenset(sides) for sides in side.values()} == {frozenset({True}), frozenset({False})}
-    tied = {document.text.split()[-1]: example.group for document, example in zip(documents, examples)}
+    tied = {
+        document.text.split()[-1]: example.group for document, example in zip(documents, examples)
+    }
     assert tied["queen"] == tied["king"] == tied["kings"] != tied["dogs"]
 
 
 def test_posts_are_the_first_of_each_label():
     posts = [(f"t{i}", f"text {i}", "ab"[i % 2]) for i in range(20)] + [("empty", " ", "c")]
     documents, examples = tasks.post_examples(posts, 4, 1, 0.25, seed=0)
-    assert [document.title for document in documents] == [f"t{i}" for i in range(8)] and sum(example.held_out for example in examples) == 2
+    assert [document.title for document in documents] == [f"t{i}" for i in range(8)] and sum(
+        example.held_out for example in examples
+    ) == 2
     assert examples[1].marks == {"b", "post"} and documents[1].text == "text" + tasks.POST_CLOSING
 
 
@@ -65,15 +134,21 @@ def example(i, marks, held_out, group=None):
     return Example("s", group or f"g{i}", frozenset(marks), held_out)
 
 
-EXAMPLES = [example(i, {"all", *({"yes"} if i % 3 == 0 else set())}, i % 2 == 0) for i in range(120)] + [Example("other", "o", frozenset({"yes"}), False)]
+EXAMPLES = [
+    example(i, {"all", *({"yes"} if i % 3 == 0 else set())}, i % 2 == 0) for i in range(120)
+] + [Example("other", "o", frozenset({"yes"}), False)]
 
 
 def test_tasks_are_balanced_undivided_and_of_their_source():
     (task,), left_out = make_tasks(EXAMPLES, [Definition("t", "s", "yes", "all")], 7, 5, seed=0)
-    assert not left_out and 120 not in task.rows_e and len(set(task.rows_e)) == len(task.rows_e) == 28
+    assert (
+        not left_out and 120 not in task.rows_e and len(set(task.rows_e)) == len(task.rows_e) == 28
+    )
     for held_out in (False, True):
         rows, label = task.side(held_out)
-        assert label.sum() == (~label).sum() == 7 and all(EXAMPLES[i].held_out == held_out for i in rows)
+        assert label.sum() == (~label).sum() == 7 and all(
+            EXAMPLES[i].held_out == held_out for i in rows
+        )
         assert all(("yes" in EXAMPLES[i].marks) == positive for i, positive in zip(rows, label))
     assert not set(task.group_e[task.held_out_e]) & set(task.group_e[~task.held_out_e])
 
@@ -86,7 +161,13 @@ def test_draws_are_seeded():
 
 def test_a_task_with_too_few_examples_is_left_out_by_name():
     few = EXAMPLES + [example(200 + i, {"rare"}, i % 2 == 0) for i in range(9)]
-    found, left_out = make_tasks(few, [Definition("rare", "s", "rare", "all"), Definition("t", "s", "yes", "all")], 7, 5, seed=0)
+    found, left_out = make_tasks(
+        few,
+        [Definition("rare", "s", "rare", "all"), Definition("t", "s", "yes", "all")],
+        7,
+        5,
+        seed=0,
+    )
     assert [task.name for task in found] == ["t"] and left_out == ["rare"]
 
 
@@ -95,11 +176,15 @@ def test_compacted_rows_are_the_same_examples():
     found, _ = make_tasks(EXAMPLES, wanted, 5, 5, seed=0)
     used, moved = compacted(found)
     assert list(used) == sorted({*found[0].rows_e, *found[1].rows_e})
-    assert all(np.array_equal(used[after.rows_e], before.rows_e) for before, after in zip(found, moved))
+    assert all(
+        np.array_equal(used[after.rows_e], before.rows_e) for before, after in zip(found, moved)
+    )
 
 
 def test_there_are_sixty_eight_tasks():
-    wanted = tasks.definitions([f"group {i}" for i in range(20)], [f"family {i}" for i in range(14)])
+    wanted = tasks.definitions(
+        [f"group {i}" for i in range(20)], [f"family {i}" for i in range(14)]
+    )
     assert len(wanted) == 68 == len({one.name for one in wanted})
 
 
@@ -107,11 +192,25 @@ def test_whole_words_carry_their_language_and_translations_stay_together():
     pieces = ["Le", " fleuve", " na", "ît", " ici", "."]
     texts = [(pieces, f"{language} {opening}") for opening in range(5) for language in ("fr", "en")]
     examples = tasks.language_examples(texts, 0.4, seed=0)
-    assert len(examples) == 60 and [i for i in range(6) if examples[i].marks] == [1, 4] and examples[1].marks == {"word", "fr"}
-    assert all({example.held_out for example in examples if example.group == f"opening {i}"} in ({True}, {False}) for i in range(5))
+    assert (
+        len(examples) == 60
+        and [i for i in range(6) if examples[i].marks] == [1, 4]
+        and examples[1].marks == {"word", "fr"}
+    )
+    assert all(
+        {example.held_out for example in examples if example.group == f"opening {i}"}
+        in ({True}, {False})
+        for i in range(5)
+    )
     assert len({example.group for example in examples if example.held_out}) == 2
     wanted = [one for one in tasks.definitions([], []) if one.source == "languages"]
     found, left_out = make_tasks(examples, wanted, 10, 2, seed=0)
-    assert [task.name for task in found] == ["English word", "French word"] and left_out == ["German word", "Spanish word"]
+    assert [task.name for task in found] == ["English word", "French word"] and left_out == [
+        "German word",
+        "Spanish word",
+    ]
     for task, language in zip(found, ("en", "fr")):
-        assert all((language in examples[row].marks) == label for row, label in zip(task.rows_e, task.label_e))
+        assert all(
+            (language in examples[row].marks) == label
+            for row, label in zip(task.rows_e, task.label_e)
+        )

@@ -26,7 +26,17 @@ from mmlib.batches import multi_layer_batches, shuffled_batches
 from mmlib.store import ActivationStore, StoreError
 from mmlib.train import TrainingDiverged, TrainingRun, learning_rate, step_generator, train
 
-SETTINGS = Training("flow_velocity", steps=12, batch=64, lr=1e-3, validate_every=4, save_every=4, log_every=2, bf16=False, keep=(("early", 4),))
+SETTINGS = Training(
+    "flow_velocity",
+    steps=12,
+    batch=64,
+    lr=1e-3,
+    validate_every=4,
+    save_every=4,
+    log_every=2,
+    bf16=False,
+    keep=(("early", 4),),
+)
 
 
 class Killed(RuntimeError):
@@ -44,13 +54,16 @@ def batches(store, size=64, kill_at=None):
             if i == kill_at:
                 raise Killed
             yield batch
+
     return source
 
 
 def run(store, folder, settings=SETTINGS, kill_at=None, objective="flow_velocity", network=None):
     model = fresh(store, network, objective)
     validation = model.normaliser(store.read(store.rows("validation")))
-    log = train(model, settings, batches(store, settings.batch, kill_at), validation, folder, seed=0)
+    log = train(
+        model, settings, batches(store, settings.batch, kill_at), validation, folder, seed=0
+    )
     return model, log
 
 
@@ -61,20 +74,40 @@ def weights(model):
 def test_the_averaged_weights_are_those_of_diffusers(make_store, tmp_path):
     store = ActivationStore(make_store(dtype="float32")[0])
     model, settings = fresh(store), dataclasses.replace(SETTINGS, lr=0.1, ema=0.6)
-    one = TrainingRun(model, settings, model.normaliser(store.read(store.rows("validation"))), tmp_path, 0, "", None)
+    one = TrainingRun(
+        model,
+        settings,
+        model.normaliser(store.read(store.rows("validation"))),
+        tmp_path,
+        0,
+        "",
+        None,
+    )
     given, theirs = batches(store)(0), EMAModel(one.parameters, decay=0.6)
     for _ in range(12):
         one.advance(given)
         theirs.step(one.parameters)
-    for ours, average, parameter in zip(one.ema.shadow_params, theirs.shadow_params, one.parameters):
-        assert torch.allclose(ours, average, rtol=0, atol=1e-6) and not torch.allclose(ours, parameter, rtol=0, atol=1e-3)
+    for ours, average, parameter in zip(
+        one.ema.shadow_params, theirs.shadow_params, one.parameters
+    ):
+        assert torch.allclose(ours, average, rtol=0, atol=1e-6) and not torch.allclose(
+            ours, parameter, rtol=0, atol=1e-3
+        )
 
 
 @pytest.mark.parametrize("clip", [0.05, 1e3], ids=["clipped", "as_it_is"])
 def test_gradients_are_clipped_as_by_torch(make_store, tmp_path, clip):
     store = ActivationStore(make_store(dtype="float32")[0])
     model = fresh(store)
-    one = TrainingRun(model, dataclasses.replace(SETTINGS, clip=clip), model.normaliser(store.read(store.rows("validation"))), tmp_path, 0, "", None)
+    one = TrainingRun(
+        model,
+        dataclasses.replace(SETTINGS, clip=clip),
+        model.normaliser(store.read(store.rows("validation"))),
+        tmp_path,
+        0,
+        "",
+        None,
+    )
     seen, step = [], one.optimizer.step
     one.optimizer.step = lambda: seen.extend(p.grad.clone() for p in one.parameters) or step()
     z, twin = model.normaliser(next(batches(store)(0))), copy.deepcopy(one.network)
@@ -114,17 +147,37 @@ def test_a_finished_training_is_loaded_not_repeated(make_store, tmp_path, capsys
     store = ActivationStore(make_store(dtype="float32")[0])
     first, first_log = run(store, tmp_path)
     again, log = run(store, tmp_path, kill_at=0)
-    assert torch.equal(weights(first), weights(again)) and log == first_log and "already trained" in capsys.readouterr().out
+    assert (
+        torch.equal(weights(first), weights(again))
+        and log == first_log
+        and "already trained" in capsys.readouterr().out
+    )
 
 
 def test_resume_survives_a_new_process(make_store, tmp_path):
     """Python's string hashes differ between processes, and must not decide what counts as the same configuration."""
     path = make_store(dtype="float32")[0]
-    code = ("import sys, torch; from pathlib import Path; sys.path.insert(0, sys.argv[3]); import test_train as t;"
-            "store = t.ActivationStore(Path(sys.argv[1])); t.run(store, Path(sys.argv[2]), kill_at=9 if sys.argv[4] == 'kill' else None)")
-    arguments = (sys.executable, "-c", code, str(path), str(tmp_path / "run"), str(Path(__file__).parent))
-    subprocess.run((*arguments, "kill"), env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True)
-    done = subprocess.run((*arguments, "on"), env={**os.environ, "PYTHONHASHSEED": "2"}, capture_output=True, text=True)
+    code = (
+        "import sys, torch; from pathlib import Path; sys.path.insert(0, sys.argv[3]); import test_train as t;"
+        "store = t.ActivationStore(Path(sys.argv[1])); t.run(store, Path(sys.argv[2]), kill_at=9 if sys.argv[4] == 'kill' else None)"
+    )
+    arguments = (
+        sys.executable,
+        "-c",
+        code,
+        str(path),
+        str(tmp_path / "run"),
+        str(Path(__file__).parent),
+    )
+    subprocess.run(
+        (*arguments, "kill"), env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True
+    )
+    done = subprocess.run(
+        (*arguments, "on"),
+        env={**os.environ, "PYTHONHASHSEED": "2"},
+        capture_output=True,
+        text=True,
+    )
     assert "resuming at step 8" in done.stdout, done.stderr
 
 
@@ -142,24 +195,47 @@ def run_until_killed(path, folder, step, delay):
             if i == LONG.steps - 1:
                 time.sleep(60)  # it never ends by itself
             yield batch
+
     model = fresh(store)
-    train(model, LONG, source, model.normaliser(store.read(store.rows("validation"))), Path(folder), seed=0)
+    train(
+        model,
+        LONG,
+        source,
+        model.normaliser(store.read(store.rows("validation"))),
+        Path(folder),
+        seed=0,
+    )
 
 
-def test_killed_at_random_moments_and_resumed_ends_bit_identical(make_store, tmp_path, pytestconfig):
+def test_killed_at_random_moments_and_resumed_ends_bit_identical(
+    make_store, tmp_path, pytestconfig
+):
     path = make_store(dtype="float32")[0]
     seed = random.randrange(10**6)
     draw = random.Random(seed)
     for step in sorted(draw.randrange(LONG.steps) for _ in range(pytestconfig.getoption("faults"))):
         code = "import sys; sys.path.insert(0, sys.argv[1]); import test_train as t; t.run_until_killed(*sys.argv[2:])"
         arguments = (Path(__file__).parent, path, tmp_path / "cut", step, draw.uniform(0, 0.03))
-        done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     store = ActivationStore(path)
-    (_, whole_log), (_, log) = run(store, tmp_path / "whole", LONG), run(store, tmp_path / "cut", LONG)
-    whole, cut = ((tmp_path / name / "network" / "diffusion_pytorch_model.safetensors").read_bytes() for name in ("whole", "cut"))
+    (_, whole_log), (_, log) = (
+        run(store, tmp_path / "whole", LONG),
+        run(store, tmp_path / "cut", LONG),
+    )
+    whole, cut = (
+        (tmp_path / name / "network" / "diffusion_pytorch_model.safetensors").read_bytes()
+        for name in ("whole", "cut")
+    )
     assert whole == cut, f"kills drawn with seed {seed}"
-    assert [(e["step"], e["loss"]) for e in whole_log] == [(e["step"], e["loss"]) for e in log], f"kills drawn with seed {seed}"
+    assert [(e["step"], e["loss"]) for e in whole_log] == [(e["step"], e["loss"]) for e in log], (
+        f"kills drawn with seed {seed}"
+    )
 
 
 def test_divergence_names_the_step(make_store, tmp_path):
@@ -171,41 +247,91 @@ def test_divergence_names_the_step(make_store, tmp_path):
 def test_a_training_that_does_not_learn_is_stopped(make_store, tmp_path):
     """Weights that hardly move keep the loss of the beginning, which is above the mean predictor's."""
     store = ActivationStore(make_store(dtype="float32")[0])
-    settings = dataclasses.replace(SETTINGS, steps=1000, lr=1e-9, log_every=20, validate_every=1000, save_every=1000, keep=())
-    with pytest.raises(TrainingDiverged, match="at step [45]\\d\\d of 1000: for 250 steps it has been above"):
+    settings = dataclasses.replace(
+        SETTINGS, steps=1000, lr=1e-9, log_every=20, validate_every=1000, save_every=1000, keep=()
+    )
+    with pytest.raises(
+        TrainingDiverged, match="at step [45]\\d\\d of 1000: for 250 steps it has been above"
+    ):
         run(store, tmp_path, settings)
 
 
 def test_a_slow_training_may_be_told_not_to_give_up(make_store, tmp_path):
     store = ActivationStore(make_store(dtype="float32")[0])
-    _, log = run(store, tmp_path, dataclasses.replace(SETTINGS, steps=520, lr=1e-9, log_every=20, validate_every=520, save_every=520, keep=(), stop_if_stuck=False))
+    _, log = run(
+        store,
+        tmp_path,
+        dataclasses.replace(
+            SETTINGS,
+            steps=520,
+            lr=1e-9,
+            log_every=20,
+            validate_every=520,
+            save_every=520,
+            keep=(),
+            stop_if_stuck=False,
+        ),
+    )
     assert log[-1]["step"] == 520
 
 
 def test_one_denoiser_is_trained_on_several_layers(make_store, tmp_path):
     """Rows of all layers in each batch; the trained network does better at each layer than the mean alone."""
-    stores = [ActivationStore(make_store(layer=layer, seed=layer, dtype="float32", d=4)[0]) for layer in (0, 2)]
+    stores = [
+        ActivationStore(make_store(layer=layer, seed=layer, dtype="float32", d=4)[0])
+        for layer in (0, 2)
+    ]
     torch.manual_seed(0)
     model = MetaModel.for_store(MLPDenoiser(4, 32, 64, 2, 3), "flow_velocity", *stores)
-    validation = model.normaliser(torch.stack([store.read(store.rows("validation")) for store in stores]))
-    settings = Training("flow_velocity", steps=150, batch=256, lr=3e-3, levels=64, bf16=False, validate_every=50, ema=0.95)
-    log = train(model, settings, lambda start: multi_layer_batches(stores, "train", 256, 0, start=start), validation, tmp_path, seed=0)
-    assert log[-1]["validation_loss"] < log[0]["loss"] - 0.1 and MetaModel.from_pretrained(tmp_path).layers == (0, 2)
+    validation = model.normaliser(
+        torch.stack([store.read(store.rows("validation")) for store in stores])
+    )
+    settings = Training(
+        "flow_velocity",
+        steps=150,
+        batch=256,
+        lr=3e-3,
+        levels=64,
+        bf16=False,
+        validate_every=50,
+        ema=0.95,
+    )
+    log = train(
+        model,
+        settings,
+        lambda start: multi_layer_batches(stores, "train", 256, 0, start=start),
+        validation,
+        tmp_path,
+        seed=0,
+    )
+    assert log[-1]["validation_loss"] < log[0]["loss"] - 0.1 and MetaModel.from_pretrained(
+        tmp_path
+    ).layers == (0, 2)
 
 
 def test_a_linear_skip_needs_its_gaussian(make_store):
     store = ActivationStore(make_store(dtype="float32", d=4)[0])
-    gaussian = PrincipalComponents.fit(Normaliser.of(store)(store.read(store.rows("train")))).gaussian()
-    recipe = Recipe(MLPSize(1, 16, 32), dataclasses.replace(SETTINGS, steps=2, keep=()), linear_skip=True)
+    gaussian = PrincipalComponents.fit(
+        Normaliser.of(store)(store.read(store.rows("train")))
+    ).gaussian()
+    recipe = Recipe(
+        MLPSize(1, 16, 32), dataclasses.replace(SETTINGS, steps=2, keep=()), linear_skip=True
+    )
     network = new_model(recipe, store, 0, gaussian).network
-    assert torch.equal(network.eigenvalues_d, gaussian.eigenvalues_d) and not any(p.shape == network.basis_dd.shape for p in network.parameters())
+    assert torch.equal(network.eigenvalues_d, gaussian.eigenvalues_d) and not any(
+        p.shape == network.basis_dd.shape for p in network.parameters()
+    )
     with pytest.raises(ValueError, match="pass the one fitted"):
         new_model(recipe, store, 0)
 
 
 def test_shared_levels_give_the_network_the_same_answer_as_one_a_row():
     torch.manual_seed(0)
-    network, x, time = MLPDenoiser(6, 12, 24, 2, gated_skip=True), torch.randn(8, 6), torch.tensor([3.0, 500.0])
+    network, x, time = (
+        MLPDenoiser(6, 12, 24, 2, gated_skip=True),
+        torch.randn(8, 6),
+        torch.tensor([3.0, 500.0]),
+    )
     assert torch.allclose(network(x, time), network(x, time.repeat_interleave(4)), atol=1e-6)
     with pytest.raises(ValueError, match="8 rows and 3 times"):
         network(x, torch.ones(3))
@@ -231,14 +357,29 @@ def test_a_tracker_gets_the_log(make_store, tmp_path):
     store = ActivationStore(make_store(dtype="float32")[0])
     model = fresh(store)
     validation = model.normaliser(store.read(store.rows("validation")))
-    log = train(model, SETTINGS, batches(store), validation, tmp_path / "run", seed=0, tracker=Recorder())
-    assert [step for step, _ in Recorder.seen] == [entry["step"] for entry in log] and Recorder.seen[-1][1]["loss"] == log[-1]["loss"]
+    log = train(
+        model, SETTINGS, batches(store), validation, tmp_path / "run", seed=0, tracker=Recorder()
+    )
+    assert [step for step, _ in Recorder.seen] == [
+        entry["step"] for entry in log
+    ] and Recorder.seen[-1][1]["loss"] == log[-1]["loss"]
     with pytest.raises(ValueError, match="install its package"):
-        train(fresh(store), SETTINGS, batches(store), validation, tmp_path / "other", seed=0, tracker="tensorboard")
+        train(
+            fresh(store),
+            SETTINGS,
+            batches(store),
+            validation,
+            tmp_path / "other",
+            seed=0,
+            tracker="tensorboard",
+        )
 
 
 def test_a_state_of_an_older_training_is_not_taken_up_after_another_began(make_store, tmp_path):
-    store, other = ActivationStore(make_store(dtype="float32")[0]), dataclasses.replace(SETTINGS, lr=2e-3)
+    store, other = (
+        ActivationStore(make_store(dtype="float32")[0]),
+        dataclasses.replace(SETTINGS, lr=2e-3),
+    )
     with pytest.raises(Killed):
         run(store, tmp_path, kill_at=9)
     with pytest.raises(Killed):
@@ -252,7 +393,14 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(make_s
     model = fresh(store)
     model.network.in_proj.weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(TrainingDiverged, match="gradient norm nan at step 1"):
-        train(model, SETTINGS, batches(store), model.normaliser(store.read(store.rows("validation"))), tmp_path, seed=0)
+        train(
+            model,
+            SETTINGS,
+            batches(store),
+            model.normaliser(store.read(store.rows("validation"))),
+            tmp_path,
+            seed=0,
+        )
     assert weights(model).isfinite().all()
 
 
@@ -272,7 +420,10 @@ def test_validation_at_steps_that_are_not_logged_is_refused():
 def test_checkpoint_round_trip_and_kept_copy(make_store, tmp_path):
     store = ActivationStore(make_store(dtype="float32")[0])
     model, _ = run(store, tmp_path)
-    again, early = MetaModel.from_pretrained(tmp_path), MetaModel.from_pretrained(tmp_path / "early")
+    again, early = (
+        MetaModel.from_pretrained(tmp_path),
+        MetaModel.from_pretrained(tmp_path / "early"),
+    )
     x = torch.randn(5, store.d)
     assert torch.equal(model.denoise(x, 0.3), again.denoise(x, 0.3))
     assert not torch.equal(model.denoise(x, 0.3), early.denoise(x, 0.3))
@@ -283,12 +434,17 @@ def test_checkpoint_round_trip_and_kept_copy(make_store, tmp_path):
 def test_store_of_another_model_layer_or_width_is_refused(make_store, tmp_path, change):
     model = fresh(ActivationStore(make_store()[0]))
     other = ActivationStore(make_store(seed=5, **change)[0])
-    with pytest.raises(StoreError, match="was trained on toy@1 layer 1 \\(width 8\\), the store holds"):
+    with pytest.raises(
+        StoreError, match="was trained on toy@1 layer 1 \\(width 8\\), the store holds"
+    ):
         model.check_store(other)
 
 
 def test_store_of_other_documents_is_refused_unless_asked_for(make_store):
-    model, other = fresh(ActivationStore(make_store()[0])), ActivationStore(make_store(seed=5, corpus="other")[0])
+    model, other = (
+        fresh(ActivationStore(make_store()[0])),
+        ActivationStore(make_store(seed=5, corpus="other")[0]),
+    )
     with pytest.raises(StoreError, match="may have been trained on"):
         model.check_store(other)
     model.check_store(other, same_documents=False)
@@ -321,20 +477,40 @@ def test_missing_checkpoint_names_the_notebook(tmp_path):
 
 def test_learning_rate_by_hand():
     settings = Training("flow_velocity", steps=100, batch=1, lr=1.0, warmup=0.1, final_lr=0.2)
-    assert learning_rate(0, settings) == pytest.approx(0.1) and learning_rate(9, settings) == pytest.approx(1.0)
-    assert learning_rate(55, settings) == pytest.approx(0.6) and learning_rate(100, settings) == pytest.approx(0.2)
+    assert learning_rate(0, settings) == pytest.approx(0.1) and learning_rate(
+        9, settings
+    ) == pytest.approx(1.0)
+    assert learning_rate(55, settings) == pytest.approx(0.6) and learning_rate(
+        100, settings
+    ) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
-def test_a_small_network_approaches_but_never_beats_the_gaussian_on_gaussian_data(make_store, tmp_path, objective):
+def test_a_small_network_approaches_but_never_beats_the_gaussian_on_gaussian_data(
+    make_store, tmp_path, objective
+):
     """The optimal denoiser of Gaussian data is known in closed form: a trained network must end just above its loss."""
     store = ActivationStore(make_store(rows=(20_000, 5000, 10), d=4, dtype="float32")[0])
-    settings = Training(objective, steps=400, batch=512, lr=3e-3, bf16=False, validate_every=400, ema=0.98)
-    model, _ = run(store, tmp_path, settings, objective=objective, network=MLPDenoiser(4, 32, 64, 2))
+    settings = Training(
+        objective, steps=400, batch=512, lr=3e-3, bf16=False, validate_every=400, ema=0.98
+    )
+    model, _ = run(
+        store, tmp_path, settings, objective=objective, network=MLPDenoiser(4, 32, 64, 2)
+    )
     z = Normaliser.of(store)(store.read(store.rows("validation")))
     optimum = PrincipalComponents.fit(z).gaussian().expected_loss(objective, z)
     from mmlib.compare import evaluate
-    losses, _ = evaluate({"mlp": model}, {}, objective, z, torch.zeros(len(z), dtype=int).numpy(), tokens=2000, common_tokens=2000, seed=0)
+
+    losses, _ = evaluate(
+        {"mlp": model},
+        {},
+        objective,
+        z,
+        torch.zeros(len(z), dtype=int).numpy(),
+        tokens=2000,
+        common_tokens=2000,
+        seed=0,
+    )
     if objective == "flow_velocity":
         assert 0.98 * optimum < losses.mean("mlp") < 1.10 * optimum
     else:  # ε divided by a vanishing signal is what a short training gets wrong; the objective's own weight forgives it
@@ -356,12 +532,22 @@ def test_sampler_recovers_a_known_gaussian(make_store):
             gain = (1 - sigma) * scale**2 / ((1 - sigma) ** 2 * scale**2 + sigma**2)
             return (x - gain * x) / sigma.clamp(min=1e-6)
 
-    drawn = fresh(store, Optimal()).sample(20_000, steps=100, generator=torch.Generator().manual_seed(0))
+    drawn = fresh(store, Optimal()).sample(
+        20_000, steps=100, generator=torch.Generator().manual_seed(0)
+    )
     assert torch.allclose(drawn.std(0), scale, rtol=0.03) and drawn.mean(0).abs().max() < 0.05
 
 
 def test_unet_trains(make_store, tmp_path):
     store = ActivationStore(make_store(rows=(500, 64, 64), d=48, dtype="float32")[0])
-    settings = Training("ddpm_epsilon", steps=8, batch=16, lr=2e-3, bf16=False, validate_every=8, log_every=1)
-    _, log = run(store, tmp_path, settings, objective="ddpm_epsilon", network=UNetDenoiser(48, (32, 32, 32), 1))
+    settings = Training(
+        "ddpm_epsilon", steps=8, batch=16, lr=2e-3, bf16=False, validate_every=8, log_every=1
+    )
+    _, log = run(
+        store,
+        tmp_path,
+        settings,
+        objective="ddpm_epsilon",
+        network=UNetDenoiser(48, (32, 32, 32), 1),
+    )
     assert log[-1]["loss"] < log[0]["loss"]

@@ -21,8 +21,20 @@ from mmlib.normaliser import Normaliser
 from mmlib.presets import TypicalitySize, get_preset
 from mmlib.shifts import Tokens
 from mmlib.store import ActivationStore
-from mmlib.typicality import (NeighbourDistance, Separation, by_document, checked, coloured_text, denoising_losses, difference, mahalanobis,
-                              ranks_among, residual, surprise, token_noise)
+from mmlib.typicality import (
+    NeighbourDistance,
+    Separation,
+    by_document,
+    checked,
+    coloured_text,
+    denoising_losses,
+    difference,
+    mahalanobis,
+    ranks_among,
+    residual,
+    surprise,
+    token_noise,
+)
 from mmlib.windows import Window
 
 PLAIN = Normaliser(torch.zeros(1, 16), torch.ones(1, 16))
@@ -30,9 +42,20 @@ PLAIN = Normaliser(torch.zeros(1, 16), torch.ones(1, 16))
 
 def tiny(dtype=torch.float32):
     torch.manual_seed(0)
-    config = AutoConfig.for_model("llama", vocab_size=64, initializer_range=0.3, hidden_size=16, intermediate_size=32, num_hidden_layers=3,
-                                  num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64)
-    return llm.LanguageModel(AutoModelForCausalLM.from_config(config).to(dtype).eval(), Letters(), "tiny@0")
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=64,
+        initializer_range=0.3,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    return llm.LanguageModel(
+        AutoModelForCausalLM.from_config(config).to(dtype).eval(), Letters(), "tiny@0"
+    )
 
 
 def gaussian(d, seed=0):
@@ -43,11 +66,15 @@ def gaussian(d, seed=0):
 
 def tokens_of(z_nd, document=None):
     n = len(z_nd)
-    return Tokens(z_nd, np.zeros(n, np.int64) if document is None else np.asarray(document), np.arange(n))
+    return Tokens(
+        z_nd, np.zeros(n, np.int64) if document is None else np.asarray(document), np.arange(n)
+    )
 
 
 def area(reference, shifted):
-    return Separation.of(reference, np.arange(len(reference)) % 7, shifted, np.arange(len(shifted)) % 5).auroc(np.ones(12))
+    return Separation.of(
+        reference, np.arange(len(reference)) % 7, shifted, np.arange(len(shifted)) % 5
+    ).auroc(np.ones(12))
 
 
 def draws(n, seed):
@@ -57,7 +84,9 @@ def draws(n, seed):
 @pytest.mark.parametrize("shift", [-0.5, 0.0, 0.5, 2.0])
 def test_the_area_of_a_shifted_normal_is_its_closed_form(shift):
     """Φ(δ/√2); the standard error of 4,000 pairs is at most 0.0065."""
-    assert area(draws(4000, 0), draws(4000, 1) + shift) == pytest.approx(scipy.stats.norm.cdf(shift / math.sqrt(2)), abs=0.02)
+    assert area(draws(4000, 0), draws(4000, 1) + shift) == pytest.approx(
+        scipy.stats.norm.cdf(shift / math.sqrt(2)), abs=0.02
+    )
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.2])
@@ -68,37 +97,72 @@ def test_mahalanobis_against_a_scaled_covariance_is_an_f_probability(scale):
     scores = mahalanobis(model, z_nd)
     assert scipy.stats.kstest(6 * scores, scipy.stats.chi2(6).cdf).pvalue > 0.01
     wider_nd = model.mean_d + scale * (other_nd - model.mean_d)
-    assert area(scores, mahalanobis(model, wider_nd)) == pytest.approx(scipy.stats.f.sf(1 / scale**2, 6, 6), abs=0.02)
+    assert area(scores, mahalanobis(model, wider_nd)) == pytest.approx(
+        scipy.stats.f.sf(1 / scale**2, 6, 6), abs=0.02
+    )
 
 
 def test_mahalanobis_against_a_shifted_mean_is_a_noncentral_integral():
     model, shift = gaussian(6), 1.5  # in standard deviations, along the widest axis
     z_nd, other_nd = (model.sample(4000, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     moved_nd = other_nd + shift * model.eigenvalues_d[-1].sqrt() * model.basis_dd[:, -1]
-    expected = scipy.integrate.quad(lambda x: scipy.stats.chi2.pdf(x, 6) * scipy.stats.ncx2.sf(x, 6, shift**2), 0, 60)[0]
-    assert expected > 0.6 and area(mahalanobis(model, z_nd), mahalanobis(model, moved_nd)) == pytest.approx(expected, abs=0.02)
+    expected = scipy.integrate.quad(
+        lambda x: scipy.stats.chi2.pdf(x, 6) * scipy.stats.ncx2.sf(x, 6, shift**2), 0, 60
+    )[0]
+    assert expected > 0.6 and area(
+        mahalanobis(model, z_nd), mahalanobis(model, moved_nd)
+    ) == pytest.approx(expected, abs=0.02)
 
 
 def test_areas_are_scikit_learns_with_documents_as_weights():
     rng = np.random.default_rng(0)
-    reference, shifted = rng.integers(0, 9, 40).astype(float), rng.integers(2, 11, 50).astype(float)  # with ties
+    reference, shifted = (
+        rng.integers(0, 9, 40).astype(float),
+        rng.integers(2, 11, 50).astype(float),
+    )  # with ties
     of_reference, of_shifted = rng.integers(0, 6, 40), rng.integers(0, 5, 50)
     found = Separation.of(reference, of_reference, shifted, of_shifted)
     weights = rng.integers(0, 3, (4, 11)).astype(float)
     weights[:, [0, 6]] = 1
     truth, scores = np.repeat([0, 1], [40, 50]), np.concatenate([reference, shifted])
-    expected = [roc_auc_score(truth, scores, sample_weight=np.concatenate([row[:6][of_reference], row[6:][of_shifted]])) for row in weights]
+    expected = [
+        roc_auc_score(
+            truth,
+            scores,
+            sample_weight=np.concatenate([row[:6][of_reference], row[6:][of_shifted]]),
+        )
+        for row in weights
+    ]
     assert found.auroc(weights) == pytest.approx(expected) and found.groups == (6, 5)
     together = Separation.of(reference, of_reference, shifted, of_shifted, same_documents=True)
-    expected = [roc_auc_score(truth, scores, sample_weight=np.concatenate([row[:6][of_reference], row[:6][of_shifted]])) for row in weights]
+    expected = [
+        roc_auc_score(
+            truth,
+            scores,
+            sample_weight=np.concatenate([row[:6][of_reference], row[:6][of_shifted]]),
+        )
+        for row in weights
+    ]
     assert together.auroc(weights[:, :6]) == pytest.approx(expected) and together.groups == (6,)
 
 
 def test_documents_of_one_set_alone_are_weighed_where_they_are():
     """Reference documents 3, 8 and 9, shifted ones 8 and 9: pairs by hand."""
-    found = Separation.of(np.array([1.0, 2, 3]), np.array([3, 8, 9]), np.array([2.0, 2.5]), np.array([9, 8]), same_documents=True)
-    assert found.wins_ab.tolist() == [[0, 1, 1], [0, 1, 0.5], [0, 0, 0]] and found.sizes_b.tolist() == [0, 1, 1]
-    assert found.auroc(np.ones(3)) == 3.5 / 6 and found.auroc(np.array([0.0, 2, 1])) == pytest.approx((2 * 2 * 1 + 2 * 0.5) / 9)
+    found = Separation.of(
+        np.array([1.0, 2, 3]),
+        np.array([3, 8, 9]),
+        np.array([2.0, 2.5]),
+        np.array([9, 8]),
+        same_documents=True,
+    )
+    assert found.wins_ab.tolist() == [
+        [0, 1, 1],
+        [0, 1, 0.5],
+        [0, 0, 0],
+    ] and found.sizes_b.tolist() == [0, 1, 1]
+    assert found.auroc(np.ones(3)) == 3.5 / 6 and found.auroc(
+        np.array([0.0, 2, 1])
+    ) == pytest.approx((2 * 2 * 1 + 2 * 0.5) / 9)
 
 
 def test_intervals_point_the_right_way_and_cover():
@@ -114,7 +178,10 @@ def test_intervals_point_the_right_way_and_cover():
         covered += row["ci95"][0] <= truth <= row["ci95"][1]
     assert 0.90 < covered / trials <= 0.99
     worse = Separation.of(reference, documents, -shifted, others)
-    assert worse.row()["ci95"][1] < 0.5 and difference(Separation.of(reference, documents, shifted, others), worse)["ci95"][0] > 0
+    assert (
+        worse.row()["ci95"][1] < 0.5
+        and difference(Separation.of(reference, documents, shifted, others), worse)["ci95"][0] > 0
+    )
 
 
 def test_sets_told_apart_wholly_have_an_area_of_one_and_no_width():
@@ -127,7 +194,11 @@ def test_sets_told_apart_wholly_have_an_area_of_one_and_no_width():
 def test_groups_are_resampled_each_for_itself():
     seen = []
     bootstrap_interval(lambda w: seen.append(w) or (w @ np.arange(12.0)), (5, 7))
-    assert seen[0].shape == (2001, 12) and (seen[0][:, :5].sum(1) == 5).all() and (seen[0][:, 5:].sum(1) == 7).all()
+    assert (
+        seen[0].shape == (2001, 12)
+        and (seen[0][:, :5].sum(1) == 5).all()
+        and (seen[0][:, 5:].sum(1) == 7).all()
+    )
 
 
 def test_noise_is_a_function_of_seed_and_token():
@@ -136,7 +207,11 @@ def test_noise_is_a_function_of_seed_and_token():
     noise_nd = token_noise(tokens, 0.3, 0, 1)
     assert torch.equal(token_noise(tokens[np.array([3, 1])], 0.3, 0, 1), noise_nd[[3, 1]])
     assert len({tuple(row.tolist()) for row in noise_nd}) == 4
-    for other in (token_noise(tokens, 0.3, 1, 1), token_noise(tokens, 0.3, 0, 2), token_noise(tokens, 0.4, 0, 1)):
+    for other in (
+        token_noise(tokens, 0.3, 1, 1),
+        token_noise(tokens, 0.3, 0, 2),
+        token_noise(tokens, 0.4, 0, 1),
+    ):
         assert not (other == noise_nd).any()
     many_nd = token_noise(tokens_of(torch.zeros(500, 40)), 0.5, 0, 0)
     assert abs(many_nd.mean()) < 0.02 and many_nd.std() == pytest.approx(1, abs=0.02)
@@ -145,16 +220,28 @@ def test_noise_is_a_function_of_seed_and_token():
 def test_denoising_loss_of_the_mean_model_by_hand():
     z_nd = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     tokens = tokens_of(z_nd)
-    found = denoising_losses({"mean": standard_normal(8), "noisy": lambda x_nd, sigma: x_nd}, tokens, (0.25, 0.5), 2, seed=3)
+    found = denoising_losses(
+        {"mean": standard_normal(8), "noisy": lambda x_nd, sigma: x_nd},
+        tokens,
+        (0.25, 0.5),
+        2,
+        seed=3,
+    )
     for j, sigma in enumerate((0.25, 0.5)):
         gain = (1 - sigma) / ((1 - sigma) ** 2 + sigma**2)
         by_hand, untouched = np.zeros(5), np.zeros(5)
         for draw in (0, 1):
             x_nd = (1 - sigma) * z_nd + sigma * token_noise(tokens, sigma, draw, 3)
             by_hand += ((z_nd - gain * x_nd) / sigma).square().mean(1).numpy() / 2
-            untouched += (z_nd - token_noise(tokens, sigma, draw, 3)).square().mean(1).numpy() / 2  # x itself has the velocity's own square
-        assert found["mean"][:, j] == pytest.approx(by_hand, rel=1e-5) and found["noisy"][:, j] == pytest.approx(untouched, rel=1e-4)
-    alone = denoising_losses({"mean": standard_normal(8)}, tokens[np.array([4])], (0.25, 0.5), 2, seed=3)
+            untouched += (z_nd - token_noise(tokens, sigma, draw, 3)).square().mean(
+                1
+            ).numpy() / 2  # x itself has the velocity's own square
+        assert found["mean"][:, j] == pytest.approx(by_hand, rel=1e-5) and found["noisy"][
+            :, j
+        ] == pytest.approx(untouched, rel=1e-4)
+    alone = denoising_losses(
+        {"mean": standard_normal(8)}, tokens[np.array([4])], (0.25, 0.5), 2, seed=3
+    )
     assert alone["mean"][0] == pytest.approx(found["mean"][4], rel=1e-6)
 
 
@@ -162,7 +249,9 @@ def test_denoising_loss_of_a_gaussian_on_its_own_draws_is_the_expected_one():
     model = gaussian(8)
     tokens = tokens_of(model.sample(3000, torch.Generator().manual_seed(0)))
     found = denoising_losses({"gaussian": model}, tokens, (0.3,), 1, seed=0)["gaussian"].mean()
-    assert found == pytest.approx(model.expected_mse(0.3, model.eigenvalues_d.double()) / 0.3**2, rel=0.02)
+    assert found == pytest.approx(
+        model.expected_mse(0.3, model.eigenvalues_d.double()) / 0.3**2, rel=0.02
+    )
 
 
 def test_a_mixture_of_one_is_as_surprised_as_its_gaussian():
@@ -170,7 +259,10 @@ def test_a_mixture_of_one_is_as_surprised_as_its_gaussian():
     tokens = tokens_of(model.sample(50, torch.Generator().manual_seed(0)))
     mixture = GaussianMixtureDenoiser(torch.zeros(1), (model,))
     assert surprise(mixture, tokens, 0) == pytest.approx(surprise(model, tokens, 0))
-    assert np.argsort(surprise(model, tokens, 0))[-1] == np.argsort(mahalanobis(model, tokens.z_nd))[-1]
+    assert (
+        np.argsort(surprise(model, tokens, 0))[-1]
+        == np.argsort(mahalanobis(model, tokens.z_nd))[-1]
+    )
 
 
 def test_residuals_and_neighbours_by_hand():
@@ -181,18 +273,30 @@ def test_residuals_and_neighbours_by_hand():
 
 
 def test_a_score_that_is_not_finite_is_refused_by_name():
-    with pytest.raises(ValueError, match="score 'of mine' is not finite on 2 of 3 tokens: they cannot be ranked"):
+    with pytest.raises(
+        ValueError, match="score 'of mine' is not finite on 2 of 3 tokens: they cannot be ranked"
+    ):
         checked("of mine", np.array([1.0, np.nan, np.inf]))
     with pytest.raises(ValueError, match="score 'broken' is not finite on 4 of 4 tokens"):
-        denoising_losses({"broken": lambda x_nd, sigma: x_nd / 0}, tokens_of(torch.ones(4, 3)), (0.5,), 1, 0)
+        denoising_losses(
+            {"broken": lambda x_nd, sigma: x_nd / 0}, tokens_of(torch.ones(4, 3)), (0.5,), 1, 0
+        )
     with pytest.raises(ValueError, match="score 'mahalanobis' is not finite on 1 of 2"):
-        checked("mahalanobis", mahalanobis(standard_normal(3), torch.tensor([[1.0, math.nan, 0], [0, 0, 0]])))
+        checked(
+            "mahalanobis",
+            mahalanobis(standard_normal(3), torch.tensor([[1.0, math.nan, 0], [0, 0, 0]])),
+        )
     with pytest.raises(ValueError, match="score 'shifted' is not finite on 1 of 2"):
         Separation.of(np.zeros(2), np.arange(2), np.array([0, np.nan]), np.arange(2))
 
 
 def test_ranks_and_means_of_documents_by_hand():
-    assert ranks_among(np.array([0.0, 2, 2.5, 9]), np.array([1.0, 2, 3, 4])).tolist() == [0, 0.375, 0.5, 1]
+    assert ranks_among(np.array([0.0, 2, 2.5, 9]), np.array([1.0, 2, 3, 4])).tolist() == [
+        0,
+        0.375,
+        0.5,
+        1,
+    ]
     means, names = by_document(np.array([1.0, 3, 5]), np.array([7, 2, 7]))
     assert names.tolist() == [2, 7] and means.tolist() == [3, 3]
 
@@ -209,16 +313,34 @@ def test_perturbed_weights_come_back_bit_for_bit(dtype):
     lm = tiny(dtype)
     before = {name: weight.clone() for name, weight in lm.model.named_parameters()}
     with shifts.perturbed(lm.model, 1, 0.2, seed=0):
-        changed = {name for name, weight in lm.model.named_parameters() if not torch.equal(weight, before[name])}
+        changed = {
+            name
+            for name, weight in lm.model.named_parameters()
+            if not torch.equal(weight, before[name])
+        }
         weights = dict(lm.model.named_parameters())
-        sizes = [((weights[name] - before[name]).float().norm() / before[name].float().norm()).item() for name in changed]
-    assert changed == {name for name in before if "layers.2" not in name and "layers." in name and before[name].ndim > 1} and len(changed) == 14
+        sizes = [
+            ((weights[name] - before[name]).float().norm() / before[name].float().norm()).item()
+            for name in changed
+        ]
+    assert (
+        changed
+        == {
+            name
+            for name in before
+            if "layers.2" not in name and "layers." in name and before[name].ndim > 1
+        }
+        and len(changed) == 14
+    )
     assert np.allclose(sizes, 0.2, rtol=0.15)
     assert all(torch.equal(weight, before[name]) for name, weight in lm.model.named_parameters())
     with pytest.raises(ZeroDivisionError), shifts.perturbed(lm.model, 1, 0.2, seed=0):
         1 / 0
     assert all(torch.equal(weight, before[name]) for name, weight in lm.model.named_parameters())
-    with pytest.raises(ValueError, match="this model has 3 blocks"), shifts.perturbed(lm.model, 3, 0.2, seed=0):
+    with (
+        pytest.raises(ValueError, match="this model has 3 blocks"),
+        shifts.perturbed(lm.model, 3, 0.2, seed=0),
+    ):
         pass
 
 
@@ -234,10 +356,20 @@ def test_perturbation_is_read_from_its_layer_on():
 
 def test_tokens_are_those_of_the_positions_asked_for():
     lm = tiny()
-    windows = [Window(3, 0, np.arange(4, 16, dtype=np.int32), False), Window(1, 12, np.arange(20, 32, dtype=np.int32), True)]
+    windows = [
+        Window(3, 0, np.arange(4, 16, dtype=np.int32), False),
+        Window(1, 12, np.arange(20, 32, dtype=np.int32), True),
+    ]
     found = shifts.read_tokens(lm, 1, windows, np.array([2, 11]), PLAIN, 64)
-    assert found.document_n.tolist() == [3, 3, 1, 1] and found.position_n.tolist() == [2, 11, 14, 23]
-    whole = llm.read_residual_stream(lm.model, [1], torch.tensor([[1, *range(4, 16)], [1, *range(20, 32)]]))[1]
+    assert found.document_n.tolist() == [3, 3, 1, 1] and found.position_n.tolist() == [
+        2,
+        11,
+        14,
+        23,
+    ]
+    whole = llm.read_residual_stream(
+        lm.model, [1], torch.tensor([[1, *range(4, 16)], [1, *range(20, 32)]])
+    )[1]
     assert torch.allclose(found.z_nd, whole[:, [3, 12]].reshape(4, 16), atol=1e-5)
     with pytest.raises(ValueError, match="9 positions from 4 to 11: expected between 1 and 8"):
         shifts.scored_positions(12, 4, 9)
@@ -247,9 +379,25 @@ def test_tokens_are_those_of_the_positions_asked_for():
 def test_a_store_is_read_again_to_the_bit_and_by_no_other_model(split, tmp_path):
     """In bfloat16, with windows of many lengths in several blocks and batches, in which other shapes would round otherwise."""
     lm = tiny(torch.bfloat16)
-    texts = [Document(str(i), "".join(map(chr, np.random.default_rng(i).integers(60, 120, 30 + 7 * i)))) for i in range(12)]
-    plan = plan_extraction(texts, ["train", "test", "train", "validation", "test", "train"] * 2, lm, 1, window=16, batch_tokens=64)
-    extract(plan, lm, tmp_path / "a.h5", attributes=describe(lm, "letters@1", plan, get_preset("smoke")), progress=False)
+    texts = [
+        Document(str(i), "".join(map(chr, np.random.default_rng(i).integers(60, 120, 30 + 7 * i))))
+        for i in range(12)
+    ]
+    plan = plan_extraction(
+        texts,
+        ["train", "test", "train", "validation", "test", "train"] * 2,
+        lm,
+        1,
+        window=16,
+        batch_tokens=64,
+    )
+    extract(
+        plan,
+        lm,
+        tmp_path / "a.h5",
+        attributes=describe(lm, "letters@1", plan, get_preset("smoke")),
+        progress=False,
+    )
     store = ActivationStore(tmp_path / "a.h5")
     assert len(plan.blocks) > 3 and shifts.difference_from_store(lm, store, split) == 0
     with shifts.perturbed(lm.model, 1, 0.05, seed=0):
@@ -258,34 +406,63 @@ def test_a_store_is_read_again_to_the_bit_and_by_no_other_model(split, tmp_path)
 
 def test_all_windows_are_of_one_length_and_documents_take_turns():
     lm = tiny()
-    windows = shifts.text_windows([Document(str(i), "x" * n) for i, n in enumerate((50, 9, 31, 10))], lm, 10, 6, seed=0)
+    windows = shifts.text_windows(
+        [Document(str(i), "x" * n) for i, n in enumerate((50, 9, 31, 10))], lm, 10, 6, seed=0
+    )
     assert all(len(window.token_ids) == 10 for window in windows) and len(windows) == 6
-    assert sorted(window.document for window in windows[:3]) == [0, 2, 3] and {window.document for window in windows} == {0, 2, 3}
-    with pytest.raises(ValueError, match="1 of 2 documents have a window of 10 tokens: expected two at least"):
-        shifts.text_windows([Document(str(i), "x" * n) for i, n in enumerate((50, 9))], lm, 10, 6, seed=0)
+    assert sorted(window.document for window in windows[:3]) == [0, 2, 3] and {
+        window.document for window in windows
+    } == {0, 2, 3}
+    with pytest.raises(
+        ValueError, match="1 of 2 documents have a window of 10 tokens: expected two at least"
+    ):
+        shifts.text_windows(
+            [Document(str(i), "x" * n) for i, n in enumerate((50, 9))], lm, 10, 6, seed=0
+        )
 
 
 def test_prompted_samples_begin_with_their_prompts_and_are_kept(tmp_path):
     lm = tiny()
     prompts = ["abc", "a", "abc"]
     found = shifts.prompted_samples(lm, prompts, 12, 0, tmp_path)
-    assert [len(document.token_ids) for document in found] == [12, 12, 12] and found[0].token_ids != found[2].token_ids
-    assert all(list(document.token_ids[: len(prompt)]) == lm.tokenizer([prompt])["input_ids"][0] for document, prompt in zip(found, prompts))
+    assert [len(document.token_ids) for document in found] == [12, 12, 12] and found[
+        0
+    ].token_ids != found[2].token_ids
+    assert all(
+        list(document.token_ids[: len(prompt)]) == lm.tokenizer([prompt])["input_ids"][0]
+        for document, prompt in zip(found, prompts)
+    )
     assert lm.tokenizer.eos_token_id not in {i for document in found for i in document.token_ids}
     kept = next((tmp_path / "prompted").iterdir())
     kept.write_text(kept.read_text().replace(str(found[0].token_ids[-1]), "63"))
-    assert shifts.prompted_samples(lm, prompts, 12, 0, tmp_path)[0].token_ids[-1] == 63  # read, not drawn
+    assert (
+        shifts.prompted_samples(lm, prompts, 12, 0, tmp_path)[0].token_ids[-1] == 63
+    )  # read, not drawn
     assert shifts.prompted_samples(lm, prompts, 12, 1, tmp_path) != found
 
 
 def test_texts_of_all_languages_say_which_language_and_opening_they_are_of(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(shifts, "prompted_samples", lambda lm, prompts, *rest: asked.extend(prompts) or [Document(f"prompted[{i}]", p) for i, p in enumerate(prompts)])
+    monkeypatch.setattr(
+        shifts,
+        "prompted_samples",
+        lambda lm, prompts, *rest: (
+            asked.extend(prompts) or [Document(f"prompted[{i}]", p) for i, p in enumerate(prompts)]
+        ),
+    )
     english, other = shifts.written_texts(None, TypicalitySize(windows=4), 0, tmp_path)
-    assert [text.label for text in english] == ["en 0", "en 0", "en 0", "en 1"] and [text.label for text in other] == ["fr 0", "de 0", "es 0", "fr 1"]
+    assert [text.label for text in english] == ["en 0", "en 0", "en 0", "en 1"] and [
+        text.label for text in other
+    ] == ["fr 0", "de 0", "es 0", "fr 1"]
     assert [text.text for text in (*english, *other)] == asked
-    assert all(text.text == shifts.PROMPTS[language][int(i)] for text in (*english, *other) for language, i in [text.label.split()])
-    assert [len(part) for part in shifts.written_texts(None, TypicalitySize(windows=40), 0, tmp_path)] == [30, 30]
+    assert all(
+        text.text == shifts.PROMPTS[language][int(i)]
+        for text in (*english, *other)
+        for language, i in [text.label.split()]
+    )
+    assert [
+        len(part) for part in shifts.written_texts(None, TypicalitySize(windows=40), 0, tmp_path)
+    ] == [30, 30]
 
 
 def test_a_prompt_is_continued_as_if_it_stood_alone():
@@ -314,9 +491,15 @@ def test_texts_are_altered_as_they_say():
 def test_texts_that_install_with_gensim():
     assert len(shifts.news()) == 300 and len(shifts.news()[0].text) > 3000
     page = shifts.bulgarian()
-    assert page.title == "Григориански календар" and len(page.text) > 10_000 and "{{" not in page.text
+    assert (
+        page.title == "Григориански календар" and len(page.text) > 10_000 and "{{" not in page.text
+    )
     code = shifts.python_code(5)
-    assert len(code) == 5 and all("#" not in line.split('"')[0].split("'")[0] for document in code for line in document.text.splitlines())
+    assert len(code) == 5 and all(
+        "#" not in line.split('"')[0].split("'")[0]
+        for document in code
+        for line in document.text.splitlines()
+    )
     assert not any('"""' in document.text.split("\n")[1] for document in code)
 
 
@@ -325,22 +508,37 @@ def test_altered_activations_keep_what_they_say():
     z_nd = model.sample(20_000, torch.Generator().manual_seed(5))
     kept_nd = shifts.noised_alike(z_nd, model, 0.6, 0)
     expected = model.basis_dd * model.eigenvalues_d @ model.basis_dd.T
-    assert (kept_nd.mean(0) - model.mean_d).abs().max() < 0.1 and (kept_nd.T.cov() - expected).abs().max() < 0.05 * expected.diag().max()
+    assert (kept_nd.mean(0) - model.mean_d).abs().max() < 0.1 and (
+        kept_nd.T.cov() - expected
+    ).abs().max() < 0.05 * expected.diag().max()
     with pytest.raises(ValueError, match="strength 1.5: expected 0 to 1"):
         shifts.noised_alike(z_nd, model, 1.5, 0)
-    between = ((kept_nd - model.mean_d) * (z_nd - model.mean_d)).sum() / (z_nd - model.mean_d).square().sum()
+    between = ((kept_nd - model.mean_d) * (z_nd - model.mean_d)).sum() / (
+        z_nd - model.mean_d
+    ).square().sum()
     assert between == pytest.approx(0.8, abs=0.01)
     moved_nd = shifts.steered(z_nd, torch.tensor([0.0, 3, 0, 0, 0, 0]), 0.5) - z_nd
     assert moved_nd[0].tolist() == pytest.approx([0, 0.5 * 6**0.5, 0, 0, 0, 0], abs=1e-5)
-    assert (shifts.noised(z_nd, 0.3, 0) - z_nd).square().mean().sqrt() == pytest.approx(0.3, rel=0.01)
+    assert (shifts.noised(z_nd, 0.3, 0) - z_nd).square().mean().sqrt() == pytest.approx(
+        0.3, rel=0.01
+    )
     dealt = shifts.independent_tokens(z_nd[:10], 5)
-    assert dealt.document_n.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and dealt.position_n.tolist() == [0, 1] * 5
+    assert (
+        dealt.document_n.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+        and dealt.position_n.tolist() == [0, 1] * 5
+    )
 
 
 def test_lines_of_a_passage_end_at_the_margin_and_with_a_segment():
     wide = "x" * (application_figures.COLUMNS - 4)
-    lines = application_figures._lines(["a\n", "bc", wide, "d", "e"], ["one", "one", "one", "one", "two"])
-    assert lines == [("one", [(0, 0, "a↵"), (1, 2, "bc"), (2, 4, wide)]), ("", [(3, 0, "d")]), ("two", [(4, 0, "e")])]
+    lines = application_figures._lines(
+        ["a\n", "bc", wide, "d", "e"], ["one", "one", "one", "one", "two"]
+    )
+    assert lines == [
+        ("one", [(0, 0, "a↵"), (1, 2, "bc"), (2, 4, wide)]),
+        ("", [(3, 0, "d")]),
+        ("two", [(4, 0, "e")]),
+    ]
 
 
 def test_holms_correction_by_hand():
@@ -352,8 +550,10 @@ def test_the_p_value_is_below_one_in_twenty_where_the_interval_leaves_out_0():
     rng, left_out, small = np.random.default_rng(0), [], []
     for shift in np.linspace(-0.8, 0.8, 30):
         values = rng.normal(shift, 1, 25)
+
         def mean(weights, values=values):
             return weights @ values / weights.sum(-1)
+
         low, high = bootstrap_interval(mean, (25,))
         left_out.append(low > 0 or high < 0)
         small.append(typicality.p_value(mean, (25,)) <= 0.05)

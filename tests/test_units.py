@@ -18,7 +18,14 @@ Z = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
 
 
 def meta(network):
-    return MetaModel(network.eval(), "flow_velocity", Normaliser(torch.zeros(1, 16), torch.ones(1, 16)), "tiny@0", [1], "")
+    return MetaModel(
+        network.eval(),
+        "flow_velocity",
+        Normaliser(torch.zeros(1, 16), torch.ones(1, 16)),
+        "tiny@0",
+        [1],
+        "",
+    )
 
 
 def mlp():
@@ -26,8 +33,19 @@ def mlp():
     return meta(MLPDenoiser(16, 24, 40, 2))
 
 
-@pytest.mark.parametrize("dictionary", [units.raw_dimensions(16), units.principal_components(PrincipalComponents.fit(
-    torch.randn(200, 16, generator=torch.Generator().manual_seed(1)) + 3)), units.random_directions(30, 16, seed=0)], ids=["raw", "pca", "random"])
+@pytest.mark.parametrize(
+    "dictionary",
+    [
+        units.raw_dimensions(16),
+        units.principal_components(
+            PrincipalComponents.fit(
+                torch.randn(200, 16, generator=torch.Generator().manual_seed(1)) + 3
+            )
+        ),
+        units.random_directions(30, 16, seed=0),
+    ],
+    ids=["raw", "pca", "random"],
+)
 def test_a_clamped_linear_unit_reads_as_its_value_and_nothing_moves_across_it(dictionary):
     change = dictionary.write(Z, 5, 2.5)
     assert dictionary.read(Z + change)[:, 5] == pytest.approx(2.5, abs=1e-5)
@@ -37,16 +55,30 @@ def test_a_clamped_linear_unit_reads_as_its_value_and_nothing_moves_across_it(di
 
 def test_random_features_are_what_a_gated_unit_is_before_training():
     found = units.read_units(units.random_silu(2000, 16, seed=3), Z)
-    again, flipped = units.read_units(units.random_silu(2000, 16, seed=3), Z), units.read_units(units.random_silu(2000, 16, seed=3), -Z)
-    assert found.shape == (6, 2000) and np.array_equal(found, again) and units.random_silu(4, 16, 0).write is None
-    assert np.corrcoef(found.ravel(), flipped.ravel())[0, 1] < 0.5  # silu(a) b at −z is silu(−a)(−b), another number: the features are not even
+    again, flipped = (
+        units.read_units(units.random_silu(2000, 16, seed=3), Z),
+        units.read_units(units.random_silu(2000, 16, seed=3), -Z),
+    )
+    assert (
+        found.shape == (6, 2000)
+        and np.array_equal(found, again)
+        and units.random_silu(4, 16, 0).write is None
+    )
+    assert (
+        np.corrcoef(found.ravel(), flipped.ravel())[0, 1] < 0.5
+    )  # silu(a) b at −z is silu(−a)(−b), another number: the features are not even
     w, v = torch.randn(2, 2000, 16, generator=torch.Generator().manual_seed(3)) / 4
     a, b = (Z @ w.T).numpy(), (Z @ v.T).numpy()
     assert found == pytest.approx(a / (1 + np.exp(-a)) * b, abs=1e-5)
 
 
 def test_a_clamped_latent_writes_its_decoder_direction(tmp_path):
-    sae = train_sae((torch.randn(64, 16) for _ in range(10)), 16, SAESize(latents=32, k=4, steps=4, batch=64), seed=0)
+    sae = train_sae(
+        (torch.randn(64, 16) for _ in range(10)),
+        16,
+        SAESize(latents=32, k=4, steps=4, batch=64),
+        seed=0,
+    )
     save_sae(sae, tmp_path, "toy")
     dictionary = units.sae_latents(sae)
     with torch.inference_mode():
@@ -59,35 +91,60 @@ def test_a_clamped_latent_writes_its_decoder_direction(tmp_path):
 
 
 def test_mixture_components_have_their_densities_and_probabilities():
-    parts = [full_gaussian(torch.full((16,), float(mean)), torch.eye(16), torch.full((16,), variance)) for mean, variance in ((0, 1.0), (0.5, 2.0))]
-    found = units.read_units(units.mixture_components(GaussianMixtureDenoiser(torch.tensor([0.3, 0.7]).log(), tuple(parts)), 0.1), Z)
-    joint = np.stack([np.sum(-((0.9 * Z.numpy() - 0.9 * mean) ** 2) / (2 * v) - np.log(2 * np.pi * v) / 2, 1)
-                      for mean, v in ((0, 0.81 + 0.01), (0.5, 1.62 + 0.01))], 1)
+    parts = [
+        full_gaussian(torch.full((16,), float(mean)), torch.eye(16), torch.full((16,), variance))
+        for mean, variance in ((0, 1.0), (0.5, 2.0))
+    ]
+    found = units.read_units(
+        units.mixture_components(
+            GaussianMixtureDenoiser(torch.tensor([0.3, 0.7]).log(), tuple(parts)), 0.1
+        ),
+        Z,
+    )
+    joint = np.stack(
+        [
+            np.sum(-((0.9 * Z.numpy() - 0.9 * mean) ** 2) / (2 * v) - np.log(2 * np.pi * v) / 2, 1)
+            for mean, v in ((0, 0.81 + 0.01), (0.5, 1.62 + 0.01))
+        ],
+        1,
+    )
     weighed = np.exp(joint) * (0.3, 0.7)
-    assert found[:, :2] == pytest.approx(joint, rel=1e-4) and np.exp(found[:, 2:]) == pytest.approx(weighed / weighed.sum(1, keepdims=True), rel=1e-3)
+    assert found[:, :2] == pytest.approx(joint, rel=1e-4) and np.exp(found[:, 2:]) == pytest.approx(
+        weighed / weighed.sum(1, keepdims=True), rel=1e-3
+    )
 
 
 def test_meta_neurons_are_those_of_the_model_and_seeded(monkeypatch):
     model = mlp()
     found = units.read_units(units.meta_neurons(model, 0.1, seed=3), Z)
-    expected = torch.cat(list(model.neurons(Z, sigma=0.1, generator=torch.Generator().manual_seed(3)).values()), 1)
+    expected = torch.cat(
+        list(model.neurons(Z, sigma=0.1, generator=torch.Generator().manual_seed(3)).values()), 1
+    )
     assert np.array_equal(found, expected.numpy()) and found.shape == (6, 80)
     monkeypatch.setattr(units, "AT_ONCE", 4)  # the parts meet different noise
-    assert not np.array_equal(units.read_units(units.meta_neurons(model, 0.1, seed=3), Z.repeat(2, 1))[:4], units.read_units(
-        units.meta_neurons(model, 0.1, seed=3), Z.repeat(2, 1))[6:10])
+    assert not np.array_equal(
+        units.read_units(units.meta_neurons(model, 0.1, seed=3), Z.repeat(2, 1))[:4],
+        units.read_units(units.meta_neurons(model, 0.1, seed=3), Z.repeat(2, 1))[6:10],
+    )
 
 
 @pytest.mark.parametrize("unit, block, index", [(7, 0, 7), (39, 0, 39), (40, 1, 0), (79, 1, 39)])
 def test_clamping_at_zero_is_removing_the_column_and_at_its_own_value_nothing(unit, block, index):
     model = mlp()
-    hidden = torch.cat(list(model.neurons(Z, sigma=0.1, generator=torch.Generator().manual_seed(1)).values()), 1)
+    hidden = torch.cat(
+        list(model.neurons(Z, sigma=0.1, generator=torch.Generator().manual_seed(1)).values()), 1
+    )
     x = (1 - 0.1) * Z + 0.1 * torch.randn(Z.shape, generator=torch.Generator().manual_seed(1))
     clean, clamped = model.denoise(x, 0.1), units.clamped_estimate(model, x, 0.1, unit, 0.0)
-    assert torch.equal(units.clamped_estimate(model, x, 0.1, unit, hidden[:, unit]), clean)  # bit for bit
+    assert torch.equal(
+        units.clamped_estimate(model, x, 0.1, unit, hidden[:, unit]), clean
+    )  # bit for bit
     assert torch.equal(model.denoise(x, 0.1), clean)  # no hook is left behind
     with torch.no_grad():
         model.network.layers[block].down_proj.weight[:, index] = 0
-    assert not torch.equal(clamped, clean) and torch.allclose(clamped, model.denoise(x, 0.1), atol=1e-6)
+    assert not torch.equal(clamped, clean) and torch.allclose(
+        clamped, model.denoise(x, 0.1), atol=1e-6
+    )
     with pytest.raises(ValueError, match="unit 80: this network has 80"):
         units.clamped_estimate(model, x, 0.1, 80, 0.0)
 
@@ -96,7 +153,14 @@ def test_a_clamped_meta_neuron_writes_the_change_of_the_estimate():
     model = mlp()
     x = 0.9 * Z + 0.1 * torch.randn(Z.shape, generator=torch.Generator().manual_seed(5))
     written = units.meta_neurons(model, 0.1, seed=5).write(Z, 50, 2.0)
-    assert torch.allclose(written, units.clamped_estimate(model, x, 0.1, 50, 2.0) - model.denoise(x, 0.1), atol=1e-6) and written.abs().max() > 0
+    assert (
+        torch.allclose(
+            written,
+            units.clamped_estimate(model, x, 0.1, 50, 2.0) - model.denoise(x, 0.1),
+            atol=1e-6,
+        )
+        and written.abs().max() > 0
+    )
 
 
 def test_units_of_a_unet_are_read_and_not_clamped():
@@ -126,7 +190,9 @@ def test_neurons_in_windows_give_the_blocks_mlp_output(architecture):
 
 def test_a_block_without_a_known_mlp_is_refused(monkeypatch):
     monkeypatch.setattr(units, "DOWN", ("another",))
-    with pytest.raises(ValueError, match="expected one matrix named another outside attention, found none"):
+    with pytest.raises(
+        ValueError, match="expected one matrix named another outside attention, found none"
+    ):
         units.mlp_output(tiny().model, 1)
 
 
@@ -134,14 +200,21 @@ def test_density_and_selectivity_by_hand():
     values = np.array([[0.0, 1, 2, 0], [0, 1, -2, 0], [10, 1, 0.1, 0], [0.5, 1, 0, 0]], np.float32)
     assert units.density(values) == pytest.approx([0.25, 1, 0.5, 0])
     one_token = units.selectivity(np.eye(1, 50, 3).T)
-    assert one_token[0] == pytest.approx(1) and units.selectivity(values)[[1, 3]] == pytest.approx([0, 0])
-    assert units.selectivity(np.abs(np.random.default_rng(0).standard_normal((100_000, 1))))[0] == pytest.approx(1 - 2 / np.pi, abs=0.01)
+    assert one_token[0] == pytest.approx(1) and units.selectivity(values)[[1, 3]] == pytest.approx(
+        [0, 0]
+    )
+    assert units.selectivity(np.abs(np.random.default_rng(0).standard_normal((100_000, 1))))[
+        0
+    ] == pytest.approx(1 - 2 / np.pi, abs=0.01)
 
 
 def test_the_nearest_unit_is_the_one_numpy_finds(monkeypatch):
     monkeypatch.setattr(units, "AT_ONCE", 2)
     rng = np.random.default_rng(0)
-    first, second = rng.standard_normal((40, 5)).astype(np.float32), rng.standard_normal((40, 7)).astype(np.float32)
+    first, second = (
+        rng.standard_normal((40, 5)).astype(np.float32),
+        rng.standard_normal((40, 7)).astype(np.float32),
+    )
     second[:, 4] = -3 * first[:, 1] + 2
     index, value = units.nearest(first, second)
     table = np.corrcoef(first.T, second.T)[:5, 5:]
@@ -159,24 +232,42 @@ def test_paired_correlation_is_numpys_and_0_where_nothing_varies():
 def test_matched_units_have_the_matched_density():
     density_u = np.random.default_rng(0).uniform(0, 1, 2000)
     found = units.matched(density_u, 10, 4, seed=0, exclude=[11])
-    assert len(set(found)) == 4 and not {10, 11} & set(found) and np.abs(density_u[found] - density_u[10]).max() < 0.02
+    assert (
+        len(set(found)) == 4
+        and not {10, 11} & set(found)
+        and np.abs(density_u[found] - density_u[10]).max() < 0.02
+    )
     assert np.array_equal(found, units.matched(density_u, 10, 4, seed=0, exclude=[11]))
     with pytest.raises(ValueError, match="2 other units: expected at least 4"):
         units.matched(density_u[:3], 0, 4, seed=0)
 
 
 def test_top_contexts_are_cut_around_the_largest_place_of_each_window():
-    windows, values = [window(4), window(3, 1)], np.array([1.0, 2, 6, 0, -3, 11, -4])  # the median is 1
+    windows, values = (
+        [window(4), window(3, 1)],
+        np.array([1.0, 2, 6, 0, -3, 11, -4]),
+    )  # the median is 1
     found = contexts.top_contexts(values, windows, [list("abcd"), list("xyz")], count=2, reach=2)
-    assert [one["pieces"][one["at"]] for one in found] == ["y", "c"] and found[0]["values"] == [0, 1, 0] and found[1]["pieces"] == list("abcd")
+    assert (
+        [one["pieces"][one["at"]] for one in found] == ["y", "c"]
+        and found[0]["values"] == [0, 1, 0]
+        and found[1]["pieces"] == list("abcd")
+    )
     assert found[1]["values"] == [0, 0.1, 0.5, 0]
     with pytest.raises(ValueError, match="6 values for 7 tokens"):
         contexts.top_contexts(values[1:], windows, [], 1, 1)
 
 
 def test_shown_text_is_escaped():
-    shown = contexts.as_html("a < b", [{"pieces": ["<script>", "\n"], "values": [1.0, 0.0], "at": 0}])
-    assert "<script>" not in shown and "&lt;script&gt;" in shown and "a &lt; b" in shown and "rgba(213,94,0,0.75)" in shown
+    shown = contexts.as_html(
+        "a < b", [{"pieces": ["<script>", "\n"], "values": [1.0, 0.0], "at": 0}]
+    )
+    assert (
+        "<script>" not in shown
+        and "&lt;script&gt;" in shown
+        and "a &lt; b" in shown
+        and "rgba(213,94,0,0.75)" in shown
+    )
 
 
 class Marked:

@@ -34,11 +34,11 @@ studies: $(READY) ## run what is due of the studies: scaling, recipes, benchmark
 
 due:
 	@commands="$$($(SUBMAKE) --dry-run $(LINE))" || exit 1; \
-	due="$$(echo "$$commands" | sed -n 's/.*mmlib.reproduce run [^ ]* \([^ ]*\) .*/\1/p' | xargs)"; \
+	due="$$(echo "$$commands" | sed -n 's/.*mmlib.runs.pipeline run [^ ]* \([^ ]*\) .*/\1/p' | xargs)"; \
 	if [ -z "$$due" ]; then echo "preset $(PRESET): nothing has changed since the last run, nothing to do"; exit 0; fi; \
-	$(BIN)/python -m mmlib.reproduce plan $(PRESET) $$due && \
+	$(BIN)/python -m mmlib.runs.pipeline plan $(PRESET) $$due && \
 	$(SUBMAKE) $(LINE) && \
-	$(BIN)/python -m mmlib.reproduce summary $(PRESET) $$due
+	$(BIN)/python -m mmlib.runs.pipeline summary $(PRESET) $$due
 
 test: $(READY) ## the main line at the smoke preset, then all other tests: unit tests beside the other notebooks
 	$(BIN)/python -m pytest tests/test_reproduction.py
@@ -50,7 +50,7 @@ test: $(READY) ## the main line at the smoke preset, then all other tests: unit 
 
 figures: $(READY) ## redraw figures/ from results/ alone
 	@mkdir -p $(STAMPS)
-	@$(BIN)/python -m mmlib.reproduce run $(PRESET) 31_figures $(STAMPS)/figures_alone
+	@$(BIN)/python -m mmlib.runs.pipeline run $(PRESET) 31_figures $(STAMPS)/figures_alone
 
 lab: $(READY) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
@@ -62,7 +62,7 @@ publish: $(READY) ## put the executed notebooks of a complete default run in pla
 	else echo "applications are not up to date and not published: make applications first"; fi; \
 	if $(SUBMAKE) --question all_studies PRESET=default; then lines="$$lines all_studies"; names="$$names $(STUDIES)"; \
 	else echo "studies are not up to date and not published: make studies first"; fi; \
-	$(BIN)/python -m mmlib.reproduce publish $$names && $(SUBMAKE) --touch $$lines PRESET=default
+	$(BIN)/python -m mmlib.runs.pipeline publish $$names && $(SUBMAKE) --touch $$lines PRESET=default
 
 clean: ## forget all runs; keeps .venv and the converted language model
 	rm -rf $(DATA)/runs $(DATA)/executed $(DATA)/stamps
@@ -70,12 +70,12 @@ clean: ## forget all runs; keeps .venv and the converted language model
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt pyproject.toml notebooks/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"$(PYTHON) is Python {v[0]}.{v[1]}: expected 3.11 to 3.13, such as PYTHON=python3.12")'
 	@echo "installing the pinned packages into .venv: about two minutes and 3 GB"
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps -e .
+	$(BIN)/python -m pip install --quiet --no-deps -e . -e notebooks
 	@touch $@
 
 # Make's own tracking: a notebook is due when it, a file of mmlib that it imports, or a notebook whose outputs it reads is newer
@@ -86,7 +86,7 @@ all_studies: $(addprefix $(STAMPS)/,$(STUDIES))
 
 $(STAMPS)/%: requirements.txt | $(READY)
 	@mkdir -p $(@D)
-	@$(BIN)/python -m mmlib.reproduce run $(PRESET) $* $@
+	@$(BIN)/python -m mmlib.runs.pipeline run $(PRESET) $* $@
 
 $(STAMPS)/02_fit_baselines: $(STAMPS)/01_extract_activations
 $(STAMPS)/03_train_meta_model: $(STAMPS)/02_fit_baselines
@@ -106,7 +106,7 @@ $(STAMPS)/24_replication: $(STAMPS)/04_compare_losses
 $(STAMPS)/25_steering_study: $(STAMPS)/03_train_meta_model
 $(STAMPS)/31_figures: $(STAMPS)/09_claims
 
-$(DATA)/stamps/dependencies.mk: mmlib/dependencies.py $(wildcard notebooks/*.ipynb mmlib/*.py)
+$(DATA)/stamps/dependencies.mk: mmlib/runs/dependencies.py $(wildcard notebooks/*.ipynb mmlib/*.py mmlib/*/*.py notebooks/studies/*.py notebooks/studies/*/*.py)
 	@mkdir -p $(@D)
-	@$(PYTHON) mmlib/dependencies.py > $@
+	@$(PYTHON) mmlib/runs/dependencies.py > $@
 include $(DATA)/stamps/dependencies.mk

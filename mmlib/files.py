@@ -1,12 +1,25 @@
-"""What every step checks about files: inputs that exist, a disk that suffices, outputs written whole or not at all."""
+"""What every step checks about files: inputs that exist, a disk that suffices, outputs written whole or not at all.
+
+Small, committed, machine-readable outcomes: JSON with provenance, written whole or not at all.
+
+What the machine computes on, and in.
+"""
 
 import errno
 import hashlib
+import json
+import math
 import os
+import platform
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 
 class MissingInput(FileNotFoundError):
@@ -78,7 +91,109 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def code_digest(*files: str) -> str:
+    """12 hex digits that change with the named files of mmlib, such as "activations/windows"."""
+    folder = Path(__file__).parent
+    sources = b"\0".join((folder / f"{name}.py").read_bytes() for name in files)
+    return hashlib.sha256(sources).hexdigest()[:12]
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+GPU_PACKAGES = ("torch", "diffusers", "accelerate", "transformers", "numpy")  # a bare GPU machine
+PACKAGES = ("torch", "transformers", "diffusers", "sae-lens", "scikit-learn", "numpy", "h5py")
+
+
+def git_commit(root: Path) -> str:
+    """The commit that `root` is at, with "+changes" if tracked code differs from it; "unknown" outside git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ("git", "-C", str(root), *arguments), capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        dirty = git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            "mmlib",
+            "notebooks",
+            "requirements.txt",
+        )
+        return git("rev-parse", "HEAD").strip() + ("+changes" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def provenance(
+    root: Path, *, packages: Sequence[str] = PACKAGES, commit: str | None = None, **facts
+) -> dict:
+    """What a reader needs to make the number again: commit, package versions, time, and the caller's facts.
+
+    Args:
+        commit: of the code; None: the one that `root` is at.
+    """
+    return {
+        **facts,
+        "commit": commit or git_commit(root),
+        "packages": {name: version(name) for name in packages},
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write_json(path: Path, content: dict) -> Path:
+    """Write atomically: a reader sees the old file or the new one.
+
+    Raises:
+        ValueError: a number is NaN or infinite; the message names where it stands.
+    """
+    _refuse_non_finite(content, path.name)
+    with written_whole(path) as partial:
+        partial.write_text(
+            json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    return path
+
+
+def read_json(path: Path) -> dict:
+    """Read a results file written by `write_json`."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _refuse_non_finite(value, where: str) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_non_finite(inner, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            _refuse_non_finite(inner, f"{where}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}: results hold finite numbers only")
+
+
+def processor() -> str:
+    """Name of the processor, as Linux gives it; its architecture where that is not said."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
+
+
+def default_device() -> str:
+    """ "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def bf16_pays(device: str) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.writer import DocumentRows, StoreWriter
+from mmlib.activations.writer import DocumentRows, StoreWriter
 
 
 def pytest_addoption(parser):

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from mmlib.agreement import as_text, compare, in_git, quotes
+from mmlib.runs.agreement import as_text, compare, in_git, quotes
 
 README = (
     "A loss of 1.25<!-- losses:rows.0.loss -->, a reduction of 25.1 %<!-- losses:rows.0.reduction %--> [24.0 %<!-- losses:rows.0.ci95.0 %-->, "

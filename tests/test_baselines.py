@@ -4,8 +4,11 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
-from mmlib.baselines import (
+from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.denoisers.gaussian import PrincipalComponents, clean_input
+from mmlib.denoisers.sae import (
     SAEDenoiser,
+    SAESize,
     drawn_batches,
     frequent_firing,
     load_sae,
@@ -13,9 +16,6 @@ from mmlib.baselines import (
     save_sae,
     train_sae,
 )
-from mmlib.gaussian import PrincipalComponents, clean_input
-from mmlib.presets import SAESize
-from mmlib.store import ActivationStore, StoreError
 
 
 def sparse_batches():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmlib import claims, scaling
-from mmlib.claims import (
+from mmlib_studies import claims, scaling
+from mmlib_studies.claims import (
     ARTEFACT,
     EXCEEDED,
     INCOMPARABLE,

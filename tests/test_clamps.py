@@ -5,8 +5,10 @@ import pytest
 import torch
 from test_lm_loss import SIZES, tiny, window
 
-from mmlib import clamps, llm, units
-from mmlib.clamps import LastToken
+from mmlib.activations import lm as llm
+from mmlib_studies.probing import clamping as clamps
+from mmlib_studies.probing import units
+from mmlib_studies.probing.clamping import LastToken
 
 IDS = [7, 30, 12, 5, 41, 22]
 

@@ -4,21 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib import claimed
-from mmlib.baselines import MixedDenoiser
-from mmlib.compare import (
-    CLAIM,
-    Losses,
-    closed_form_check,
-    evaluate,
-    floor_rows,
-    loss_rows,
-    plain_words,
-    reduction_rows,
-    verdict,
-)
-from mmlib.gaussian import PrincipalComponents, Projection, standard_normal
-from mmlib.noise import FlowMatching
+from mmlib.denoisers.gaussian import PrincipalComponents, Projection, standard_normal
+from mmlib.denoisers.noise import FlowMatching
+from mmlib.denoisers.sae import MixedDenoiser
+from mmlib.evaluation import claim as claimed
+from mmlib.evaluation.claim import CLAIM, verdict
+from mmlib.evaluation.losses import Losses, closed_form_check, evaluate, loss_rows, reduction_rows
+from mmlib_studies.verdict import floor_rows, plain_words
 
 
 class Scaled:

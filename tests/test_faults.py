@@ -18,15 +18,13 @@ import torch
 from letters import Letters
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mmlib import extract as extraction
-from mmlib.corpus import Document
-from mmlib.extract import describe, extract, plan_extraction
+from mmlib.activations import extract as extraction
+from mmlib.activations.corpora import Document
+from mmlib.activations.extract import describe, extract, plan_extraction
+from mmlib.activations.lm import LanguageModel
+from mmlib.activations.store import ActivationStore, StoreError, verify
+from mmlib.activations.windows import read_block
 from mmlib.files import DiskFull
-from mmlib.layout import StoreError
-from mmlib.llm import LanguageModel
-from mmlib.presets import get_preset
-from mmlib.store import ActivationStore, verify
-from mmlib.windows import read_block
 
 pytestmark = pytest.mark.faults
 
@@ -81,7 +79,7 @@ def extract_tiny(path, die_at=None):
         plan,
         lm,
         path,
-        attributes=describe(lm, "letters@1", plan, get_preset("smoke")),
+        attributes=describe(lm, "letters@1", plan, created_by="a test"),
         progress=False,
     )
     path.with_name("events").write_text(str(next(events)))
@@ -91,7 +89,7 @@ def extract_tiny(path, die_at=None):
 def processes():
     """Children that come with the libraries loaded, forked from a process that never computed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mmlib.extract"])
+    context.set_forkserver_preload(["mmlib.activations.extract"])
     return context
 
 
@@ -218,7 +216,7 @@ def fill_up_then_continue(path, whole, monkeypatch, capsys, fill, free):
         return read_block(*arguments)
 
     monkeypatch.setattr(extraction, "read_block", reading)
-    facts = describe(lm, "letters@1", plan, get_preset("smoke"))
+    facts = describe(lm, "letters@1", plan, created_by="a test")
     with pytest.raises(
         DiskFull, match="the disk is full: .* rows, which are safe; free some space and run again"
     ):

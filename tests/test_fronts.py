@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from mmlib import concepts, fronts
-from mmlib.fronts import Front, area_between, cost_at, distinct, paired_difference, repetition
+from mmlib.activations.corpora import Document
+from mmlib.evaluation.intervals import mean_with_interval, paired_difference
+from mmlib_studies.steering import concepts, fronts
+from mmlib_studies.steering.fronts import Front, area_between, cost_at, distinct, repetition
 
 
 def test_distinct_n_counts_over_all_continuations():
@@ -193,7 +195,7 @@ def test_sentiment_is_measured_by_vader_and_its_sign_turns_both():
 def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
     words = {"space": "orbit launch shuttle moon", "hockey": "goal ice puck league"}
     posts = [
-        concepts.Document(f"{label}{i}", f"{text} {text.split()[i % 4]}", label)
+        Document(f"{label}{i}", f"{text} {text.split()[i % 4]}", label)
         for i in range(12)
         for label, text in words.items()
     ]
@@ -236,7 +238,7 @@ def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
 
 
 def test_means_by_prompt():
-    mean, interval = fronts.mean_with_interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    mean, interval = mean_with_interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
     assert mean == 3.5 and interval[0] < 3.5 < interval[1]
 
 

@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.compare import evaluate
-from mmlib.gaps import (
-    DocumentLosses,
-    gained_in_last_third,
-    gap_rows,
-    in_words,
-    limit,
-    losses_by_document,
-)
-from mmlib.gaussian import standard_normal
+from mmlib.denoisers.gaussian import standard_normal
+from mmlib.evaluation.losses import DocumentLosses, evaluate, losses_by_document
+from mmlib_studies.generalisation import gained_in_last_third, gap_rows, in_words, limit
 
 DOCUMENTS = np.repeat(np.arange(6), (50, 50, 80, 100, 120, 200))
 

@@ -4,10 +4,15 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from mmlib.compare import evaluate
-from mmlib.gaussian import GaussianDenoiser, PrincipalComponents, clean_input, standard_normal
-from mmlib.noise import PROCESSES
-from mmlib.store import ActivationStore, StoreError
+from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.denoisers.gaussian import (
+    GaussianDenoiser,
+    PrincipalComponents,
+    clean_input,
+    standard_normal,
+)
+from mmlib.denoisers.noise import PROCESSES
+from mmlib.evaluation.losses import evaluate
 
 
 @pytest.fixture(scope="module")

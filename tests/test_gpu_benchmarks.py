@@ -2,13 +2,14 @@
 
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from mmlib import gpu_benchmarks
-from mmlib.gpu_benchmarks import SMOKE, LeftOut, begin, flop_per_activation, main, training_of
-from mmlib.results import read_json
+from mmlib.files import read_json
+from mmlib_studies import benchmarks
+from mmlib_studies.benchmarks import SMOKE, LeftOut, begin, flop_per_activation, main, training_of
 
 MLP, UNET, SHARED = SMOKE.workloads
 
@@ -29,11 +30,9 @@ def test_every_row_is_finite_positive_and_says_what_it_divides(monkeypatch, tmp_
         ["gpu_benchmarks", "--smoke", "--out", str(tmp_path / "rates.json"), "--commit", "abc"],
     )
     monkeypatch.setattr(
-        gpu_benchmarks,
+        benchmarks,
         "SMOKE",
-        gpu_benchmarks.replace(
-            SMOKE, workloads=(MLP, UNET), seconds=0.001, compile_within=math.inf
-        ),
+        replace(SMOKE, workloads=(MLP, UNET), seconds=0.001, compile_within=math.inf),
     )
     main()
     result = read_json(tmp_path / "rates.json")

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib import gpu_study, runs
-from mmlib.denoisers import MLPDenoiser
-from mmlib.gpu_study import GPURun, GPUStudy, main, measure, resident_batches
-from mmlib.meta_model import MetaModel
-from mmlib.presets import PCA_K, MLPSize, Recipe, Training, get_preset
-from mmlib.results import read_json
-from mmlib.skip import LinearSkip
-from mmlib.store import ActivationStore
+from mmlib.activations.store import ActivationStore
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, MLPSize
+from mmlib.evaluation import losses
+from mmlib.files import read_json
+from mmlib.runs import run as runs
+from mmlib.runs.presets import PCA_K, get_preset
+from mmlib.training.recipe import Recipe
+from mmlib.training.train import Training
+from mmlib_studies import gpu as gpu_study
+from mmlib_studies.gpu import GPURun, GPUStudy, main, measure, resident_batches
 
 TINY = Recipe(
     MLPSize(layers=1, d_model=16, d_mlp=32),
@@ -93,7 +96,7 @@ def test_what_was_measured_before_a_machine_went_is_kept_and_such_a_run_is_begun
 
     out, run = tmp_path / "budgets.json", GPURun("last", TINY, final=True)
     with monkeypatch.context() as broken:
-        broken.setattr(gpu_study.compare, "evaluate", gone)
+        broken.setattr(losses, "evaluate", gone)
         with pytest.raises(RuntimeError, match="the machine went"):
             measure(study, [run], out, "abc")
     (row,) = read_json(out)["rows"]

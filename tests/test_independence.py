@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.independence import (
+from mmlib_studies.independence import (
     _jackknife,
     coactivation,
     gaussianity,

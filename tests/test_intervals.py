@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mmlib.intervals import RESAMPLES, bootstrap_interval, jackknife_errors, resampled
+from mmlib.evaluation.intervals import RESAMPLES, bootstrap_interval, jackknife_errors, resampled
 
 
 def mean_of(values):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmlib import labelled
+from mmlib.activations import corpora as labelled
 
 
 def test_reviews_are_balanced_sentences():

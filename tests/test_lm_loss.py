@@ -8,24 +8,22 @@ import torch
 from letters import Letters
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
-from mmlib import llm, lm_loss
-from mmlib.claimed import verdict
-from mmlib.corpus import Document
-from mmlib.extract import extract, plan_extraction
-from mmlib.lm_loss import (
+from mmlib.activations import lm as llm
+from mmlib.activations.corpora import Document
+from mmlib.activations.extract import extract, plan_extraction
+from mmlib.activations.store import ActivationStore
+from mmlib.activations.tokens import Normaliser
+from mmlib.activations.windows import Window, spread_windows, stored_activations, stored_windows
+from mmlib.evaluation import lm_loss
+from mmlib.evaluation.claim import verdict
+from mmlib.evaluation.lm_loss import (
     Effects,
     Outcome,
     SplicedModel,
     denoised,
     reconstructed,
-    spread_windows,
-    stored_activations,
-    stored_windows,
     window_noise,
 )
-from mmlib.normaliser import Normaliser
-from mmlib.store import ActivationStore
-from mmlib.windows import Window
 
 SIZES = {
     "llama": dict(

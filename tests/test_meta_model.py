@@ -11,15 +11,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch.distributions import MultivariateNormal
 
-from mmlib.checkpoints import CheckpointError
-from mmlib.denoisers import MLPDenoiser, UNetDenoiser
-from mmlib.gaussian import GaussianDenoiser
-from mmlib.likelihood import SMOOTHING, log_likelihood, smoothed
-from mmlib.meta_model import MetaModel
-from mmlib.noise import DDPM, FlowMatching, noise_process
-from mmlib.normaliser import Normaliser
-from mmlib.skip import LinearSkip
-from mmlib.store import ActivationStore, StoreError
+from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import CheckpointError
+from mmlib.denoisers.gaussian import GaussianDenoiser
+from mmlib.denoisers.likelihood import SMOOTHING, log_likelihood, smoothed
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, UNetDenoiser
+from mmlib.denoisers.noise import DDPM, FlowMatching, noise_process
 
 VARIANCES = torch.tensor([0.3, 1.0, 2.5])
 MEAN = torch.tensor([0.5, -1.0, 0.0])
@@ -327,7 +326,10 @@ def test_the_loss_of_several_layers_is_the_mean_of_each(make_store):
     whole = model.loss(z, draws)
     draws = generator()
     index = torch.stack(
-        [__import__("mmlib.noise", fromlist=["x"]).stratified_levels(16, draws) for _ in range(2)]
+        [
+            __import__("mmlib.denoisers.noise", fromlist=["x"]).stratified_levels(16, draws)
+            for _ in range(2)
+        ]
     )
     noise = torch.randn(z.shape, generator=draws)
     losses = []
@@ -555,7 +557,7 @@ def hub(monkeypatch, tmp_path):
                     shutil.copy(repository / path, copy / path)
             return str(copy)
 
-        monkeypatch.setattr("mmlib.checkpoints.snapshot_download", download)
+        monkeypatch.setattr("mmlib.denoisers.checkpoints.snapshot_download", download)
         return partial(MetaModel.from_pretrained, "someone/meta-model", revision="v1")
 
     return of

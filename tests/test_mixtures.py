@@ -6,11 +6,16 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from mmlib.gaussian import GaussianDenoiser, PrincipalComponents
-from mmlib.likelihood import SMOOTHING, smoothed
-from mmlib.mixtures import ClusterMoments, GaussianMixtureDenoiser, fit_mixture, full_gaussian
-from mmlib.presets import MixtureSize
-from mmlib.store import ActivationStore, StoreError
+from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.denoisers.gaussian import GaussianDenoiser, PrincipalComponents
+from mmlib.denoisers.likelihood import SMOOTHING, smoothed
+from mmlib.denoisers.mixture import (
+    ClusterMoments,
+    GaussianMixtureDenoiser,
+    MixtureSize,
+    fit_mixture,
+    full_gaussian,
+)
 
 SIGMAS = (SMOOTHING, 0.3, 0.9)
 
@@ -263,7 +268,7 @@ def test_a_component_of_one_token_has_the_covariance_within_components():
 
 
 def test_fit_finds_the_clusters_and_beats_the_gaussian():
-    (z, second), (held_out, _) = clusters(4000, generator(5)), clusters(1000, generator(6))
+    (z, _), (held_out, _) = clusters(4000, generator(5)), clusters(1000, generator(6))
     fitted, tried = fit_mixture(
         z,
         held_out,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mmlib.noise import DDPM, DENSITIES, FlowMatching, noise_process, stratified_levels
+from mmlib.denoisers.noise import DDPM, DENSITIES, FlowMatching, noise_process, stratified_levels
 
 
 def test_flow_levels_are_the_published_ones():

@@ -13,16 +13,16 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from mmlib import llm, runs
-from mmlib.baselines import save_sae, train_sae
-from mmlib.gaussian import PrincipalComponents
-from mmlib.live import live_source
-from mmlib.meta_model import MetaModel
-from mmlib.mixtures import GaussianMixtureDenoiser, full_gaussian
-from mmlib.normaliser import Normaliser
-from mmlib.presets import SAESize
-from mmlib.recipes import new_model
-from mmlib.store import ActivationStore, StoreError, verify
+from mmlib.activations import lm as llm
+from mmlib.activations.store import ActivationStore, StoreError, verify
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
+from mmlib.denoisers.sae import SAESize, save_sae, train_sae
+from mmlib.runs import run as runs
+from mmlib.runs.artefacts import live_source
+from mmlib.training.recipe import new_model
 
 WORDS = [f"word{i}" for i in range(50)]
 CAPITALS = [f"Word{i}" for i in range(10)]
@@ -146,7 +146,8 @@ def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
     leaves_nothing.append(run)
     command(
         "-m",
-        "mmlib.extract",
+        "mmlib",
+        "extract",
         *(part for key, value in parameters.items() for part in (f"--{key}", value)),
     )
     store = ActivationStore(run.store)
@@ -193,7 +194,8 @@ def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
     leaves_nothing.append(run)
     command(
         "-m",
-        "mmlib.extract",
+        "mmlib",
+        "extract",
         *(part for key, value in parameters.items() for part in (f"--{key}", value)),
     )
     store = ActivationStore(run.store)
@@ -275,7 +277,8 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(
         "--nproc-per-node",
         "2",
         "-m",
-        "mmlib.extract",
+        "mmlib",
+        "extract",
         *same,
         "--layers",
         "2",
@@ -303,9 +306,11 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(
         and sum((found & (held_out - trained)).values()) < 0.01 * held_out.total()
     )
 
-    shown = command("-m", "mmlib.train", "mlp", *same, "--layer", "2", "--live")
+    shown = command("-m", "mmlib", "train", "mlp", *same, "--layer", "2", "--live")
     assert "mlp-live" in shown and MetaModel.from_pretrained(run.data / "mlp-live").d == 16
-    assert "already trained" in command("-m", "mmlib.train", "mlp", *same, "--layer", "2", "--live")
+    assert "already trained" in command(
+        "-m", "mmlib", "train", "mlp", *same, "--layer", "2", "--live"
+    )
 
 
 def test_one_network_is_trained_on_several_layers_from_the_command_line(
@@ -326,14 +331,14 @@ def test_one_network_is_trained_on_several_layers_from_the_command_line(
         "2",
     )
     done = subprocess.run(
-        [sys.executable, "-m", "mmlib.train", "mlp", *same], capture_output=True, text=True
+        [sys.executable, "-m", "mmlib", "train", "mlp", *same], capture_output=True, text=True
     )
     assert (
-        "activations-layers-0-2.h5 is missing: run python -m mmlib.extract --layers 0 2 first"
+        "activations-layers-0-2.h5 is missing: run python -m mmlib extract --layers 0 2 first"
         in done.stderr
     )
-    command("-m", "mmlib.extract", *same)
-    assert "mlp-layers-0-2" in command("-m", "mmlib.train", "mlp", *same)
+    command("-m", "mmlib", "extract", *same)
+    assert "mlp-layers-0-2" in command("-m", "mmlib", "train", "mlp", *same)
     model, store = (
         MetaModel.from_pretrained(run.data / "mlp-layers-0-2"),
         ActivationStore(run.store_of([0, 2]), 2),
@@ -350,7 +355,8 @@ def test_live_batches_of_other_texts_than_the_store_holds_are_refused(
     leaves_nothing.append(run)
     command(
         "-m",
-        "mmlib.extract",
+        "mmlib",
+        "extract",
         "--preset",
         "smoke",
         "--model",

@@ -5,9 +5,15 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from mmlib import probe
-from mmlib.probe import TaskProbes, auc, grouped_folds, mean_over_tasks, random_candidates
-from mmlib.tasks import Task
+from mmlib_studies.probing import probes as probe
+from mmlib_studies.probing.probes import (
+    TaskProbes,
+    auc,
+    grouped_folds,
+    mean_over_tasks,
+    random_candidates,
+)
+from mmlib_studies.probing.tasks import Task
 
 
 def task_of(n=240, seed=0, per_group=3):

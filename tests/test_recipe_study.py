@@ -7,13 +7,17 @@ import pytest
 import torch
 from scipy import stats
 
-from mmlib import recipe_study, runs, trials
-from mmlib.denoisers import UNetDenoiser, image_shape
-from mmlib.normaliser import Normaliser
-from mmlib.presets import MLPSize, Recipe, RecipeStudySize, Training
-from mmlib.results import read_json
-from mmlib.store import ActivationStore
-from mmlib.studies import Cell, Study, fitted_gaussian, train_cell, watched
+from mmlib.activations.store import ActivationStore
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.networks import MLPSize, UNetDenoiser, image_shape
+from mmlib.files import read_json
+from mmlib.runs import run as runs
+from mmlib.runs.presets import RecipeStudySize
+from mmlib.runs.sweep import Cell, Study, fitted_gaussian, train_cell, watched
+from mmlib.training.recipe import Recipe
+from mmlib.training.train import Training
+from mmlib_studies import recipes as recipe_study
+from mmlib_studies import recipes as trials
 
 TINY = watched(Training("flow_velocity", steps=4, batch=32, lr=1e-3, bf16=False), 2)
 
@@ -188,7 +192,7 @@ def test_the_gaussian_of_a_cell_is_the_one_of_its_training_documents(run, store,
 
 
 def test_a_trial_that_diverges_is_an_outcome_and_elsewhere_an_error(run, store):
-    from mmlib.train import TrainingDiverged
+    from mmlib.training.train import TrainingDiverged
 
     hot = Cell("hot", Recipe(MLPSize(1, 8, 16), replace(TINY, lr=1e30, steps=8)), store)
     found = trial_study(run).outcomes([hot])["hot"]
@@ -362,7 +366,7 @@ def test_variants_differ_in_what_they_say_alone(study):
 
 
 def test_ablations_keep_the_number_of_parameters_about_the_same():
-    from mmlib.denoisers import MLPDenoiser, count_parameters
+    from mmlib.denoisers.networks import MLPDenoiser, count_parameters
 
     shapes = [
         (3, 1280),

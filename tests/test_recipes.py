@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from mmlib import recipes, runs
-from mmlib.denoisers import MLPDenoiser, UNetDenoiser
+from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.denoisers.gaussian import standard_normal
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, UNetDenoiser
 from mmlib.files import MissingInput
-from mmlib.gaussian import standard_normal
-from mmlib.meta_model import MetaModel
-from mmlib.skip import LinearSkip
-from mmlib.store import ActivationStore, StoreError
+from mmlib.runs import run as runs
+from mmlib.runs.artefacts import chosen_meta_model
+from mmlib.training import recipe as recipes
 
 
 @pytest.fixture
@@ -44,22 +45,22 @@ def test_a_meta_model_is_chosen_by_recipe_folder_or_default(run, store, tmp_path
         ("mlp", "mlp"),
         (str(tmp_path / "mine"), "folder"),
     ):
-        assert torch.equal(recipes.chosen_meta_model(run, asked, store)(x, 0.5), kept[name](x, 0.5))
+        assert torch.equal(chosen_meta_model(run, asked, store)(x, 0.5), kept[name](x, 0.5))
     saved(tmp_path / "published", store, 6, documents="")
     assert (
-        recipes.chosen_meta_model(run, str(tmp_path / "published"), store).documents == ""
+        chosen_meta_model(run, str(tmp_path / "published"), store).documents == ""
     )  # does not say what it was trained on
 
 
 def test_a_meta_model_that_does_not_fit_the_store_is_refused(run, store, tmp_path):
     with pytest.raises(MissingInput, match="03_train_meta_model"):
-        recipes.chosen_meta_model(run, "unet", store)
+        chosen_meta_model(run, "unet", store)
     saved(tmp_path / "elsewhere", store, 0, documents="other@1")
     with pytest.raises(StoreError, match="was fitted to documents other@1"):
-        recipes.chosen_meta_model(run, str(tmp_path / "elsewhere"), store)
+        chosen_meta_model(run, str(tmp_path / "elsewhere"), store)
     saved(tmp_path / "deeper", store, 0, layers=(7,))
     with pytest.raises(StoreError, match="layer 7 .* the store holds toy@1 layer 1"):
-        recipes.chosen_meta_model(run, str(tmp_path / "deeper"), store)
+        chosen_meta_model(run, str(tmp_path / "deeper"), store)
 
 
 @pytest.mark.parametrize(

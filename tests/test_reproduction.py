@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mmlib.runs import DATA, ROOT
+from mmlib.runs.run import DATA, ROOT
 
 TIMES = {
     "seconds",
@@ -37,7 +37,7 @@ def make(data, *arguments):
 def planned(data, *changed):
     """Notebooks that make would run, if the named files had just changed."""
     return re.findall(
-        r"mmlib.reproduce run smoke (\w+)",
+        r"mmlib.runs.pipeline run smoke (\w+)",
         make(data, "--dry-run", "main", *(f"--what-if={path}" for path in changed)),
     )
 
@@ -78,15 +78,15 @@ def test_a_second_run_does_nothing_and_says_so(finished):
 @pytest.mark.parametrize(
     "changed, expected",
     [
-        ("mmlib/extract.py", ["01", "02", "03", "04", "05", "07", "08", "09", "31"]),
-        ("mmlib/baselines.py", ["02", "03", "04", "05", "07", "08", "09", "31"]),
-        ("mmlib/train.py", ["02", "03", "04", "05", "07", "08", "09", "31"]),
-        ("mmlib/compare.py", ["04", "09", "31"]),
-        ("mmlib/claimed.py", ["04", "08", "09", "31"]),
-        ("mmlib/fidelity.py", ["05", "09", "31"]),
-        ("mmlib/figures.py", ["31"]),
+        ("mmlib/activations/extract.py", ["01", "02", "03", "04", "05", "07", "08", "09", "31"]),
+        ("mmlib/denoisers/sae.py", ["02", "03", "04", "05", "07", "08", "09", "31"]),
+        ("mmlib/training/train.py", ["02", "03", "04", "05", "07", "08", "09", "31"]),
+        ("notebooks/studies/verdict.py", ["04", "09", "31"]),
+        ("mmlib/evaluation/claim.py", ["04", "08", "09", "31"]),
+        ("mmlib/evaluation/frechet.py", ["05", "09", "31"]),
+        ("notebooks/studies/figures/main.py", ["31"]),
         ("notebooks/05_sample_quality.ipynb", ["05", "09", "31"]),
-        ("mmlib/claims.py", ["09", "31"]),
+        ("notebooks/studies/claims.py", ["09", "31"]),
         ("README.md", []),
     ],
 )
@@ -100,7 +100,7 @@ def test_the_command_line_trains_what_the_notebook_trained(finished):
     def command(recipe, *options):
         outside = {**os.environ, "MMLIB_DATA": str(finished[0])}
         return subprocess.run(
-            [sys.executable, "-m", "mmlib.train", recipe, "--preset", "smoke", *options],
+            [sys.executable, "-m", "mmlib", "train", recipe, "--preset", "smoke", *options],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -170,7 +170,10 @@ def test_two_runs_by_papermill_and_by_nbval_give_identical_results(finished):
 
 def test_an_unknown_step_of_a_reproduction_publishes_nothing():
     refused = subprocess.run(
-        [sys.executable, "-m", "mmlib.reproduce", "help"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "mmlib.runs.pipeline", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert (
         refused.returncode == 1

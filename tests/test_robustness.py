@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib import robustness
-from mmlib.compare import evaluate
-from mmlib.corpus import Document, split_documents
-from mmlib.gaussian import PrincipalComponents, standard_normal
-from mmlib.intervals import bootstrap_interval
-from mmlib.presets import MixtureSize
-from mmlib.store import ActivationStore
+from mmlib.activations.corpora import Document, split_documents
+from mmlib.activations.store import ActivationStore
+from mmlib.denoisers.gaussian import PrincipalComponents, standard_normal
+from mmlib.denoisers.mixture import MixtureSize
+from mmlib.evaluation.intervals import bootstrap_interval
+from mmlib.evaluation.losses import evaluate
+from mmlib_studies import robustness
 
 
 class Scaled:

@@ -9,10 +9,11 @@ import nbformat
 import papermill
 import pytest
 
-from mmlib import reproduce, results, runs
-from mmlib.devices import processor
-from mmlib.files import MissingInput, require, require_disk, written_whole
-from mmlib.presets import PRESETS, get_preset
+from mmlib import files as results
+from mmlib.files import MissingInput, processor, require, require_disk, written_whole
+from mmlib.runs import pipeline as reproduce
+from mmlib.runs import run as runs
+from mmlib.runs.presets import PRESETS, get_preset
 
 NOTEBOOKS = runs.ROOT / "notebooks"
 

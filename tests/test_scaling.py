@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mmlib import scaling
-from mmlib.denoisers import MLPDenoiser, count_parameters
+from mmlib.denoisers.networks import MLPDenoiser, count_parameters
+from mmlib_studies import scaling
 
 TRUTH = scaling.PowerLaw(0.9, 0.3, 0.4)
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from mmlib.gaussian import PrincipalComponents
-from mmlib.meta_model import MetaModel
-from mmlib.noise import FlowMatching
-from mmlib.presets import Recipe, SparseSize, Training
-from mmlib.recipes import new_model
-from mmlib.sparse_denoiser import SparseDenoiser
-from mmlib.store import ActivationStore
+from mmlib.activations.store import ActivationStore
+from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.networks import SparseDenoiser, SparseSize
+from mmlib.denoisers.noise import FlowMatching
+from mmlib.training.recipe import Recipe, new_model
+from mmlib.training.train import Training
 
 TIME = torch.tensor([500.0])
 

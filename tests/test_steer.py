@@ -6,13 +6,19 @@ import torch
 from test_lm_loss import SIZES, tiny
 from test_meta_model import exact, gaussian, generator
 
-from mmlib import llm, steer
-from mmlib.denoisers import MLPDenoiser
-from mmlib.meta_model import MetaModel
-from mmlib.normaliser import Normaliser
-from mmlib.steer import (
-    Steering,
+from mmlib.activations import lm as llm
+from mmlib.activations.generate import (
+    GumbelNoise,
     continuations,
+    log_likelihoods,
+    shipped_settings_off,
+)
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.networks import MLPDenoiser
+from mmlib_studies.steering import edits as steer
+from mmlib_studies.steering.edits import (
+    Steering,
     geometry,
     norm_kept,
     posterior_mean,
@@ -94,7 +100,7 @@ def test_the_cache_holds_the_edited_stream(architecture):
     """Greedy text by `generate` with a cache is that of whole forward passes in which every position from the last of the prompt on is edited."""
     lm, strength = tiny(architecture), 4.0
     with (
-        steer.shipped_settings_off(lm.model),
+        shipped_settings_off(lm.model),
         llm.edited_block(lm.model, 1, Steering(NORMALISER, DIRECTION, strength)),
     ):
         cached = lm.model.generate(
@@ -200,14 +206,13 @@ def test_openings_that_markup_has_broken_are_refused(opening, plain):
 
 def test_gumbel_noise_samples_the_softmax():
     logits = torch.tensor([0.0, 1.0, 2.0, -torch.inf, -1.0])
-    drawn = steer.GumbelNoise(3, 0)(None, logits.expand(40_000, 5)).argmax(1)
+    drawn = GumbelNoise(3, 0)(None, logits.expand(40_000, 5)).argmax(1)
     assert torch.bincount(drawn, minlength=5) / 40_000 == pytest.approx(logits.softmax(0), abs=0.01)
     rare = torch.full((150, 200_000), -40.0)  # together 1e-12 of the probability
     rare[:, :50] = 0
-    assert (steer.GumbelNoise(4)(None, rare).argmax(1) < 50).all()
+    assert (GumbelNoise(4)(None, rare).argmax(1) < 50).all()
     again = [
-        steer.GumbelNoise(*key)(None, logits.expand(40_000, 5)).argmax(1)
-        for key in ((3, 0), (3, 1))
+        GumbelNoise(*key)(None, logits.expand(40_000, 5)).argmax(1) for key in ((3, 0), (3, 1))
     ]
     assert torch.equal(again[0], drawn) and not torch.equal(again[1], drawn)
 
@@ -216,7 +221,7 @@ def test_gumbel_noise_samples_the_softmax():
 def test_log_likelihood_is_that_of_transformers_labels(architecture):
     lm = tiny(architecture)
     new = torch.randint(4, 60, (5, 3), generator=generator(4))
-    for prompt, ids, value in zip(PROMPTS, new, steer.log_likelihoods(lm, PROMPTS, new)):
+    for prompt, ids, value in zip(PROMPTS, new, log_likelihoods(lm, PROMPTS, new)):
         labels = torch.cat([torch.full_like(prompt, -100), ids])[None]
         assert value == pytest.approx(
             -lm.model(torch.cat([prompt, ids])[None], labels=labels).loss.item(), rel=1e-5

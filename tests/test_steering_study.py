@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib import figures, runs, steering_study
-from mmlib.presets import PRESETS, SteeringStudySize
-from mmlib.steering_study import Findings, SteeringStudy, combinations
+from mmlib.runs import run as runs
+from mmlib.runs.presets import PRESETS, SteeringStudySize
+from mmlib_studies.figures import main as figures
+from mmlib_studies.steering import grid as steering_study
+from mmlib_studies.steering.grid import Findings, SteeringStudy, combinations
 
 SIZE = SteeringStudySize(
     concepts=(("sentiment", 1), ("sentiment", -1)),

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.batches import multi_layer_batches, shuffled_batches, spread_rows
-from mmlib.layout import BLOCK, from_numpy
-from mmlib.moments import RunningMoments
-from mmlib.shards import join_shards
-from mmlib.store import ActivationStore, StoreError, verify
-from mmlib.writer import DocumentRows, StoreWriter, finite_rows
+from mmlib.activations.batches import multi_layer_batches, shuffled_batches, spread_rows
+from mmlib.activations.store import BLOCK, ActivationStore, StoreError, from_numpy, verify
+from mmlib.activations.writer import (
+    DocumentRows,
+    RunningMoments,
+    StoreWriter,
+    finite_rows,
+    join_shards,
+)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -282,12 +285,12 @@ def test_a_sound_store_verifies_and_the_command_says_so(make_store):
     path, _ = make_store()
     assert verify(path) == []
     done = subprocess.run(
-        [sys.executable, "-m", "mmlib.store", str(path)], capture_output=True, text=True
+        [sys.executable, "-m", "mmlib", "verify", str(path)], capture_output=True, text=True
     )
     assert done.returncode == 0 and "verified" in done.stdout and "4,200 × 8" in done.stdout
     path.write_bytes(path.read_bytes()[:-5])
     done = subprocess.run(
-        [sys.executable, "-m", "mmlib.store", str(path)], capture_output=True, text=True
+        [sys.executable, "-m", "mmlib", "verify", str(path)], capture_output=True, text=True
     )
     assert done.returncode == 1 and "truncated" in done.stderr
 

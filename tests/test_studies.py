@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlib import runs, studies
-from mmlib.presets import MLPSize, Recipe, Training
-from mmlib.results import read_json
-from mmlib.store import ActivationStore
+from mmlib.activations.store import ActivationStore
+from mmlib.denoisers.networks import MLPSize
+from mmlib.files import read_json
+from mmlib.runs import run as runs
+from mmlib.runs import sweep as studies
+from mmlib.training.recipe import Recipe
+from mmlib.training.train import Training
 
 TINY = studies.measured_at_the_end(
     Training(

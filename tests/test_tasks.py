@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mmlib import tasks
-from mmlib.tasks import Definition, Example, compacted, make_tasks, token_marks
+from mmlib_studies.probing import tasks
+from mmlib_studies.probing.tasks import Definition, Example, compacted, make_tasks, token_marks
 
 
 def marked(pieces, mark):

@@ -6,12 +6,12 @@ import torch
 from letters import Letters
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mmlib import runs
-from mmlib.corpus import Document
-from mmlib.layout import StoreError
-from mmlib.llm import LanguageModel
-from mmlib.store import ActivationStore, verify
-from mmlib.texts import resplit_store, text_store, text_stores
+from mmlib.activations.corpora import Document
+from mmlib.activations.lm import LanguageModel
+from mmlib.activations.store import ActivationStore, StoreError, verify
+from mmlib.runs import run as runs
+from mmlib.runs.artefacts import text_store, text_stores
+from mmlib_studies.robustness import resplit_store
 
 
 def test_another_split_has_the_same_activations_and_its_own_statistics(make_store, tmp_path):

@@ -16,15 +16,21 @@ import torch
 from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
 
-from mmlib.denoisers import MLPDenoiser, UNetDenoiser
-from mmlib.gaussian import PrincipalComponents
-from mmlib.meta_model import MetaModel
-from mmlib.normaliser import Normaliser
-from mmlib.presets import MLPSize, Recipe, Training
-from mmlib.recipes import new_model
-from mmlib.batches import multi_layer_batches, shuffled_batches
-from mmlib.store import ActivationStore, StoreError
-from mmlib.train import TrainingDiverged, TrainingRun, learning_rate, step_generator, train
+from mmlib.activations.batches import multi_layer_batches, shuffled_batches
+from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.networks import MLPDenoiser, MLPSize, UNetDenoiser
+from mmlib.training.recipe import Recipe, new_model
+from mmlib.training.train import (
+    Training,
+    TrainingDiverged,
+    TrainingRun,
+    learning_rate,
+    step_generator,
+    train,
+)
 
 SETTINGS = Training(
     "flow_velocity",
@@ -499,7 +505,7 @@ def test_a_small_network_approaches_but_never_beats_the_gaussian_on_gaussian_dat
     )
     z = Normaliser.of(store)(store.read(store.rows("validation")))
     optimum = PrincipalComponents.fit(z).gaussian().expected_loss(objective, z)
-    from mmlib.compare import evaluate
+    from mmlib.evaluation.losses import evaluate
 
     losses, _ = evaluate(
         {"mlp": model},

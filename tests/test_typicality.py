@@ -11,17 +11,20 @@ from letters import Letters
 from sklearn.metrics import roc_auc_score
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mmlib import application_figures, llm, shifts, typicality
-from mmlib.corpus import Document
-from mmlib.extract import describe, extract, plan_extraction
-from mmlib.gaussian import GaussianDenoiser, standard_normal
-from mmlib.intervals import bootstrap_interval
-from mmlib.mixtures import GaussianMixtureDenoiser
-from mmlib.normaliser import Normaliser
-from mmlib.presets import TypicalitySize, get_preset
-from mmlib.shifts import Tokens
-from mmlib.store import ActivationStore
-from mmlib.typicality import (
+from mmlib.activations import lm as llm
+from mmlib.activations.corpora import Document
+from mmlib.activations.extract import describe, extract, plan_extraction
+from mmlib.activations.store import ActivationStore
+from mmlib.activations.tokens import Normaliser, Tokens
+from mmlib.activations.windows import Window
+from mmlib.denoisers.gaussian import GaussianDenoiser, standard_normal
+from mmlib.denoisers.mixture import GaussianMixtureDenoiser
+from mmlib.evaluation import intervals as typicality
+from mmlib.evaluation.intervals import bootstrap_interval
+from mmlib.runs.presets import TypicalitySize
+from mmlib_studies.figures import applications as application_figures
+from mmlib_studies.ood import sets as shifts
+from mmlib_studies.ood.scores import (
     NeighbourDistance,
     Separation,
     by_document,
@@ -35,7 +38,6 @@ from mmlib.typicality import (
     surprise,
     token_noise,
 )
-from mmlib.windows import Window
 
 PLAIN = Normaliser(torch.zeros(1, 16), torch.ones(1, 16))
 
@@ -395,7 +397,7 @@ def test_a_store_is_read_again_to_the_bit_and_by_no_other_model(split, tmp_path)
         plan,
         lm,
         tmp_path / "a.h5",
-        attributes=describe(lm, "letters@1", plan, get_preset("smoke")),
+        attributes=describe(lm, "letters@1", plan, created_by="a test"),
         progress=False,
     )
     store = ActivationStore(tmp_path / "a.h5")

@@ -5,14 +5,15 @@ import pytest
 import torch
 from test_lm_loss import SIZES, tiny, window
 
-from mmlib import contexts, llm, units
-from mmlib.baselines import save_sae, train_sae
-from mmlib.denoisers import MLPDenoiser, UNetDenoiser
-from mmlib.gaussian import PrincipalComponents
-from mmlib.meta_model import MetaModel
-from mmlib.mixtures import GaussianMixtureDenoiser, full_gaussian
-from mmlib.normaliser import Normaliser
-from mmlib.presets import SAESize
+from mmlib.activations import lm as llm
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
+from mmlib.denoisers.networks import MLPDenoiser, UNetDenoiser
+from mmlib.denoisers.sae import SAESize, save_sae, train_sae
+from mmlib_studies.probing import units
+from mmlib_studies.probing import units as contexts
 
 Z = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
 

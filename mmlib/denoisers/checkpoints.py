@@ -1,0 +1,255 @@
+"""Weights from a folder or the Hub: complete, finite and of the right shapes, or refused by name. Nothing is unpickled.
+
+Checkpoints of the paper's authors (arXiv 2602.06964), read as they are.
+
+A folder holds config.yaml, rep_statistics.pt (mean and var of the activations, per layer if there are several) and
+final.safetensors, or epochs in checkpoints/. Their parameter names are those of `MLPDenoiser`, after "model.".
+
+The model card that lies beside the weights of a meta-model.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import yaml
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.networks import MLPDenoiser
+
+FILES = (
+    "meta_model.json",
+    "normaliser.safetensors",
+    "network/*",
+    "config.yaml",
+    "rep_statistics.pt",
+    "final.safetensors",
+    "README.md",
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged, incomplete or of another architecture; the message names the file."""
+
+
+def fetched(source: str | Path, revision: str | None = None, extra: tuple[str, ...] = ()) -> Path:
+    """A local folder as it is, or the local copy of a Hub repository.
+
+    Args:
+        extra: files to fetch beside those of a final model; earlier epochs are left out, since each is as large.
+
+    Raises:
+        FileNotFoundError: no such folder, and no such repository within reach.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(
+            snapshot_download(str(source), revision=revision, allow_patterns=[*FILES, *extra])
+        )
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{source} is no folder, so meta_model.json cannot be read, and no Hub repository within reach "
+            f"({type(error).__name__}): run notebooks/03_train_meta_model.ipynb first, or check the name"
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: it is missing or truncated.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise CheckpointError(
+            f"{path} is missing or truncated: copy or train it again ({error})"
+        ) from error
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load weights into a network.
+
+    Raises:
+        CheckpointError: some are missing, unknown, of another shape, or not finite.
+    """
+    wanted = network.state_dict()
+    if missing := sorted(set(wanted) - set(weights)):
+        raise CheckpointError(
+            f"{path} lacks {missing[0]} and {len(missing) - 1} more weights of {type(network).__name__}"
+        )
+    if unknown := sorted(set(weights) - set(wanted)):
+        raise CheckpointError(
+            f"{path} has {unknown[0]} and {len(unknown) - 1} more weights that {type(network).__name__} does not have"
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity")
+    network.load_state_dict(weights)
+
+
+def load_network(kind: type[nn.Module], folder: Path) -> nn.Module:
+    """A network that diffusers' `save_pretrained` wrote, in evaluation mode.
+
+    Raises:
+        CheckpointError: as `fill`.
+    """
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{folder} holds no config.json: the checkpoint is incomplete")
+    network = kind.from_config(kind.load_config(folder)).eval()
+    path = folder / "diffusion_pytorch_model.safetensors"
+    fill(network, read_weights(path), path)
+    return network
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML as data: tags that ask for Python objects (OmegaConf writes its paths so) become None, and nothing is constructed."""
+
+
+_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
+
+
+SIZES = ("d_input", "d_model", "d_mlp", "n_layers", "multi_layer_n_layers")
+
+
+def read(
+    folder: Path, checkpoint: str = "final"
+) -> tuple[MLPDenoiser, str, Normaliser, str, list[int], str]:
+    """What `MetaModel` is made of: network, objective, normaliser, language model, layers, documents (unknown: "").
+
+    Args:
+        checkpoint: "final", or the latest epoch if there is no final one; or a name in checkpoints/.
+    Raises:
+        CheckpointError: a file is missing or damaged, or the parts do not fit each other; the message names it.
+    """
+    sizes, layers, language_model = _configuration(folder)
+    network = MLPDenoiser(**sizes).eval()
+    path = _weights_file(folder, checkpoint)
+    fill(
+        network,
+        {key.removeprefix("model."): tensor.float() for key, tensor in read_weights(path).items()},
+        path,
+    )
+    normaliser = _statistics(folder / "rep_statistics.pt", layers, sizes["d_input"])
+    return network, "flow_velocity", normaliser, language_model, layers, ""
+
+
+def _configuration(folder: Path) -> tuple[dict, list[int], str]:
+    try:
+        config = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), _PlainLoader)
+        kwargs = config["glp_kwargs"]
+        denoiser, trace = kwargs["denoiser_config"], kwargs["tracedict_config"]
+        sizes = {name: denoiser.get(name) for name in SIZES}
+        layers = trace["layers"]
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{folder}/config.yaml is no YAML ({error})") from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder}/config.yaml lacks {error}: expected glp_kwargs with denoiser_config and tracedict_config"
+        ) from error
+    if any(isinstance(value, str) for value in sizes.values()):
+        raise CheckpointError(
+            f"{folder}/config.yaml: sizes {sizes} are no numbers; resolve the file's ${{…}} references first"
+        )
+    if sizes["multi_layer_n_layers"] is not None and len(layers) < 2:
+        raise CheckpointError(
+            f"{folder}/config.yaml: layers {layers} of a network for {sizes['multi_layer_n_layers']} layers"
+        )
+    return sizes, [int(layer) for layer in layers], str(config.get("model_name", "unknown"))
+
+
+def _weights_file(folder: Path, checkpoint: str) -> Path:
+    if checkpoint != "final":
+        path = folder / "checkpoints" / f"{checkpoint}.safetensors"
+        there = sorted(p.stem for p in folder.glob("checkpoints/*.safetensors"))
+        if not path.exists():
+            raise CheckpointError(f"{path} is missing: there are {', '.join(there) or 'none'}")
+        return path
+    epochs = sorted(
+        folder.glob("checkpoints/epoch_*.safetensors"),
+        key=lambda path: int(re.sub(r"\D", "", path.stem) or -1),
+    )
+    for path in (folder / "final.safetensors", *reversed(epochs)):
+        if path.exists():
+            return path
+    raise CheckpointError(
+        f"{folder} holds neither final.safetensors nor checkpoints/epoch_….safetensors"
+    )
+
+
+def _statistics(path: Path, layers: list[int], d: int) -> Normaliser:
+    """Of these layers: a row for each, or rows of all layers of the language model from which theirs are taken."""
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} is missing: without the activations' mean and variance the weights mean nothing"
+        )
+    try:
+        numbers: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
+        mean_ld, var_ld = (numbers[name].float().reshape(-1, d) for name in ("mean", "var"))
+    except (KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path}: expected tensors mean and var of {len(layers)} × {d} numbers ({error})"
+        ) from error
+    if len(mean_ld) > max(layers) and len(mean_ld) > len(layers):
+        mean_ld, var_ld = mean_ld[layers], var_ld[layers]
+    if not len(mean_ld) == len(var_ld) == len(layers):
+        raise CheckpointError(
+            f"{path} has statistics of {len(mean_ld)} layers, config.yaml names layers {layers}"
+        )
+    if not (mean_ld.isfinite().all() and var_ld.isfinite().all() and (var_ld > 0).all()):
+        raise CheckpointError(
+            f"{path}: a mean or variance is not finite, or a variance not positive"
+        )
+    return Normaliser(mean_ld, var_ld.sqrt())
+
+
+USE = """import torch
+
+from mmlib.denoisers.meta_model import MetaModel
+
+model = MetaModel.from_pretrained("this folder"){at}
+z = model.normaliser(activations)  # raw outputs of the block, (n, d)
+samples = model.sample(1000, steps=50, generator=torch.Generator().manual_seed(0))
+"""
+
+
+def model_card(facts: Mapping[str, object]) -> str:
+    """Markdown with what is known about a model.
+
+    Args:
+        facts: objective, language_model, layers, documents, d, parameters; others (about the training) are listed as they are.
+    """
+    layers = ", ".join(str(layer) for layer in facts["layers"])
+    known = ("network", "objective", "language_model", "layers", "documents", "d", "parameters")
+    training = "".join(f"- {key}: {value}\n" for key, value in facts.items() if key not in known)
+    return f"""---
+library_name: diffusers
+tags: [activations, meta-model, interpretability]
+---
+# Diffusion meta-model of {facts["language_model"]}, block {layers}
+
+A {facts["network"]} of {facts["parameters"]:,} parameters that predicts {facts["objective"]} of noised residual-stream activations (outputs of block
+{layers}, counting from 0; width {facts["d"]}; standardised by the statistics in normaliser.safetensors).
+
+- documents and split: {facts["documents"] or "unknown"}
+{training}
+```python
+{USE.format(at=f".at({facts['layers'][0]})" if len(facts["layers"]) > 1 else "")}```
+
+**Limits.** It knows single activations without their context, of one language model on the texts named above; it says nothing reliable about
+others. Losses by noise level and the comparison with closed-form baselines are in the repository's results. **Licence.** What is derived from
+a language model may be bound by that model's terms. **Misuse.** A model of normal activations can help to steer a language model past its
+training, as any steering method can.
+"""

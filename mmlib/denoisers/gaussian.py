@@ -1,0 +1,187 @@
+"""Linear-Gaussian denoisers in closed form.
+
+For z ~ N(μ, Σ) and x = (1 − σ) z + σ ε the posterior mean is E[z | x] = μ + U g(σ) Uᵀ (x − (1 − σ) μ), with Σ = U diag(λ) Uᵀ and
+g = (1 − σ) λ / ((1 − σ)² λ + σ²). No linear method has a lower mean squared error on data with that mean and covariance.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from mmlib.activations.store import ActivationStore
+from mmlib.denoisers.noise import noise_process
+from mmlib.files import written_whole
+
+
+@dataclass(frozen=True)
+class GaussianDenoiser:
+    """Posterior mean under N(μ, U diag(λ) Uᵀ)."""
+
+    mean_d: Tensor
+    basis_dd: Tensor  # columns are eigenvectors
+    eigenvalues_d: Tensor
+    parameters: int  # free numbers
+
+    def gain(self, sigma: float) -> Tensor:
+        """g(σ), (d,)."""
+        a = 1 - sigma
+        return a * self.eigenvalues_d / (a**2 * self.eigenvalues_d + sigma**2)
+
+    def scores(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """Coordinates along the eigenvectors, Uᵀ (x − (1 − σ) μ), (n, d)."""
+        return (x_nd - (1 - sigma) * self.mean_d) @ self.basis_dd
+
+    def estimate(self, scores_nd: Tensor, sigma: float) -> Tensor:
+        """Posterior mean, (n, d), of x with these coordinates."""
+        return self.mean_d + scores_nd * self.gain(sigma) @ self.basis_dd.T
+
+    def score_density(self, scores_nd: Tensor, sigma: float) -> Tensor:
+        """Natural logarithm of the density of x with these coordinates, N(0, (1 − σ)² diag(λ) + σ² I), per dimension, (n,), double."""
+        variance_d = (1 - sigma) ** 2 * self.eigenvalues_d + sigma**2
+        squares_n = (scores_nd.square() / variance_d).mean(1, dtype=torch.double)
+        return -(squares_n + (2 * math.pi * variance_d).log().mean(dtype=torch.double)) / 2
+
+    def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        return self.estimate(self.scores(x_nd, sigma), sigma)
+
+    def log_density(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """Natural logarithm of the density of x = (1 − σ) z + σ ε, N((1 − σ) μ, (1 − σ)² Σ + σ² I), per dimension, (n,), double."""
+        return self.score_density(self.scores(x_nd, sigma), sigma)
+
+    def expected_mse(self, sigma: float, power_d: Tensor) -> float:
+        """Squared error per dimension, exact over the noise: Σⱼ (1 − a gⱼ)² mⱼ + σ² gⱼ², averaged, with a = 1 − σ.
+
+        Args:
+            power_d: mⱼ, the mean square of z − μ along each eigenvector. On the Gaussian's own data mⱼ = λⱼ, and no denoiser has less.
+        """
+        gain = self.gain(sigma).double()
+        return float(((1 - (1 - sigma) * gain) ** 2 * power_d + sigma**2 * gain**2).mean())
+
+    def expected_loss(self, objective: str, z_nd: Tensor) -> float:
+        """Mean over the evaluation grid of an objective of its loss on activations `z_nd`, exact over the noise."""
+        power_d = ((z_nd - self.mean_d) @ self.basis_dd).double().square().mean(0)
+        grid = noise_process(objective).grid()
+        return sum(level.weight * self.expected_mse(level.sigma, power_d) for level in grid) / len(
+            grid
+        )
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draws from the Gaussian, (n, d)."""
+        noise_nd = torch.randn(n, len(self.mean_d), generator=generator)
+        return self.mean_d + noise_nd * self.eigenvalues_d.sqrt() @ self.basis_dd.T
+
+
+@dataclass(frozen=True)
+class Projection:
+    """PCA as people use it: the estimate is the projection on the first k components.
+
+    It expects clean activations. `fed="mean_estimate"` gives it the posterior mean of N(0, I); `fed="rescaled"` gives it
+    x/(1 − σ), the naive reading.
+    """
+
+    mean_d: Tensor
+    components_dk: Tensor
+    fed: str
+
+    @property
+    def parameters(self) -> int:
+        """Mean and components."""
+        return self.mean_d.numel() + self.components_dk.numel()
+
+    def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        centred_nd = clean_input(x_nd, sigma, self.fed) - self.mean_d
+        return self.mean_d + centred_nd @ self.components_dk @ self.components_dk.T
+
+
+def clean_input(x_nd: Tensor, sigma: float, fed: str) -> Tensor:
+    """What a method made for clean activations is given in place of z: "mean_estimate" or "rescaled" (see `Projection`).
+
+    Raises:
+        ValueError: another reading.
+    """
+    if fed == "mean_estimate":
+        return x_nd * (1 - sigma) / ((1 - sigma) ** 2 + sigma**2)
+    if fed == "rescaled":
+        return x_nd / (1 - sigma)
+    raise ValueError(f"fed={fed!r}: expected 'mean_estimate' or 'rescaled'")
+
+
+def standard_normal(d: int) -> GaussianDenoiser:
+    """The mean model: posterior mean under N(0, I)."""
+    return GaussianDenoiser(torch.zeros(d), torch.eye(d), torch.ones(d), 0)
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """Mean, all d principal axes and their variances, largest first."""
+
+    mean_d: Tensor
+    axes_dd: Tensor  # columns
+    variances_d: Tensor
+
+    @classmethod
+    def fit(cls, z_nd: Tensor) -> "PrincipalComponents":
+        """By scikit-learn, from standardised activations (n, d), n > d.
+
+        Raises:
+            ValueError: too few activations to determine d components.
+        """
+        if len(z_nd) <= z_nd.shape[1]:
+            raise ValueError(
+                f"{len(z_nd)} activations cannot determine {z_nd.shape[1]} components: extract more"
+            )
+        pca = PCA(svd_solver="covariance_eigh").fit(z_nd.numpy())
+        mean, axes, variances = (
+            torch.from_numpy(array.copy()).float()
+            for array in (pca.mean_, pca.components_.T, pca.explained_variance_)
+        )
+        return cls(mean, axes.contiguous(), variances)
+
+    def save(self, path: Path, documents: str) -> None:
+        """Write as safetensors, with the identity of the documents it was fitted to."""
+        with written_whole(path) as partial:
+            save_file(
+                {"mean": self.mean_d, "axes": self.axes_dd, "variances": self.variances_d},
+                partial,
+                {"documents": documents},
+            )
+
+    @classmethod
+    def load(cls, path: Path, store: ActivationStore) -> "PrincipalComponents":
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: it was fitted to another store's documents.
+        """
+        with safe_open(path, "pt") as file:
+            store.check_documents(file.metadata()["documents"], path)
+            return cls(*(file.get_tensor(name) for name in ("mean", "axes", "variances")))
+
+    def scores(self, z_nd: Tensor, k: int) -> Tensor:
+        """Coordinates of activations along the first k axes, (n, k)."""
+        return (z_nd - self.mean_d) @ self.axes_dd[:, :k]
+
+    def gaussian(self) -> GaussianDenoiser:
+        """The full-covariance Gaussian."""
+        d = len(self.mean_d)
+        return GaussianDenoiser(self.mean_d, self.axes_dd, self.variances_d, d + d * (d + 1) // 2)
+
+    def probabilistic(self, k: int) -> GaussianDenoiser:
+        """Probabilistic PCA (Tipping and Bishop 1999, eq. 8): the variances beyond the first k are replaced by their mean."""
+        variances, d = self.variances_d.clone(), len(self.variances_d)
+        if k >= d:
+            return self.gaussian()
+        variances[k:] = variances[k:].mean()
+        return GaussianDenoiser(
+            self.mean_d, self.axes_dd, variances, d + d * k + 1 - k * (k - 1) // 2
+        )
+
+    def projection(self, k: int, fed: str) -> Projection:
+        """PCA-k as people use it."""
+        return Projection(self.mean_d, self.axes_dd[:, :k].contiguous(), fed)

@@ -1,0 +1,439 @@
+"""`MetaModel` = normaliser + denoising network + noise process: the one object that notebooks and applications use."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers import checkpoints as published
+from mmlib.denoisers.checkpoints import (
+    CheckpointError,
+    fetched,
+    load_network,
+    model_card,
+    read_weights,
+)
+from mmlib.denoisers.likelihood import LogLikelihood, log_likelihood, smoothed
+from mmlib.denoisers.networks import DENOISERS, LinearSkip, count_parameters
+from mmlib.denoisers.noise import DENSITIES, noise_process, stratified_levels
+from mmlib.files import written_whole
+
+NETWORKS = {**DENOISERS, "LinearSkip": LinearSkip}
+
+
+class MetaModel:
+    """A diffusion model of the activations of one layer of one language model, or of several layers.
+
+    A model of several layers is trained as a whole and used one layer at a time: `model.at(layer).sample(…)`.
+
+    Args:
+        network: maps (x (n, d), times (u,)) to a prediction (n, d); one of several layers takes their indices (u,) too.
+        objective: what it predicts, "flow_velocity" or "ddpm_epsilon".
+        language_model: identity of the model whose activations it learnt, as the store records it.
+        layers: block indices, in the normaliser's order.
+        documents: identity of the documents it was trained on and of their split; "" if unknown.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: str,
+        normaliser: Normaliser,
+        language_model: str,
+        layers: Sequence[int],
+        documents: str,
+    ):
+        self.network, self.normaliser, self.process = network, normaliser, noise_process(objective)
+        self.language_model, self.layers, self.documents = language_model, tuple(layers), documents
+
+    @classmethod
+    def for_store(cls, network: nn.Module, objective: str, *stores: ActivationStore) -> "MetaModel":
+        """An untrained model for the activations of a store, or of several: one a layer, of the same texts."""
+        first = stores[0]
+        for store in stores[1:]:
+            if (store.model, store.documents, store.n) != (first.model, first.documents, first.n):
+                raise StoreError(
+                    f"{store.path} holds {store.model} on {store.documents}, {first.path} holds {first.model} on "
+                    f"{first.documents}: layers of one model on the same texts were expected"
+                )
+        return cls(
+            network,
+            objective,
+            Normaliser.of(*stores),
+            first.model,
+            [store.layer for store in stores],
+            first.documents,
+        )
+
+    @property
+    def d(self) -> int:
+        """Width of the activations."""
+        return self.normaliser.d
+
+    @property
+    def layer(self) -> int:
+        """The block index of a model of one layer.
+
+        Raises:
+            ValueError: it has several.
+        """
+        if len(self.layers) > 1:
+            raise ValueError(
+                f"this meta-model has layers {list(self.layers)}: choose one with .at(layer)"
+            )
+        return self.layers[0]
+
+    @property
+    def _several(self) -> bool:
+        """Whether the network takes the layer as an input."""
+        config = getattr(self.network, "config", None)
+        return bool(config and config.get("multi_layer_n_layers"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: str) -> "MetaModel":
+        """Move the network."""
+        self.network.to(device)
+        return self
+
+    def at(self, layer: int) -> "MetaModel":
+        """The model of one of its layers; it shares the network.
+
+        Raises:
+            ValueError: it was not trained on that layer.
+        """
+        if layer not in self.layers:
+            raise ValueError(f"layer {layer}: this meta-model was trained on {list(self.layers)}")
+        return MetaModel(
+            self.network,
+            self.process.objective,
+            self.normaliser.at(self.layers.index(layer)),
+            self.language_model,
+            [layer],
+            self.documents,
+        )
+
+    def check_store(self, store: ActivationStore, *, same_documents: bool = True) -> None:
+        """Refuse a store that this model was not made for.
+
+        Args:
+            same_documents: also refuse other documents or another split of them, where the store's test documents may be this
+                model's training documents.
+        Raises:
+            StoreError: it holds another language model, layer or width, or other documents.
+        """
+        known = (
+            store.model if "@" in self.language_model else store.model.partition("@")[0]
+        )  # published checkpoints name no revision
+        ours, theirs = (
+            (self.language_model, self.layer, self.d),
+            (store.model, store.layer, store.d),
+        )
+        if ours != (known, *theirs[1:]):
+            raise StoreError(
+                "this meta-model was trained on {} layer {} (width {}), the store holds {} layer {} (width {}): "
+                "extract or train again with the same model and layer".format(*ours, *theirs)
+            )
+        if same_documents:
+            store.check_documents(self.documents, "this meta-model")
+
+    def predict(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
+        """The network's prediction (n, d) at this layer."""
+        if self._several:
+            return self.network(x_nd, time_u, torch.full_like(time_u, self.layer))
+        return self.network(x_nd, time_u)
+
+    def loss(
+        self,
+        z: Tensor,
+        generator: torch.Generator,
+        *,
+        levels: int | None = None,
+        part: tuple[int, int] = (0, 1),
+        network: nn.Module | None = None,
+        density: str = "uniform",
+        weighting: str = "uniform",
+    ) -> Tensor:
+        """Training loss of a batch: mean squared error per dimension of the prediction at levels drawn from the process's 1000.
+
+        Args:
+            z: standardised activations (n, d), or (layers, n, d) for a model of several layers.
+            generator: draws levels and noise, on its own device; a GPU's draws differ from a CPU's.
+            levels: number u of different levels, each shared by n/u rows, which is faster; None: one a row.
+            part: (i, k): the loss of the i-th of k equal parts of the batch. Their mean is the loss of the whole.
+            network: in place of the model's own, such as one that is wrapped for several processes.
+            density: of the levels, one of `noise.DENSITIES`; "uniform" is the plain objective.
+            weighting: weights of the squared errors by level, after the same densities; "uniform" is the plain objective.
+        """
+        z_lnd = z if z.ndim == 3 else z[None]
+        n_layers, n, d = z_lnd.shape
+        u, (i, k) = levels or n, part
+        if n % u or u % k:
+            raise ValueError(
+                f"batch {n}, {u} noise levels, {k} processes: expected each to divide the one before"
+            )
+        index_lu = torch.stack([stratified_levels(u, generator, density) for _ in range(n_layers)])
+        noise_lnd = torch.randn(z_lnd.shape, generator=generator, device=generator.device)
+        index, z_nd, noise_nd = (
+            whole.chunk(k, dim=1)[i].flatten(0, 1).to(z.device)
+            for whole in (index_lu, z_lnd, noise_lnd)
+        )
+        a, s = (value.repeat_interleave(n // u, 0) for value in self.process.coefficients(index))
+        inputs = [a * z_nd + s * noise_nd, self.process.timestep(index)]
+        if self._several:
+            inputs.append(torch.tensor(self.layers, device=z.device).repeat_interleave(u // k))
+        prediction_nd = (self.network if network is None else network)(*inputs)
+        squared_nd = (prediction_nd.float() - self.process.target(z_nd, noise_nd)).square()
+        if weighting != "uniform":
+            squared_nd = (
+                squared_nd
+                * DENSITIES[weighting]
+                .weights.to(z.device)[index]
+                .repeat_interleave(n // u)[:, None]
+            )
+        return squared_nd.mean()
+
+    def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """The one-step estimate of z (n, d): `denoise`, so that a MetaModel is a `Denoiser`."""
+        return self.denoise(x_nd, sigma)
+
+    @torch.inference_mode()
+    def denoise(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """Estimate of E[z | x] (n, d) from x = (1 − σ) z + σ ε."""
+        return self.process.estimate(self.predict, x_nd.to(self.device), sigma).to(x_nd.device)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        steps: int,
+        generator: torch.Generator,
+        solver: str | None = None,
+        batch: int = 1000,
+        bf16: bool = False,
+    ) -> Tensor:
+        """Draws of z (n, d), from noise.
+
+        Args:
+            solver: name of one of the process's `solvers`; None: its first. "heun" asks the network twice a step (but the last), others once.
+        Raises:
+            ValueError: unknown solver; the message lists those there are.
+        """
+        nothing_nd = torch.zeros(n, self.d)
+        return self._solve(
+            nothing_nd,
+            torch.randn(n, self.d, generator=generator),
+            1.0,
+            steps,
+            solver,
+            batch,
+            bf16,
+            "sampling",
+        )
+
+    def project(
+        self,
+        z_nd: Tensor,
+        *,
+        sigma: float,
+        generator: torch.Generator,
+        steps: int = 20,
+        solver: str | None = None,
+        batch: int = 1000,
+        bf16: bool = False,
+        progress: bool = True,
+    ) -> Tensor:
+        """SDEdit (Meng et al. 2022): noise z to level σ and take it back to 0 in `steps` steps, (n, d).
+
+        The paper edits with σ = 0.5 and 20 Euler steps. A DDPM starts at its training level nearest to σ, with no more steps than levels below.
+
+        Raises:
+            ValueError: σ outside (0, 1), or unknown solver.
+        """
+        if not 0 < sigma < 1:
+            raise ValueError(f"σ = {sigma}: expected a noise level between 0 and 1")
+        noise_nd = torch.randn(z_nd.shape, generator=generator)
+        return self._solve(
+            z_nd, noise_nd, sigma, steps, solver, batch, bf16, "projecting" if progress else None
+        )
+
+    @torch.inference_mode()
+    def _solve(
+        self,
+        z_nd: Tensor,
+        noise_nd: Tensor,
+        sigma: float,
+        steps: int,
+        solver: str | None,
+        batch: int,
+        bf16: bool,
+        what: str | None,
+    ) -> Tensor:
+        def schedule():
+            return self.process.schedule(solver or next(iter(self.process.solvers)), steps, sigma)
+
+        total, done = schedule().evaluations * -(-len(z_nd) // batch), []
+        bar = tqdm(total=total, desc=what, mininterval=2, disable=what is None)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), bar:
+            for z_part, noise_part in zip(z_nd.split(batch), noise_nd.split(batch)):
+                fresh = schedule()
+                x_nd = self.process.noised(
+                    fresh, z_part.to(self.device), noise_part.to(self.device)
+                )
+                for x_nd in fresh.run(self.predict, x_nd):
+                    bar.update()
+                done.append(x_nd.to(z_nd.device))
+        return torch.cat(done)
+
+    def log_likelihood(
+        self,
+        z_nd: Tensor,
+        *,
+        generator: torch.Generator,
+        steps: int = 32,
+        probes: int = 4,
+        exact: bool | None = None,
+        batch: int = 512,
+    ) -> LogLikelihood:
+        """Log-density of raw activations, smoothed at σ₀ (see `mmlib.denoisers.likelihood`), in nats per dimension of the raw activation.
+
+        Args:
+            z_nd: standardised activations.
+            generator: draws the smoothing noise and the probes.
+            probes, exact: of the trace, see `mmlib.denoisers.likelihood.log_likelihood`.
+        """
+        denoiser, parts = (
+            partial(self.process.estimate, self.predict),
+            smoothed(z_nd, generator).split(batch),
+        )
+        results = [
+            log_likelihood(
+                denoiser,
+                x_nd.to(self.device),
+                last_sigma=self.process.last_sigma,
+                steps=steps,
+                probes=probes,
+                exact=exact,
+                generator=generator,
+            )
+            for x_nd in parts
+        ]
+        raw_n = (
+            torch.cat([part.nats_per_dimension_n for part in results]).cpu()
+            - self.normaliser.std_ld.double().log().mean()
+        )
+        return LogLikelihood(raw_n, torch.cat([part.standard_error_n for part in results]).cpu())
+
+    @torch.inference_mode()
+    def neurons(
+        self, z_nd: Tensor, *, sigma: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Hidden units ("meta-neurons") on activations noised to σ; the paper reads them at σ = 0.1.
+
+        Returns:
+            By block: (n, f) inputs of the MLP's down projections, or the means over the image of a UNet's last convolutions' inputs.
+        """
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str):
+            return lambda module, inputs: found.__setitem__(
+                name, _rows(inputs[0], len(z_nd)).float().cpu()
+            )
+
+        hooks = [
+            module.register_forward_pre_hook(keep(name))
+            for name, module in self.network.units.items()
+        ]
+        try:
+            self.denoise(
+                (1 - sigma) * z_nd + sigma * torch.randn(z_nd.shape, generator=generator), sigma
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def save_pretrained(self, folder: Path, facts: Mapping[str, object] | None = None) -> None:
+        """Write network/ (diffusers' format), normaliser.safetensors, README.md (the model card) and, last, meta_model.json.
+
+        Args:
+            facts: about the training, for the card.
+        """
+        folder = Path(folder)
+        (folder / "meta_model.json").unlink(missing_ok=True)
+        self.network.save_pretrained(
+            folder / "network", max_shard_size="1TB"
+        )  # one file, whatever its size
+        save_file(
+            {"mean": self.normaliser.mean_ld, "std": self.normaliser.std_ld},
+            folder / "normaliser.safetensors",
+        )
+        identity = {
+            "network": type(self.network).__name__,
+            "objective": self.process.objective,
+            "language_model": self.language_model,
+            "layers": list(self.layers),
+            "documents": self.documents,
+        }
+        card = model_card(
+            {**identity, "d": self.d, "parameters": count_parameters(self.network), **(facts or {})}
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        with written_whole(folder / "meta_model.json") as partial_file:
+            partial_file.write_text(json.dumps(identity, indent=1) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, checkpoint: str = "final"
+    ) -> "MetaModel":
+        """Read what `save_pretrained` wrote, or a checkpoint of the paper's authors (see `mmlib.denoisers.checkpoints`).
+
+        Args:
+            source: a folder, or the id of a Hub repository.
+            checkpoint: of the authors' format: "final" or an epoch, such as "epoch_16".
+        Raises:
+            FileNotFoundError: the folder holds no meta-model.
+            CheckpointError: it holds a damaged or incomplete one.
+        """
+        folder = fetched(
+            source,
+            revision,
+            () if checkpoint == "final" else (f"checkpoints/{checkpoint}.safetensors",),
+        )
+        if (folder / "config.yaml").exists():
+            return cls(*published.read(folder, checkpoint))
+        if not (folder / "meta_model.json").exists():
+            raise FileNotFoundError(
+                f"{source} holds no meta_model.json: run notebooks/03_train_meta_model.ipynb first, "
+                "with the same parameters"
+            )
+        facts = json.loads((folder / "meta_model.json").read_text())
+        if facts["network"] not in NETWORKS:
+            raise CheckpointError(
+                f"{source} has network {facts['network']!r}: expected one of {', '.join(NETWORKS)}"
+            )
+        network = load_network(NETWORKS[facts["network"]], folder / "network")
+        numbers = read_weights(folder / "normaliser.safetensors")
+        return cls(
+            network,
+            facts["objective"],
+            Normaliser(numbers["mean"], numbers["std"]),
+            facts["language_model"],
+            facts["layers"],
+            facts["documents"],
+        )
+
+
+def _rows(hidden: Tensor, n: int) -> Tensor:
+    """(n, f) of hidden units in runs (u, n/u, f), or of a UNet's (n, f, height, width)."""
+    return hidden.mean((2, 3)) if hidden.ndim == 4 else hidden.reshape(n, -1)

@@ -1,0 +1,337 @@
+"""A mixture of Gaussians, each with a covariance of its own: a density whose posterior mean has a closed form.
+
+For z ~ Σ_k w_k N(μ_k, Σ_k) and x = a z + σ ε, a = 1 − σ, component k holds x with probability r_k ∝ w_k N(x; a μ_k, a² Σ_k + σ² I),
+and E[z | x] = Σ_k r_k E_k[z | x], the components' own posterior means weighed by it. Only components that may count for a token are
+computed: most are ruled out by a bound (`_possible`), as negligible beside that of the nearest mean.
+
+It is fitted by scikit-learn's k-means, a Gaussian for each cluster, and a few steps of expectation maximisation (EM) with two economies. In
+hundreds of dimensions almost every r_k is 0 or 1, so a token counts for its most probable component only. And that one is sought among
+the components whose means are nearest (truncated EM, Lücke and Forster 2019). scikit-learn's own EM weighs every component for every
+token, which at the sizes of the `default` preset takes minutes a step, and has no prior that keeps small components' covariances apart
+from singular. Here each is drawn towards the covariance within components, W: Σ_k = (S_k + ν W)/(n_k + ν) with the scatter S_k of the
+component's n_k tokens, as if ν more had been seen (a conjugate prior, as in Fraley and Raftery 2007).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
+from tqdm import tqdm
+
+from mmlib.activations.store import ActivationStore
+from mmlib.denoisers.gaussian import GaussianDenoiser
+from mmlib.denoisers.likelihood import SMOOTHING, smoothed
+from mmlib.files import written_whole
+
+
+@dataclass(frozen=True)
+class MixtureSize:
+    """A mixture of Gaussians and what is tried for it on validation documents; see `mixtures.fit_mixture`."""
+
+    components: tuple[int, ...] = (
+        128,
+        256,
+    )  # fewer were less likely throughout; notebook 02 says whether the last is the best
+    priors: tuple[float, ...] = (32.0, 128.0, 512.0)  # strengths ν, in tokens
+    em_steps: int = 2  # of the best, after k-means
+    validation_tokens: int = 4000
+
+
+NEGLIGIBLE = 1e-9  # a component of smaller probability changes no digit of a float32 estimate
+
+
+SEEN = (0.2, 0.4)  # of a component's axes, when rows are first passed over, and when they are next
+
+
+LEAST_VARIANCE = 1e-4  # of z along an eigenvector; the smoothing at σ₀ adds four times as much
+
+
+NEAREST = 4  # means among whose components a token's most probable one is sought
+
+
+KMEANS_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class GaussianMixtureDenoiser:
+    """Posterior mean and density under Σ_k w_k N(μ_k, Σ_k)."""
+
+    log_weights_k: Tensor
+    components: tuple[GaussianDenoiser, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Free numbers: those of each component, and the weights, whose sum is 1."""
+        return len(self.components) - 1 + sum(component.parameters for component in self.components)
+
+    def _possible(
+        self, k: int, x_nd: Tensor, sigma: float, squares_n: Tensor, least_n: Tensor
+    ) -> Tensor | slice:
+        """Rows, among them all in which log w_k + log N(x; a μ_k, a² Σ_k + σ² I) reaches `least_n`.
+
+        Seen along the axes of most variance only. Along the rest of them variances are at most v, so that what these axes leave of the
+        squared distance from a μ_k, `squares_n`, counts at least 1/v.
+        """
+        component, rows, d = self.components[k], slice(None), x_nd.shape[1]
+        variance_d = (1 - sigma) ** 2 * component.eigenvalues_d + sigma**2
+        highest = (
+            self.log_weights_k[k].double()
+            - (2 * math.pi * variance_d).log().sum(dtype=torch.double) / 2
+        )
+        for share in SEEN:
+            first = d - int(share * d)  # eigenvalues ascend
+            axes_dp = component.basis_dd[:, first:]
+            squares_mp = (
+                x_nd[rows] @ axes_dp - (1 - sigma) * (component.mean_d @ axes_dp)
+            ).square()
+            left_m = (squares_n[rows] - squares_mp.sum(1)).clamp(min=0)
+            distance_m = (squares_mp / variance_d[first:]).sum(
+                1, dtype=torch.double
+            ) + left_m / variance_d[:first].max()
+            kept_m = highest - distance_m / 2 >= least_n[rows]
+            if _most(kept_m):
+                break
+            rows = torch.arange(len(x_nd))[rows][kept_m]
+        return rows
+
+    def _likely(
+        self, x_nd: Tensor, sigma: float
+    ) -> Iterator[tuple[int, Tensor | slice, Tensor, Tensor]]:
+        """Each component with rows, among them all in which it is not negligible beside that of the nearest mean.
+
+        Yields:
+            its number k, those rows, their coordinates along its axes (m, d), and log w_k + log N(x; a μ_k, a² Σ_k + σ² I) in nats (m,).
+        """
+
+        def joint(k: int, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+            scores_md = self.components[k].scores(x_nd[rows], sigma)
+            return scores_md, x_nd.shape[1] * self.components[k].score_density(
+                scores_md, sigma
+            ) + self.log_weights_k[k].double()
+
+        means_kd = (1 - sigma) * torch.stack([component.mean_d for component in self.components])
+        squares_nk = torch.cdist(x_nd.detach().double(), means_kd.double()).square()
+        nearest_n, least_n = squares_nk.argmin(1), torch.empty(len(x_nd), dtype=torch.double)
+        for k in nearest_n.unique().tolist():
+            rows = (nearest_n == k).nonzero()[:, 0]
+            least_n[rows] = joint(k, rows)[1].detach() + math.log(NEGLIGIBLE)
+        for k in range(len(self.components)):
+            rows = self._possible(k, x_nd.detach(), sigma, squares_nk[:, k], least_n)
+            scores_md, joint_m = joint(k, rows)
+            if not _most(kept_m := joint_m >= least_n[rows]):
+                rows, scores_md, joint_m = (
+                    torch.arange(len(x_nd))[rows][kept_m],
+                    scores_md[kept_m],
+                    joint_m[kept_m],
+                )
+            yield k, rows, scores_md, joint_m
+
+    def log_density(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """Natural logarithm of the density of x = (1 − σ) z + σ ε, per dimension, (n,), double."""
+        joint_nk = torch.full((len(x_nd), len(self.components)), -math.inf, dtype=torch.double)
+        for k, rows, _, joint_m in self._likely(x_nd, sigma):
+            joint_nk[rows, k] = joint_m
+        return joint_nk.logsumexp(1) / x_nd.shape[1]
+
+    def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        most_n = torch.full(
+            (len(x_nd),), -math.inf, dtype=torch.double
+        )  # shares are of the largest so far: no exponential overflows
+        total_n, estimate_nd = torch.zeros_like(x_nd[:, 0]), torch.zeros_like(x_nd)
+        for k, rows, scores_md, joint_m in self._likely(x_nd, sigma):
+            most_m = most_n[rows].maximum(joint_m)
+            before_m, share_m = (
+                (log_m - most_m).exp().to(x_nd.dtype) for log_m in (most_n[rows], joint_m)
+            )
+            estimate_md = self.components[k].estimate(scores_md, sigma)
+            estimate_nd[rows] = (
+                before_m[:, None] * estimate_nd[rows] + share_m[:, None] * estimate_md
+            )
+            most_n[rows], total_n[rows] = most_m, before_m * total_n[rows] + share_m
+        return estimate_nd / total_n[:, None]
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draws from the mixture, (n, d), in random order of components."""
+        component_n = torch.multinomial(
+            self.log_weights_k.exp(), n, replacement=True, generator=generator
+        )
+        z_nd = torch.empty(n, len(self.components[0].mean_d))
+        for k, component in enumerate(self.components):
+            rows = (component_n == k).nonzero()[:, 0]
+            z_nd[rows] = component.sample(len(rows), generator)
+        return z_nd
+
+    def save(self, path: Path, documents: str) -> None:
+        """Write as safetensors, with the identity of the documents it was fitted to."""
+        stacked = {
+            name: torch.stack([getattr(component, name) for component in self.components])
+            for name in ("mean_d", "basis_dd", "eigenvalues_d")
+        }
+        with written_whole(path) as partial:
+            save_file(
+                {"log_weights": self.log_weights_k, **stacked}, partial, {"documents": documents}
+            )
+
+    @classmethod
+    def load(cls, path: Path, store: ActivationStore) -> "GaussianMixtureDenoiser":
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: it was fitted to another store's documents.
+        """
+        with safe_open(path, "pt") as file:
+            store.check_documents(file.metadata()["documents"], path)
+            log_weights_k, *stacked = (
+                file.get_tensor(name)
+                for name in ("log_weights", "mean_d", "basis_dd", "eigenvalues_d")
+            )
+        return cls(log_weights_k, tuple(full_gaussian(*parts) for parts in zip(*stacked)))
+
+
+def _most(kept_m: Tensor) -> bool:
+    """Whether choosing these rows would cost more, by the copy, than the others do."""
+    return float(kept_m.float().mean()) > 0.9
+
+
+def full_gaussian(mean_d: Tensor, basis_dd: Tensor, eigenvalues_d: Tensor) -> GaussianDenoiser:
+    """A Gaussian whose mean and covariance are all free."""
+    d = len(mean_d)
+    return GaussianDenoiser(mean_d, basis_dd, eigenvalues_d, d + d * (d + 1) // 2)
+
+
+@dataclass(frozen=True)
+class ClusterMoments:
+    """Counts, means and scatter matrices of clusters, none of them empty."""
+
+    count_k: Tensor
+    mean_kd: Tensor
+    scatter_kdd: Tensor  # Σ (z − μ_k)(z − μ_k)ᵀ
+
+    @classmethod
+    def of(cls, z_nd: Tensor, label_n: Tensor) -> "ClusterMoments":
+        """Of activations by their cluster's number. Numbers that none has are passed over."""
+        counts, means, scatters = [], [], []
+        for label in label_n.unique():
+            part_nd = z_nd[label_n == label]
+            means.append(part_nd.mean(0))
+            centred_nd = part_nd - means[-1]
+            scatters.append(centred_nd.T @ centred_nd)
+            counts.append(len(part_nd))
+        return cls(torch.tensor(counts), torch.stack(means), torch.stack(scatters))
+
+    def mixture(self, prior: float) -> GaussianMixtureDenoiser:
+        """A Gaussian for each, its covariance drawn towards that within clusters as if `prior` (ν) tokens more had been seen."""
+        n, components = self.count_k.sum(), []
+        within_dd = self.scatter_kdd.sum(0) / n
+        for count, mean_d, scatter_dd in zip(self.count_k, self.mean_kd, self.scatter_kdd):
+            eigenvalues_d, basis_dd = torch.linalg.eigh(
+                (scatter_dd + prior * within_dd) / (count + prior)
+            )
+            components.append(
+                full_gaussian(
+                    mean_d, basis_dd.contiguous(), eigenvalues_d.clamp(min=LEAST_VARIANCE)
+                )
+            )
+        return GaussianMixtureDenoiser((self.count_k / n).log(), tuple(components))
+
+
+def fit_mixture(
+    z_train_nd: Tensor, z_validation_nd: Tensor, size: MixtureSize, *, seed: int
+) -> tuple[GaussianMixtureDenoiser, list[dict]]:
+    """Fit to training documents; choose on validation documents, by the mean log-density of smoothed activations.
+
+    Every number of components is tried with every strength of the prior after k-means; the best is taken on by EM.
+
+    Args:
+        z_train_nd: standardised activations.
+        z_validation_nd: of validation documents, a few thousand, spread evenly over them.
+    Returns:
+        (the best of all that were tried, what was tried: dictionaries of components, prior, em_steps, nats_per_dimension and least_tokens,
+        of the smallest component: where these are fewer than dimensions, its covariance is mostly the prior's).
+    Raises:
+        ValueError: fewer training activations than dimensions or components.
+    """
+    if len(z_train_nd) <= max(z_train_nd.shape[1], *size.components):
+        raise ValueError(
+            f"{len(z_train_nd)} activations cannot determine {max(size.components)} components in {z_train_nd.shape[1]} dimensions: "
+            "extract more"
+        )
+    x_nd, outcomes = smoothed(z_validation_nd, torch.Generator().manual_seed(seed)), []
+    best = (-math.inf, None, None, None)
+
+    def tried(
+        mixture: GaussianMixtureDenoiser, label_n: Tensor, prior: float, em_steps: int
+    ) -> tuple:
+        score = float(mixture.log_density(x_nd, SMOOTHING).mean())
+        outcomes.append(
+            {
+                "components": len(mixture.components),
+                "prior": prior,
+                "em_steps": em_steps,
+                "nats_per_dimension": score,
+                "least_tokens": int(label_n.unique(return_counts=True)[1].min()),
+            }
+        )
+        bar.set_postfix_str(
+            f"{len(mixture.components)} components, prior {prior:g}: {score:.4f} nats per dimension"
+        )
+        bar.update()
+        return score, mixture, label_n, prior
+
+    with tqdm(
+        total=len(size.components) * len(size.priors) + size.em_steps,
+        desc="fitting the mixture",
+        unit="trial",
+    ) as bar:
+        for k in size.components:
+            label_n = _clusters(z_train_nd, k, seed)
+            moments = ClusterMoments.of(z_train_nd, label_n)
+            best = max(
+                [
+                    best,
+                    *(tried(moments.mixture(prior), label_n, prior, 0) for prior in size.priors),
+                ],
+                key=lambda trial: trial[0],
+            )
+        last = best
+        for step in range(size.em_steps):
+            label_n = _assigned(last[1], z_train_nd)
+            last = tried(
+                ClusterMoments.of(z_train_nd, label_n).mixture(last[3]), label_n, last[3], step + 1
+            )
+            best = max(best, last, key=lambda trial: trial[0])
+    return best[1], outcomes
+
+
+def _clusters(z_nd: Tensor, k: int, seed: int) -> Tensor:
+    """The number of each activation's cluster, (n,)."""
+    kmeans = MiniBatchKMeans(
+        k, batch_size=KMEANS_BATCH, max_iter=30, n_init=3, reassignment_ratio=0, random_state=seed
+    )
+    return torch.from_numpy(kmeans.fit(z_nd.numpy()).labels_).long()
+
+
+def _assigned(mixture: GaussianMixtureDenoiser, z_nd: Tensor) -> Tensor:
+    """The most probable component of each activation, (n,), among those whose means are nearest."""
+    means_kd = torch.stack([component.mean_d for component in mixture.components])
+    nearest = min(NEAREST, len(means_kd))
+    candidates_nc = torch.cat(
+        [
+            torch.cdist(part_nd, means_kd).topk(nearest, largest=False).indices
+            for part_nd in z_nd.split(KMEANS_BATCH)
+        ]
+    )
+    most_n = torch.full((len(z_nd),), -math.inf, dtype=torch.double)
+    label_n = torch.zeros(len(z_nd), dtype=torch.long)
+    for k, component in enumerate(mixture.components):
+        rows = (candidates_nc == k).any(1).nonzero()[:, 0]
+        joint_n = z_nd.shape[1] * component.log_density(z_nd[rows], 0.0) + mixture.log_weights_k[k]
+        better = joint_n > most_n[rows]
+        most_n[rows[better]], label_n[rows[better]] = joint_n[better], k
+    return label_n

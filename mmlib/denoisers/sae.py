@@ -1,0 +1,233 @@
+"""Sparse autoencoders (SAEs), trained by SAELens, as denoisers. PCA and Gaussians are in `mmlib.denoisers.gaussian`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+
+import torch
+from sae_lens import (
+    SAE,
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    JumpReLUTrainingSAE,
+    JumpReLUTrainingSAEConfig,
+    LoggingConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+)
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+
+from mmlib.activations.store import ActivationStore
+from mmlib.denoisers.gaussian import GaussianDenoiser, clean_input
+from mmlib.denoisers.noise import Denoiser, Level
+from mmlib.files import bf16_pays
+
+
+@dataclass(frozen=True)
+class SAESize:
+    """A sparse autoencoder, trained with SAELens on clean standardised activations."""
+
+    latents: int
+    k: int  # active latents per activation (L0): exactly ("topk"), on average ("batchtopk"), aimed at ("jumprelu")
+    steps: int
+    batch: int = 1024
+    lr: float = 1e-3
+    kind: str = "topk"  # or "batchtopk", "jumprelu"; see `baselines.SAE_KINDS`
+
+
+def _topk(d: int, size: SAESize, device: str) -> TrainingSAE:
+    """The k largest latents of each activation (Gao et al. 2024)."""
+    return TopKTrainingSAE(
+        TopKTrainingSAEConfig(d_in=d, d_sae=size.latents, k=size.k, device=device)
+    )
+
+
+def _batchtopk(d: int, size: SAESize, device: str) -> TrainingSAE:
+    """The k·batch largest latents of a batch (Bussmann et al. 2024); saved with the running mean of the least of them as threshold."""
+    rate = max(
+        0.01, min(1.0, 20 / size.steps)
+    )  # of that mean: SAELens's 0.01 would not forget the start within a few hundred steps
+    return BatchTopKTrainingSAE(
+        BatchTopKTrainingSAEConfig(
+            d_in=d, d_sae=size.latents, k=size.k, topk_threshold_lr=rate, device=device
+        )
+    )
+
+
+def _jumprelu(d: int, size: SAESize, device: str) -> TrainingSAE:
+    """A learnt threshold for each latent (Rajamanoharan et al. 2024), with Gemma Scope 2's quadratic penalty around L0 = k.
+
+    Thresholds begin where about k latents pass: from SAELens's 0.01 Adam would not bring them there within a few hundred steps.
+    """
+    spread = 0.1 * NormalDist().inv_cdf(
+        1 - size.k / size.latents
+    )  # latents of standardised z start with a standard deviation of 0.1
+    return JumpReLUTrainingSAE(
+        JumpReLUTrainingSAEConfig(
+            d_in=d,
+            d_sae=size.latents,
+            jumprelu_sparsity_loss_mode="quadratic",
+            target_l0=size.k,
+            jumprelu_ste_to_input=True,
+            jumprelu_init_threshold=max(0.01, spread),
+            l0_warm_up_steps=size.steps // 5,
+            device=device,
+        )
+    )
+
+
+SAE_KINDS = {"topk": _topk, "batchtopk": _batchtopk, "jumprelu": _jumprelu}
+
+
+def train_sae(
+    batches: Iterator[Tensor], d: int, size: SAESize, *, seed: int, device: str = "cpu"
+) -> SAE:
+    """Train an SAE on clean standardised activations, the way people use SAEs.
+
+    Args:
+        batches: standardised activations, each (size.batch, d).
+    Returns:
+        The SAE in evaluation mode, on the CPU; `encode` gives latents (n, latents), `decode` activations (n, d). One of kind "batchtopk"
+        encodes a batch as a whole until it is saved and loaded.
+    Raises:
+        ValueError: unknown kind.
+    """
+    if size.kind not in SAE_KINDS:
+        raise ValueError(
+            f"unknown kind of SAE {size.kind!r}: expected one of {', '.join(SAE_KINDS)}"
+        )
+    torch.manual_seed(seed)
+    sae = SAE_KINDS[size.kind](d, size, device)
+    config = SAETrainerConfig(
+        total_training_samples=size.steps * size.batch,
+        train_batch_size_samples=size.batch,
+        lr=size.lr,
+        lr_end=size.lr / 10,
+        device=device,
+        lr_warm_up_steps=size.steps // 20,
+        lr_decay_steps=size.steps // 5,
+        dead_feature_window=max(
+            1, size.steps // 10
+        ),  # steps without firing before the auxiliary loss revives a latent
+        autocast=bf16_pays(device),  # as the MLPs train
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    return SAETrainer(config, sae, batches).fit().eval().to("cpu")
+
+
+def drawn_batches(gaussian: GaussianDenoiser, batch: int, seed: int) -> Iterator[Tensor]:
+    """Endless draws from a Gaussian, each (batch, d): what `train_sae` takes for activations that are known to have no features."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield gaussian.sample(batch, generator)
+
+
+def save_sae(sae: SAE, folder: Path, documents: str) -> None:
+    """Write SAELens's inference format (cfg.json and safetensors), with the identity of the documents it was trained on."""
+    sae.cfg.metadata.documents = documents
+    sae.save_inference_model(folder)
+
+
+def load_sae(folder: Path, store: ActivationStore) -> SAE:
+    """Read what `save_sae` wrote.
+
+    Raises:
+        StoreError: it was trained on another store's documents.
+    """
+    sae = SAE.load_from_disk(folder, device="cpu").eval()
+    store.check_documents(sae.cfg.metadata.documents, folder)
+    return sae
+
+
+@torch.inference_mode()
+def sae_quality(sae: SAE, z_nd: Tensor) -> dict[str, float]:
+    """How well an SAE reconstructs clean activations.
+
+    Returns:
+        fvu: fraction of variance unexplained, Σ‖z − ẑ‖² / Σ‖z‖² (the training mean of z is 0); l0: active latents per activation; dead: fraction of
+        latents that fire on none of these activations; frequency: list, each latent's share of activations.
+    """
+    error, fired = 0.0, torch.zeros(sae.cfg.d_sae)
+    for part_nd in z_nd.split(2048):
+        latents = sae.encode(part_nd)
+        error += (sae.decode(latents) - part_nd).double().square().sum().item()
+        fired += (latents > 0).sum(0)
+    return {
+        "fvu": error / z_nd.double().square().sum().item(),
+        "l0": fired.double().sum().item() / len(z_nd),
+        "dead": (fired == 0).double().mean().item(),
+        "frequency": (fired / len(z_nd)).tolist(),
+    }
+
+
+@torch.inference_mode()
+def frequent_firing(sae: SAE, z_nd: Tensor, count: int) -> Tensor:
+    """Whether the SAE's most frequent latents fire, (n, count), most frequent first; fewer where fewer fire somewhere and not everywhere."""
+    firing_nm = torch.cat([sae.encode(part_nd) > 0 for part_nd in z_nd.split(2048)])
+    tokens_m = firing_nm.sum(0)
+    tokens_m[tokens_m == len(z_nd)] = 0
+    return firing_nm[:, tokens_m.topk(min(count, int((tokens_m > 0).sum()))).indices]
+
+
+class SAEDenoiser:
+    """An SAE's reconstruction taken as the clean estimate; `fed` as in `mmlib.denoisers.gaussian.clean_input`."""
+
+    def __init__(self, sae: SAE, fed: str):
+        self.sae, self.fed = sae, fed
+        self.parameters = sum(p.numel() for p in sae.parameters())
+
+    @torch.inference_mode()
+    def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        return self.sae(clean_input(x_nd, sigma, self.fed))
+
+
+class MixedDenoiser:
+    """α ẑ + β x, with α and β fitted at each noise level: the charitable reading of a method that was not made to denoise.
+
+    Args:
+        inner: gives ẑ.
+        levels: the noise levels at which it will be asked.
+        z_nd: standardised activations of training documents to fit on.
+        generator: draws the noise.
+        also: further denoisers whose estimates are added, each with a weight γ of its own: α ẑ + β x + Σ γ ẑ'. With the full Gaussian
+            the mix is no worse than the best linear method on the tokens it was fitted to.
+    """
+
+    def __init__(
+        self,
+        inner: Denoiser,
+        levels: list[Level],
+        z_nd: Tensor,
+        generator: torch.Generator,
+        also: Sequence[Denoiser] = (),
+    ):
+        self.inner, self.also = inner, tuple(also)
+        self.parameters = inner.parameters + sum(denoiser.parameters for denoiser in self.also)
+        self.weights = {level.sigma: self._fit(level.sigma, z_nd, generator) for level in levels}
+
+    def _terms(self, x_nd: Tensor, sigma: float) -> list[Tensor]:
+        return [self.inner(x_nd, sigma), x_nd, *(denoiser(x_nd, sigma) for denoiser in self.also)]
+
+    def _fit(self, sigma: float, z_nd: Tensor, generator: torch.Generator) -> tuple[float, ...]:
+        """Least squares by singular values, of terms scaled to one length; what differs between terms by float32 rounding alone gets no weight."""
+        x_nd = (1 - sigma) * z_nd + sigma * torch.randn(z_nd.shape, generator=generator)
+        terms = torch.stack([term.flatten() for term in self._terms(x_nd, sigma)], 1).double()
+        length = terms.norm(dim=0)
+        length[length == 0] = 1.0
+        solution = torch.linalg.lstsq(
+            terms / length, z_nd.flatten()[:, None].double(), rcond=1e-6, driver="gelsd"
+        ).solution[:, 0]
+        return tuple((solution / length).tolist())
+
+    def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        if sigma not in self.weights:
+            raise ValueError(
+                f"no mix was fitted at σ = {sigma}: expected one of the {len(self.weights)} fitted levels"
+            )
+        return sum(
+            weight * term for weight, term in zip(self.weights[sigma], self._terms(x_nd, sigma))
+        )

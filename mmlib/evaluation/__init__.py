@@ -1,0 +1,1 @@
+"""Losses, intervals and distances: what a denoiser is judged by."""

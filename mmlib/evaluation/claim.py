@@ -1,0 +1,145 @@
+"""The claimed 47 %: where an interval lies against it, and what it would be a share of. Reads results and needs no torch.
+
+If the best possible loss is E, a method reduces what can be reduced by 1 − (L − E)/(L_baseline − E). Notebook 06 estimates such an E: the
+velocity loss that its law gives networks of one kind with endless compute, which is no bound for others. A floor above a loss that some
+method has reached is impossible, so the interval of E is cut at the lowest loss measured on the same tokens.
+"""
+
+CLAIM = 0.47
+
+
+OBJECTIVE = "flow_velocity"  # what the law is of
+
+
+NEAR = 0.02  # of the claim: there the number is said to appear
+
+
+SHORT = {"mlp": "the paper's MLP", "gated_mlp": "our recipe", "mixture": "a mixture of Gaussians"}
+
+
+BESIDE = (
+    "a mixture of Gaussians over the full Gaussian",
+    "mixture",
+    "gaussian",
+)  # no network: shown beside the primary definitions
+
+
+def verdict(low: float, high: float, claim: float = CLAIM) -> str:
+    """Where an interval lies against the claim: "below", "consistent with" or "above"."""
+    return "below" if high < claim else "above" if low > claim else "consistent with"
+
+
+def over(floor: float, loss: float, baseline: float) -> float:
+    """1 − (L − E)/(L_baseline − E).
+
+    Raises:
+        ValueError: the floor is not below the baseline's loss, of which then nothing can be reduced.
+    """
+    if floor >= baseline:
+        raise ValueError(
+            f"a floor of {floor:.4f} under a baseline's loss of {baseline:.4f}: expected a lower one"
+        )
+    return 1 - (loss - floor) / (baseline - floor)
+
+
+def over_the_estimate(comparison: dict, scaling: dict) -> dict:
+    """The reduction over the law's E for each primary definition on velocity, and for the mixture.
+
+    The interval is that of E alone, cut; the choice of documents would widen it by a few points (`compare.floor_rows` has those
+    intervals). The reduction is monotone in E, so its ends are those of E.
+
+    Args:
+        comparison: results of notebook 04 (`rows`, `primary`).
+        scaling: results of notebook 06.
+    Returns:
+        law: which of the fits; e, ci95: as fitted; lowest_loss; cut_ci95; possible: whether E itself is below the lowest loss; rows, of
+        which reduction and ci95 are None and the verdict is "undetermined" where E is impossible or the baseline itself is lowest.
+    """
+    losses = {
+        row["method"]: row["loss"] for row in comparison["rows"] if row["objective"] == OBJECTIVE
+    }
+    estimate, lowest = scaling["laws"][scaling["extrapolated"]]["e"], min(losses.values())
+    cut = [min(end, lowest) for end in estimate["ci95"]]
+    found = {
+        "law": scaling["extrapolated"],
+        "e": estimate["value"],
+        "ci95": estimate["ci95"],
+        "lowest_loss": lowest,
+        "cut_ci95": cut,
+        "possible": estimate["value"] < lowest,
+        "claim": CLAIM,
+    }
+    defined = [
+        (row["definition"], row["method"], row["baseline"])
+        for row in comparison["primary"]
+        if row["objective"] == OBJECTIVE
+    ]
+    return {
+        **found,
+        "rows": [_row(found, *definition, losses) for definition in (*defined, BESIDE)],
+    }
+
+
+def _row(
+    found: dict, definition: str, method: str, baseline: str, losses: dict[str, float]
+) -> dict:
+    ours, theirs = losses[method], losses[baseline]
+    row = {
+        "definition": definition,
+        "method": method,
+        "baseline": baseline,
+        "objective": OBJECTIVE,
+        "claim": CLAIM,
+        "over_zero": 1 - ours / theirs,
+    }
+    if not found["possible"] or theirs <= found["lowest_loss"]:
+        return {**row, "reduction": None, "ci95": None, "verdict": "undetermined"}
+    interval = sorted(over(end, ours, theirs) for end in found["cut_ci95"])
+    return {
+        **row,
+        "reduction": over(found["e"], ours, theirs),
+        "ci95": interval,
+        "verdict": verdict(*interval),
+    }
+
+
+def in_words(found: dict) -> str:
+    """What `over_the_estimate` found, in two or three sentences."""
+
+    def percent(value: float) -> str:
+        return f"{100 * value:.1f}".replace("-", "−")
+
+    low, high = found["ci95"]
+    start = (
+        f"The scaling law of notebook 06 puts the best possible velocity loss of such networks at {found['e']:.2f} "
+        f"(95 % interval {low:.2f} to {high:.2f})"
+    )
+    if not found["possible"]:
+        return f"{start}, which is above a loss already measured ({found['lowest_loss']:.2f}) and so no floor."
+    cut = (
+        f", cut here at {found['lowest_loss']:.2f}, a loss already reached"
+        if high > found["lowest_loss"]
+        else ""
+    )
+    rows = [row for row in found["rows"] if row["reduction"] is not None]
+    if not rows:
+        return f"{start}{cut}; the baseline's own loss is the lowest, so no share of what lies above that can be given."
+    shares = "; ".join(
+        f"{SHORT[row['method']]} {percent(row['reduction'])} % ({' to '.join(map(percent, row['ci95']))} % over that interval)"
+        for row in rows
+    )
+    claim, there = (
+        f"{100 * found['claim']:.0f} %",
+        [SHORT[row["method"]] for row in rows if abs(row["reduction"] - found["claim"]) < NEAR],
+    )
+    fitting = sum(row["verdict"] == "consistent with" for row in rows)
+    return (
+        f"{start}{cut}. Of what lies above that floor the reductions over the full Gaussian are: {shares}."
+        + f" With that very floor the article's number does appear, for {' and '.join(there)}."
+        * bool(there)
+        + (
+            f" {claim} is within the interval of {fitting} of these {len(rows)}: whether it appears is a choice of the floor, which nobody knows."
+            if fitting
+            else f" {claim} is within no interval of these."
+        )
+    )

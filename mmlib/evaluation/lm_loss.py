@@ -1,0 +1,310 @@
+"""What a replacement of activations does to the language model: Δ LM loss, in nats per predicted token.
+
+The language model reads windows of test documents while the output h of one block is replaced by r(h) at every position but the
+opening one. A window of n tokens stands at positions 1 … n behind <bos>. *Counted* are the predictions made at positions 1 … n − 1, of
+tokens 2 … n: each is made at a replaced position, all before it but <bos> are replaced too. The prediction at <bos>, which no
+replacement can change, does not count, and the one at position n has no target in the window. Δ is the mean loss under a replacement less
+that without.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mmlib.activations.lm import (
+    BlockOutput,
+    LanguageModel,
+    edited_block,
+    hidden,
+    read_blocks,
+    resumed_at,
+)
+from mmlib.activations.tokens import Normaliser
+from mmlib.activations.windows import Window, batches_of, padded
+from mmlib.denoisers.noise import Denoiser
+from mmlib.evaluation.claim import CLAIM, verdict
+from mmlib.evaluation.intervals import bootstrap_interval
+
+BATCH_TOKENS = 1024  # positions in one forward pass: their logits take 0.5 GB where the vocabulary has 262,144 tokens
+
+
+LOSS_ROWS = 8  # predictions whose logits are taken to float32 at a time: they stay in the cache, which is eight times as fast as a window
+
+
+Replacement = Callable[[Tensor], Tensor]
+
+
+def window_noise(windows: Sequence[Window], d: int, sigma: float, seed: int) -> Tensor:
+    """Standard normal noise (n, d) for the tokens of windows: a function of (seed, σ, window), so every method meets the same."""
+    keys = ([seed, round(sigma * 1e9), window.document, window.start] for window in windows)
+    parts = [
+        np.random.default_rng(key).standard_normal((len(window.token_ids), d), dtype=np.float32)
+        for key, window in zip(keys, windows)
+    ]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def denoised(
+    method: Denoiser, sigma: float, noise_nd: Tensor, normaliser: Normaliser
+) -> Replacement:
+    """The replacement of h by its one-step estimate from x = (1 − σ) z + σ ε, z standardised h."""
+
+    def replacement(h_nd: Tensor) -> Tensor:
+        return normaliser.inverse(method((1 - sigma) * normaliser(h_nd) + sigma * noise_nd, sigma))
+
+    return replacement
+
+
+def reconstructed(method: Callable[[Tensor], Tensor], normaliser: Normaliser) -> Replacement:
+    """The replacement of h by what a method makes of standardised z: PCA, an SAE, a constant."""
+    return lambda h_nd: normaliser.inverse(method(normaliser(h_nd)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one replacement, by window, (W,) each."""
+
+    loss_w: np.ndarray  # summed over the counted predictions, nats
+    error_w: np.ndarray  # Σ‖z − ẑ‖² over the window's tokens
+    power_w: np.ndarray  # Σ‖z‖²
+
+
+class SplicedModel:
+    """A language model that reads fixed windows while one block's output is replaced.
+
+    Args:
+        layer: the block.
+        windows: see `spread_windows`.
+        normaliser: of that layer; errors are measured on its z.
+        batch_tokens: positions in one forward pass (or one window).
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        layer: int,
+        windows: Sequence[Window],
+        normaliser: Normaliser,
+        batch_tokens: int = BATCH_TOKENS,
+    ):
+        self.lm, self.layer, self.windows, self.normaliser = lm, layer, list(windows), normaliser
+        self.batches = list(batches_of(self.windows, batch_tokens))
+        self.lengths_w = np.array([len(window.token_ids) for window in self.windows])
+        self.ends_w = np.cumsum(self.lengths_w)
+        self.outputs = [
+            read_blocks(lm.model, [layer], self._ids(batch))[layer] for batch in self.batches
+        ]  # of the block
+        self.h_nd = self._rows()  # raw, in the language model's dtype, one window after another
+
+    def rows(self, i: int) -> slice:
+        """Where the tokens of window i stand among the n of all windows."""
+        return slice(int(self.ends_w[i] - self.lengths_w[i]), int(self.ends_w[i]))
+
+    def _rows(self) -> Tensor:
+        h_nd = torch.empty(int(self.ends_w[-1]), self.lm.width, dtype=self.lm.model.dtype)
+        for batch, output in zip(self.batches, self.outputs):
+            output_btd = hidden(output).cpu()
+            for row, i in enumerate(batch):
+                h_nd[self.rows(i)] = output_btd[row, 1 : 1 + self.lengths_w[i]]
+        return h_nd
+
+    def _ids(self, batch: list[int]) -> Tensor:
+        return padded([self.windows[i] for i in batch], self.lm.opening_token).to(
+            self.lm.model.device
+        )
+
+    @torch.inference_mode()
+    def __call__(self, replacement: Replacement | None = None) -> Outcome:
+        """Read all windows with the block's output replaced.
+
+        Args:
+            replacement: maps raw activations (n, d), float32, of all windows one after another, to those put in their places, which are rounded
+                to the language model's dtype; None: nothing is replaced.
+        Raises:
+            ValueError: it gives another shape, or a value that is not finite.
+        """
+        z_nd = self.normaliser(self.h_nd)
+        if replacement is None:
+            return Outcome(self._losses(None), np.zeros(len(self.windows)), self._squares(z_nd))
+        replaced_nd = replacement(self.h_nd.float())
+        if replaced_nd.shape != self.h_nd.shape or not replaced_nd.isfinite().all():
+            raise ValueError(
+                f"the replacement has shape {tuple(replaced_nd.shape)}: expected finite values of shape {tuple(self.h_nd.shape)}"
+            )
+        return Outcome(
+            self._losses(replaced_nd),
+            self._squares(self.normaliser(replaced_nd) - z_nd),
+            self._squares(z_nd),
+        )
+
+    def _squares(self, values_nd: Tensor) -> np.ndarray:
+        return np.add.reduceat(
+            values_nd.double().square().sum(1).numpy(), self.ends_w - self.lengths_w
+        )
+
+    def _losses(self, replaced_nd: Tensor | None) -> np.ndarray:
+        loss_w = np.zeros(len(self.windows))
+        for batch, output in zip(self.batches, self.outputs):
+            logits_btv = self._logits(batch, output, replaced_nd)
+            for row, i in enumerate(batch):
+                targets = (
+                    torch.from_numpy(self.windows[i].token_ids[1:]).long().to(logits_btv.device)
+                )
+                parts = zip(
+                    logits_btv[row, 1 : self.lengths_w[i]].split(LOSS_ROWS),
+                    targets.split(LOSS_ROWS),
+                )
+                loss_w[i] = sum(
+                    cross_entropy(logits.float(), target, reduction="none").double().sum().item()
+                    for logits, target in parts
+                )
+        return loss_w
+
+    def _logits(self, batch: list[int], output: BlockOutput, replaced_nd: Tensor | None) -> Tensor:
+        def put(hidden_btd: Tensor) -> Tensor:
+            edited_btd = hidden_btd.clone()
+            for row, i in enumerate(batch):
+                edited_btd[row, 1 : 1 + self.lengths_w[i]] = replaced_nd[self.rows(i)].to(
+                    edited_btd
+                )
+            return edited_btd
+
+        model = self.lm.model
+        with (
+            resumed_at(model, self.layer, output),
+            nullcontext() if replaced_nd is None else edited_block(model, self.layer, put),
+        ):
+            return model(input_ids=self._ids(batch), use_cache=False).logits
+
+
+Key = tuple[str, float | None]  # method, and σ of the noise that it met; None: clean activations
+
+
+MEAN_ABLATION: Key = ("mean_ablation", None)
+
+
+class Effects:
+    """Δ LM loss and squared error of several replacements on the same windows, summed by document, the unit of all intervals.
+
+    Means weigh predictions equally, and in squared errors tokens.
+
+    Args:
+        windows: the first of those that `outcomes` are of, or all.
+        clean: nothing replaced.
+        outcomes: by method and σ; `MEAN_ABLATION` among them is the scale.
+    """
+
+    def __init__(self, windows: Sequence[Window], clean: Outcome, outcomes: Mapping[Key, Outcome]):
+        n = len(windows)
+        self.documents, document_w = np.unique(
+            [window.document for window in windows], return_inverse=True
+        )
+
+        def sums(values_w: np.ndarray) -> np.ndarray:
+            return np.bincount(document_w, values_w[:n])
+
+        self.counts_d = sums(
+            np.array([len(window.token_ids) - 1 for window in windows])
+        )  # predictions
+        self.clean_d, self.power_d = sums(clean.loss_w), sums(clean.power_w)
+        self.change_d = {
+            key: sums(outcome.loss_w) - self.clean_d for key, outcome in outcomes.items()
+        }
+        self.error_d = {key: sums(outcome.error_w) for key, outcome in outcomes.items()}
+
+    def _ratio(
+        self, above_d: np.ndarray, below_d: np.ndarray, sign: int = 1
+    ) -> tuple[float, list[float]]:
+        """Σ above / Σ below and its interval; with sign −1, one less that."""
+
+        def statistic(weights_rd: np.ndarray) -> np.ndarray:
+            ratio_r = (weights_rd @ above_d) / (weights_rd @ below_d)
+            return 1 - ratio_r if sign < 0 else ratio_r
+
+        return float(statistic(np.ones(len(above_d)))), list(
+            bootstrap_interval(statistic, len(self.counts_d))
+        )
+
+    def clean_loss(self) -> tuple[float, list[float]]:
+        """Nats a prediction with nothing replaced, and its interval."""
+        return self._ratio(self.clean_d, self.counts_d)
+
+    def row(self, key: Key) -> dict:
+        """Δ LM loss (nats a prediction), FVU, and the share of mean ablation's Δ that does not occur, with 95 % intervals by document."""
+        delta, delta_ci = self._ratio(self.change_d[key], self.counts_d)
+        fvu, fvu_ci = self._ratio(self.error_d[key], self.power_d)
+        recovered, recovered_ci = self._ratio(self.change_d[key], self.change_d[MEAN_ABLATION], -1)
+        return {
+            "method": key[0],
+            "sigma": key[1],
+            "delta": delta,
+            "ci95": delta_ci,
+            "fvu": fvu,
+            "fvu_ci95": fvu_ci,
+            "recovered": recovered,
+            "recovered_ci95": recovered_ci,
+        }
+
+    def reduction(self, method: str, baseline: str, sigmas: Sequence[float]) -> dict:
+        """1 − Δ_method/Δ_baseline, and beside it the reduction of the diffusion loss (velocity) on the same tokens and noise.
+
+        Args:
+            sigmas: noise levels, summed over. The noisiest dominates that sum, so the mean of the reductions at each stands beside it.
+        Returns:
+            `reduction`, its paired interval and the verdict on the claim are None, None and "undetermined" where the baseline's own Δ has an
+            interval that reaches 0: a share of what may be nothing means nothing. So are `mean_reduction`, `mean_ci95` and `mean_verdict`
+            where that holds at any one σ.
+        """
+        ours_d, theirs_d = (
+            sum(self.change_d[name, sigma] for sigma in sigmas) for name in (method, baseline)
+        )
+        ours_error_d, theirs_error_d = (
+            sum(self.error_d[name, sigma] / sigma**2 for sigma in sigmas)
+            for name in (method, baseline)
+        )
+        loss, loss_ci = self._ratio(ours_error_d, theirs_error_d, -1)
+        found = {
+            "method": method,
+            "baseline": baseline,
+            "sigmas": list(sigmas),
+            "claim": CLAIM,
+            "loss_reduction": loss,
+            "loss_ci95": loss_ci,
+        }
+        reduction, interval = self._mean_of_ratios([ours_d], [theirs_d])
+        found |= {
+            "reduction": reduction,
+            "ci95": interval,
+            "verdict": verdict(*interval) if interval else "undetermined",
+        }
+        mean, interval = self._mean_of_ratios(
+            *([self.change_d[name, sigma] for sigma in sigmas] for name in (method, baseline))
+        )
+        return {
+            **found,
+            "mean_reduction": mean,
+            "mean_ci95": interval,
+            "mean_verdict": verdict(*interval) if interval else "undetermined",
+        }
+
+    def _mean_of_ratios(
+        self, ours: list[np.ndarray], theirs: list[np.ndarray]
+    ) -> tuple[float | None, list[float] | None]:
+        """Mean over pairs of 1 − Σ ours / Σ theirs and its interval; None, None where some Σ theirs may be 0 or less."""
+        if any(self._ratio(theirs_d, self.counts_d)[1][0] <= 0 for theirs_d in theirs):
+            return None, None
+
+        def statistic(weights_rd: np.ndarray) -> np.ndarray:
+            return 1 - sum(
+                (weights_rd @ ours_d) / (weights_rd @ theirs_d)
+                for ours_d, theirs_d in zip(ours, theirs)
+            ) / len(ours)
+
+        return float(statistic(np.ones(len(self.counts_d)))), list(
+            bootstrap_interval(statistic, len(self.counts_d))
+        )

@@ -1,0 +1,1 @@
+"""One run of the notebooks: its parameters, paths, artefacts and results."""

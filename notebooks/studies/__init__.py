@@ -1,0 +1,1 @@
+"""What the notebooks use and nothing else does: a room or folder for each study."""

@@ -1,0 +1,1 @@
+"""Activations off the training distribution: how they are made, and what scores them."""

@@ -1,0 +1,1 @@
+"""Units of dictionaries as one-dimensional probes, and what clamping them does."""

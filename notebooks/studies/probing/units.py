@@ -1,0 +1,396 @@
+"""Dictionaries of units: what reads numbers off activations, and what setting one of them changes in the activations.
+
+A *unit* is a dimension, a principal component, a latent of an SAE, a neuron of the language model's block, a hidden unit of a denoiser
+("meta-neuron"), a direction, or a component of a mixture of Gaussians. To *clamp* a unit is to set it to a value. What that writes into
+the residual stream is the direction times the change for whatever is linear, and for a meta-neuron the change of the denoiser's
+one-step estimate from the same noisy activation.
+
+Top activating tokens in context: where in running text a unit is largest, and how a reader is shown it.
+"""
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sae_lens import SAE
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from mmlib.activations.lm import LanguageModel, read_residual_stream, residual_blocks
+from mmlib.activations.windows import Window, batches_of, padded
+from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.mixture import GaussianMixtureDenoiser
+
+AT_ONCE = 1024  # activations, or units, taken together
+
+
+DOWN = (
+    "down_proj",
+    "c_proj",
+    "dense_4h_to_h",
+    "fc2",
+    "fc_out",
+    "wo",
+    "w2",
+)  # names of the last matrix of an MLP, by architecture
+
+
+Read = Callable[[Tensor], Tensor]  # z (n, d) → units (n, u)
+
+
+Write = Callable[
+    [Tensor, int, float], Tensor
+]  # (z (n, d), unit, value) → change of z (n, d) when the unit is set to the value
+
+
+@dataclass(frozen=True)
+class Units:
+    """A dictionary: how its units are read off standardised activations, and what clamping one writes, if that is defined."""
+
+    read: Read
+    write: Write | None = None
+
+
+def directions(matrix_ud: Tensor, mean_d: Tensor | None = None) -> Units:
+    """Coordinates along orthonormal or other unit vectors: raw dimensions, principal components, random directions."""
+    centre_d = torch.zeros(matrix_ud.shape[1]) if mean_d is None else mean_d
+
+    def write(z_nd: Tensor, unit: int, value: float) -> Tensor:
+        return (value - (z_nd - centre_d) @ matrix_ud[unit])[:, None] * matrix_ud[unit]
+
+    return Units(lambda z_nd: (z_nd - centre_d) @ matrix_ud.T, write)
+
+
+def raw_dimensions(d: int) -> Units:
+    """The standardised activation itself."""
+    return directions(torch.eye(d))
+
+
+def principal_components(components: PrincipalComponents) -> Units:
+    """Scores along all principal axes."""
+    return directions(components.axes_dd.T.contiguous(), components.mean_d)
+
+
+def random_directions(count: int, d: int, seed: int) -> Units:
+    """Directions drawn uniformly: what a dictionary of that size finds by chance."""
+    drawn_ud = torch.randn(count, d, generator=torch.Generator().manual_seed(seed))
+    return directions(drawn_ud / drawn_ud.norm(dim=1, keepdim=True))
+
+
+def random_silu(count: int, d: int, seed: int) -> Units:
+    """Random features silu(w·z) (v·z), as a gated MLP's hidden units are at z, with w and v drawn from N(0, I/d): what nonlinear features of
+    that form, without training, find by chance. They are no near-even functions of z, as an untrained network's units behind a norm are."""
+    drawn_2ud = torch.randn(2, count, d, generator=torch.Generator().manual_seed(seed)) / d**0.5
+    return Units(lambda z_nd: nn.functional.silu(z_nd @ drawn_2ud[0].T) * (z_nd @ drawn_2ud[1].T))
+
+
+def sae_latents(sae: SAE) -> Units:
+    """Latents as the SAE has them; clamping one writes the difference of two decodings."""
+
+    def write(z_nd: Tensor, unit: int, value: float) -> Tensor:
+        latents_nm = sae.encode(z_nd)
+        clamped_nm = latents_nm.clone()
+        clamped_nm[:, unit] = value
+        return sae.decode(clamped_nm) - sae.decode(latents_nm)
+
+    return Units(sae.encode, write)
+
+
+def sae_inputs(sae: SAE) -> Units:
+    """What the SAE's latents are before any is set to 0: the same dictionary, not sparse."""
+    return Units(lambda z_nd: sae.process_sae_in(z_nd) @ sae.W_enc + sae.b_enc)
+
+
+def mixture_components(mixture: GaussianMixtureDenoiser, sigma: float) -> Units:
+    """Of each component of a mixture, the logarithms of its density and of its probability given the activation, (n, 2 k).
+
+    Args:
+        sigma: of the level at which both are taken; the activation itself is not noised.
+    """
+
+    def read(z_nd: Tensor) -> Tensor:
+        logs = [
+            component.log_density((1 - sigma) * z_nd, sigma) for component in mixture.components
+        ]
+        log_density_nk = z_nd.shape[1] * torch.stack(logs, 1)
+        return torch.cat(
+            [log_density_nk, (log_density_nk + mixture.log_weights_k).log_softmax(1)], 1
+        ).float()
+
+    return Units(read)
+
+
+def meta_neurons(model: MetaModel, sigma: float, seed: int) -> Units:
+    """Hidden units of a denoiser, of all its blocks one after another, on activations noised to σ, one draw of noise.
+
+    Their clamping, `write`, needs hidden units that are whole rows: it is None for a UNet, whose are images.
+    """
+
+    def read(z_nd: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        parts = tqdm(
+            z_nd.split(AT_ONCE), desc=f"reading meta-neurons at σ = {sigma}", mininterval=2, delay=5
+        )
+        return torch.cat(
+            [
+                torch.cat(
+                    list(model.neurons(part_nd, sigma=sigma, generator=generator).values()), 1
+                )
+                for part_nd in parts
+            ]
+        )
+
+    def write(z_nd: Tensor, unit: int, value: float) -> Tensor:
+        x_nd = (1 - sigma) * z_nd + sigma * torch.randn(
+            z_nd.shape, generator=torch.Generator().manual_seed(seed)
+        )
+        return clamped_estimate(model, x_nd, sigma, unit, value) - model.denoise(x_nd, sigma)
+
+    return Units(
+        read,
+        write
+        if all(isinstance(module, nn.Linear) for module in model.network.units.values())
+        else None,
+    )
+
+
+def clamped_estimate(
+    model: MetaModel, x_nd: Tensor, sigma: float, unit: int, value: float | Tensor
+) -> Tensor:
+    """One-step estimate of z (n, d) with one hidden unit set to a value, or to one for each row.
+
+    Args:
+        unit: numbered through all blocks, as `meta_neurons` reads them.
+    Raises:
+        ValueError: there is no such unit.
+    """
+    module, place = _located(model, unit)
+
+    def put(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        hidden = inputs[0].clone()
+        hidden[..., place] = (
+            torch.as_tensor(value).to(hidden).expand(len(x_nd)).reshape(hidden.shape[:-1])
+        )
+        return (hidden,)
+
+    handle = module.register_forward_pre_hook(put)
+    try:
+        return model.denoise(x_nd, sigma)
+    finally:
+        handle.remove()
+
+
+def _located(model: MetaModel, unit: int) -> tuple[nn.Module, int]:
+    """The module whose inputs hold the unit, and its place among them."""
+    first = 0
+    for module in model.network.units.values():
+        if first <= unit < first + module.in_features:
+            return module, unit - first
+        first += module.in_features
+    raise ValueError(f"unit {unit}: this network has {first}, numbered from 0")
+
+
+@torch.inference_mode()
+def read_units(units: Units, z_nd: Tensor) -> np.ndarray:
+    """Units at activations, (n, u) float32."""
+    return units.read(z_nd).float().numpy()
+
+
+def mlp_output(model: PreTrainedModel, layer: int) -> nn.Module:
+    """The last matrix of a block's MLP, whose inputs are the block's neurons.
+
+    Raises:
+        ValueError: none of the known names is there, or more than one.
+    """
+    found = {
+        name: module
+        for name, module in residual_blocks(model)[layer].named_modules()
+        if name.rpartition(".")[2] in DOWN
+        and "attn" not in name
+        and "attention" not in name
+        and isinstance(module, (nn.Linear, Conv1D))
+    }
+    if len(found) != 1:
+        raise ValueError(
+            f"block {layer} of {type(model).__name__}: expected one matrix named {', '.join(DOWN)} outside attention, "
+            f"found {sorted(found) or 'none'}"
+        )
+    return next(iter(found.values()))
+
+
+@torch.inference_mode()
+def neurons_in_windows(
+    lm: LanguageModel,
+    layer: int,
+    windows: Sequence[Window],
+    positions: Sequence[np.ndarray],
+    batch_tokens: int,
+) -> np.ndarray:
+    """The neurons of a block's MLP at chosen positions of windows, (n, f) float32, one window after another.
+
+    Args:
+        positions: of each window, in the window.
+        batch_tokens: at most so many positions in one forward pass (or one window).
+    """
+    captured: dict[str, Tensor] = {}
+    module = mlp_output(lm.model, layer)
+    handle = module.register_forward_pre_hook(
+        lambda module, inputs: captured.__setitem__("neurons", inputs[0])
+    )
+    found: list[np.ndarray] = [np.empty(0)] * len(windows)
+    try:
+        for batch in tqdm(
+            list(batches_of(list(windows), batch_tokens)),
+            desc="reading the block's neurons",
+            unit="batch",
+            mininterval=2,
+            delay=5,
+        ):
+            read_residual_stream(
+                lm.model, [layer], padded([windows[i] for i in batch], lm.opening_token)
+            )
+            for row, i in enumerate(batch):
+                found[i] = (
+                    captured["neurons"][row, 1 + torch.from_numpy(np.asarray(positions[i]))]
+                    .float()
+                    .cpu()
+                    .numpy()
+                )
+    finally:
+        handle.remove()
+    return np.concatenate(found)
+
+
+def density(units_nu: np.ndarray) -> np.ndarray:
+    """Share of activations at which each unit is above a tenth of its largest absolute value, (u,); 0 for one that is always 0."""
+    size_nu = np.abs(units_nu)
+    return (size_nu > 0.1 * size_nu.max(0)).mean(0)
+
+
+def selectivity(units_nu: np.ndarray) -> np.ndarray:
+    """How few activations carry each unit, (u,): (1 − (Σ|a|/n)²/(Σa²/n))/(1 − 1/n), 1 if one does, 0 if all do alike (Vinje and Gallant 2000).
+
+    0 for a unit that is always 0.
+    """
+    size_nu = np.abs(units_nu)
+    square_u = np.square(size_nu, dtype=np.float64).mean(0)
+    share_u = np.divide(
+        size_nu.mean(0, dtype=np.float64) ** 2,
+        square_u,
+        out=np.ones_like(square_u),
+        where=square_u > 0,
+    )
+    return (1 - share_u) / (1 - 1 / len(units_nu))
+
+
+def paired_correlation(first_nu: np.ndarray, second_nu: np.ndarray) -> np.ndarray:
+    """Correlation of each unit with itself, read in another way at the same activations: (u,); 0 for one that never varies."""
+    first, second = (values_nu - values_nu.mean(0) for values_nu in (first_nu, second_nu))
+    return (first * second).sum(0) / (
+        np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
+    ).clip(1e-12)
+
+
+def nearest(units_nu: np.ndarray, others_nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each unit the other dictionary's unit with the largest absolute correlation, and that correlation: (u,), (u,)."""
+
+    def whitened(values: np.ndarray) -> Tensor:
+        centred = torch.from_numpy(values - values.mean(0))
+        return centred / centred.norm(dim=0).clamp(min=1e-12)
+
+    first, second = whitened(units_nu), whitened(others_nm)
+    best = [(first[:, part].T @ second) for part in torch.arange(units_nu.shape[1]).split(AT_ONCE)]
+    index = torch.cat([r.abs().argmax(1) for r in best])
+    value = torch.cat([r.gather(1, r.abs().argmax(1, keepdim=True))[:, 0] for r in best])
+    return index.numpy(), value.numpy()
+
+
+def matched(
+    density_u: np.ndarray, unit: int, count: int, seed: int, exclude: Sequence[int] = ()
+) -> np.ndarray:
+    """Units of about the density of one of them: `count` drawn at random from the 10 × `count` nearest, itself and `exclude` left out.
+
+    Raises:
+        ValueError: the dictionary has too few.
+    """
+    others = np.setdiff1d(np.arange(len(density_u)), [unit, *exclude])
+    if len(others) < count:
+        raise ValueError(f"{len(others)} other units: expected at least {count}")
+    near = others[np.argsort(np.abs(density_u[others] - density_u[unit]), kind="stable")][
+        : 10 * count
+    ]
+    return np.random.default_rng([seed, unit]).choice(near, count, replace=False)
+
+
+def pieces_of(lm: LanguageModel, token_ids: Sequence[int]) -> list[str]:
+    """The text of each token, spaces included: what a token adds to the text of the one before it."""
+    ids = [int(i) for i in token_ids]
+    alone = lm.tokenizer.batch_decode([[i] for i in ids])
+    both = lm.tokenizer.batch_decode([ids[i - 1 : i + 1] for i in range(1, len(ids))])
+    return [
+        *alone[:1],
+        *(
+            two[len(one) :] if two.startswith(one) else now
+            for one, two, now in zip(alone, both, alone[1:])
+        ),
+    ]
+
+
+def top_contexts(
+    values_n: np.ndarray,
+    windows: Sequence[Window],
+    pieces: Sequence[Sequence[str]],
+    count: int,
+    reach: int,
+) -> list[dict]:
+    """Where a unit is largest, one place a window, largest first: the tokens around it, and the unit at each.
+
+    Args:
+        values_n: the unit at every token of the windows, one window after another.
+        pieces: of the windows' tokens, see `pieces_of`.
+        reach: tokens before it, and half as many behind it.
+    Returns:
+        Dictionaries of `pieces`, `values` (from 0, the unit's median and below, to 1, its largest) and `at`, the place of the token among them.
+    Raises:
+        ValueError: as many values as tokens were expected.
+    """
+    ends = np.cumsum([len(window.token_ids) for window in windows])
+    if len(values_n) != ends[-1]:
+        raise ValueError(f"{len(values_n)} values for {ends[-1]} tokens")
+    parts = np.split(values_n, ends[:-1])
+    least, largest, found = float(np.median(values_n)), float(values_n.max()), []
+    for i in np.argsort([-part.max() for part in parts], kind="stable")[:count]:
+        place = int(parts[i].argmax())
+        around = slice(max(0, place - reach), place + reach // 2 + 1)
+        found.append(
+            {
+                "pieces": list(pieces[i][around]),
+                "at": place - around.start,
+                "values": [
+                    round(float(v), 3)
+                    for v in np.clip((parts[i][around] - least) / max(largest - least, 1e-12), 0, 1)
+                ],
+            }
+        )
+    return found
+
+
+def as_html(title: str, contexts: Sequence[dict]) -> str:
+    """The contexts with each token shaded by its value; the text is escaped."""
+    lines = []
+    for context in contexts:
+        tokens = [
+            f'<span style="background:rgba(213,94,0,{0.75 * value:.2f})">{html.escape(piece).replace(chr(10), "↵")}</span>'
+            for piece, value in zip(context["pieces"], context["values"])
+        ]
+        at = context["at"]
+        tokens[at] = f"<b>{tokens[at]}</b>"
+        lines.append(
+            f'<div style="font-family:monospace;font-size:85%;white-space:pre-wrap">…{"".join(tokens)}…</div>'
+        )
+    return f'<div style="margin:0.6em 0"><b>{html.escape(title)}</b>{"".join(lines)}</div>'

@@ -1,0 +1,396 @@
+"""Does the verdict hold elsewhere: at other layers, on other texts, in other coordinates, without outliers, on fresh documents, with other seeds?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sae_lens import SAE
+from torch import Tensor
+
+from mmlib.activations.batches import spread_rows
+from mmlib.activations.corpora import SPLITS
+from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.activations.tokens import Normaliser
+from mmlib.activations.writer import DocumentRows, StoreWriter
+from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.mixture import GaussianMixtureDenoiser, MixtureSize, fit_mixture
+from mmlib.denoisers.noise import Denoiser, noise_process
+from mmlib.denoisers.sae import MixedDenoiser, SAEDenoiser
+from mmlib.evaluation.claim import verdict
+from mmlib.evaluation.losses import Losses, evaluate, reduction_interval
+
+LAID_OUT = (
+    "first_document",
+    "format",
+    "format_version",
+    "layers",
+    "d",
+    "dtype",
+    "train_rows",
+    "chunk_rows",
+)  # attributes that a writer sets itself
+
+
+def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> ActivationStore:
+    """The activations of a store with its documents in other splits, copied bit for bit unless they are there; statistics are those of the new split.
+
+    Args:
+        splits: of each document, in the store's order.
+    Raises:
+        StoreError: the store is an index of shards, or has another number of documents, or a split is unknown.
+    """
+    if "shards" in store.attributes or len(splits) != len(store.titles):
+        raise StoreError(
+            f"{store.path} holds {len(store.titles)} documents{' in shards' if 'shards' in store.attributes else ''}, {len(splits)} splits are given: "
+            "expected one file, and one split a document"
+        )
+    if unknown := sorted(set(splits) - set(SPLITS)):
+        raise StoreError(
+            f"splits {', '.join(unknown)}: expected {', '.join(SPLITS)}, one a document"
+        )
+    order = sorted(range(len(splits)), key=lambda i: SPLITS.index(splits[i]))
+    documents = [
+        DocumentRows(str(store.titles[i]), splits[i], int(store.document_rows[i])) for i in order
+    ]
+    attributes = {key: value for key, value in store.attributes.items() if key not in LAID_OUT} | {
+        "created_by": f"another split of {store.path.name}"
+    }
+    if path.exists():
+        there = ActivationStore(path)
+        rows = [
+            (title, split, int(n))
+            for title, split, n in zip(there.titles, there.splits, there.document_rows)
+        ]
+        same = (there.layer, there.dtype, rows) == (
+            store.layer,
+            store.dtype,
+            [(d.title, d.split, d.rows) for d in documents],
+        )
+        if same and all(there.attributes.get(key) == value for key, value in attributes.items()):
+            return there
+        there.close()
+    with StoreWriter(path, documents, [store.layer], store.d, store.dtype, attributes) as writer:
+        start, done = writer.next_row, 0
+        for new, (old, document) in enumerate(zip(order, documents)):
+            if start < done + document.rows:
+                rows = store.rows_of(old, slice(max(0, start - done), None))
+                writer.append(
+                    {store.layer: store.read(rows)},
+                    store.column("token_ids", rows),
+                    np.full(len(rows), new),
+                    store.column("position", rows),
+                )
+            done += document.rows
+        writer.finish()
+    return ActivationStore(path)
+
+
+OUTLIER_FACTOR = 3.0  # of the median norm of the training activations
+
+
+OUTLIER_SAMPLE = 20_000  # training rows that give the median
+
+
+def early_middle_late(n_blocks: int, middle: int) -> list[int]:
+    """Block indices a quarter, about half (the run's own layer) and three quarters of the way, each once."""
+    return sorted({n_blocks // 4, middle, 3 * n_blocks // 4})
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """z → Λ^−½ Uᵀ (z − μ): PCA whitening, after which the fitted Gaussian is N(0, I).
+
+    Raises:
+        ValueError: a component has no variance.
+    """
+
+    mean_d: Tensor
+    matrix_dd: Tensor
+
+    @classmethod
+    def of(cls, components: PrincipalComponents) -> "Whitening":
+        """From the principal components of the training documents."""
+        if not (components.variances_d > 0).all():
+            raise ValueError(
+                f"{int((components.variances_d <= 0).sum())} principal components have no variance: nothing makes it 1"
+            )
+        return cls(components.mean_d, components.axes_dd / components.variances_d.sqrt())
+
+    def __call__(self, z_nd: Tensor) -> Tensor:
+        return (z_nd - self.mean_d) @ self.matrix_dd
+
+
+def training_median(store: ActivationStore) -> float:
+    """Median norm of the raw activations of the training documents, from up to 20,000 rows spread over them."""
+    rows = store.rows("train")
+    chosen = rows.start + spread_rows(
+        len(rows), min(OUTLIER_SAMPLE, len(rows)), np.random.default_rng(0)
+    )
+    return float(store.take(chosen).float().norm(dim=1).median())
+
+
+def outliers(activations_nd: Tensor, training_median: float) -> np.ndarray:
+    """Which raw activations have a norm above three times the training median, (n,) of bool."""
+    return (activations_nd.float().norm(dim=1) > OUTLIER_FACTOR * training_median).numpy()
+
+
+def as_chosen(size: MixtureSize, tried: Sequence[dict]) -> MixtureSize:
+    """The number of components and the prior that validation documents chose, as the only ones to be tried; EM has as many steps as it had.
+
+    Args:
+        tried: what `mixtures.fit_mixture` reports.
+    """
+    best = max(tried, key=lambda trial: trial["nats_per_dimension"])
+    return replace(size, components=(best["components"],), priors=(best["prior"],))
+
+
+def mixture_again(
+    z_train_nd: Tensor, z_validation_nd: Tensor, size: MixtureSize, seed: int
+) -> GaussianMixtureDenoiser:
+    """A mixture fitted as notebook 02 fits it, here usually with one size to try: k-means, the noise and the validation tokens follow the seed.
+
+    Args:
+        z_train_nd, z_validation_nd: activations in the coordinates of the mixture.
+    """
+    rows = spread_rows(
+        len(z_validation_nd),
+        min(size.validation_tokens, len(z_validation_nd)),
+        np.random.default_rng(seed),
+    )
+    return fit_mixture(z_train_nd, z_validation_nd[rows], size, seed=seed)[0]
+
+
+def mixed_sae(
+    sae: SAE, store: ActivationStore, objectives: Sequence[str], tokens: int, seed: int
+) -> MixedDenoiser:
+    """An SAE read as notebook 04 reads it: fed the mean model's estimate, mixed with its input at each level of these objectives' grids.
+
+    Args:
+        store: whose training documents give the tokens that mixes are fitted on.
+        tokens: their number; seed: of the tokens and their noise.
+    """
+    rows = store.rows("train")
+    chosen = rows.start + spread_rows(
+        len(rows), min(tokens, len(rows)), np.random.default_rng(seed)
+    )
+    levels = [level for objective in objectives for level in noise_process(objective).grid()]
+    z_nd = Normaliser.of(store)(store.take(chosen))
+    return MixedDenoiser(
+        SAEDenoiser(sae, "mean_estimate"), levels, z_nd, torch.Generator().manual_seed(seed)
+    )
+
+
+def redraw_test(lengths: Sequence[int], splits: Sequence[str], n_test: int, seed: int) -> list[str]:
+    """Another split of the same documents: test documents are drawn from those of training, which the old ones join.
+
+    For when test documents have been looked at and choices may have followed. Validation documents stay. Stratified by length, as
+    `corpus.split_documents` is.
+
+    Args:
+        lengths: of the documents, in tokens.
+    Raises:
+        ValueError: fewer documents are in training than are to be drawn.
+    """
+    old = np.asarray(splits, dtype=object)
+    if (old == "train").sum() < n_test:
+        raise ValueError(
+            f"{(old == 'train').sum()} training documents cannot give {n_test} for test"
+        )
+    rng, new = np.random.default_rng(seed), np.where(old == "test", "train", old)
+    by_length = np.argsort(-np.asarray(lengths), kind="stable")  # longest first
+    new[
+        [
+            rng.choice(stratum)
+            for stratum in np.array_split(by_length[old[by_length] == "train"], n_test)
+        ]
+    ] = "test"
+    return new.tolist()
+
+
+def reduction_rows(
+    methods: Mapping[str, Denoiser],
+    baselines: Mapping[str, Denoiser],
+    objectives: Sequence[str],
+    z_nd: Tensor,
+    document_n: np.ndarray,
+    outlier_n: np.ndarray,
+    *,
+    tokens: int,
+    seed: int,
+    slow: Mapping[str, Denoiser] | None = None,
+    slow_tokens: int | None = None,
+) -> list[dict]:
+    """Reductions of each method over each baseline on all tokens and on those that are no outliers, with intervals by document.
+
+    All see the same tokens and noise. "Without outliers" leaves out draws; it draws no others. Nothing is compared with itself.
+
+    Args:
+        z_nd: activations in the coordinates of the methods.
+        document_n: index of each one's document, from 0.
+        outlier_n: which are outliers.
+        tokens: drawn at each noise level, all of them if there are fewer.
+        slow: further methods, each a baseline of `methods` too, that see only every (tokens / slow_tokens)-th token; so does what is compared with them.
+    Raises:
+        ValueError: `slow_tokens` does not divide `tokens`, or is missing.
+    """
+    slow, slow_tokens = slow or {}, slow_tokens or (tokens if not slow else 0)
+    if not slow_tokens or tokens % slow_tokens:
+        raise ValueError(
+            f"{tokens} tokens a level, {slow_tokens} for {', '.join(slow)}: expected the second to divide the first"
+        )
+    stride = tokens // slow_tokens
+    slow_tokens = min(tokens, len(z_nd)) // stride
+    rows = []
+    for objective in objectives:
+        full, common = evaluate(
+            {**methods, **baselines},
+            slow,
+            objective,
+            z_nd,
+            document_n + (int(document_n.max()) + 1) * outlier_n,
+            tokens=slow_tokens * stride,
+            common_tokens=slow_tokens,
+            seed=seed,
+        )
+        for losses, pairs in (
+            (full, [(m, b) for m in methods for b in baselines]),
+            (
+                common,
+                [(m, s) for s in slow for m in methods] + [(s, b) for s in slow for b in baselines],
+            ),
+        ):
+            for which, part in _with_and_without(losses, int(document_n.max()) + 1):
+                rows += [
+                    {
+                        "objective": objective,
+                        "tokens": which,
+                        "method": m,
+                        "baseline": b,
+                        **paired_reduction(part, m, b),
+                    }
+                    for m, b in pairs
+                    if m != b
+                ]
+    return rows
+
+
+def _with_and_without(losses: Losses, n_documents: int) -> list[tuple[str, Losses]]:
+    """Losses by document of all tokens and of those that are no outliers, from losses whose further documents are the outliers of each."""
+    plain, rest = (
+        _documents(losses, slice(0, n_documents)),
+        _documents(losses, slice(n_documents, 2 * n_documents)),
+    )
+    return [
+        (
+            "all",
+            Losses(
+                losses.sigma_l,
+                {m: plain.sums[m] + rest.sums[m] for m in losses.sums},
+                plain.counts_ld + rest.counts_ld,
+            ),
+        ),
+        ("without outliers", plain),
+    ]
+
+
+def _documents(losses: Losses, which: slice) -> Losses:
+    """The part of some documents, with zeros for those that have no outlier."""
+    width, there = which.stop - which.start, losses.counts_ld[:, which].shape[1]
+
+    def padded(values_ld: np.ndarray) -> np.ndarray:
+        return np.pad(values_ld[:, which], ((0, 0), (0, width - there)))
+
+    return Losses(
+        losses.sigma_l,
+        {m: padded(sums) for m, sums in losses.sums.items()},
+        padded(losses.counts_ld),
+    )
+
+
+def document_sums(losses: Losses, method: str) -> dict:
+    """What `joined` needs of a method that is measured alone: summed losses and numbers of draws by document, levels together."""
+    sums_d, counts_d = losses.by_document(method)
+    return {"sums": sums_d.tolist(), "counts": counts_d.astype(int).tolist()}
+
+
+def joined(measured: Mapping[str, dict]) -> Losses:
+    """Losses of methods that were measured one at a time on the same draws, as if at a single level.
+
+    Args:
+        measured: by method, what `document_sums` gives.
+    Raises:
+        ValueError: they differ in their numbers of draws by document, so the draws were not the same.
+    """
+    counts = {method: found["counts"] for method, found in measured.items()}
+    if len({tuple(one) for one in counts.values()}) != 1:
+        raise ValueError(
+            f"{', '.join(counts)} have {[sum(one) for one in counts.values()]} draws in documents of their own: expected the same draws for all"
+        )
+    return Losses(
+        np.full(1, np.nan),
+        {method: np.array([found["sums"]]) for method, found in measured.items()},
+        np.array([next(iter(counts.values()))]),
+    )
+
+
+def paired_reduction(losses: Losses, method: str, baseline: str) -> dict:
+    """The reduction with both losses, its interval by document and the verdict."""
+    (ours_d, counts_d), (theirs_d, _) = losses.by_document(method), losses.by_document(baseline)
+    interval = list(reduction_interval(losses, method, baseline))
+    return {
+        "loss": float(ours_d.sum() / counts_d.sum()),
+        "baseline_loss": float(theirs_d.sum() / counts_d.sum()),
+        "reduction": float(1 - ours_d.sum() / theirs_d.sum()),
+        "ci95": interval,
+        "documents": len(counts_d),
+        "draws": int(counts_d.sum()),
+        "verdict": verdict(*interval),
+    }
+
+
+GRID = {
+    ("small_mlp", "gaussian"): "over_gaussian",
+    ("small_mlp", "mixture"): "over_mixture",
+    ("mixture", "gaussian"): "mixture_over_gaussian",
+}
+
+
+def grid(rows: Sequence[dict]) -> dict[str, dict[str, dict]]:
+    """Layers × texts: by corpus and layer, the velocity reductions of the small MLP over the Gaussian and the mixture, and of one over the other.
+
+    Args:
+        rows: of `reduction_rows`, each with its group, corpus and layer; those of groups "layers", "texts" and "layers and texts" count.
+    """
+    found: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        key = GRID.get((row["method"], row["baseline"]))
+        if (
+            key
+            and row["group"] in ("layers", "texts", "layers and texts")
+            and (row["objective"], row["tokens"]) == ("flow_velocity", "all")
+        ):
+            found.setdefault(row["corpus"], {}).setdefault(str(row["layer"]), {})[key] = {
+                name: row[name] for name in ("reduction", "ci95", "verdict")
+            }
+    return {
+        corpus: dict(sorted(by_layer.items(), key=lambda item: int(item[0])))
+        for corpus, by_layer in found.items()
+    }
+
+
+def spread(values: Sequence[float]) -> dict:
+    """Values of several seeds, their mean, standard deviation and range.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} seed: a spread needs at least two")
+    return {
+        "values": list(values),
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)),
+        "range": float(np.ptp(values)),
+    }

@@ -1,0 +1,1 @@
+"""Steered generation and repairs of edited activations."""

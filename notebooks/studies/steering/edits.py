@@ -1,0 +1,385 @@
+"""Steering: a direction is added to a block's output while text is generated, and the edit may be repaired.
+
+Everything is in standardised activations z, where the edit is z → z + s v: s is the strength, v a direction (d,). For v the difference
+of two classes' means, s = 1 carries one class's mean to the other's, in z as in raw activations. Any other direction is given that
+difference's length, so that equal strengths are edits of equal length.
+
+An edit applies where a new token is about to be made: at the last position of the prompt and at every generated one. Under
+`generate` with a cache that is the last position of each call; what later blocks keep in their caches is the edited stream's.
+
+A *repair* maps the edited z + s v back towards activations that occur: what is compared here. Those that add noise take
+x = (1 − σ)(z + s v) + σ ε with the same ε for all.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy.stats import mannwhitneyu
+from sklearn.linear_model import LogisticRegressionCV
+from torch import Tensor, nn
+
+from mmlib.activations.lm import LanguageModel, read_residual_stream
+from mmlib.activations.store import ActivationStore
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.noise import Denoiser, FlowMatching
+
+PROBE_STRENGTHS = 10 ** np.arange(-4.0, 1.0)  # inverse regularisations tried by cross-validation
+
+
+LEAST_REST = (
+    4  # tokens that a sentence has behind its opening: a whole sentence leaves less to continue
+)
+
+
+_WORD = r"[^\W_]+(?:['’-][^\W_]+)*"
+
+
+PLAIN_OPENING = re.compile(
+    rf"(?=[A-Z]){_WORD}(?:,? {_WORD})*,?"
+)  # words with single spaces between: what markup leaves behind is refused
+
+
+Repair = Callable[
+    [Tensor, Tensor, torch.Generator], Tensor
+]  # (z, z + s v, noise's generator) → repaired, each (n, d)
+
+
+def text_means(
+    store: ActivationStore,
+    normaliser: Normaliser,
+    of: Callable[[Tensor], Tensor] = lambda z_nd: z_nd,
+) -> Tensor:
+    """Mean over the tokens of each document of of(z), (documents, …); z standardised with the training statistics of another store."""
+    return torch.stack(
+        [of(normaliser(store.read(store.rows_of(i)))).mean(0) for i in range(len(store.titles))]
+    )
+
+
+def mean_difference(z_nd: Tensor, positive_n: np.ndarray) -> Tensor:
+    """Mean of the positive class less that of the other, (d,).
+
+    Raises:
+        ValueError: one of the classes is empty.
+    """
+    positive = torch.from_numpy(np.asarray(positive_n, dtype=bool))
+    if positive.all() or not positive.any():
+        raise ValueError(
+            f"{int(positive.sum())} of {len(positive)} texts are positive: a direction needs both classes"
+        )
+    return z_nd[positive].mean(0) - z_nd[~positive].mean(0)
+
+
+def probe_direction(z_nd: Tensor, positive_n: np.ndarray, seed: int) -> Tensor:
+    """Weights (d,) of scikit-learn's logistic regression on z, regularised as 5-fold cross-validation says, as long as the mean difference."""
+    probe = LogisticRegressionCV(
+        Cs=PROBE_STRENGTHS,
+        cv=5,
+        scoring="neg_log_loss",
+        max_iter=1000,
+        l1_ratios=(0,),
+        use_legacy_attributes=False,
+        random_state=seed,
+    ).fit(z_nd.numpy(), np.asarray(positive_n, dtype=bool))
+    return as_long(torch.from_numpy(probe.coef_[0]).float(), mean_difference(z_nd, positive_n))
+
+
+def sae_direction(
+    decoder_md: Tensor, latents_nm: Tensor, z_nd: Tensor, positive_n: np.ndarray, seed: int
+) -> tuple[Tensor, int, float]:
+    """Decoder row of the latent that tells the classes best, as long as the mean difference; its index; its AUC, by Mann and Whitney.
+
+    The latent is chosen on one half of the texts of each class, drawn at random, and its AUC is on the other: the best of thousands looks
+    better than it is where it was chosen.
+
+    Args:
+        decoder_md: the dictionary, a row a latent.
+        latents_nm: mean activity of each latent on each text.
+    Raises:
+        ValueError: a class has fewer than two texts.
+    """
+    positive, rng = np.asarray(positive_n, dtype=bool), np.random.default_rng(seed)
+    classes = [rng.permutation(np.flatnonzero(positive == value)) for value in (True, False)]
+    if min(map(len, classes)) < 2:
+        raise ValueError(
+            f"{len(classes[0])} texts are positive and {len(classes[1])} are not: a latent is chosen on half of each and judged on the other"
+        )
+
+    def auc(half: int, columns: slice | list[int]) -> np.ndarray:
+        high, low = (latents_nm.numpy()[rows[half::2]][:, columns] for rows in classes)
+        return mannwhitneyu(high, low, axis=0, method="asymptotic").statistic / (
+            len(high) * len(low)
+        )
+
+    best = int(np.argmax(auc(0, slice(None))))
+    return (
+        as_long(decoder_md[best], mean_difference(z_nd, positive)),
+        best,
+        float(auc(1, [best])[0]),
+    )
+
+
+def as_long(direction_d: Tensor, other_d: Tensor) -> Tensor:
+    """The direction with the other's length.
+
+    Raises:
+        ValueError: it has none of its own.
+    """
+    if not direction_d.norm() > 0:
+        raise ValueError("a direction of length 0 cannot be made as long as another")
+    return direction_d * (other_d.norm() / direction_d.norm())
+
+
+def unrepaired(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
+    """Plain addition."""
+    return edited_nd
+
+
+def norm_kept(normaliser: Normaliser) -> Repair:
+    """The edited activation, raw, scaled to the norm that it had before."""
+
+    def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
+        before_nd, after_nd = normaliser.inverse(z_nd), normaliser.inverse(edited_nd)
+        return normaliser(
+            after_nd * (before_nd.norm(dim=1, keepdim=True) / after_nd.norm(dim=1, keepdim=True))
+        )
+
+    return repair
+
+
+def reconstructed(method: Denoiser) -> Repair:
+    """What a method made for clean activations (PCA, an SAE) makes of the edited one."""
+
+    def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
+        return method(edited_nd, 0.0)
+
+    return repair
+
+
+def posterior_mean(method: Denoiser, sigma: float) -> Repair:
+    """A denoiser's one-step estimate from the edited activation noised to σ."""
+
+    def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
+        noise_nd = torch.randn(edited_nd.shape, generator=generator)
+        return method((1 - sigma) * edited_nd + sigma * noise_nd, sigma)
+
+    return repair
+
+
+def with_bf16_weights(meta_model: MetaModel) -> MetaModel:
+    """A copy whose linear layers are in bfloat16, for `bf16=True`.
+
+    Autocast alone would convert them anew at every evaluation, which takes longer than using them where rows are few.
+    """
+    network = copy.deepcopy(meta_model.network)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+    return MetaModel(
+        network,
+        meta_model.process.objective,
+        meta_model.normaliser,
+        meta_model.language_model,
+        meta_model.layers,
+        meta_model.documents,
+    )
+
+
+def projected(
+    meta_model: MetaModel,
+    sigma: float,
+    steps: int,
+    *,
+    solver: str | None = None,
+    bf16: bool = False,
+) -> Repair:
+    """SDEdit by the meta-model from σ, see `MetaModel.project`."""
+
+    def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
+        return meta_model.project(
+            edited_nd,
+            sigma=sigma,
+            generator=generator,
+            steps=steps,
+            solver=solver,
+            bf16=bf16,
+            progress=False,
+        )
+
+    return repair
+
+
+def projected_by(method: Denoiser, sigma: float, steps: int) -> Repair:
+    """SDEdit from σ by any denoiser, such as a mixture in closed form: Euler's steps of flow matching, as `projected`, from the same noise.
+
+    The velocity is (x − ẑ)/σ for the method's estimate ẑ, so what differs from `projected` is who estimates.
+    """
+    process = FlowMatching()
+
+    def velocity(x_nd: Tensor, time_1: Tensor) -> Tensor:
+        level = time_1.item() / 1000
+        return (x_nd - method(x_nd, level)) / level
+
+    def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
+        schedule = process.schedule("euler", steps, sigma)
+        x_nd = process.noised(
+            schedule, edited_nd, torch.randn(edited_nd.shape, generator=generator)
+        )
+        for x_nd in schedule.run(velocity, x_nd):
+            pass
+        return x_nd
+
+    return repair
+
+
+def noise_generator(seed: int, batch: int) -> torch.Generator:
+    """Of a repair's noise for one batch of prompts; batches share none of it."""
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence((seed, batch)).generate_state(1)[0]) if batch else seed
+    )
+
+
+class Steering:
+    """An edit for `edited_block`: the direction is added at the last position of each call, then repaired. At strength 0 it does nothing.
+
+    Args:
+        direction_d: in z.
+        seed: of the repair's noise, which is the same for every repair that draws as much of it.
+        batch: number of the batch of prompts, each of which has noise of its own.
+    """
+
+    def __init__(
+        self,
+        normaliser: Normaliser,
+        direction_d: Tensor,
+        strength: float,
+        repair: Repair = unrepaired,
+        seed: int = 0,
+        batch: int = 0,
+    ):
+        self.normaliser, self.direction_d, self.strength, self.repair = (
+            normaliser,
+            direction_d,
+            strength,
+            repair,
+        )
+        self.generator = noise_generator(seed, batch)
+
+    def edited(self, h_nd: Tensor) -> Tensor:
+        """Raw activations (n, d), float32, in place of raw ones.
+
+        Raises:
+            ValueError: the repair gives another shape, or a value that is not finite.
+        """
+        z_nd = self.normaliser(h_nd.float().cpu())
+        repaired_nd = self.repair(z_nd, z_nd + self.strength * self.direction_d, self.generator)
+        if repaired_nd.shape != z_nd.shape or not repaired_nd.isfinite().all():
+            raise ValueError(
+                f"the repair gives shape {tuple(repaired_nd.shape)} with {int((~repaired_nd.isfinite()).sum())} values that are not finite, at "
+                f"strength {self.strength}: expected finite values of shape {tuple(z_nd.shape)}; lower the strength, or mend the repair"
+            )
+        return self.normaliser.inverse(repaired_nd)
+
+    def __call__(self, hidden_btd: Tensor) -> Tensor:
+        if self.strength == 0:
+            return hidden_btd
+        return torch.cat(
+            [hidden_btd[:, :-1], self.edited(hidden_btd[:, -1])[:, None].to(hidden_btd)], 1
+        )
+
+
+def neutral_openings(
+    store: ActivationStore,
+    lm: LanguageModel,
+    split: str,
+    n: int,
+    *,
+    tokens: int,
+    neutral: Callable[[str], bool],
+    seed: int,
+) -> Tensor:
+    """Prompts (n, 1 + tokens): the opening token and the first tokens of a sentence of a split's documents, which take turns in random order.
+
+    Args:
+        neutral: refuses openings that have the concept already.
+    Raises:
+        ValueError: the documents have fewer such sentences.
+    """
+    rng, chosen = np.random.default_rng(seed), {}
+    turns = []
+    for order, document in enumerate(rng.permutation(np.flatnonzero(store.splits == split))):
+        text = lm.tokenizer.decode(store.column("token_ids", store.rows_of(int(document))).tolist())
+        sentences = re.split(r"(?<=[.!?])\s+|\n+", text)
+        turns += [
+            (turn, order, sentences[i]) for turn, i in enumerate(rng.permutation(len(sentences)))
+        ]
+    for _, _, sentence in sorted(turns):
+        ids = lm.tokenizer(sentence, add_special_tokens=False)["input_ids"]
+        opening = lm.tokenizer.decode(ids[:tokens])
+        if (
+            len(ids) >= tokens + LEAST_REST
+            and PLAIN_OPENING.fullmatch(opening)
+            and neutral(opening)
+        ):
+            chosen.setdefault(opening, [lm.opening_token, *ids[:tokens]])
+        if len(chosen) == n:
+            return torch.tensor(list(chosen.values()))
+    raise ValueError(
+        f"{len(chosen)} neutral openings of {tokens} tokens in the {split} documents: {n} were asked for"
+    )
+
+
+def edited_places(
+    lm: LanguageModel, layer: int, prompt_ids_bt: Tensor, new_ids_bt: Tensor, places: int
+) -> Tensor:
+    """Raw activations of unsteered continuations where edits would apply, (b · places, d), prompt by prompt.
+
+    Args:
+        places: how many of each continuation, evenly spread from the last prompt position to the one before the last token.
+    """
+    columns = (
+        prompt_ids_bt.shape[1]
+        - 1
+        + np.linspace(0, new_ids_bt.shape[1] - 1, places).round().astype(int)
+    )
+    ids_bt = torch.cat([prompt_ids_bt, new_ids_bt], 1)
+    return (
+        read_residual_stream(lm.model, [layer], ids_bt)[layer][:, columns]
+        .flatten(0, 1)
+        .float()
+        .cpu()
+    )
+
+
+def diffusion_losses(
+    judge: Denoiser, z_nd: Tensor, sigmas: Sequence[float], seed: int
+) -> np.ndarray:
+    """Velocity loss per dimension of a judge on each activation, averaged over noise levels, (n,); the same noise for as many
+    activations at the same levels."""
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for sigma in sigmas:
+        noise_nd = torch.randn(z_nd.shape, generator=generator)
+        estimate_nd = judge((1 - sigma) * z_nd + sigma * noise_nd, sigma)
+        losses.append(((z_nd - estimate_nd) / sigma).double().square().mean(1))
+    return torch.stack(losses).mean(0).numpy()
+
+
+def geometry(z_nd: Tensor, edited_nd: Tensor, repaired_nd: Tensor) -> dict[str, np.ndarray]:
+    """What a repair left of an edit, for each activation, (n,).
+
+    Returns:
+        repair_over_edit: ‖repaired − edited‖/‖edited − z‖; cosine: of repaired − z with the edit; along: the part of the edit's length that is left
+        along it, ⟨repaired − z, edit⟩/‖edit‖².
+    """
+    edit_nd, change_nd = edited_nd - z_nd, repaired_nd - z_nd
+    length_n, inner_n = edit_nd.norm(dim=1), (change_nd * edit_nd).sum(1)
+    values = {
+        "repair_over_edit": (repaired_nd - edited_nd).norm(dim=1) / length_n,
+        "cosine": inner_n / (length_n * change_nd.norm(dim=1)),
+        "along": inner_n / length_n**2,
+    }
+    return {name: value.double().numpy() for name, value in values.items()}

@@ -1,0 +1,358 @@
+"""Steering along several directions, at several strengths and σ: which combinations are generated, and what is read off them.
+
+A *combination* is a concept, a direction, an intervention and a σ, continued at each of its strengths: one cell, one small file. Prompts are
+neutral by every concept's measure, so the unsteered continuations and those of the repairs alone are the same for all concepts and
+directions, and are generated once. One concept along one direction has every intervention at every strength and σ; elsewhere it is a
+fraction of them, see `combinations`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from mmlib.evaluation.intervals import mean_with_interval, paired_difference
+from mmlib.files import default_device, read_json
+from mmlib.runs import run as runs
+from mmlib.runs.presets import PCA_KS, SteeringStudySize
+from mmlib.runs.sweep import Study
+from mmlib_studies.steering.fronts import Front
+
+DIRECTIONS = ("mean_difference", "sae_decoder", "probe")
+
+
+UNSTEERED, ADDITIVE = "unsteered", "additive"
+
+
+NOISELESS = (
+    ADDITIVE,
+    "norm_kept",
+    PCA := f"pca_k{PCA_KS[-1]}",
+    "sae_clean",
+)  # interventions that have no σ
+
+
+ONE_STEP = ("gaussian", "mixture", "gated_mlp")  # posterior means
+
+
+COSTS = {
+    UNSTEERED: 1.0,
+    ADDITIVE: 1.0,
+    "norm_kept": 1.0,
+    PCA: 1.0,
+    "sae_clean": 1.05,
+    "gaussian": 1.0,
+    "mixture": 1.3,
+    "gated_mlp": 1.1,
+    "sdedit": 1.8,
+    "sdedit_mixture": 9.0,
+}  # over plain generation, about
+
+
+def slug(name: str, sign: int) -> str:
+    """A concept in the name of a file: "sentiment", "sentiment-less"."""
+    return name if sign > 0 else f"{name}-less"
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One cell of the study.
+
+    Args:
+        concept, direction: None for what no concept enters: no steering, or a repair of activations that were not edited.
+        strengths: in differences of class means; 0 where there is no direction.
+    """
+
+    concept: str | None
+    direction: str | None
+    intervention: str
+    sigma: float | None
+    strengths: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        parts = (
+            self.concept or "alone",
+            self.direction,
+            self.intervention,
+            None if self.sigma is None else f"{self.sigma:g}",
+        )
+        return "_".join(part for part in parts if part)
+
+
+def combinations(size: SteeringStudySize) -> list[Combination]:
+    """What is generated: every intervention for the first concept along the difference of means, and a fraction of that elsewhere.
+
+    Other concepts along the difference of means have `fraction_strengths`, and SDEdit at `fraction_sigmas`; one step of the mixture is at the
+    last of these. Other directions have plain addition and SDEdit alone: at those σ for the first concept in both senses, at the last for others.
+    """
+    (first_name, _), few, last = (
+        size.concepts[0],
+        size.fraction_strengths,
+        size.fraction_sigmas[-1:],
+    )
+    found = [
+        Combination(slug(*size.concepts[0]), DIRECTIONS[0], name, sigma, size.strengths)
+        for name, sigma in interventions(size)
+    ]
+    for i, (name, sign) in enumerate(size.concepts):
+        for direction in DIRECTIONS[i == 0 :]:
+            along_means = direction == DIRECTIONS[0]
+            wanted = [
+                (ADDITIVE, None),
+                *(
+                    ("sdedit", sigma)
+                    for sigma in (
+                        size.fraction_sigmas if along_means or name == first_name else last
+                    )
+                ),
+            ]
+            wanted += (
+                [("sae_clean", None), *(("mixture", sigma) for sigma in last)]
+                if along_means
+                else []
+            )
+            found += [Combination(slug(name, sign), direction, *key, few) for key in wanted]
+    alone = dict.fromkeys((c.intervention, c.sigma) for c in found if c.intervention != ADDITIVE)
+    return [
+        Combination(None, None, UNSTEERED, None, (0.0,)),
+        *(Combination(None, None, *key, (0.0,)) for key in alone),
+        *found,
+    ]
+
+
+def interventions(size: SteeringStudySize) -> list[tuple[str, float | None]]:
+    """(name, σ) of all: SDEdit by the mixture, the slowest, has σ of its own."""
+    return [
+        *((name, None) for name in NOISELESS),
+        *((name, sigma) for name in (*ONE_STEP, "sdedit") for sigma in size.sigmas),
+        *(("sdedit_mixture", sigma) for sigma in size.mixture_sdedit_sigmas),
+    ]
+
+
+class SteeringStudy(Study):
+    """The combinations and where their outcomes are; one whose file has the same configuration is not generated again.
+
+    Args:
+        generate: (combination, strength) → what is kept of the continuations, as JSON can hold it.
+        evaluation: everything that decides this besides the combination.
+        identities: of the language model and its texts, as the store records them.
+    """
+
+    def __init__(
+        self,
+        run: runs.Run,
+        generate: Callable[[Combination, float], dict],
+        evaluation: dict,
+        identities: dict,
+    ):
+        super().__init__(
+            run, "steering_study", "25_steering_study", generate, evaluation, one_pass=False
+        )
+        self.identities, self.seconds_a_run = identities, None
+
+    def configuration(self, cell: Combination) -> dict:
+        """What decides the outcome of a combination, as JSON gives it back."""
+        return json.loads(
+            json.dumps({**asdict(cell), "evaluation": self.evaluation, **self.identities})
+        )
+
+    def describe(self, cells: list[Combination]) -> str:
+        """How many combinations are left, and about how many minutes they take where plain generation takes `seconds_a_run`, once known."""
+        left = [cell for cell in cells if self.known(cell) is None]
+        plain = sum(COSTS[cell.intervention] * len(cell.strengths) for cell in left)
+        minutes = (
+            f", about {plain * self.seconds_a_run / 60:.0f} minutes" if self.seconds_a_run else ""
+        )
+        return f"{self.name}: {len(left)} of {len(cells)} combinations left, {sum(len(cell.strengths) for cell in left)} runs{minutes}"
+
+    def _trained(self, cell: Combination) -> dict:
+        """The outcome of a combination, generated now; `Study` trains its cells at this place."""
+        content = {
+            "configuration": self.configuration(cell),
+            "rows": [{"strength": s, **self.evaluate(cell, s)} for s in cell.strengths],
+            "machine": {"device": default_device(), "threads": torch.get_num_threads()},
+        }
+        self.run.write(
+            f"{self.name}/{cell.name}", content, self.notebook, target="studies", **self.identities
+        )
+        return read_json(self.path(cell))
+
+
+class Findings:
+    """What the outcomes say, concept by concept; everything is paired by prompt.
+
+    Args:
+        outcomes: of all combinations, by name: rows with `said` (concept → value of each prompt) and `log_likelihood`.
+    """
+
+    def __init__(self, cells: Sequence[Combination], outcomes: dict[str, dict]):
+        self.cells, self.outcomes = [cell for cell in cells if cell.concept], outcomes
+        (self.base,) = outcomes["alone_unsteered"]["rows"]
+
+    def changes(self, row: dict, concept: str) -> tuple[np.ndarray, np.ndarray]:
+        """(change of the concept, cost) of each prompt, against no steering, (prompts,) each."""
+        return (
+            np.subtract(row["said"][concept], self.base["said"][concept]),
+            np.subtract(self.base["log_likelihood"], row["log_likelihood"]),
+        )
+
+    def path(self, cell: Combination) -> list[dict]:
+        """The combination's outcomes by strength, that of the repair alone first; for plain addition that is no steering."""
+        alone = Combination(
+            None,
+            None,
+            UNSTEERED if cell.intervention == ADDITIVE else cell.intervention,
+            cell.sigma,
+            (0.0,),
+        )
+        return [*self.outcomes[alone.name]["rows"], *self.outcomes[cell.name]["rows"]]
+
+    def front(self, cell: Combination) -> Front:
+        """Concept against cost along that path."""
+        return Front(
+            *(
+                np.stack(values)
+                for values in zip(*(self.changes(row, cell.concept) for row in self.path(cell)))
+            )
+        )
+
+    def additive(self, cell: Combination) -> Combination:
+        """Plain addition along the same direction."""
+        (found,) = (
+            c
+            for c in self.cells
+            if (c.concept, c.direction, c.intervention) == (cell.concept, cell.direction, ADDITIVE)
+        )
+        return found
+
+    def rows(self) -> list[dict]:
+        """Change and cost of every combination at every strength, with intervals, and how varied the texts are; strength 0 is the repair alone."""
+        found = []
+        for cell in self.cells:
+            front, path = self.front(cell), self.path(cell)
+            for i, strength in enumerate((0.0, *cell.strengths)):
+                entry = {
+                    **_facts(cell),
+                    "strength": strength,
+                    "distinct_2": path[i]["distinct_2"],
+                    "repetition": path[i]["repetition"],
+                }
+                for label, values_n in (
+                    ("change", front.concept_ns[:, i]),
+                    ("cost", front.cost_ns[:, i]),
+                ):
+                    entry[label], entry[f"{label}_ci95"] = mean_with_interval(values_n)
+                found.append(entry)
+        return found
+
+    def against_addition(self) -> list[dict]:
+        """Of every repair: the area to plain addition's front along the same direction, how much higher a level it reaches, and the cost of
+        half of plain addition's reach, beside that of plain addition itself; None where that has no reach."""
+        fronts, found = {cell: self.front(cell) for cell in self.cells}, []
+        for cell in (cell for cell in self.cells if cell.intervention != ADDITIVE):
+            ours, plain = fronts[cell], fronts[self.additive(cell)]
+            level = plain.reach / 2
+            found.append(
+                {
+                    **_facts(cell),
+                    "area": ours.area_to(plain),
+                    "reach": ours.reach_less(plain),
+                    "level": level,
+                    "cost": ours.cost(level) if level > 0 else None,
+                    "cost_of_addition": plain.cost(level) if level > 0 else None,
+                }
+            )
+        return found
+
+    def at_equal_strength(self) -> list[dict]:
+        """Of every repair at every strength: change and cost less those of plain addition of as much."""
+        found = []
+        for cell in self.cells:
+            if cell.intervention == ADDITIVE:
+                continue
+            theirs = {
+                row["strength"]: row for row in self.outcomes[self.additive(cell).name]["rows"]
+            }
+            for row in self.outcomes[cell.name]["rows"]:
+                pairs = zip(
+                    ("change", "cost"),
+                    self.changes(row, cell.concept),
+                    self.changes(theirs[row["strength"]], cell.concept),
+                )
+                found.append(
+                    {
+                        **_facts(cell),
+                        "strength": row["strength"],
+                        **{label: paired_difference(ours, other) for label, ours, other in pairs},
+                    }
+                )
+        return found
+
+    def projections(self) -> list[dict]:
+        """Of SDEdit by the meta-model less SDEdit by the mixture, at the same σ: the area, the reach, and the rest at equal strength."""
+        found = []
+        for other in (cell for cell in self.cells if cell.intervention == "sdedit_mixture"):
+            (ours,) = (
+                c
+                for c in self.cells
+                if (c.concept, c.direction, c.intervention, c.sigma)
+                == (other.concept, other.direction, "sdedit", other.sigma)
+            )
+            fronts = [self.front(cell) for cell in (ours, other)]
+            steps = [
+                {
+                    "strength": row["strength"],
+                    **{
+                        label: paired_difference(a, b)
+                        for label, a, b in zip(
+                            ("change", "cost"),
+                            self.changes(row, ours.concept),
+                            self.changes(against, ours.concept),
+                        )
+                    },
+                }
+                for row, against in zip(
+                    self.outcomes[ours.name]["rows"], self.outcomes[other.name]["rows"], strict=True
+                )
+            ]
+            found.append(
+                {
+                    **_facts(ours),
+                    "against": "sdedit_mixture",
+                    "area": fronts[0].area_to(fronts[1]),
+                    "reach": fronts[0].reach_less(fronts[1]),
+                    "at_equal_strength": steps,
+                }
+            )
+        return found
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """What tells two trainings of one recipe apart: the first twelve digits of the SHA-256 of all weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(
+            name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        )
+    return found.hexdigest()[:12]
+
+
+def _facts(cell: Combination) -> dict:
+    return {
+        "concept": cell.concept,
+        "direction": cell.direction,
+        "intervention": cell.intervention,
+        "sigma": cell.sigma,
+    }
+
+
+def verdict(interval: Sequence[float] | None) -> str:
+    """ "higher", "lower" or "undecided", by whether an interval leaves out 0; "not compared" where there is none."""
+    if interval is None:
+        return "not compared"
+    return "higher" if interval[0] > 0 else "lower" if interval[1] < 0 else "undecided"

@@ -18,7 +18,7 @@ from mmlib.runs.presets import get_preset
 
 WORKER = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r} + "/activations", {tests!r} + "/training", {tests!r}]
 import dataclasses
 from pathlib import Path
 import test_train as t
@@ -39,7 +39,7 @@ def launch(*command):
 @pytest.fixture
 def worker(tmp_path):
     path = tmp_path / "worker.py"
-    path.write_text(WORKER.format(tests=str(Path(__file__).parent)))
+    path.write_text(WORKER.format(tests=str(Path(__file__).parents[1])))
     return str(path)
 
 
@@ -76,8 +76,8 @@ def test_what_two_processes_left_unfinished_one_resumes(make_store, tmp_path):
         "t.run(store, Path(sys.argv[2]), settings)",
         "t.run(store, Path(sys.argv[2]), settings, kill_at=9)",
     )
-    (tmp_path / "killed.py").write_text(killed.format(tests=str(Path(__file__).parent)))
-    (tmp_path / "worker.py").write_text(WORKER.format(tests=str(Path(__file__).parent)))
+    (tmp_path / "killed.py").write_text(killed.format(tests=str(Path(__file__).parents[1])))
+    (tmp_path / "worker.py").write_text(WORKER.format(tests=str(Path(__file__).parents[1])))
     subprocess.run(
         [
             sys.executable,
@@ -129,7 +129,7 @@ def test_the_command_line_trains_by_two_processes(make_store, tmp_path):
 
 EXTRACTION = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r} + "/activations", {tests!r} + "/training", {tests!r}]
 import test_faults as t
 from pathlib import Path
 from accelerate import PartialState
@@ -144,7 +144,7 @@ state.destroy_process_group()
 
 def test_two_processes_extract_the_rows_of_one_bit_for_bit(tmp_path):
     script = tmp_path / "extraction.py"
-    script.write_text(EXTRACTION.format(tests=str(Path(__file__).parent)))
+    script.write_text(EXTRACTION.format(tests=str(Path(__file__).parents[1])))
     command = (
         "-m",
         "torch.distributed.run",
@@ -194,9 +194,9 @@ def test_two_processes_extract_the_rows_of_one_bit_for_bit(tmp_path):
 def test_processes_that_could_not_be_joined_are_refused_before_any_work(tmp_path):
     script = tmp_path / "extraction.py"
     script.write_text(
-        EXTRACTION.format(tests=str(Path(__file__).parent)).replace(
-            'get_preset("smoke")), state',
-            'get_preset("smoke")) | {"device": f"GPU {state.process_index}"}, state',
+        EXTRACTION.format(tests=str(Path(__file__).parents[1])).replace(
+            'created_by="a test"), state',
+            'created_by="a test") | {"device": f"GPU {state.process_index}"}, state',
         )
     )
     done = subprocess.run(

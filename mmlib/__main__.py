@@ -19,7 +19,7 @@ def extract_command(arguments: list[str]) -> None:
     from accelerate import PartialState
 
     from mmlib.activations.corpora import corpus_identity
-    from mmlib.activations.extract import describe, extract, extract_shards
+    from mmlib.activations.extract import describe, write_store
     from mmlib.activations.lm import load_language_model
     from mmlib.files import default_device
     from mmlib.runs.artefacts import documents_of, extraction_command, prepare
@@ -39,7 +39,10 @@ def extract_command(arguments: list[str]) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="left out: the run's store for one layer, activations-layers-….h5 beside it for several",
+        help="a folder; left out: the run's store for one layer, activations-layers-… beside it for several",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="replace a store of other contents that is there"
     )
     given = parser.parse_args(arguments)
     layers = given.layers or [None]
@@ -73,10 +76,7 @@ def extract_command(arguments: list[str]) -> None:
         created_by=extraction_command(run.preset, plan.layers),
         seed=run.preset.split_seed,
     )
-    if state.num_processes == 1:
-        extract(plan, lm, path, attributes=attributes)
-    else:
-        extract_shards(plan, lm, path, attributes=attributes, state=state)
+    write_store(plan, lm, path, attributes=attributes, replace=given.replace, state=state)
     state.print(os.path.relpath(path))
     state.destroy_process_group()
 
@@ -147,7 +147,7 @@ def verify_command(arguments: list[str]) -> None:
     from mmlib.activations.store import ActivationStore, verify
 
     if len(arguments) != 1:
-        sys.exit("usage: python -m mmlib verify PATH")
+        sys.exit("usage: python -m mmlib verify FOLDER")
     problems = verify(Path(arguments[0]))
     if not problems:
         store = ActivationStore(Path(arguments[0]))
@@ -161,7 +161,7 @@ def verify_command(arguments: list[str]) -> None:
         }.items():
             print(f"{key:>15}: {value}")
         print(
-            f"{'verified':>15}: seal, checksums, finite values, documents and positions, statistics"
+            f"{'verified':>15}: manifest, digests, checksums, finite values, documents and positions, statistics"
         )
     else:
         sys.exit(f"{len(problems)} problems:\n" + "\n".join(problems))

@@ -23,7 +23,7 @@ from mmlib.activations.corpora import (
     split_documents,
     stream_documents,
 )
-from mmlib.activations.extract import Plan, describe, extract, plan_extraction
+from mmlib.activations.extract import Plan, describe, plan_extraction, write_store
 from mmlib.activations.lm import LanguageModel, load_language_model
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.denoisers.gaussian import PrincipalComponents
@@ -228,14 +228,14 @@ def text_stores(
     splits: Sequence[str] | None = None,
     tokens: int | None = None,
 ) -> dict[int, ActivationStore]:
-    """Stores of these texts, one a layer, all from one pass of the language model; it is made unless its file is there, and continued where an
+    """Stores of these texts, one a layer, all from one pass of the language model; it is made unless it is there, and continued where an
     extraction was interrupted.
 
     Standardise with the statistics of the store that the models were trained on, not with those of these: without
     training documents they have none.
 
     Args:
-        name: of the texts; with a hash of them, the layers and `tokens` it names the file.
+        name: of the texts; with a hash of them, the layers and `tokens` it names the folder.
         layers: block indices, each once.
         splits: of each document; None: all are test documents.
         tokens: at most so many of each document.
@@ -253,8 +253,8 @@ def text_stores(
         size.batch_tokens,
     )
     which = f"layer{layers[0]}" if len(layers) == 1 else "layers" + "-".join(map(str, layers))
-    path = run.shared / "texts" / f"{identity}-{which}{f'-{tokens}tokens' if tokens else ''}.h5"
-    extract(
+    path = run.shared / "texts" / f"{identity}-{which}{f'-{tokens}tokens' if tokens else ''}"
+    write_store(
         plan,
         lm,
         path,
@@ -265,6 +265,7 @@ def text_stores(
             created_by=extraction_command(size, plan.layers),
             seed=size.split_seed,
         ),
+        replace=True,
     )
     return {layer: ActivationStore(path, layer) for layer in layers}
 

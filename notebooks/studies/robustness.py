@@ -13,7 +13,7 @@ from mmlib.activations.batches import spread_rows
 from mmlib.activations.corpora import SPLITS
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
-from mmlib.activations.writer import DocumentRows, StoreWriter
+from mmlib.activations.writer import DocumentRows, Layout, StoreWriter
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser, MixtureSize, fit_mixture
 from mmlib.denoisers.noise import Denoiser, noise_process
@@ -21,30 +21,19 @@ from mmlib.denoisers.sae import MixedDenoiser, SAEDenoiser
 from mmlib.evaluation.claim import verdict
 from mmlib.evaluation.losses import Losses, evaluate, reduction_interval
 
-LAID_OUT = (
-    "first_document",
-    "format",
-    "format_version",
-    "layers",
-    "d",
-    "dtype",
-    "train_rows",
-    "chunk_rows",
-)  # attributes that a writer sets itself
-
 
 def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> ActivationStore:
     """The activations of a store with its documents in other splits, copied bit for bit unless they are there; statistics are those of the new split.
 
     Args:
         splits: of each document, in the store's order.
+        path: folder of the copy; a copy of anything else that is there is replaced.
     Raises:
-        StoreError: the store is an index of shards, or has another number of documents, or a split is unknown.
+        StoreError: the store has another number of documents, or a split is unknown.
     """
-    if "shards" in store.attributes or len(splits) != len(store.titles):
+    if len(splits) != len(store.titles):
         raise StoreError(
-            f"{store.path} holds {len(store.titles)} documents{' in shards' if 'shards' in store.attributes else ''}, {len(splits)} splits are given: "
-            "expected one file, and one split a document"
+            f"{store.path} holds {len(store.titles)} documents, {len(splits)} splits are given: expected one a document"
         )
     if unknown := sorted(set(splits) - set(SPLITS)):
         raise StoreError(
@@ -54,35 +43,25 @@ def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> 
     documents = [
         DocumentRows(str(store.titles[i]), splits[i], int(store.document_rows[i])) for i in order
     ]
-    attributes = {key: value for key, value in store.attributes.items() if key not in LAID_OUT} | {
-        "created_by": f"another split of {store.path.name}"
+    attributes = {
+        **store.manifest["identity"],
+        "copied_from": store.manifest["digest"],
+        "created_by": f"another split of {store.path.name}",
     }
-    if path.exists():
-        there = ActivationStore(path)
-        rows = [
-            (title, split, int(n))
-            for title, split, n in zip(there.titles, there.splits, there.document_rows)
-        ]
-        same = (there.layer, there.dtype, rows) == (
-            store.layer,
-            store.dtype,
-            [(d.title, d.split, d.rows) for d in documents],
-        )
-        if same and all(there.attributes.get(key) == value for key, value in attributes.items()):
-            return there
-        there.close()
-    with StoreWriter(path, documents, [store.layer], store.d, store.dtype, attributes) as writer:
-        start, done = writer.next_row, 0
-        for new, (old, document) in enumerate(zip(order, documents)):
-            if start < done + document.rows:
-                rows = store.rows_of(old, slice(max(0, start - done), None))
+    layout = Layout(documents, [store.layer], store.d, store.dtype, attributes)
+    writer = StoreWriter(path, layout, replace=True)
+    for new, old in enumerate(order):
+        first = int(layout.first_row[new])
+        for span in writer.spans:
+            due = slice(max(0, span.start - first), max(0, span.stop - first))
+            if rows := store.rows_of(old, due):
                 writer.append(
                     {store.layer: store.read(rows)},
                     store.column("token_ids", rows),
                     np.full(len(rows), new),
                     store.column("position", rows),
                 )
-            done += document.rows
+    if not writer.finished:
         writer.finish()
     return ActivationStore(path)
 

@@ -138,7 +138,10 @@ class Part:
         except FileNotFoundError as error:
             raise StoreError(f"{path} is missing: keep all parts of a store together") from error
         try:
-            line = os.pread(self.file.fileno(), 2**20, 0).partition(b"\n")[0] + b"\n"
+            start = os.pread(self.file.fileno(), 2**16, 0)
+            if b"\n" not in start:  # of very many layers
+                start = os.pread(self.file.fileno(), 2**22, 0)
+            line = start.partition(b"\n")[0] + b"\n"
             self.header = json.loads(line)
             self.places = {name: tuple(place) for name, place in self.header["places"].items()}
             content = {key: value for key, value in self.header.items() if key != "digest"}

@@ -290,9 +290,9 @@ def write_store(
         due = _agree(
             state, lambda: layout.missing(folder)
         )  # by another start that was replacing at the same time
-    if finished:
+    if finished and index == 0:
         print(f"{folder.name} is there already, with the same contents", flush=True)
-    else:
+    if not finished:
         _agree(state, StoreWriter(folder, layout, due=[]).finish)
     return ActivationStore(folder)
 

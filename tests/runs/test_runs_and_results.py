@@ -137,7 +137,7 @@ def test_papermill_parameter_that_a_notebook_does_not_declare_fails_at_once(note
         ),
         (
             {"preset": "smoke", "layer": 17},
-            "activations.h5 is missing: run notebooks/01_extract_activations.ipynb first",
+            "activations is missing: run notebooks/01_extract_activations.ipynb first",
         ),
     ],
 )

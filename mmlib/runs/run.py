@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmlib.files import provenance, read_json, require, write_json
+from mmlib.runs import results
 from mmlib.runs.presets import Preset, get_preset
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
@@ -71,11 +72,13 @@ class Run:
     def write(
         self, name: str, content: dict, notebook: str, target: str = "reproduce", **identities
     ) -> Path:
-        """Write results/<run>/<name>.json with provenance.
+        """Write results/<run>/<name>.json: its rows keyed, with provenance, and checked against its schema.
 
         Args:
             target: of make, that writes it.
             identities: of the language model, corpus and layer, as the store records them.
+        Raises:
+            ValueError: a list of rows has no key, or the content does not fit `results/schema/NAME.schema.json`.
         """
         command = (
             f"make {target} PRESET={self.preset.name}"
@@ -94,10 +97,14 @@ class Run:
             **identities,
             "command": command,
             "notebook": f"notebooks/{notebook}.ipynb",
+            "cell": results.cell_that_writes(name, ROOT / "notebooks" / f"{notebook}.ipynb"),
         }
-        return write_json(
-            self.results / f"{name}.json", {"provenance": provenance(ROOT, **facts), **content}
-        )
+        content = {
+            "provenance": provenance(ROOT, **facts),
+            **results.keyed_results(name, content),
+        }
+        results.check(name, content)
+        return write_json(self.results / f"{name}.json", content)
 
     def has(self, name: str) -> bool:
         """Whether results/<run>/<name>.json is there."""

@@ -74,6 +74,7 @@ class Claim:
         definition: what is measured for it; of a claim that is not tested, why not.
     """
 
+    name: str  # for good: its key in results
     source: str  # "article" or "paper"
     statement: str
     definition: str
@@ -101,6 +102,7 @@ def ledger(results: Callable[[str], dict | None], preset: str) -> list[dict]:
         )
         rows.append(
             {
+                "name": claim.name,
                 "source": claim.source,
                 "statement": claim.statement,
                 "definition": claim.definition
@@ -629,6 +631,7 @@ CLASSICAL = ("pca_k64_mixed", "ppca_k64", "gaussian", "sae", "sae_gaussian")
 
 CLAIMS = (
     Claim(
+        "less_loss_than_pca",
         "article",
         "diffusion loss decreases by 47 % compared to PCA",
         "primary: its UNet, repaired and narrowed to 2.6 M parameters, over unmixed PCA-64, ε loss of test documents",
@@ -637,6 +640,7 @@ CLAIMS = (
         _primary(0),
     ),
     Claim(
+        "less_loss_than_saes",
         "article",
         "diffusion loss decreases by 47 % compared to sparse autoencoders",
         "primary: the same UNet over the mixed SAE, ε loss of test documents",
@@ -645,6 +649,7 @@ CLAIMS = (
         _primary(1),
     ),
     Claim(
+        "less_loss_than_linear",
         "article",
         "diffusion loss decreases by 47 % compared to traditional methods",
         "added to the primary definitions: the paper's MLP over the full Gaussian, velocity loss of test documents",
@@ -653,6 +658,7 @@ CLAIMS = (
         _primary(2),
     ),
     Claim(
+        "less_loss_at_its_best",
         "article",
         "the same, the method at its best",
         "primary: our recipe over the full Gaussian, velocity loss; the definition was fixed in advance, the recipe made after these test documents had been looked at",
@@ -661,6 +667,7 @@ CLAIMS = (
         _primary(3),
     ),
     Claim(
+        "less_loss_on_fresh_documents",
         "article",
         "the same, on fresh documents",
         "that definition, trained anew, on test documents that were training documents when the recipe was made",
@@ -669,6 +676,7 @@ CLAIMS = (
         lambda results: _reduction(results["fresh"]["primary"]),
     ),
     Claim(
+        "less_loss_elsewhere",
         "article",
         "the same, at other layers and on other texts",
         "the highest reduction of the velocity loss over the full Gaussian by any diffusion MLP of notebook 23, each text as a whole",
@@ -677,6 +685,7 @@ CLAIMS = (
         _elsewhere,
     ),
     Claim(
+        "less_reducible_loss",
         "article",
         "47 % of the reducible loss",
         "the paper's MLP over the full Gaussian, of the velocity loss above the E of the scaling law; the interval is that of E, cut at the lowest loss measured",
@@ -686,6 +695,7 @@ CLAIMS = (
         beside="loss_comparison",
     ),
     Claim(
+        "better_fidelity",
         "article",
         "47 % better fidelity",
         "reduction of Δ LM loss by our recipe over the mixed SAE, the same noisy activations denoised in one step, Δ summed over all σ; controls: one Gaussian and a mixture",
@@ -694,6 +704,7 @@ CLAIMS = (
         _better_fidelity,
     ),
     Claim(
+        "unet_beats_classical",
         "article",
         "its diffusion model beats PCA and SAEs",
         "the UNet's least reduction of the ε loss over mixed PCA-64, probabilistic PCA-64, the full Gaussian and the SAE of notebook 02 (mixed, also with the Gaussian) is above 0",
@@ -702,6 +713,7 @@ CLAIMS = (
         _beats("unet", "ddpm_epsilon", CLASSICAL),
     ),
     Claim(
+        "ours_beats_classical",
         "article",
         "diffusion beats PCA and SAEs, the method at its best",
         "our recipe's least reduction of the velocity loss over the same and over an SAE trained to denoise is above 0; control: a mixture of Gaussians",
@@ -710,6 +722,7 @@ CLAIMS = (
         _beats("gated_mlp", "flow_velocity", (*CLASSICAL, "denoising_sae")),
     ),
     Claim(
+        "features_depend",
         "article",
         "SAE features do not activate independently",
         "pairs of frequent latents whose rate of firing together lies outside the 95 % band of shifted, so independent, ones; by chance "
@@ -721,6 +734,7 @@ CLAIMS = (
         ),
     ),
     Claim(
+        "not_on_lines",
         "article",
         "activations do not lie on lines",
         "read as: independent features on lines would look otherwise; pairs of PCA-whitened coordinates whose squares correlate outside the 95 % band of "
@@ -730,6 +744,7 @@ CLAIMS = (
         _dependent("whitened", "squares", control="independent latents on lines"),
     ),
     Claim(
+        "lower_lm_loss",
         "paper",
         "lower Δ LM loss than SAEs",
         "our analogue: that reduction is above 0 over the SAE mixed with its input, mixed with the Gaussian too, and trained to denoise, by the sum and by the mean over σ",
@@ -738,6 +753,7 @@ CLAIMS = (
         _lower_lm_loss,
     ),
     Claim(
+        "models_the_distribution",
         "paper",
         "it models the distribution of activations",
         "log-likelihood of test activations (smoothed at σ = 0.02) under our recipe less that under the full Gaussian is above 0; control: a mixture of Gaussians",
@@ -746,6 +762,7 @@ CLAIMS = (
         _density,
     ),
     Claim(
+        "frechet_near_floor",
         "paper",
         "Fréchet distance near the floor",
         "distance of our recipe's samples from test activations is within 10 % of that of real training activations",
@@ -754,6 +771,7 @@ CLAIMS = (
         _frechet,
     ),
     Claim(
+        "loss_falls_with_compute",
         "paper",
         "the loss falls smoothly with compute",
         "every width and the lower envelope improve with each budget, and a power law is within 5 % of the best cells, off the bounds of its fit, both through "
@@ -763,6 +781,7 @@ CLAIMS = (
         _power_law,
     ),
     Claim(
+        "exponent",
         "paper",
         "with an exponent of 0.169",
         "the exponent of the same fit: another language model, other data, a thousandth of the compute",
@@ -771,6 +790,7 @@ CLAIMS = (
         _published_exponent,
     ),
     Claim(
+        "meta_neurons_beat_saes",
         "paper",
         f"one-unit probes on meta-neurons beat those on SAE latents, AUC {PAPER_AUC}",
         "mean AUC of the best hidden unit of the paper's MLP less that of the best SAE latent, paired over tasks; another language model, other tasks; control: units that no diffusion model made",
@@ -779,6 +799,7 @@ CLAIMS = (
         _probing,
     ),
     Claim(
+        "better_steering",
         "article",
         "better behaviour editing",
         "sentiment steered by adding a direction: what SDEdit by our recipe saves in log-likelihood over plain addition at equal sentiment (VADER), up to what both reach",
@@ -787,6 +808,7 @@ CLAIMS = (
         _steering,
     ),
     Claim(
+        "better_steering_elsewhere",
         "article",
         "the same, along other directions, towards other concepts, at other σ",
         "the share of them at which SDEdit by our recipe is cheaper than plain addition at equal concept (area between fronts); control: SDEdit by a mixture of Gaussians",
@@ -795,11 +817,13 @@ CLAIMS = (
         _steering_elsewhere,
     ),
     Claim(
+        "safety_interventions",
         "article",
         "better safety interventions",
         "no intervention for safety was built, and no safety behaviour is steered here",
     ),
     Claim(
+        "unusual_noticed",
         "article",
         "what such interventions would need: unusual activations are noticed",
         "the share of sets of shifted activations that our recipe's denoising loss tells from test activations better than a mixture's likelihood does, "
@@ -809,17 +833,22 @@ CLAIMS = (
         _detection,
     ),
     Claim(
+        "model_editing",
         "article",
         "better model editing",
         "no edit of weights or facts was built; a loss says nothing about it",
     ),
     Claim(
+        "feature_visualisation",
         "article",
         "better feature visualisation",
         "notebook 12 shows what hidden units respond to, beside other units; whether it is easier to read, nobody was asked",
         notebook="12_meta_neurons",
     ),
     Claim(
-        "article", "better circuit analysis", "no circuit was traced; a loss says nothing about it"
+        "circuit_analysis",
+        "article",
+        "better circuit analysis",
+        "no circuit was traced; a loss says nothing about it",
     ),
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 from mmlib.files import provenance, read_json, require_disk, write_json, written_whole
 from mmlib.runs.dependencies import DRAWS_ONLY
 from mmlib.runs.presets import get_preset
+from mmlib.runs.results import keyed_results
 from mmlib.runs.run import DATA, ROOT
 
 DISK = {
@@ -42,8 +43,10 @@ def measured_times(preset: str) -> tuple[list[dict], dict]:
     )
 
     machines = (
-        read_json(times_file(preset)).get("machines", []) if times_file(preset).exists() else []
-    )  # earlier versions kept times of one
+        list(read_json(times_file(preset))["machines"].values())
+        if times_file(preset).exists()
+        else []
+    )
     this = {"processor": processor(), "cores": os.cpu_count()}
     if not any(machine.items() >= this.items() for machine in machines):
         machines.append({**this, "notebooks": {}})
@@ -125,7 +128,8 @@ def summary(preset: str, notebooks: list[str]) -> None:
         for path in executed(preset, "any").parent.glob("*.time.json")
     }
     this["notebooks"] = dict(sorted({**this["notebooks"], **measured}.items()))
-    write_json(times_file(preset), {"provenance": provenance(ROOT, **facts), "machines": machines})
+    content = {"provenance": provenance(ROOT, **facts), "machines": machines}
+    write_json(times_file(preset), keyed_results("run_times", content))
 
 
 def publish(notebooks: list[str]) -> None:

@@ -135,6 +135,9 @@ def keyed_results(name: str, content: dict) -> dict:
 def _keyed(name: str, value, path: tuple[str, ...]):
     if isinstance(value, dict):
         return dict(_named(name, key, inner, path) for key, inner in value.items())
+    if entry_at(name, path) == "estimate" and isinstance(value, list):
+        middle, low, high = value
+        return {"value": middle, "ci95": [low, high]}
     if _is_rows(value) and entry_at(name, path) != "series":
         raise ValueError(
             f"{name}.json: {'.'.join(path)} is a list of rows: name its key in results/schema/keys.json"

@@ -50,6 +50,8 @@ def moved(name: str, old: dict, keys: list[str]) -> list[str]:
             value, path = value[int(key)], (*path, "*")
             found += results.keys_of(value, entry["key"])
             rename = entry.get("rename", {})
+        elif entry == "estimate":
+            found += {"0": ["value"], "1": ["ci95", "0"], "2": ["ci95", "1"]}[key]
         else:
             value, path = value[int(key) if isinstance(value, list) else key], (*path, key)
             entry = results.entry_at(name, path)

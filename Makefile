@@ -21,7 +21,7 @@ STUDIES := 06_scaling 21_recipes 22_benchmarks 23_robustness 24_replication 25_s
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: reproduce main applications all_applications studies all_studies due test figures lab publish clean help
+.PHONY: reproduce main applications all_applications studies all_studies due test figures pages lab publish clean help
 
 reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
 	@$(SUBMAKE) due LINE=main
@@ -51,6 +51,9 @@ test: $(READY) ## the main line at the smoke preset, then all other tests: unit 
 figures: $(READY) ## redraw figures/ from results/ alone
 	@mkdir -p $(STAMPS)
 	@$(BIN)/python -m mmlib.runs.pipeline run $(PRESET) 31_figures $(STAMPS)/figures_alone
+
+pages: $(READY) ## render README.md, results/README.md and figures/README.md from results/ by key
+	@$(BIN)/python -m mmlib.runs.pages
 
 lab: $(READY) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -112,7 +112,7 @@ def tables() -> dict[str, dict]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def entry_at(name: str, path: Sequence[str]) -> dict | str | None:
+def entry_at(name: str, path: Sequence[str]) -> dict | list | str | None:
     """What the table says of a path; `*` in it stands for one key, or for any row."""
     for pattern, entry in tables().get(name, {}).items():
         parts = pattern.split(".")
@@ -135,10 +135,13 @@ def keyed_results(name: str, content: dict) -> dict:
 def _keyed(name: str, value, path: tuple[str, ...]):
     if isinstance(value, dict):
         return dict(_named(name, key, inner, path) for key, inner in value.items())
-    if entry_at(name, path) == "estimate" and isinstance(value, list):
+    entry = entry_at(name, path)
+    if isinstance(value, (list, tuple)) and entry == "estimate":
         middle, low, high = value
         return {"value": middle, "ci95": [low, high]}
-    if _is_rows(value) and entry_at(name, path) != "series":
+    if isinstance(value, (list, tuple)) and isinstance(entry, list):
+        return dict(zip(entry, value, strict=True))
+    if _is_rows(value) and entry != "series":
         raise ValueError(
             f"{name}.json: {'.'.join(path)} is a list of rows: name its key in results/schema/keys.json"
         )

@@ -52,6 +52,8 @@ def moved(name: str, old: dict, keys: list[str]) -> list[str]:
             rename = entry.get("rename", {})
         elif entry == "estimate":
             found += {"0": ["value"], "1": ["ci95", "0"], "2": ["ci95", "1"]}[key]
+        elif isinstance(entry, list):
+            found.append(entry[int(key)])
         else:
             value, path = value[int(key) if isinstance(value, list) else key], (*path, key)
             entry = results.entry_at(name, path)

@@ -87,9 +87,10 @@ class Run:
         return home(name) / "results" / name
 
     def found(self, name: str) -> Path:
-        """Where results are read: the run's own `name`.json, or else the published one of the same run.
+        """Where `name`.json is read: the run's own, or else the published one of the same run.
 
-        So the ledger and the figures of a run that made the main line alone have the published studies beside it.
+        So the ledger of a run that made the main line alone has the published studies beside it, and no trial that is
+        published is made again.
         """
         own = self.results / f"{name}.json"
         published = ROOT / "results" / self.results.name / f"{name}.json"

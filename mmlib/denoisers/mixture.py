@@ -132,12 +132,20 @@ class GaussianMixtureDenoiser:
                 )
             yield k, rows, scores_md, joint_m
 
-    def log_density(self, x_nd: Tensor, sigma: float) -> Tensor:
-        """Natural logarithm of the density of x = (1 − σ) z + σ ε, per dimension, (n,), double."""
+    def _joint(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """log w_k + log N(x; a μ_k, a² Σ_k + σ² I) in nats, (n, k), double; −∞ where it is negligible."""
         joint_nk = torch.full((len(x_nd), len(self.components)), -math.inf, dtype=torch.double)
         for k, rows, _, joint_m in self._likely(x_nd, sigma):
             joint_nk[rows, k] = joint_m
-        return joint_nk.logsumexp(1) / x_nd.shape[1]
+        return joint_nk
+
+    def log_density(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """Natural logarithm of the density of x = (1 − σ) z + σ ε, per dimension, (n,), double."""
+        return self._joint(x_nd, sigma).logsumexp(1) / x_nd.shape[1]
+
+    def responsibilities(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """Probability of each component given x = (1 − σ) z + σ ε, (n, k), double."""
+        return self._joint(x_nd, sigma).softmax(1)
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
         most_n = torch.full(

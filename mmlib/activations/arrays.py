@@ -122,7 +122,9 @@ def _array(values: Values, what: str) -> Tensor:
     if isinstance(values, (list, tuple)) and values and all(map(torch.is_tensor, values)):
         shapes = {tuple(row.shape) for row in values}
         if len(shapes) > 1:
-            raise ValueError(f"{what} is a list of tensors of shapes {sorted(shapes)}: expected one")
+            raise ValueError(
+                f"{what} is a list of tensors of shapes {sorted(shapes)}: expected one"
+            )
         values = torch.stack(tuple(values))
     if torch.is_tensor(values):
         return _real(values.detach().cpu(), values.dtype, what)

@@ -317,14 +317,14 @@ def model_card(facts: Mapping[str, object]) -> str:
     Args:
         facts: objective, language_model, layers, documents, d, parameters; others (about the training) are listed as they are.
     """
-    layers = ", ".join(str(layer) for layer in facts["layers"])
+    layers = ", ".join(str(layer) for layer in facts["layers"]) or "unknown"
     known = ("network", "objective", "language_model", "layers", "documents", "d", "parameters")
     training = "".join(f"- {key}: {value}\n" for key, value in facts.items() if key not in known)
     return f"""---
 library_name: diffusers
 tags: [activations, meta-model, interpretability]
 ---
-# Diffusion meta-model of {facts["language_model"]}, block {layers}
+# Diffusion meta-model of {facts["language_model"] or "plain activations"}, block {layers}
 
 A {facts["network"]} of {facts["parameters"]:,} parameters that predicts {facts["objective"]} of noised residual-stream activations (outputs of block
 {layers}, counting from 0; width {facts["d"]}; standardised by the statistics in normaliser.safetensors).

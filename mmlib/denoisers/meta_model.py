@@ -86,8 +86,10 @@ class MetaModel:
         """The block index of a model of one layer.
 
         Raises:
-            ValueError: it has several.
+            ValueError: it has several, or does not say.
         """
+        if not self.layers:
+            raise ValueError("this meta-model does not say which layer it is of")
         if len(self.layers) > 1:
             raise ValueError(
                 f"this meta-model has layers {list(self.layers)}: choose one with .at(layer)"

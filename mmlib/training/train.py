@@ -143,6 +143,7 @@ def train(
     seed: int,
     source: str = "",
     tracker: str | GeneralTracker | None = None,
+    device: str | None = None,
 ) -> list[dict]:
     """Train `model.network` in place; it ends with the averaged weights, saved in `folder`.
 
@@ -155,13 +156,14 @@ def train(
         source: what decides the batches besides the store's documents, if anything does; a training from another source is not resumed.
         folder: gets log.jsonl, the model, its copies `settings.keep`, and while training runs state.safetensors to resume from.
         tracker: a tracker of accelerate that also gets the log, such as "tensorboard", whose package must be installed.
+        device: None: "cuda" where there is one, else "cpu".
     Returns:
         The log: per entry step, activations, seconds (of training alone), loss, and where measured validation_loss.
     Raises:
         TrainingDiverged: the loss or its gradient is no longer finite, or the loss stays above the mean predictor's.
         ValueError: the tracker is unknown or its package is not installed.
     """
-    run = TrainingRun(model, settings, validation, folder, seed, source, tracker)
+    run = TrainingRun(model, settings, validation, folder, seed, source, tracker, device)
     if done(run):
         return run.log
     given = batches(run.step)
@@ -191,9 +193,9 @@ def train(
     return run.finish()
 
 
-def _accelerator(tracker: str | GeneralTracker | None, folder: Path) -> Accelerator:
+def _accelerator(tracker: str | GeneralTracker | None, folder: Path, device: str) -> Accelerator:
     accelerator = Accelerator(
-        cpu=default_device() == "cpu", log_with=tracker, project_dir=folder if tracker else None
+        cpu=device == "cpu", log_with=tracker, project_dir=folder if tracker else None
     )
     if tracker and not accelerator.log_with:
         raise ValueError(
@@ -214,6 +216,7 @@ class TrainingRun:
         seed: int,
         source: str,
         tracker: str | GeneralTracker | None,
+        device: str | None = None,
     ):
         self.model, self.settings, self.folder, self.seed, self.source = (
             model,
@@ -222,7 +225,7 @@ class TrainingRun:
             seed,
             source,
         )
-        self.accelerator = _accelerator(tracker, self.folder)
+        self.accelerator = _accelerator(tracker, self.folder, device or default_device())
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.network = model.network.to(self.device).train()
         self.parameters = list(self.network.parameters())
@@ -407,7 +410,7 @@ class TrainingRun:
         losses, self._losses = self._losses, []
         return {
             "step": self.step,
-            "activations": self.step * self.settings.batch * len(self.model.layers),
+            "activations": self.step * self.settings.batch * len(self.model.normaliser.mean_ld),
             "seconds": round(self.seconds, 4),
             "loss": float(np.mean(losses)),
         }

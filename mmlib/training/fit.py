@@ -1,0 +1,487 @@
+"""From a plain tensor to a model in one call: `mmlib.fit`.
+
+Rows are split by their groups (documents), standardised by the training rows, and handed to the method; nothing here is new mathematics.
+Before the work begins one line says how many rows there are, how much memory is needed and how many minutes. Sizes that were not asked
+for follow the number of rows and the width; a mixture too large for the memory is made smaller, and the line says so.
+"""
+
+import io
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from mmlib.activations.arrays import Values, rows_of
+from mmlib.activations.batches import spread_rows
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
+from mmlib.denoisers.fitted import (
+    Cost,
+    Fitted,
+    FittedGaussian,
+    FittedMixture,
+    FittedNetwork,
+    FittedPCA,
+    FittedSAE,
+)
+from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.mixture import MixtureSize, fit_mixture
+from mmlib.denoisers.networks import MLPSize, count_parameters
+from mmlib.denoisers.sae import SAEDenoiser, SAESize, train_sae
+from mmlib.files import bf16_pays, default_device
+from mmlib.training.recipe import Recipe, new_model
+from mmlib.training.train import Training, train
+
+NAMES = ("gaussian", "pca", "mixture", "sae", "mlp", "gated_mlp")
+
+
+LEAST_ROWS = 20  # for training, and a quarter of it for validation
+
+
+ROWS_PER_COMPONENT = 64  # of a mixture whose number of components was not asked for
+
+
+MIXTURE_BYTES = 2**31  # of the covariances of such a mixture, at most
+
+
+COPIES = 3  # of all covariances while a mixture is fitted: the scatters, the best and the one that is tried
+
+
+PASSES = 10  # over the training rows, by networks and SAEs, unless the most steps are reached first
+
+
+FEWEST_STEPS = 100
+
+
+STEP_SECONDS = 0.01  # of a training step, whatever its arithmetic
+
+
+@dataclass(frozen=True)
+class PCASize:
+    """A projection on the first principal components."""
+
+    components: int
+
+
+Size = PCASize | MixtureSize | SAESize | Recipe | None  # None: the Gaussian, which has no size
+Method = str | PCASize | MixtureSize | SAESize | Recipe
+
+
+def fit(
+    h: Values,
+    method: Method = "mixture",
+    *,
+    groups: Values | None = None,
+    seed: int = 0,
+    minutes: float | None = None,
+    steps: int | None = None,
+    validation: float = 0.1,
+    standardise: Fitted | Normaliser | None = None,
+    language_model: str = "",
+    layer: int | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> Fitted:
+    """Fit a denoiser to activations.
+
+    Args:
+        h: raw activations (n, d): a tensor, numpy array, dataset of HDF5, nested lists, the path of a .pt, .npy or .safetensors file, or a
+            store, whose training and validation documents are taken.
+        method: "gaussian" (full covariance), "pca", "mixture" (of full Gaussians), "sae" (TopK, by SAELens), "mlp" (the paper's denoiser),
+            "gated_mlp" (ours); or the size of one: `PCASize`, `MixtureSize`, `SAESize`, or any `Recipe`.
+        groups: an id for each row, (n,), numbers or strings, such as its document: no document is in training and in validation.
+        seed: of the split, of k-means and weights, of batches and noise.
+        minutes: about so long; steps, or components of a mixture, are cut to it.
+        steps: of a network or an SAE, in place of what the number of rows suggests.
+        validation: share of the rows.
+        standardise: statistics of another fit, so that both can stand in one table; None: mean and standard deviation of the training rows.
+        language_model, layer: what the activations are of, for `check`.
+        device: None: "cuda" where there is one, else "cpu".
+        progress: say what is done, with bars.
+    Returns:
+        A `Fitted`: denoise, log_likelihood, sample, project, features, save.
+    Raises:
+        TypeError, ValueError: h, groups or an option cannot be used; the message says what was expected.
+        MemoryError: the method needs more memory than there is.
+
+    >>> h = 3 + 2 * torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    >>> model = fit(h, "gaussian", groups=[i // 20 for i in range(400)], progress=False)
+    >>> model.sample(5).shape
+    torch.Size([5, 8])
+    >>> bool(model.log_likelihood(h).mean() > model.log_likelihood(h + 9).mean())
+    True
+    """
+    rows = rows_of(h, groups)
+    _check_options(method, minutes, steps, validation, seed)
+    parts = split_rows(len(rows.h_nd), rows.group_n, validation, seed)
+    n, d = len(parts[0]), rows.h_nd.shape[1]
+    _require_rows(method, n, len(parts[1]), d)
+    raw_nd, checked_nd = (rows.h_nd[torch.from_numpy(part)] for part in parts)
+    origin = Origin(
+        _normaliser(raw_nd, standardise),
+        rows.language_model or language_model,
+        tuple(one for one in (layer if rows.layer is None else rows.layer,) if one is not None),
+        rows.documents,
+    )
+    job = Job(raw_nd, checked_nd, origin, seed, device or default_device())
+    size, remarks = job.within(_steps(sized(method, n, d), steps), minutes)
+    with ExitStack() as silent:
+        if not progress:
+            silent.enter_context(redirect_stdout(io.StringIO()))
+            silent.enter_context(redirect_stderr(io.StringIO()))
+        how = "by group" if rows.group_n is not None else "at random by row: no groups were given"
+        print(f"{_name(method)}: {job.describe(size)}; rows split {how}", *remarks, sep="\n")
+        facts = {
+            "method": _name(method),
+            "seed": seed,
+            "rows": {"train": n, "validation": len(parts[1])},
+            "split": "group" if rows.group_n is not None else "row",
+        }
+        return job.fitted(size, facts)
+
+
+def _name(method: Method) -> str:
+    return method if isinstance(method, str) else type(method).__name__
+
+
+def _check_options(
+    method: Method, minutes: float | None, steps: int | None, validation: float, seed: int
+) -> None:
+    known = isinstance(method, (PCASize, MixtureSize, SAESize, Recipe)) or method in NAMES
+    if not known:
+        raise ValueError(f"method {method!r}: expected {', '.join(NAMES)}, or the size of one")
+    if not 0 < validation < 1:
+        raise ValueError(f"validation = {validation}: expected a share between 0 and 1")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed {seed!r}: expected an integer of 0 or more")
+    for name, value in (("minutes", minutes), ("steps", steps)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} = {value}: expected more than 0")
+
+
+def split_rows(
+    n: int, group_n: np.ndarray | None, validation: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers for training and for validation, each rising; whole groups where there are any.
+
+    Args:
+        validation: about this share of the rows: groups are drawn at random until it is reached, and one that would double it is passed over.
+    Raises:
+        ValueError: all rows are of one group.
+
+    >>> train, held_out = split_rows(6, np.array([0, 0, 1, 1, 2, 2]), 0.3, seed=0)
+    >>> len(train), len(held_out)
+    (4, 2)
+    """
+    rng, wanted = np.random.default_rng(seed), max(1, round(validation * n))
+    if group_n is None:
+        held_out = np.zeros(n, bool)
+        held_out[rng.permutation(n)[:wanted]] = True
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    counts = np.bincount(group_n)
+    if len(counts) < 2:
+        raise ValueError(
+            "all rows are of one group: none is left to validate on; leave groups out to split by row"
+        )
+    chosen, total, order = [], 0, rng.permutation(len(counts))
+    for group in order:
+        if total < wanted and total + counts[group] <= 2 * wanted:
+            chosen.append(group)
+            total += counts[group]
+    held_out = np.isin(group_n, chosen or [order[counts[order].argmin()]])
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _require_rows(method: Method, n: int, n_validation: int, d: int) -> None:
+    """Refuse what is too little, before any work."""
+    if n < LEAST_ROWS or 4 * n_validation < LEAST_ROWS:
+        raise ValueError(
+            f"{n} rows for training and {n_validation} for validation: expected at least {LEAST_ROWS} and {LEAST_ROWS // 4}"
+        )
+    closed = method in ("gaussian", "pca", "mixture") or isinstance(method, (PCASize, MixtureSize))
+    if n <= d and (closed or getattr(method, "linear_skip", False)):
+        raise ValueError(
+            f"{n} rows for training, of {d} dimensions: a covariance needs more rows than dimensions; give more rows, or use 'sae' or 'mlp'"
+        )
+
+
+def _normaliser(h_nd: Tensor, given: Fitted | Normaliser | None) -> Normaliser:
+    """Mean and standard deviation in double precision, of the training rows or as given.
+
+    Raises:
+        ValueError: a dimension never varies, or what is given is of another width.
+    """
+    if given is not None:
+        normaliser = given.origin.normaliser if isinstance(given, Fitted) else given
+        if normaliser.d != h_nd.shape[1]:
+            raise ValueError(f"standardise is {normaliser.d} wide, h is {h_nd.shape[1]}")
+        return normaliser
+    constant = (h_nd.amax(0) == h_nd.amin(0)).nonzero()[:, 0].tolist()
+    if constant:
+        raise ValueError(
+            f"dimensions {', '.join(map(str, constant[:5]))}{', …' if len(constant) > 5 else ''} of h never vary in the training rows: leave them out"
+        )
+    scaler = StandardScaler()
+    for part_nd in h_nd.split(2**16):
+        scaler.partial_fit(part_nd.double().numpy())
+    mean, variance = (torch.from_numpy(values)[None] for values in (scaler.mean_, scaler.var_))
+    return Normaliser(mean.float(), variance.sqrt().float())
+
+
+def sized(method: Method, n: int, d: int) -> Size:
+    """A method's size; one that goes by a name has what suits n training rows of width d.
+
+    >>> sized("mixture", 6400, 32).components
+    (50, 100)
+    """
+    if not isinstance(method, str):
+        return method
+    if method == "gaussian":
+        return None
+    if method == "pca":
+        return PCASize(min(64, max(1, d // 4)))
+    if method == "mixture":
+        most = max(1, min(256, n // ROWS_PER_COMPONENT))
+        return MixtureSize(components=tuple(sorted({max(1, most // 2), most})))
+    if method == "sae":
+        batch = _batch(n, 1024)
+        return SAESize(8 * d, max(1, min(64, d // 10)), _passes(n, batch, 1500), batch)
+    batch = _batch(n, 512 if method == "mlp" else 1024)
+    if method == "mlp":
+        settings = {"steps": _passes(n, batch, 800), "lr": 2e-3, "ema": 0.99}
+        return Recipe(MLPSize(), _training(batch, **settings))
+    settings = {"steps": _passes(n, batch, 1200), "lr": 1e-3, "ema": 0.995, "decay": "late"}
+    levels = {"levels": min(64, batch), "density": "logit_normal"}
+    return Recipe(
+        MLPSize(layers=2, d_mlp=6 * d, gated_skip=True), _training(batch, **settings, **levels)
+    )
+
+
+def _batch(n: int, most: int) -> int:
+    """A power of two, at most n."""
+    return min(most, 2 ** int(math.log2(n)))
+
+
+def _passes(n: int, batch: int, most: int) -> int:
+    return min(most, max(FEWEST_STEPS, PASSES * n // batch))
+
+
+def _training(batch: int, *, steps: int, **settings) -> Training:
+    return Training("flow_velocity", steps=steps, batch=batch, weight_decay=0.05, **settings)
+
+
+def _steps(size: Size, steps: int | None) -> Size:
+    """The same with other steps."""
+    if steps is None:
+        return size
+    if isinstance(size, Recipe):
+        return replace(size, training=replace(size.training, steps=steps))
+    if isinstance(size, SAESize):
+        return replace(size, steps=steps)
+    raise ValueError(f"steps = {steps}: a network or an SAE has steps, this method has none")
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, or of its control group where that has less."""
+    free = psutil.virtual_memory().available
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def speed(device: str) -> float:
+    """Floating-point operations a second of matrix products, from a few hundredths of a second of them."""
+    dtype = torch.bfloat16 if bf16_pays(device) else torch.float32
+    a_dd = torch.randn(1024, 1024, device=device, dtype=dtype)
+    float((a_dd @ a_dd)[0, 0])  # the first may load a library
+    began, products = time.perf_counter(), 0
+    while time.perf_counter() - began < 0.05:
+        float((a_dd @ a_dd)[0, 0])
+        products += 1
+    return 2 * 1024**3 * products / (time.perf_counter() - began)
+
+
+class Job:
+    """Training and validation rows, and the fitting of one method to them.
+
+    Args:
+        raw_nd, checked_nd: raw activations for training and validation.
+    """
+
+    def __init__(self, raw_nd: Tensor, checked_nd: Tensor, origin: Origin, seed: int, device: str):
+        self.raw_nd, self.checked_nd, self.origin = raw_nd, checked_nd, origin
+        self.seed, self.device, (self.n, self.d) = seed, device, raw_nd.shape
+        self.speed = speed(device)
+
+    def within(self, size: Size, minutes: float | None) -> tuple[Size, list[str]]:
+        """A size that fits the memory and about the minutes; sentences on what had to change.
+
+        Raises:
+            MemoryError: the method cannot be made to fit.
+        """
+        remarks, free = [], free_memory()
+        if isinstance(size, MixtureSize):
+            smaller, one = size, 4 * self.d**2
+            most = max(1, min(MIXTURE_BYTES, free // (COPIES + 1)) // one)
+            if (asked := max(size.components)) > most:
+                smaller = replace(size, components=tuple(sorted({max(1, most // 2), most})))
+                remarks.append(
+                    f"{asked} components with full covariances take {asked * one / 1e9:.1f} GB at d = {self.d:,} and {COPIES} times as much while "
+                    f"they are fitted; {free / 1e9:.1f} GB are free and {MIXTURE_BYTES / 1e9:.1f} GB are the most: {most} are fitted instead"
+                )
+            size = smaller
+        if (needed := self.memory(size)) > free:
+            raise MemoryError(
+                f"this needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: give fewer rows or a smaller size"
+            )
+        if minutes is not None and self.seconds(size) > 60 * minutes:
+            size, what = self._cut(size, 60 * minutes)
+            remarks.append(f"{minutes:g} minutes allow {what}")
+        return size, remarks
+
+    def _cut(self, size: Size, seconds: float) -> tuple[Size, str]:
+        """As much of it as about that many seconds allow."""
+        if isinstance(size, MixtureSize):
+            most = max(size.components)
+            while most > 1 and self.seconds(size) > seconds:
+                most //= 2
+                size = replace(size, components=(most,))
+            return size, f"{most} components"
+        if isinstance(size, (Recipe, SAESize)):
+            before = size.steps if isinstance(size, SAESize) else size.training.steps
+            steps = max(1, int(before * seconds / self.seconds(size)))
+            return _steps(size, steps), f"{steps:,} steps"
+        return size, "no less than the whole of this method"
+
+    def memory(self, size: Size) -> int:
+        """Bytes that the fit needs beside the raw rows, about."""
+        data = 8 * self.raw_nd.numel()  # standardised, and a copy
+        if isinstance(size, MixtureSize):
+            return data + COPIES * max(size.components) * 4 * self.d**2
+        if isinstance(size, SAESize):
+            return data + 16 * 2 * self.d * size.latents + 12 * size.batch * size.latents
+        if isinstance(size, Recipe):
+            batch = size.training.batch
+            return data + 20 * self.numbers(size) + 4 * batch * 40 * self.d
+        return data + 16 * self.d**2
+
+    def numbers(self, recipe: Recipe) -> int:
+        """Parameters of a recipe's network, about: those of an MLP are counted, those of another are taken for 10 d²."""
+        size, d = recipe.size, self.d
+        if not isinstance(size, MLPSize):
+            return 2 * d * getattr(size, "latents", 5 * d)
+        m = size.d_model or 2 * d
+        return size.layers * 4 * m * (size.d_mlp or 2 * m) + 2 * m * m + 2 * m * d
+
+    def seconds(self, size: Size) -> float:
+        """How long the fit takes here, about: its products of matrices at this machine's speed, and a little for each step."""
+        n, d = self.n, self.d
+        covariance, axes = 2 * n * d**2, 9 * d**3
+        flops, each = covariance + axes, 0.0
+        if isinstance(size, MixtureSize):
+            held = size.validation_tokens * d**2
+            for k in size.components:
+                flops += 20 * n * k * d + covariance + len(size.priors) * k * (axes + held)
+            k = max(size.components)
+            flops += size.em_steps * (8 * n * d**2 + covariance + k * (axes + held))
+        elif isinstance(size, SAESize):
+            flops += 16 * d * size.latents * size.batch * size.steps
+            each = size.steps * STEP_SECONDS
+        elif isinstance(size, Recipe):
+            flops += 6 * self.numbers(size) * size.training.batch * size.training.steps
+            each = size.training.steps * STEP_SECONDS
+        return 1.5 * flops / self.speed + each
+
+    def describe(self, size: Size) -> str:
+        """One line on the work ahead."""
+        return (
+            f"{self.n:,} rows of {self.d:,} dimensions for training, {len(self.checked_nd):,} for validation; "
+            f"about {self.memory(size) / 1e9:.2g} GB and {self.seconds(size) / 60:.2g} minutes on {self.device}"
+        )
+
+    def fitted(self, size: Size, facts: dict) -> Fitted:
+        """The fit; facts gain the size."""
+        if size is not None:
+            facts = {**facts, "size": asdict(size)}
+        z_nd = self.origin.normaliser(self.raw_nd)
+        began = time.perf_counter()
+        components = PrincipalComponents.fit(z_nd) if self.n > self.d else None
+        if isinstance(size, Recipe):
+            del z_nd
+            return self._network(size, components, facts)
+        if not isinstance(size, (MixtureSize, SAESize)):
+            kind, denoiser = (
+                (FittedGaussian, components.gaussian())
+                if size is None
+                else (
+                    FittedPCA,
+                    components.projection(min(size.components, self.d), "mean_estimate"),
+                )
+            )
+            cost = Cost(denoiser.parameters, time.perf_counter() - began, self.n)
+            return kind(denoiser, self.origin, cost, components, facts)
+        began = time.perf_counter()
+        if isinstance(size, MixtureSize):
+            mixture, tried = self._mixture(z_nd, size)
+            cost = Cost(mixture.parameters, time.perf_counter() - began, self.n)
+            facts = {**facts, "tried": tried}
+            return FittedMixture(mixture, self.origin, cost, components, facts)
+        batches = row_batches(z_nd, size.batch, self.seed)
+        sae = train_sae(batches, self.d, size, seed=self.seed, device=self.device)
+        denoiser, seconds = SAEDenoiser(sae, "mean_estimate"), time.perf_counter() - began
+        cost = Cost(denoiser.parameters, seconds, size.steps * size.batch)
+        return FittedSAE(denoiser, self.origin, cost, components, facts)
+
+    def _mixture(self, z_nd: Tensor, size: MixtureSize):
+        z_checked_nd = self.origin.normaliser(self.checked_nd)
+        n = min(size.validation_tokens, len(z_checked_nd))
+        rows = spread_rows(len(z_checked_nd), n, np.random.default_rng(self.seed))
+        return fit_mixture(z_nd, z_checked_nd[rows], size, seed=self.seed)
+
+    def _network(
+        self, recipe: Recipe, components: PrincipalComponents | None, facts: dict
+    ) -> FittedNetwork:
+        gaussian = components.gaussian() if recipe.linear_skip else None
+        model = new_model(recipe, self.origin, self.seed, gaussian)
+        settings = replace(recipe.training, keep=())
+        with tempfile.TemporaryDirectory() as folder:
+            log = train(
+                model,
+                settings,
+                lambda start: row_batches(self.raw_nd, settings.batch, self.seed, start),
+                self.origin.normaliser(self.checked_nd),
+                Path(folder),
+                seed=self.seed,
+                device=self.device,
+            )
+        cost = Cost(count_parameters(model.network), log[-1]["seconds"], log[-1]["activations"])
+        facts = {**facts, "validation_loss": log[-1]["validation_loss"]}
+        model.to(self.device)
+        return FittedNetwork.of(model, cost, components=components, facts=facts)
+
+
+def row_batches(h_nd: Tensor, batch: int, seed: int, start: int = 0) -> Iterator[Tensor]:
+    """Endless shuffled batches of rows, (batch, d), from a step on: a function of (seed, step). Each pass leaves out what fills no batch.
+
+    >>> from itertools import islice
+    >>> [one.flatten().tolist() for one in islice(row_batches(torch.arange(4.0)[:, None], 2, seed=0), 2)]
+    [[2.0, 0.0], [1.0, 3.0]]
+    """
+    a_pass = len(h_nd) // batch
+    if not a_pass:
+        raise ValueError(f"{len(h_nd)} rows for batches of {batch}: expected at least one batch")
+    while True:
+        order = np.random.default_rng([seed, start // a_pass]).permutation(len(h_nd))
+        for i in range(start % a_pass, a_pass):
+            yield h_nd[torch.from_numpy(order[i * batch : (i + 1) * batch])]
+            start += 1

@@ -6,7 +6,7 @@
     x    noised ones, x = (1 − σ) z + σ ε, 0 < σ < 1: `model.noised(h, sigma)`; what `denoise` takes. It gives an estimate of z
 
 Tensors are float32 on the CPU, whatever the arrays or lists were that came. Where the two kinds can be told apart by their scale (see
-`_refuse_mistaken`), raw activations in place of x and standardised ones in place of h are refused.
+`refuse_mistaken`), raw activations in place of x and standardised ones in place of h are refused.
 """
 
 import math
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sae_lens import SAE
 from torch import Tensor
 
 from mmlib.activations.arrays import Values, matrix
@@ -126,7 +125,7 @@ class Fitted:
 
     def _z(self, h: Values) -> Tensor:
         h_nd = matrix(h, d=self.d)
-        _refuse_mistaken(h_nd, self.origin, None)
+        refuse_mistaken(h_nd, self.origin, None)
         return self.origin.normaliser(h_nd)
 
     def denoise(self, x: Values, sigma: float | Values) -> Tensor:
@@ -140,7 +139,7 @@ class Fitted:
         """
         x_nd = matrix(x, d=self.d, what="x")
         sigmas = checked_sigma(sigma, len(x_nd))
-        _refuse_mistaken(x_nd, self.origin, float(np.mean(sigmas)))
+        refuse_mistaken(x_nd, self.origin, float(np.mean(sigmas)))
         z_nd, sigma_n = torch.empty_like(x_nd), np.broadcast_to(sigmas, len(x_nd))
         with torch.no_grad():
             for level in np.unique(sigma_n):
@@ -324,8 +323,8 @@ class FittedSAE(FittedPCA):
     denoiser: SAEDenoiser
 
     @property
-    def sae(self) -> SAE:
-        """SAELens's object."""
+    def sae(self):
+        """The `SAE` of SAELens."""
         return self.denoiser.sae
 
     def _features(self, z_nd: Tensor) -> Tensor:
@@ -406,7 +405,7 @@ def _parts(function: Callable[[Tensor], Tensor], x_nd: Tensor) -> Tensor:
     return torch.cat([function(part) for part in x_nd.split(AT_ONCE)])
 
 
-def _refuse_mistaken(values_nd: Tensor, origin: Origin, sigma: float | None) -> None:
+def refuse_mistaken(values_nd: Tensor, origin: Origin, sigma: float | None) -> None:
     """Refuse raw activations where noised ones were expected, at σ, and standardised ones where raw ones were (σ None).
 
     Each kind has known means and variances in each dimension, and so a Gaussian density. Values are refused if the other kind's density is

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from sae_lens import SAE
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -34,7 +33,7 @@ from mmlib.denoisers.fitted import (
 from mmlib.denoisers.gaussian import PrincipalComponents, Projection
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib.denoisers.sae import SAEDenoiser
+from mmlib.denoisers.sae import SAEDenoiser, read_sae
 from mmlib.files import sha256, written_whole
 
 FORMAT = "mmlib.model 1"
@@ -137,7 +136,7 @@ def load(
     if (path / "model.json").exists():
         return _load_own(path)
     if (path / "cfg.json").exists():
-        sae = SAE.load_from_disk(path, device="cpu").eval()
+        sae = read_sae(path)
         documents = getattr(sae.cfg.metadata, "documents", None) or ""
         origin = _origin_of(standardise, documents, path)
         return FittedSAE(SAEDenoiser(sae, "mean_estimate"), origin, _cost(sae))
@@ -224,8 +223,7 @@ def _denoiser(kind: str, folder: Path, facts: dict, components: PrincipalCompone
     if kind == "network":
         return MetaModel.from_pretrained(folder)
     if kind == "sae":
-        sae = SAE.load_from_disk(folder / "sae", device="cpu").eval()
-        return SAEDenoiser(sae, facts["fed"])
+        return SAEDenoiser(read_sae(folder / "sae"), facts["fed"])
     if kind == "mixture":
         return GaussianMixtureDenoiser.of_tensors(read_weights(folder / "weights.safetensors"))
     if components is None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mmlib.activations.batches import shuffled_batches
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import GaussianDenoiser, PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import count_parameters
@@ -318,7 +319,7 @@ def train_cell(
         ValueError: the recipe adds to a Gaussian and none is given.
     """
     training, store = cell.recipe.training, cell.store
-    model = new_model(cell.recipe, store, cell.seed, gaussian)
+    model = new_model(cell.recipe, Origin.of(store), cell.seed, gaussian)
     if (
         cell.transform
     ):  # what the network sees is made here, so there is nothing left for the model to standardise

@@ -87,11 +87,6 @@ def test_what_a_notebook_checks_holds_in_the_copy_in_git(path):
     assert checks and all(text and "False" not in text for text in shown)
 
 
-def test_make_knows_every_notebook():
-    lists = re.search(r"^MAIN := .*?(?=\n\n)", (ROOT / "Makefile").read_text(), re.S | re.M).group()
-    assert sorted(re.findall(r"\b\d\d_\w+", lists)) == [path.stem for path in NOTEBOOKS]
-
-
 def test_arrows_run_down():
     """The contracts of import-linter in pyproject.toml."""
     linter = Path(sys.executable).with_name("lint-imports")

@@ -34,10 +34,10 @@ VERDICTS = {  # the ledger's words, in the house's
 }
 
 
-class NoSuchNumber(Exception):
+class NoSuchNumber(ValueError):
     """A template names a key that results do not have; the message names file and path.
 
-    It is no LookupError: Jinja would render a missing key as nothing.
+    It is no LookupError, which Jinja would turn into its own words.
     """
 
 
@@ -185,8 +185,3 @@ def render_pages(root: Path = ROOT) -> list[Path]:
         with written_whole(root / page) as partial:
             partial.write_text(text, encoding="utf-8")
     return [root / page for page in PAGES]
-
-
-if __name__ == "__main__":
-    for path in render_pages():
-        print(path.relative_to(ROOT))

@@ -68,7 +68,7 @@ def test_the_commands_fit_evaluate_and_explain_themselves(tmp_path, monkeypatch,
         with pytest.raises(SystemExit) as ended:
             command.COMMANDS[name](["--help"])
         assert ended.value.code == 0 and f"python -m mmlib {name} " in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="ValueError: groups have shape"):
+    with pytest.raises(SystemExit, match="groups have shape"):
         command.COMMANDS["fit"](["acts.pt", "--groups", "test_documents.npy", "--out", "x"])
-    with pytest.raises(SystemExit, match="FileNotFoundError: h: there is no file nowhere.pt"):
+    with pytest.raises(SystemExit, match="h: there is no file nowhere.pt"):
         command.COMMANDS["fit"](["nowhere.pt", "--out", "x"])

@@ -163,8 +163,8 @@ class Study:
         self.trials, self.validation_rows = trials, validation_rows
 
     def path(self, cell: Cell | FittedCell) -> Path:
-        """Where the outcome of a cell is."""
-        return runs.ROOT / "results" / self.run.name / self.name / f"{cell.name}.json"
+        """Where the outcome of a cell is written."""
+        return self.run.results / self.name / f"{cell.name}.json"
 
     def configuration(self, cell: Cell | FittedCell) -> dict:
         """What decides the outcome of a cell, as JSON gives it back."""
@@ -183,7 +183,7 @@ class Study:
 
     def known(self, cell: Cell | FittedCell) -> dict | None:
         """The outcome of a cell, if it is there with the same configuration."""
-        path = self.path(cell)
+        path = self.run.found(f"{self.name}/{cell.name}")
         outcome = read_json(path) if path.exists() else None
         return outcome if outcome and outcome["configuration"] == self.configuration(cell) else None
 

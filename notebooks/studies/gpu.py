@@ -133,16 +133,7 @@ class Documents:
 
 def losses_on(documents: Documents, methods: dict, objective: str) -> compare.Losses:
     """On the evaluation grid; the tokens and the noise of notebook 04."""
-    return compare.evaluate(
-        methods,
-        {},
-        objective,
-        documents.z_nd,
-        documents.document_n,
-        tokens=TOKENS,
-        common_tokens=TOKENS,
-        seed=SEED,
-    )[0]
+    return compare.evaluate(methods, documents, objective, per_level=TOKENS, seed=SEED)
 
 
 def density_of(model: MetaModel, components: PrincipalComponents, documents: Documents) -> dict:

@@ -104,7 +104,7 @@ def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_pa
         assert (store.splits == "test").sum() == 20 and (store.splits == "validation").sum() == 8
     finally:
         shutil.rmtree(run.data, ignore_errors=True)
-        shutil.rmtree(runs.ROOT / "results" / run.name, ignore_errors=True)
+        shutil.rmtree(run.results, ignore_errors=True)
 
 
 def fitted(run, store, folder):
@@ -169,7 +169,7 @@ def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
     )
     assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in result["rows"]}
     assert all(len(row["texts"]) == 4 for row in result["examples"]["rows"])
-    assert not (runs.ROOT / "results" / run.name / "steering.json").exists()
+    assert not (runs.DATA / "results" / run.name / "steering.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def leaves_nothing():
     started = []
     yield started
     for run in started:
-        for folder in (run.data, runs.ROOT / "results" / run.name, run.results, run.figures):
+        for folder in (run.data, runs.DATA / "results" / run.name, run.results, run.figures):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
+from known import tokens_of
 
 from mmlib.activations.batches import multi_layer_batches, shuffled_batches
 from mmlib.activations.store import ActivationStore, StoreError
@@ -23,6 +24,7 @@ from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser, MLPSize, UNetDenoiser
+from mmlib.evaluation.losses import evaluate
 from mmlib.training.recipe import Recipe, new_model
 from mmlib.training.train import (
     Training,
@@ -506,18 +508,8 @@ def test_a_small_network_approaches_but_never_beats_the_gaussian_on_gaussian_dat
     )
     z = Normaliser.of(store)(store.read(store.rows("validation")))
     optimum = PrincipalComponents.fit(z).gaussian().expected_loss(objective, z)
-    from mmlib.evaluation.losses import evaluate
-
-    losses, _ = evaluate(
-        {"mlp": model},
-        {},
-        objective,
-        z,
-        torch.zeros(len(z), dtype=int).numpy(),
-        tokens=2000,
-        common_tokens=2000,
-        seed=0,
-    )
+    tokens = tokens_of(z, torch.zeros(len(z), dtype=int).numpy())
+    losses = evaluate({"mlp": model}, tokens, objective, per_level=2000, seed=0)
     if objective == "flow_velocity":
         assert 0.98 * optimum < losses.mean("mlp") < 1.10 * optimum
     else:  # ε divided by a vanishing signal is what a short training gets wrong; the objective's own weight forgives it

@@ -22,6 +22,7 @@ from torch import Tensor
 from mmlib.activations.batches import spread_rows
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents, standard_normal
 from mmlib.denoisers.likelihood import SMOOTHING, smoothed
 from mmlib.denoisers.meta_model import MetaModel
@@ -132,16 +133,7 @@ class Documents:
 
 def losses_on(documents: Documents, methods: dict, objective: str) -> compare.Losses:
     """On the evaluation grid; the tokens and the noise of notebook 04."""
-    return compare.evaluate(
-        methods,
-        {},
-        objective,
-        documents.z_nd,
-        documents.document_n,
-        tokens=TOKENS,
-        common_tokens=TOKENS,
-        seed=SEED,
-    )[0]
+    return compare.evaluate(methods, documents, objective, per_level=TOKENS, seed=SEED)
 
 
 def density_of(model: MetaModel, components: PrincipalComponents, documents: Documents) -> dict:
@@ -204,7 +196,7 @@ class GPUStudy:
             validate_every=10 * settings.log_every,
             keep=(),
         )
-        model = new_model(replace(run.recipe, training=settings), self.store, SEED)
+        model = new_model(replace(run.recipe, training=settings), Origin.of(self.store), SEED)
         with tempfile.TemporaryDirectory() as folder:  # nothing of it is kept
             log = train(
                 model,

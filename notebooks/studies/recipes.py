@@ -22,7 +22,7 @@ from scipy import stats
 from torch._dynamo.exc import BackendCompilerFailed
 
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import Normaliser
+from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser, MLPSize, UNetSize, count_parameters, image_shape
 from mmlib.evaluation import losses as compare
@@ -100,8 +100,8 @@ class RecipeStudy:
         self.seed, self.all_seeds = run.seed, tuple(range(run.seed, run.seed + self.size.seeds))
         self.reference = self.size.unet_channels[len(self.size.unet_channels) // 2]
         rows = store.rows("validation")
-        self.z, documents = Normaliser.of(store)(store.read(rows)), store.column("document", rows)
-        self.documents = documents - documents[0]
+        z_nd, documents = Normaliser.of(store)(store.read(rows)), store.column("document", rows)
+        self.validation = Tokens(z_nd, documents - documents[0], store.column("position", rows))
 
         def study(evaluate: Callable[[Cell, MetaModel], dict], evaluation: dict) -> Study:
             return Study(
@@ -134,15 +134,8 @@ class RecipeStudy:
 
     def measured(self, denoiser, objective: str, tokens: int) -> float:
         """The plain loss of a denoiser on validation documents."""
-        losses, _ = compare.evaluate(
-            {"it": denoiser},
-            {},
-            objective,
-            self.z,
-            self.documents,
-            tokens=tokens,
-            common_tokens=tokens,
-            seed=self.seed,
+        losses = compare.evaluate(
+            {"it": denoiser}, self.validation, objective, per_level=tokens, seed=self.seed
         )
         return losses.mean("it")
 

@@ -15,13 +15,16 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
+from known import tokens_of
 
 from mmlib.activations.batches import multi_layer_batches, shuffled_batches
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser, MLPSize, UNetDenoiser
+from mmlib.evaluation.losses import evaluate
 from mmlib.training.recipe import Recipe, new_model
 from mmlib.training.train import (
     Training,
@@ -323,12 +326,12 @@ def test_a_linear_skip_needs_its_gaussian(make_store):
     recipe = Recipe(
         MLPSize(1, 16, 32), dataclasses.replace(SETTINGS, steps=2, keep=()), linear_skip=True
     )
-    network = new_model(recipe, store, 0, gaussian).network
+    network = new_model(recipe, Origin.of(store), 0, gaussian).network
     assert torch.equal(network.eigenvalues_d, gaussian.eigenvalues_d) and not any(
         p.shape == network.basis_dd.shape for p in network.parameters()
     )
     with pytest.raises(ValueError, match="pass the one fitted"):
-        new_model(recipe, store, 0)
+        new_model(recipe, Origin.of(store), 0)
 
 
 def test_shared_levels_give_the_network_the_same_answer_as_one_a_row():
@@ -505,18 +508,8 @@ def test_a_small_network_approaches_but_never_beats_the_gaussian_on_gaussian_dat
     )
     z = Normaliser.of(store)(store.read(store.rows("validation")))
     optimum = PrincipalComponents.fit(z).gaussian().expected_loss(objective, z)
-    from mmlib.evaluation.losses import evaluate
-
-    losses, _ = evaluate(
-        {"mlp": model},
-        {},
-        objective,
-        z,
-        torch.zeros(len(z), dtype=int).numpy(),
-        tokens=2000,
-        common_tokens=2000,
-        seed=0,
-    )
+    tokens = tokens_of(z, torch.zeros(len(z), dtype=int).numpy())
+    losses = evaluate({"mlp": model}, tokens, objective, per_level=2000, seed=0)
     if objective == "flow_velocity":
         assert 0.98 * optimum < losses.mean("mlp") < 1.10 * optimum
     else:  # ε divided by a vanishing signal is what a short training gets wrong; the objective's own weight forgives it

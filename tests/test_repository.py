@@ -14,9 +14,9 @@ from matplotlib.text import Text
 
 from mmlib.plots import set_style
 from mmlib.runs import dependencies
-from mmlib.runs.agreement import quotes
 from mmlib.runs.presets import get_preset
 from mmlib.runs.run import ROOT
+from mmlib.runs.where import quotes
 from mmlib_studies import claims
 from mmlib_studies.figures import main as figures
 from mmlib_studies.steering.grid import combinations
@@ -89,11 +89,6 @@ def test_what_a_notebook_checks_holds_in_the_copy_in_git(path):
     ]
     shown = ["".join(output.get("text", "") for output in cell.outputs) for cell in checks]
     assert checks and all(text and "False" not in text for text in shown)
-
-
-def test_make_knows_every_notebook():
-    lists = re.search(r"^MAIN := .*?(?=\n\n)", (ROOT / "Makefile").read_text(), re.S | re.M).group()
-    assert sorted(re.findall(r"\b\d\d_\w+", lists)) == [path.stem for path in NOTEBOOKS]
 
 
 def test_arrows_run_down():

@@ -10,12 +10,22 @@ what is written, and, where it does so from a variable, the cells that assign th
 import argparse
 import ast
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmlib.files import read_json
 from mmlib.runs.run import ROOT
+
+QUOTED = re.compile(r"(−?\d[\d.,]*)(?: %)?<!-- ([\w/]+):([^>]+?) (%|)-->")
+
+
+def quotes(readme: str) -> list[tuple[str, str, str, bool]]:
+    """(text, results file, keys, in per cent) of every number that is followed by `<!-- FILE:KEYS -->`."""
+    return [
+        (text, name, keys, bool(percent)) for text, name, keys, percent in QUOTED.findall(readme)
+    ]
 
 
 def value_at(content, keys: list[str], name: str):

@@ -22,6 +22,7 @@ from torch import Tensor
 from mmlib.activations.batches import spread_rows
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents, standard_normal
 from mmlib.denoisers.likelihood import SMOOTHING, smoothed
 from mmlib.denoisers.meta_model import MetaModel
@@ -195,7 +196,7 @@ class GPUStudy:
             validate_every=10 * settings.log_every,
             keep=(),
         )
-        model = new_model(replace(run.recipe, training=settings), self.store, SEED)
+        model = new_model(replace(run.recipe, training=settings), Origin.of(self.store), SEED)
         with tempfile.TemporaryDirectory() as folder:  # nothing of it is kept
             log = train(
                 model,

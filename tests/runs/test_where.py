@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from mmlib.runs.agreement import quotes
 from mmlib.runs.run import ROOT
-from mmlib.runs.where import find, report, value_at
+from mmlib.runs.where import find, quotes, report, value_at
 
 
 def notebook(*cells):

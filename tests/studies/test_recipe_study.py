@@ -424,7 +424,7 @@ def test_the_plan_trains_nothing_and_counts_every_cell_once(run, store, tmp_path
     assert (
         all(row["left"] == row["cells"] for row in rows) and sum(row["cells"] for row in rows) > 30
     )
-    assert not (tmp_path / "results").exists()
+    assert not run.results.exists()
 
 
 def test_planned_seconds_are_those_of_the_cells_they_come_from(store, run):

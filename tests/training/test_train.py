@@ -20,6 +20,7 @@ from known import tokens_of
 from mmlib.activations.batches import multi_layer_batches, shuffled_batches
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser, MLPSize, UNetDenoiser
@@ -325,12 +326,12 @@ def test_a_linear_skip_needs_its_gaussian(make_store):
     recipe = Recipe(
         MLPSize(1, 16, 32), dataclasses.replace(SETTINGS, steps=2, keep=()), linear_skip=True
     )
-    network = new_model(recipe, store, 0, gaussian).network
+    network = new_model(recipe, Origin.of(store), 0, gaussian).network
     assert torch.equal(network.eigenvalues_d, gaussian.eigenvalues_d) and not any(
         p.shape == network.basis_dd.shape for p in network.parameters()
     )
     with pytest.raises(ValueError, match="pass the one fitted"):
-        new_model(recipe, store, 0)
+        new_model(recipe, Origin.of(store), 0)
 
 
 def test_shared_levels_give_the_network_the_same_answer_as_one_a_row():

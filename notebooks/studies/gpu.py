@@ -29,7 +29,7 @@ from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPSize, UNetSize, count_parameters
 from mmlib.denoisers.noise import PROCESSES
 from mmlib.evaluation import losses as compare
-from mmlib.evaluation.intervals import bootstrap_interval
+from mmlib.evaluation.intervals import ratio_interval
 from mmlib.files import GPU_PACKAGES, default_device, provenance, read_json, write_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PCA_K, get_preset
@@ -163,7 +163,7 @@ def density_of(model: MetaModel, components: PrincipalComponents, documents: Doc
         "gaussian": float(exact_n.mean()),
         "over_gaussian": float(gain_n.mean()),
         "over_gaussian_median": float(np.median(gain_n)),
-        "ci95": list(bootstrap_interval(lambda w: (w @ sums) / (w @ counts), len(counts))),
+        "ci95": list(ratio_interval(sums, counts)),
         "trace_error_of_mean": float(found.standard_error_n.square().sum().sqrt() / DENSITY_TOKENS),
     }
 

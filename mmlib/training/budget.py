@@ -209,7 +209,7 @@ class Budget:
         elif isinstance(size, Recipe):
             steps = size.training.steps
             trained = 6 * self.numbers(size) * size.training.batch * steps
-        return 1.5 * (closed / self.closed + trained / self.trained) + STEP_SECONDS * steps
+        return 2.5 * closed / self.closed + 1.5 * trained / self.trained + STEP_SECONDS * steps
 
     def describe(self, size: Size) -> str:
         """Memory and minutes, in words."""

@@ -550,3 +550,64 @@ def test_unet_trains(make_store, tmp_path):
         network=UNetDenoiser(48, (32, 32, 32), 1),
     )
     assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_the_saved_model_reproduces_the_last_logged_validation_loss(make_store, tmp_path):
+    """It is saved with the averaged weights, which that loss is of, and not with those of the last step."""
+    store = ActivationStore(make_store(dtype="float32")[0])
+    settings = dataclasses.replace(SETTINGS, lr=0.05, ema=0.9)
+    model, log = run(store, tmp_path, settings)
+    again = MetaModel.from_pretrained(tmp_path)
+    z, generator = model.normaliser(store.read(store.rows("validation"))), step_generator(0, 2**31)
+    parts = z.split(settings.batch)
+    with torch.inference_mode():
+        losses = [again.loss(part, generator).item() * len(part) for part in parts]
+    assert sum(losses) / len(z) == pytest.approx(log[-1]["validation_loss"], rel=1e-5)
+
+
+def validation_losses(store, folder, validation, seed=0, **changes):
+    """Losses that a training logs, whose weights do not move."""
+    settings = dataclasses.replace(SETTINGS, lr=1e-30, keep=(), **changes)
+    source = batches(store, settings.batch)
+    log = train(fresh(store), settings, source, validation, folder, seed=seed)
+    return [entry["validation_loss"] for entry in log if "validation_loss" in entry]
+
+
+def test_validation_has_the_same_noise_at_every_step_and_seed(make_store, tmp_path):
+    """Else losses of recipes, seeds and steps would not be paired."""
+    store = ActivationStore(make_store(dtype="float32")[0])
+    z = torch.randn(500, store.d, generator=torch.Generator().manual_seed(1))
+    found = validation_losses(store, tmp_path / "one", z)
+    assert len(found) == 3 and len(set(found)) == 1
+    assert validation_losses(store, tmp_path / "two", z, seed=1) == found
+
+
+def test_validation_reads_rows_of_all_documents(make_store, tmp_path):
+    """Five documents of a thousand rows, of which it reads 512: wherever one is unlike the others, the loss tells."""
+    store = ActivationStore(make_store(dtype="float32")[0])
+    z = torch.randn(5000, store.d, generator=torch.Generator().manual_seed(1))
+    (plain,) = validation_losses(store, tmp_path / "plain", z, steps=4)
+    for document in range(5):
+        unlike = z.clone()
+        unlike[1000 * document : 1000 * (document + 1)] *= 10
+        (loss,) = validation_losses(store, tmp_path / str(document), unlike, steps=4)
+        assert loss > 3 * plain, document
+
+
+@pytest.mark.parametrize("beta2", [0.6, 0.99])
+def test_the_second_moment_of_adamw_decays_as_asked(make_store, tmp_path, beta2):
+    """Against torch's own AdamW over the same batches and noise."""
+    store = ActivationStore(make_store(dtype="float32")[0])
+    settings = dataclasses.replace(SETTINGS, beta2=beta2, ema=0.0, clip=1e9, lr=0.01, keep=())
+    model, _ = run(store, tmp_path, settings)
+    plain, given = fresh(store), batches(store)(0)
+    optimizer = torch.optim.AdamW(
+        plain.network.parameters(), betas=(0.9, beta2), weight_decay=settings.weight_decay
+    )
+    for step in range(settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        optimizer.zero_grad()
+        plain.loss(plain.normaliser(next(given)), step_generator(0, step)).backward()
+        optimizer.step()
+    assert torch.allclose(weights(model), weights(plain), atol=1e-5)

@@ -163,33 +163,6 @@ def test_a_finished_training_is_loaded_not_repeated(make_store, tmp_path, capsys
     )
 
 
-def test_resume_survives_a_new_process(make_store, tmp_path):
-    """Python's string hashes differ between processes, and must not decide what counts as the same configuration."""
-    path = make_store(dtype="float32")[0]
-    code = (
-        "import sys, torch; from pathlib import Path; sys.path.insert(0, sys.argv[3]); import test_train as t;"
-        "store = t.ActivationStore(Path(sys.argv[1])); t.run(store, Path(sys.argv[2]), kill_at=9 if sys.argv[4] == 'kill' else None)"
-    )
-    arguments = (
-        sys.executable,
-        "-c",
-        code,
-        str(path),
-        str(tmp_path / "run"),
-        str(Path(__file__).parent),
-    )
-    subprocess.run(
-        (*arguments, "kill"), env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True
-    )
-    done = subprocess.run(
-        (*arguments, "on"),
-        env={**os.environ, "PYTHONHASHSEED": "2"},
-        capture_output=True,
-        text=True,
-    )
-    assert "resuming at step 8" in done.stdout, done.stderr
-
-
 LONG = dataclasses.replace(SETTINGS, steps=400, validate_every=40, keep=())
 
 
@@ -216,27 +189,42 @@ def run_until_killed(path, folder, step, delay):
     )
 
 
+def killed_again_and_again(path, folder, *moments):
+    """Train until killed at each (step, delay), in processes that all fork from this one, which has the imports and no threads yet."""
+    for step, delay in zip(moments[::2], moments[1::2]):
+        if not (child := os.fork()):
+            run_until_killed(path, folder, step, delay)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
 def test_killed_at_random_moments_and_resumed_ends_bit_identical(
-    make_store, tmp_path, pytestconfig
+    make_store, tmp_path, pytestconfig, capsys
 ):
+    """Resumed here from what other processes left: Python's string hashes differ between them, and must not decide what
+    counts as the same configuration."""
     path = make_store(dtype="float32")[0]
     seed = random.randrange(10**6)
     draw = random.Random(seed)
-    for step in sorted(draw.randrange(LONG.steps) for _ in range(pytestconfig.getoption("faults"))):
-        code = "import sys; sys.path.insert(0, sys.argv[1]); import test_train as t; t.run_until_killed(*sys.argv[2:])"
-        arguments = (Path(__file__).parent, path, tmp_path / "cut", step, draw.uniform(0, 0.03))
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    store = ActivationStore(path)
-    (_, whole_log), (_, log) = (
-        run(store, tmp_path / "whole", LONG),
-        run(store, tmp_path / "cut", LONG),
+    steps = sorted(draw.randrange(8, LONG.steps) for _ in range(pytestconfig.getoption("faults")))
+    moments = [part for step in steps for part in (step, draw.uniform(0, 0.03))]
+    code = "import sys, test_train; test_train.killed_again_and_again(*sys.argv[1:])"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            *map(str, (path, tmp_path / "cut", *moments)),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("resuming at step") == len(steps) - 1
+    store = ActivationStore(path)
+    (_, log) = run(store, tmp_path / "cut", LONG)
+    assert "resuming at step" in capsys.readouterr().out
+    (_, whole_log) = run(store, tmp_path / "whole", LONG)
     whole, cut = (
         (tmp_path / name / "network" / "diffusion_pytorch_model.safetensors").read_bytes()
         for name in ("whole", "cut")

@@ -5,12 +5,16 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
+import setuptools
 import yaml
 from matplotlib.text import Text
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mmlib.plots import set_style
 from mmlib.runs import dependencies
@@ -45,6 +49,35 @@ def test_installed_versions_are_the_pinned_ones():
         if line and not line.startswith("#"):
             name, pinned = line.split("==")
             assert version(name).split("+")[0] == pinned
+
+
+def test_what_the_package_asks_for_is_what_is_pinned_here():
+    """Lower bounds that the pins fulfil; the extra `test` names the others."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    extras = project["optional-dependencies"]
+    asked = [Requirement(line) for line in sum(extras.values(), project["dependencies"])]
+    for one in asked:
+        assert one.name == "mmlib" or pins[canonicalize_name(one.name)] in one.specifier, one
+    assert {"torch", "transformers", "sae-lens", "papermill"} <= {one.name for one in asked}
+
+
+def test_the_wheel_holds_mmlib_alone():
+    found = setuptools.find_packages(ROOT, include=["mmlib*"])
+    wings = {path.parent for path in (ROOT / "mmlib").glob("**/__init__.py")}
+    assert {ROOT.joinpath(*name.split(".")) for name in found} == wings
+    modules = tomllib.loads((ROOT / "notebooks" / "pyproject.toml").read_text())
+    studies = modules["tool"]["setuptools"]["packages"]
+    rooms = (ROOT / "notebooks" / "studies").glob("**/__init__.py")
+    assert sorted(studies) == sorted(
+        ".".join(("mmlib_studies", *path.parent.relative_to(ROOT / "notebooks" / "studies").parts))
+        for path in rooms
+    )
 
 
 def lines_without_imports(cell):

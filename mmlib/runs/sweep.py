@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mmlib.activations.batches import shuffled_batches
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import GaussianDenoiser, PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import count_parameters
@@ -162,8 +163,8 @@ class Study:
         self.trials, self.validation_rows = trials, validation_rows
 
     def path(self, cell: Cell | FittedCell) -> Path:
-        """Where the outcome of a cell is."""
-        return runs.ROOT / "results" / self.run.name / self.name / f"{cell.name}.json"
+        """Where the outcome of a cell is written."""
+        return self.run.results / self.name / f"{cell.name}.json"
 
     def configuration(self, cell: Cell | FittedCell) -> dict:
         """What decides the outcome of a cell, as JSON gives it back."""
@@ -182,7 +183,7 @@ class Study:
 
     def known(self, cell: Cell | FittedCell) -> dict | None:
         """The outcome of a cell, if it is there with the same configuration."""
-        path = self.path(cell)
+        path = self.run.found(f"{self.name}/{cell.name}")
         outcome = read_json(path) if path.exists() else None
         return outcome if outcome and outcome["configuration"] == self.configuration(cell) else None
 
@@ -318,7 +319,7 @@ def train_cell(
         ValueError: the recipe adds to a Gaussian and none is given.
     """
     training, store = cell.recipe.training, cell.store
-    model = new_model(cell.recipe, store, cell.seed, gaussian)
+    model = new_model(cell.recipe, Origin.of(store), cell.seed, gaussian)
     if (
         cell.transform
     ):  # what the network sees is made here, so there is nothing left for the model to standardise

@@ -22,16 +22,18 @@ from torch import Tensor
 from mmlib.activations.batches import spread_rows
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents, standard_normal
 from mmlib.denoisers.likelihood import SMOOTHING, smoothed
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPSize, UNetSize, count_parameters
 from mmlib.denoisers.noise import PROCESSES
 from mmlib.evaluation import losses as compare
-from mmlib.evaluation.intervals import bootstrap_interval
+from mmlib.evaluation.intervals import ratio_interval
 from mmlib.files import GPU_PACKAGES, default_device, provenance, read_json, write_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PCA_K, get_preset
+from mmlib.runs.results import keyed_results, rows_of
 from mmlib.training.recipe import Recipe, new_model
 from mmlib.training.train import Training, train
 
@@ -126,29 +128,20 @@ class Documents:
         chosen = spread_rows(
             len(rows), min(count or len(rows), len(rows)), np.random.default_rng(SEED)
         )
-        self.z_nd = Normaliser.of(store)(store.take(rows.start + chosen))
-        self.document_n = np.unique(store.column("document", rows)[chosen], return_inverse=True)[1]
+        self.z = Normaliser.of(store)(store.take(rows.start + chosen))
+        self.document = np.unique(store.column("document", rows)[chosen], return_inverse=True)[1]
 
 
 def losses_on(documents: Documents, methods: dict, objective: str) -> compare.Losses:
     """On the evaluation grid; the tokens and the noise of notebook 04."""
-    return compare.evaluate(
-        methods,
-        {},
-        objective,
-        documents.z_nd,
-        documents.document_n,
-        tokens=TOKENS,
-        common_tokens=TOKENS,
-        seed=SEED,
-    )[0]
+    return compare.evaluate(methods, documents, objective, per_level=TOKENS, seed=SEED)
 
 
 def density_of(model: MetaModel, components: PrincipalComponents, documents: Documents) -> dict:
     """Log-likelihood of test tokens along the probability-flow ODE beside the Gaussian's, in nats per dimension of the raw activation; see notebook 07."""
     rng = np.random.default_rng(SEED)
-    chosen = spread_rows(len(documents.z_nd), DENSITY_TOKENS, rng)
-    z_nd, to_raw = documents.z_nd[chosen], -float(model.normaliser.std_ld.double().log().mean())
+    chosen = spread_rows(len(documents.z), DENSITY_TOKENS, rng)
+    z_nd, to_raw = documents.z[chosen], -float(model.normaliser.std_ld.double().log().mean())
     found = model.log_likelihood(
         z_nd, generator=torch.Generator().manual_seed(SEED), steps=32, probes=4
     )
@@ -160,7 +153,7 @@ def density_of(model: MetaModel, components: PrincipalComponents, documents: Doc
     )
     gain_n, document_n = (
         (found.nats_per_dimension_n - exact_n).numpy(),
-        np.unique(documents.document_n[chosen], return_inverse=True)[1],
+        np.unique(documents.document[chosen], return_inverse=True)[1],
     )
     sums, counts = np.bincount(document_n, gain_n), np.bincount(document_n)
     return {
@@ -170,7 +163,7 @@ def density_of(model: MetaModel, components: PrincipalComponents, documents: Doc
         "gaussian": float(exact_n.mean()),
         "over_gaussian": float(gain_n.mean()),
         "over_gaussian_median": float(np.median(gain_n)),
-        "ci95": list(bootstrap_interval(lambda w: (w @ sums) / (w @ counts), len(counts))),
+        "ci95": list(ratio_interval(sums, counts)),
         "trace_error_of_mean": float(found.standard_error_n.square().sum().sqrt() / DENSITY_TOKENS),
     }
 
@@ -204,13 +197,13 @@ class GPUStudy:
             validate_every=10 * settings.log_every,
             keep=(),
         )
-        model = new_model(replace(run.recipe, training=settings), self.store, SEED)
+        model = new_model(replace(run.recipe, training=settings), Origin.of(self.store), SEED)
         with tempfile.TemporaryDirectory() as folder:  # nothing of it is kept
             log = train(
                 model,
                 settings,
                 lambda step: resident_batches(self.rows_nd, settings.batch, SEED),
-                self.splits["validation"].z_nd,
+                self.splits["validation"].z,
                 Path(folder),
                 seed=SEED,
             )
@@ -299,7 +292,7 @@ def measure(study: GPUStudy, chosen: Iterable[GPURun], out: Path, commit: str | 
         "rows": [],
     }
     if out.exists() and _facts(before := read_json(out)) == _facts(content):
-        content["rows"] = before["rows"]
+        content["rows"] = rows_of(before["trials"], "name")
     for run in chosen:
         done = [row for row in content["rows"] if row["name"] != run.name]
         if any(
@@ -309,7 +302,7 @@ def measure(study: GPUStudy, chosen: Iterable[GPURun], out: Path, commit: str | 
             continue
         for row in study.rows(run):
             content["rows"] = [*done, row]
-            write_json(out, content)
+            write_json(out, keyed_results("gpu/budgets", content))
         print(
             f"{run.name}: {row['parameters'] / 1e6:.1f} M, {row['activations']:,} activations in {row['seconds']:.0f} s: train {row['train']:.4f}, "
             f"validation {row['validation']:.4f}"

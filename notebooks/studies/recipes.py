@@ -18,14 +18,14 @@ from functools import cached_property, wraps
 
 import numpy as np
 import torch
-from scipy import stats
 from torch._dynamo.exc import BackendCompilerFailed
 
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import Normaliser
+from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser, MLPSize, UNetSize, count_parameters, image_shape
 from mmlib.evaluation import losses as compare
+from mmlib.evaluation.intervals import spread
 from mmlib.runs import run as runs
 from mmlib.runs.presets import RecipeStudySize
 from mmlib.runs.sweep import Cell, Study, watched
@@ -100,8 +100,8 @@ class RecipeStudy:
         self.seed, self.all_seeds = run.seed, tuple(range(run.seed, run.seed + self.size.seeds))
         self.reference = self.size.unet_channels[len(self.size.unet_channels) // 2]
         rows = store.rows("validation")
-        self.z, documents = Normaliser.of(store)(store.read(rows)), store.column("document", rows)
-        self.documents = documents - documents[0]
+        z_nd, documents = Normaliser.of(store)(store.read(rows)), store.column("document", rows)
+        self.validation = Tokens(z_nd, documents - documents[0], store.column("position", rows))
 
         def study(evaluate: Callable[[Cell, MetaModel], dict], evaluation: dict) -> Study:
             return Study(
@@ -134,15 +134,8 @@ class RecipeStudy:
 
     def measured(self, denoiser, objective: str, tokens: int) -> float:
         """The plain loss of a denoiser on validation documents."""
-        losses, _ = compare.evaluate(
-            {"it": denoiser},
-            {},
-            objective,
-            self.z,
-            self.documents,
-            tokens=tokens,
-            common_tokens=tokens,
-            seed=self.seed,
+        losses = compare.evaluate(
+            {"it": denoiser}, self.validation, objective, per_level=tokens, seed=self.seed
         )
         return losses.mean("it")
 
@@ -692,24 +685,6 @@ def curve_of(outcome: dict) -> dict[str, list[float]]:
     return {
         "seconds": [outcome["setup_seconds"] + second for second in outcome["log"]["seconds"]],
         "loss": outcome["log"]["validation_loss"],
-    }
-
-
-def spread(values: Sequence[float]) -> dict:
-    """Values, mean, standard deviation, and Student's 95 % interval of the mean, which supposes that they are normal.
-
-    Raises:
-        ValueError: fewer than two.
-    """
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} value: a spread needs at least two")
-    mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
-    reach = float(stats.t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
-    return {
-        "values": [float(value) for value in values],
-        "mean": mean,
-        "std": std,
-        "ci95": [mean - reach, mean + reach],
     }
 
 

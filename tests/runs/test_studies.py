@@ -62,7 +62,7 @@ def test_a_cell_is_trained_once_and_again_when_its_configuration_changes(
         seen == [("one", True), ("two", True)]
         and first["one"]["validation_loss"] != first["two"]["validation_loss"]
     )
-    path = tmp_path / "results" / "smoke" / "toys" / "one.json"
+    path = run.results / "toys" / "one.json"
     assert first["one"] == read_json(path) and first["one"]["provenance"]["command"].startswith(
         "make studies"
     )

@@ -105,7 +105,7 @@ def said(cell, strength):
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "DATA", tmp_path)
     asked = []
     made = SteeringStudy(
         runs.start(preset="smoke", seed=0),
@@ -132,7 +132,7 @@ def test_a_combination_is_generated_once_and_again_when_its_configuration_change
     assert (
         f"0 of {len(CELLS)} combinations left, 0 runs, about 0 minutes" in capsys.readouterr().out
     )
-    path = tmp_path / "results" / "smoke" / "steering_study" / "sentiment_probe_additive.json"
+    path = study.run.results / "steering_study" / "sentiment_probe_additive.json"
     assert json.loads(path.read_text())["provenance"]["command"].startswith("make studies")
     changed = [replace(CELLS[-1], strengths=(2.0, 5.0))]
     study.outcomes(changed)

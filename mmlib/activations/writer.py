@@ -20,7 +20,7 @@ import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.activations.store import (
+from mmlib.activations.parts import (
     CHUNK_ROWS,
     COLUMNS,
     DTYPES,
@@ -28,10 +28,8 @@ from mmlib.activations.store import (
     FORMAT_VERSION,
     MANIFEST,
     VIRTUAL,
-    ActivationStore,
     Part,
     RunningMoments,
-    StoreError,
     as_float,
     chunk_count,
     is_rows,
@@ -39,12 +37,11 @@ from mmlib.activations.store import (
     moments_of,
     outside,
     part_name,
-    read_manifest,
-    refuse_former,
     seal,
     to_numpy,
 )
-from mmlib.files import naming_full_disk, replace_durably
+from mmlib.activations.store import ActivationStore, read_manifest, refuse_former
+from mmlib.files import StoreError, naming_full_disk, replace_durably
 
 PART_BYTES, MOST_PARTS = 30_000_000, 2000
 

@@ -13,8 +13,9 @@ component's n_k tokens, as if ν more had been seen (a conjugate prior, as in Fr
 """
 
 import math
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmlib.activations.store import ActivationStore
-from mmlib.denoisers.gaussian import GaussianDenoiser
+from mmlib.denoisers.gaussian import GaussianDenoiser, read_cost, write_cost
 from mmlib.denoisers.likelihood import SMOOTHING, smoothed
 from mmlib.files import written_whole
 
@@ -64,6 +65,8 @@ class GaussianMixtureDenoiser:
 
     log_weights_k: Tensor
     components: tuple[GaussianDenoiser, ...]
+    train_seconds: float | None = None  # of the fit and the choice; None: not known
+    train_activations: int | None = None  # that the fit saw
 
     @property
     def parameters(self) -> int:
@@ -168,7 +171,7 @@ class GaussianMixtureDenoiser:
         return z_nd
 
     def save(self, path: Path, documents: str) -> None:
-        """Write as safetensors, with the identity of the documents it was fitted to."""
+        """Write as safetensors, with the identity of the documents it was fitted to; what it cost is in JSON beside it."""
         stacked = {
             name: torch.stack([getattr(component, name) for component in self.components])
             for name in ("mean_d", "basis_dd", "eigenvalues_d")
@@ -177,6 +180,7 @@ class GaussianMixtureDenoiser:
             save_file(
                 {"log_weights": self.log_weights_k, **stacked}, partial, {"documents": documents}
             )
+        write_cost(path, self)
 
     @classmethod
     def load(cls, path: Path, store: ActivationStore) -> "GaussianMixtureDenoiser":
@@ -191,7 +195,8 @@ class GaussianMixtureDenoiser:
                 file.get_tensor(name)
                 for name in ("log_weights", "mean_d", "basis_dd", "eigenvalues_d")
             )
-        return cls(log_weights_k, tuple(full_gaussian(*parts) for parts in zip(*stacked)))
+        components = tuple(full_gaussian(*parts) for parts in zip(*stacked))
+        return cls(log_weights_k, components, **read_cost(path))
 
 
 def _most(kept_m: Tensor) -> bool:
@@ -262,6 +267,7 @@ def fit_mixture(
             f"{len(z_train_nd)} activations cannot determine {max(size.components)} components in {z_train_nd.shape[1]} dimensions: "
             "extract more"
         )
+    began = time.perf_counter()
     x_nd, outcomes = smoothed(z_validation_nd, torch.Generator().manual_seed(seed)), []
     best = (-math.inf, None, None, None)
 
@@ -306,7 +312,8 @@ def fit_mixture(
                 ClusterMoments.of(z_train_nd, label_n).mixture(last[3]), label_n, last[3], step + 1
             )
             best = max(best, last, key=lambda trial: trial[0])
-    return best[1], outcomes
+    seconds = time.perf_counter() - began
+    return replace(best[1], train_seconds=seconds, train_activations=len(z_train_nd)), outcomes
 
 
 def _clusters(z_nd: Tensor, k: int, seed: int) -> Tensor:

@@ -15,11 +15,11 @@ from matplotlib.text import Text
 from mmlib.plots import set_style
 from mmlib.runs import dependencies
 from mmlib.runs.agreement import quotes
-from mmlib.runs.presets import get_preset
 from mmlib.runs.run import ROOT
 from mmlib_studies import claims
 from mmlib_studies.figures import main as figures
 from mmlib_studies.steering.grid import combinations
+from mmlib_studies.steering.sizes import GRIDS
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -381,7 +381,7 @@ def test_another_meta_model_than_ours_is_named_where_it_is_drawn(results, draw):
 
 def test_committed_study_of_steering_is_the_whole_of_its_plan():
     study = committed("steering_study")
-    size = get_preset("default").steering_study
+    size = GRIDS["default"]
     assert study["cells"] == [cell.name for cell in combinations(size)] and study["runs"] == sum(
         len(cell.strengths) for cell in combinations(size)
     )

@@ -191,9 +191,7 @@ def test_validation_rows_of_the_smallest_batch_give_every_batch_the_same_noise(s
 
 def test_settings_that_came_later_count_only_where_they_differ(store):
     plain = RecipeTrial("one", RECIPE, store)
-    changed = replace(
-        plain, recipe=replace(RECIPE, training=replace(TINY, density="logit_normal"))
-    )
+    changed = replace(plain, recipe=replace(RECIPE, training=replace(TINY, density="logit_normal")))
     training = plain.configuration({})["recipe"]["training"]
     assert not {"density", "weighting", "decay"} & set(training)
     assert changed.configuration({})["recipe"]["training"] == {

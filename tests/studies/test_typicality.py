@@ -21,7 +21,6 @@ from mmlib.denoisers.gaussian import GaussianDenoiser, standard_normal
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
 from mmlib.evaluation import intervals as typicality
 from mmlib.evaluation.intervals import bootstrap_interval
-from mmlib.runs.presets import TypicalitySize
 from mmlib_studies.figures import applications as application_figures
 from mmlib_studies.ood import sets as shifts
 from mmlib_studies.ood.scores import (
@@ -38,6 +37,7 @@ from mmlib_studies.ood.scores import (
     surprise,
     token_noise,
 )
+from mmlib_studies.ood.sizes import TypicalitySize
 
 PLAIN = Normaliser(torch.zeros(1, 16), torch.ones(1, 16))
 

@@ -11,15 +11,16 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 
 class MissingInput(FileNotFoundError):
@@ -108,25 +109,31 @@ GPU_PACKAGES = ("torch", "diffusers", "accelerate", "transformers", "numpy")  # 
 PACKAGES = ("torch", "transformers", "diffusers", "sae-lens", "scikit-learn", "numpy", "h5py")
 
 
+CODE = ("mmlib", "notebooks", "requirements.txt")  # what decides a number, of this repository
+
+
 def git_commit(root: Path) -> str:
-    """The commit that `root` is at, with "+changes" if tracked code differs from it; "unknown" outside git."""
+    """The commit that `root` is at, with "+changes" if code there differs from it or is untracked; "unknown" where `root` is no repository.
+
+    A repository that merely encloses `root`, as where its files were unpacked in somebody's folder, says nothing about them; nor
+    does one that the environment names (`GIT_DIR`).
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ("git", "-C", str(root), *arguments), capture_output=True, text=True, check=True
+            ("git", "-C", str(root), *arguments),
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         ).stdout
 
     try:
-        dirty = git(
-            "status",
-            "--porcelain",
-            "--untracked-files=no",
-            "--",
-            "mmlib",
-            "notebooks",
-            "requirements.txt",
-        )
-        return git("rev-parse", "HEAD").strip() + ("+changes" if dirty else "")
+        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != Path(root).resolve():
+            return "unknown"
+        changed = git("status", "--porcelain", "--untracked-files=all", "--", *CODE)
+        return git("rev-parse", "HEAD").strip() + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -189,11 +196,72 @@ def processor() -> str:
 
 def default_device() -> str:
     """ "cuda" where there is one, else "cpu"."""
+    import torch  # here and below: planning and drawing need this file and no torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def bf16_pays(device: str) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    import torch
+
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def machine_rates(folder: Path) -> dict[str, float]:
+    """How fast this machine is at what the notebooks spend their time on, in about three seconds.
+
+    Returns:
+        float32 and bfloat16: 10⁹ operations a second of matrix products, the best of several, with as
+        many threads as torch takes; disk: 10⁶ bytes a second written to `folder` and on the disk.
+    """
+    import torch
+
+    def product(dtype: torch.dtype) -> float:
+        a = torch.randn(1024, 1024).to(dtype)
+        a @ a
+        seconds, end = math.inf, time.perf_counter() + 1
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            a @ a
+            seconds = min(seconds, time.perf_counter() - began)
+        return round(2 * 1024**3 / seconds / 1e9, 1)
+
+    block = os.urandom(32_000_000)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        began = time.perf_counter()
+        file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        disk = len(block) / (time.perf_counter() - began) / 1e6
+    return {
+        "float32": product(torch.float32),
+        "bfloat16": product(torch.bfloat16),
+        "disk": round(disk, 1),
+    }
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that can still be had, by the machine and by the container; None where neither says it."""
+    free = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="utf-8"))
+        free += [int(available[1]) * 1024] if available else []
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        if Path(limit).exists() and (most := Path(limit).read_text().strip()) != "max":
+            free.append(int(most) - int(Path(used).read_text()))
+    return min(free, default=None)

@@ -1,11 +1,21 @@
-"""The language model as its own corpus: plain samples from it, seeded, cached as token ids."""
+"""Text from the language model: one seeded generator, with or without prompts, with or without an edit of its activations.
+
+Text is drawn at temperature 1 from the model's own softmax: no truncation, and none of the settings that a model ships for chatting
+(`shipped_settings_off`). The draws that choose tokens come from one of two sources, each of which gives the same text for the same seed on the
+same machine: torch's own generator, by a seed, or `GumbelNoise`, whose noise is a function of prompt, step and token, so that texts under
+different edits are chosen by the same draws.
+
+    generate          new ids behind prompts of any lengths, or behind the opening token alone
+    continuations     new ids behind equally long prompts, in batches, under an edit
+    sample_token_ids  samples from the opening token on, cached batch by batch
+"""
 
 import hashlib
 import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -23,6 +33,182 @@ BATCH = 40  # both 40 and 200 documents, those of the presets, are whole batches
 
 
 TIMED_TOKENS = 8  # drawn and thrown away, to say how long the rest will take
+
+
+LOGIT_ROWS = (
+    8  # predictions whose logits are taken to float32 at a time, see `mmlib.evaluation.lm_loss`
+)
+
+
+SCORED_AT_ONCE = 16  # continuations in one forward pass
+
+
+@contextmanager
+def compact_logits(model: PreTrainedModel):
+    """Within the context, the vocabulary's matrix meets rows that lie side by side.
+
+    `generate` slices the last position out of a prompt's hidden states; torch multiplies such a slice prompt by prompt, with a copy of the
+    matrix for each: 10 GB at 32 prompts of a 262,144-token vocabulary.
+    """
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, inputs: (inputs[0].contiguous(), *inputs[1:])
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def shipped_settings_off(model: PreTrainedModel):
+    """Within the context, `generate` takes nothing from the settings that the model ships: penalties, bans, temperatures."""
+    shipped = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        with compact_logits(model):
+            yield
+    finally:
+        model.generation_config = shipped
+
+
+class GumbelNoise(LogitsProcessor):
+    """Adds Gumbel noise to the logits, so that their largest is a sample at temperature 1 (Maddison et al. 2014).
+
+    The noise of a prompt, step and token depends on the key alone. On a CPU torch.multinomial's draws take half of a step of `generate`.
+    """
+
+    def __init__(self, *key: int):
+        self.rng = np.random.Generator(np.random.SFC64(key))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits (b, v) with noise added, on their device."""
+        room = np.empty(
+            scores.shape[1]
+        )  # double: of single-precision draws one in ten million is 0, and its token would win
+        return torch.stack(
+            [
+                row
+                - torch.from_numpy(np.log(self.rng.standard_exponential(out=room), out=room)).to(
+                    row
+                )
+                for row in scores
+            ]
+        )
+
+
+Draws = (
+    int | GumbelNoise
+)  # what chooses tokens: torch's own generator by that seed, or Gumbel noise
+
+
+@contextmanager
+def _drawn_by(draws: Draws):
+    """What `generate` of transformers is told of the draws; torch's generators are afterwards as they were."""
+    if isinstance(draws, GumbelNoise):
+        yield {"do_sample": False, "logits_processor": LogitsProcessorList([draws])}
+    else:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(draws)
+            yield {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+def _new_ids(
+    lm: LanguageModel, ids_bt: Tensor, tokens: int, draws: Draws, may_end: bool, **options
+) -> Tensor:
+    """Ids that follow equally long rows, (b, at most `tokens`), by transformers' own `generate` with a KV cache.
+
+    Args:
+        may_end: <eos> may be drawn; what follows it in its row means nothing.
+        options: further ones of `generate`.
+    """
+    eos = lm.tokenizer.eos_token_id
+    options = {"attention_mask": torch.ones_like(ids_bt), "num_beams": 1} | options
+    if not may_end:
+        options["min_new_tokens"] = tokens
+    with shipped_settings_off(lm.model), _drawn_by(draws) as drawing:
+        found_bt = lm.model.generate(
+            ids_bt,
+            max_new_tokens=tokens,
+            eos_token_id=eos,
+            pad_token_id=lm.opening_token if eos is None else eos,
+            **drawing,
+            **options,
+        )
+    return found_bt[:, ids_bt.shape[1] :]
+
+
+def generate(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    draws: Draws,
+    *,
+    may_end: bool = False,
+    streamer: BaseStreamer | None = None,
+) -> list[list[int]]:
+    """New token ids behind each prompt.
+
+    Args:
+        prompts: token ids without the opening token, of any lengths; empty ones draw from the opening token on.
+        tokens: so many new ones for each, or fewer where it may end.
+        draws: a seed of torch's generator, or `GumbelNoise`.
+        may_end: a text ends before <eos>; otherwise <eos> is never drawn, so all are equally long.
+        streamer: is told of every step, as transformers' `generate` does.
+    """
+    width, eos = max(map(len, prompts)), lm.tokenizer.eos_token_id
+    padding = [width - len(ids) for ids in prompts]
+    opened = [[lm.opening_token] * (1 + n) + list(ids) for n, ids in zip(padding, prompts)]
+    opened_bt = torch.tensor(opened, device=lm.model.device)
+    options = _left_padded(lm, opened_bt, padding) if any(padding) else {}
+    new_bt = _new_ids(lm, opened_bt, tokens, draws, may_end, streamer=streamer, **options)
+    rows = new_bt.tolist()
+    return [row[: row.index(eos)] if eos in row else row for row in rows] if may_end else rows
+
+
+def _left_padded(lm: LanguageModel, opened_bt: Tensor, padding: Sequence[int]) -> dict:
+    """What `generate` of transformers is told of rows that begin with padding: the mask that hides it, and the rows as already read.
+
+    `generate` would read them too, in a pass of another shape, in which a bfloat16 model may round otherwise: texts that were drawn this way
+    are kept, and are drawn again where the cache is gone.
+    """
+    width = opened_bt.shape[1]
+    mask_bt = torch.tensor([[0] * n + [1] * (width - n) for n in padding], device=lm.model.device)
+    with torch.no_grad():
+        read = lm.model.base_model(
+            input_ids=opened_bt[:, :-1],
+            attention_mask=mask_bt[:, :-1],
+            use_cache=True,
+            position_ids=(mask_bt.cumsum(1) - 1).clamp(min=0)[:, :-1],
+        )
+    return {"attention_mask": mask_bt, "past_key_values": read.past_key_values}
+
+
+def continuations(
+    lm: LanguageModel,
+    prompt_ids_bt: Tensor,
+    layer: int,
+    steering: Callable[[int], Callable[[Tensor], Tensor]] | None = None,
+    *,
+    tokens: int,
+    seed: int,
+    batch: int = 100,
+) -> Tensor:
+    """New token ids (b, tokens) behind equally long prompts, with a block's output edited or not.
+
+    The draws that choose tokens depend on (seed, batch) and not on the edit: equal logits give equal text. Never <eos>, so all are equally long.
+
+    Args:
+        prompt_ids_bt: equally long prompts, opening token included.
+        layer: block whose output is edited.
+        steering: makes the edit of a batch from the batch's number; None: the language model as it is.
+        batch: prompts that are continued together.
+    """
+    drawn = []
+    for i, part_bt in enumerate(prompt_ids_bt.to(lm.model.device).split(batch)):
+        editing = nullcontext() if steering is None else edited_block(lm.model, layer, steering(i))
+        with editing:
+            drawn.append(_new_ids(lm, part_bt, tokens, GumbelNoise(seed, i), may_end=False).cpu())
+    return torch.cat(drawn)
 
 
 def sample_token_ids(
@@ -79,25 +265,28 @@ def _draw(
     lm: LanguageModel, batches: range, batch: int, tokens: int, seed: int
 ) -> Iterator[list[list[int]]]:
     """The samples of each batch, with progress."""
-    n_tokens = len(batches) * batch * tokens
-    with _seeded("time"):
-        start = time.perf_counter()
-        _generate(lm, batch, min(TIMED_TOKENS, tokens))
-        minutes = (
-            (time.perf_counter() - start) / (batch * min(TIMED_TOKENS, tokens)) * n_tokens / 60
-        )
+    n_tokens, nothing = len(batches) * batch * tokens, [[]] * batch
+    few = min(TIMED_TOKENS, tokens)
+    start = time.perf_counter()
+    generate(lm, nothing, few, _seed_of("time"), may_end=True)
+    minutes = (time.perf_counter() - start) / (batch * few) * n_tokens / 60
     print(
         f"sampling {len(batches) * batch} documents from {lm.identity}: at most {n_tokens:,} tokens, about {minutes:.1f} minutes",
         flush=True,
     )
     with tqdm(total=n_tokens, desc="sampling", unit=" tokens", **PROGRESS) as bar:
         for done, i in enumerate(batches):
-            with _seeded(seed, i, lm.identity, tokens):
-                drawn = _generate(lm, batch, tokens, _Ticks(bar))
+            key = _seed_of(seed, i, lm.identity, tokens)
+            drawn = generate(lm, nothing, tokens, key, may_end=True, streamer=_Ticks(bar))
             bar.update(
                 (done + 1) * batch * tokens - bar.n
             )  # all samples of the batch may have ended early
             yield drawn
+
+
+def _seed_of(*key) -> int:
+    """A seed of torch's generator that depends on the key alone."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8])
 
 
 class _Ticks(BaseStreamer):
@@ -112,144 +301,6 @@ class _Ticks(BaseStreamer):
 
     def end(self):
         pass
-
-
-@contextmanager
-def _seeded(*key):
-    """Random numbers of torch that depend on the key alone; afterwards its generators are as they were."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]))
-        yield
-
-
-def _generate(
-    lm: LanguageModel, batch: int, tokens: int, streamer: BaseStreamer | None = None
-) -> list[list[int]]:
-    """One batch of samples without the opening token, <eos> and what follows it."""
-    eos, opening_b1 = (
-        lm.tokenizer.eos_token_id,
-        torch.full((batch, 1), lm.opening_token, device=lm.model.device),
-    )
-    shipped = lm.model.generation_config
-    lm.model.generation_config = (
-        GenerationConfig()
-    )  # `generate` takes from it whatever is not given here: penalties, bans, …
-    try:
-        ids_bt = lm.model.generate(
-            opening_b1,
-            attention_mask=torch.ones_like(opening_b1),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            num_beams=1,
-            max_new_tokens=tokens,
-            eos_token_id=eos,
-            pad_token_id=lm.opening_token if eos is None else eos,
-            streamer=streamer,
-        )
-    finally:
-        lm.model.generation_config = shipped
-    rows = ids_bt[:, 1:].tolist()
-    return [row[: row.index(eos)] if eos in row else row for row in rows]
-
-
-LOGIT_ROWS = (
-    8  # predictions whose logits are taken to float32 at a time, see `mmlib.evaluation.lm_loss`
-)
-
-
-SCORED_AT_ONCE = 16  # continuations in one forward pass
-
-
-@contextmanager
-def compact_logits(model: PreTrainedModel):
-    """Within the context, the vocabulary's matrix meets rows that lie side by side.
-
-    `generate` slices the last position out of a prompt's hidden states; torch multiplies such a slice prompt by prompt, with a copy of the
-    matrix for each: 10 GB at 32 prompts of a 262,144-token vocabulary.
-    """
-    handle = model.get_output_embeddings().register_forward_pre_hook(
-        lambda module, inputs: (inputs[0].contiguous(), *inputs[1:])
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-class GumbelNoise(LogitsProcessor):
-    """Adds Gumbel noise to the logits, so that their largest is a sample at temperature 1 (Maddison et al. 2014).
-
-    The noise of a prompt, step and token depends on the key alone. On a CPU torch.multinomial's draws take half of a step of `generate`.
-    """
-
-    def __init__(self, *key: int):
-        self.rng = np.random.Generator(np.random.SFC64(key))
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        room = np.empty(
-            scores.shape[1]
-        )  # double: of single-precision draws one in ten million is 0, and its token would win
-        return torch.stack(
-            [
-                row
-                - torch.from_numpy(np.log(self.rng.standard_exponential(out=room), out=room)).to(
-                    row
-                )
-                for row in scores
-            ]
-        )
-
-
-@contextmanager
-def shipped_settings_off(model: PreTrainedModel):
-    """Within the context, `generate` takes nothing from the settings that the model ships: penalties, bans, temperatures."""
-    shipped = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        with compact_logits(model):
-            yield
-    finally:
-        model.generation_config = shipped
-
-
-def continuations(
-    lm: LanguageModel,
-    prompt_ids_bt: Tensor,
-    layer: int,
-    steering: Callable[[int], Callable[[Tensor], Tensor]] | None = None,
-    *,
-    tokens: int,
-    seed: int,
-    batch: int = 100,
-) -> Tensor:
-    """New token ids (b, tokens), sampled at temperature 1 by transformers' own `generate` with a KV cache.
-
-    The draws that choose tokens depend on (seed, batch) and not on the edit: equal logits give equal text. Never <eos>, so all are equally long.
-
-    Args:
-        prompt_ids_bt: equally long prompts, opening token included.
-        steering: makes the edit of a batch from the batch's number; None: the language model as it is.
-    """
-    eos, drawn = lm.tokenizer.eos_token_id, []
-    for i, part_bt in enumerate(prompt_ids_bt.to(lm.model.device).split(batch)):
-        editing = nullcontext() if steering is None else edited_block(lm.model, layer, steering(i))
-        with shipped_settings_off(lm.model), editing:
-            ids_bt = lm.model.generate(
-                part_bt,
-                attention_mask=torch.ones_like(part_bt),
-                do_sample=False,
-                num_beams=1,
-                use_cache=True,
-                logits_processor=LogitsProcessorList([GumbelNoise(seed, i)]),
-                max_new_tokens=tokens,
-                min_new_tokens=tokens,
-                eos_token_id=eos,
-                pad_token_id=lm.opening_token if eos is None else eos,
-            )
-        drawn.append(ids_bt[:, part_bt.shape[1] :].cpu())
-    return torch.cat(drawn)
 
 
 @torch.inference_mode()

@@ -1,5 +1,7 @@
 """Weights from a folder or the Hub: complete, finite and of the right shapes, or refused by name. Nothing is unpickled.
 
+`Origin` is what every fit carries beside its weights: the activations it is of.
+
 Checkpoints of the paper's authors (arXiv 2602.06964), read as they are.
 
 A folder holds config.yaml, rep_statistics.pt (mean and var of the activations, per layer if there are several) and
@@ -11,6 +13,7 @@ The model card that lies beside the weights of a meta-model.
 import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.networks import MLPDenoiser
 
@@ -37,6 +41,88 @@ FILES = (
 
 class CheckpointError(RuntimeError):
     """A checkpoint is damaged, incomplete or of another architecture; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The activations that a fit is of: their standardisation, and where they were read.
+
+    Args:
+        normaliser: statistics of the training documents, a row for each layer.
+        language_model: its identity, "name@hash"; "" if unknown.
+        layers: block indices, in the normaliser's order; none if unknown.
+        documents: identity of the documents and of their split; "" if unknown.
+    """
+
+    normaliser: Normaliser
+    language_model: str = ""
+    layers: tuple[int, ...] = ()
+    documents: str = ""
+
+    @classmethod
+    def of(cls, *stores: ActivationStore) -> "Origin":
+        """Of a store, or of several: one a layer, of the same texts.
+
+        Raises:
+            StoreError: they hold other language models or other documents.
+        """
+        first = stores[0]
+        for store in stores[1:]:
+            if (store.model, store.documents, store.n) != (first.model, first.documents, first.n):
+                raise StoreError(
+                    f"{store.path} holds {store.model} on {store.documents}, {first.path} holds {first.model} on "
+                    f"{first.documents}: layers of one model on the same texts were expected"
+                )
+        return cls(
+            Normaliser.of(*stores),
+            first.model,
+            tuple(store.layer for store in stores),
+            first.documents,
+        )
+
+    @property
+    def d(self) -> int:
+        """Width of the activations."""
+        return self.normaliser.d
+
+    def check(
+        self,
+        what: str,
+        *,
+        language_model: str | None = None,
+        layer: int | None = None,
+        d: int | None = None,
+        documents: str | None = None,
+    ) -> None:
+        """Refuse activations that the fit was not made for; what is None here or unknown to the fit is not compared.
+
+        Raises:
+            StoreError: they are of another language model, layer, width or of other documents; the message has both.
+        """
+        pinned = "@" in self.language_model  # published checkpoints name no revision
+        theirs = language_model if pinned else (language_model or "").partition("@")[0]
+        differs = (
+            (self.language_model and language_model and self.language_model != theirs)
+            or (self.layers and layer is not None and layer not in self.layers)
+            or (d is not None and d != self.d)
+        )
+        if differs:
+            raise StoreError(
+                "{} was trained on {} layer {} (width {}), the store holds {} layer {} (width {}): extract or train again with the same model "
+                "and layer".format(
+                    what,
+                    self.language_model or "an unknown model",
+                    ", ".join(map(str, self.layers)) or "unknown",
+                    self.d,
+                    language_model or "an unknown model",
+                    "unknown" if layer is None else layer,
+                    "unknown" if d is None else d,
+                )
+            )
+        if self.documents and documents and self.documents != documents:
+            raise StoreError(
+                f"{what} was fitted to documents {self.documents}, these are {documents}: its training documents may be among them"
+            )
 
 
 def fetched(source: str | Path, revision: str | None = None, extra: tuple[str, ...] = ()) -> Path:
@@ -231,14 +317,14 @@ def model_card(facts: Mapping[str, object]) -> str:
     Args:
         facts: objective, language_model, layers, documents, d, parameters; others (about the training) are listed as they are.
     """
-    layers = ", ".join(str(layer) for layer in facts["layers"])
+    layers = ", ".join(str(layer) for layer in facts["layers"]) or "unknown"
     known = ("network", "objective", "language_model", "layers", "documents", "d", "parameters")
     training = "".join(f"- {key}: {value}\n" for key, value in facts.items() if key not in known)
     return f"""---
 library_name: diffusers
 tags: [activations, meta-model, interpretability]
 ---
-# Diffusion meta-model of {facts["language_model"]}, block {layers}
+# Diffusion meta-model of {facts["language_model"] or "plain activations"}, block {layers}
 
 A {facts["network"]} of {facts["parameters"]:,} parameters that predicts {facts["objective"]} of noised residual-stream activations (outputs of block
 {layers}, counting from 0; width {facts["d"]}; standardised by the statistics in normaliser.safetensors).

@@ -10,11 +10,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers import checkpoints as published
 from mmlib.denoisers.checkpoints import (
     CheckpointError,
+    Origin,
     fetched,
     load_network,
     model_card,
@@ -58,21 +59,24 @@ class MetaModel:
     @classmethod
     def for_store(cls, network: nn.Module, objective: str, *stores: ActivationStore) -> "MetaModel":
         """An untrained model for the activations of a store, or of several: one a layer, of the same texts."""
-        first = stores[0]
-        for store in stores[1:]:
-            if (store.model, store.documents, store.n) != (first.model, first.documents, first.n):
-                raise StoreError(
-                    f"{store.path} holds {store.model} on {store.documents}, {first.path} holds {first.model} on "
-                    f"{first.documents}: layers of one model on the same texts were expected"
-                )
+        return cls.of(network, objective, Origin.of(*stores))
+
+    @classmethod
+    def of(cls, network: nn.Module, objective: str, origin: Origin) -> "MetaModel":
+        """An untrained model of activations about which so much is known."""
         return cls(
             network,
             objective,
-            Normaliser.of(*stores),
-            first.model,
-            [store.layer for store in stores],
-            first.documents,
+            origin.normaliser,
+            origin.language_model,
+            origin.layers,
+            origin.documents,
         )
+
+    @property
+    def origin(self) -> Origin:
+        """What it is a model of."""
+        return Origin(self.normaliser, self.language_model, self.layers, self.documents)
 
     @property
     def d(self) -> int:
@@ -89,8 +93,10 @@ class MetaModel:
         """The block index of a model of one layer.
 
         Raises:
-            ValueError: it has several.
+            ValueError: it has several, or does not say.
         """
+        if not self.layers:
+            raise ValueError("this meta-model does not say which layer it is of")
         if len(self.layers) > 1:
             raise ValueError(
                 f"this meta-model has layers {list(self.layers)}: choose one with .at(layer)"
@@ -145,18 +151,9 @@ class MetaModel:
         Raises:
             StoreError: it holds another language model, layer or width, or other documents.
         """
-        known = (
-            store.model if "@" in self.language_model else store.model.partition("@")[0]
-        )  # published checkpoints name no revision
-        ours, theirs = (
-            (self.language_model, self.layer, self.d),
-            (store.model, store.layer, store.d),
+        self.at(self.layer).origin.check(
+            "this meta-model", language_model=store.model, layer=store.layer, d=store.d
         )
-        if ours != (known, *theirs[1:]):
-            raise StoreError(
-                "this meta-model was trained on {} layer {} (width {}), the store holds {} layer {} (width {}): "
-                "extract or train again with the same model and layer".format(*ours, *theirs)
-            )
         if same_documents:
             store.check_documents(self.documents, "this meta-model")
 

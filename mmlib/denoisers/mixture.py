@@ -14,7 +14,7 @@ component's n_k tokens, as if ν more had been seen (a conjugate prior, as in Fr
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -135,14 +135,23 @@ class GaussianMixtureDenoiser:
                 )
             yield k, rows, scores_md, joint_m
 
-    def log_density(self, x_nd: Tensor, sigma: float) -> Tensor:
-        """Natural logarithm of the density of x = (1 − σ) z + σ ε, per dimension, (n,), double."""
+    def _joint(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """log w_k + log N(x; a μ_k, a² Σ_k + σ² I) in nats, (n, k), double; −∞ where it is negligible."""
         joint_nk = torch.full((len(x_nd), len(self.components)), -math.inf, dtype=torch.double)
         for k, rows, _, joint_m in self._likely(x_nd, sigma):
             joint_nk[rows, k] = joint_m
-        return joint_nk.logsumexp(1) / x_nd.shape[1]
+        return joint_nk
+
+    def log_density(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """Natural logarithm of the density of x = (1 − σ) z + σ ε, per dimension, (n,), double."""
+        return self._joint(x_nd, sigma).logsumexp(1) / x_nd.shape[1]
+
+    def responsibilities(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """Probability of each component given x = (1 − σ) z + σ ε, (n, k), double."""
+        return self._joint(x_nd, sigma).softmax(1)
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """E[z | x], (n, d)."""
         most_n = torch.full(
             (len(x_nd),), -math.inf, dtype=torch.double
         )  # shares are of the largest so far: no exponential overflows
@@ -172,15 +181,23 @@ class GaussianMixtureDenoiser:
 
     def save(self, path: Path, documents: str) -> None:
         """Write as safetensors, with the identity of the documents it was fitted to; what it cost is in JSON beside it."""
+        with written_whole(path) as partial:
+            save_file(self.tensors(), partial, {"documents": documents})
+        write_cost(path, self)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers, each stacked over components, by name; `of_tensors` takes them."""
         stacked = {
             name: torch.stack([getattr(component, name) for component in self.components])
             for name in ("mean_d", "basis_dd", "eigenvalues_d")
         }
-        with written_whole(path) as partial:
-            save_file(
-                {"log_weights": self.log_weights_k, **stacked}, partial, {"documents": documents}
-            )
-        write_cost(path, self)
+        return {"log_weights": self.log_weights_k, **stacked}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "GaussianMixtureDenoiser":
+        """What `tensors` gave."""
+        stacked = (tensors[name] for name in ("mean_d", "basis_dd", "eigenvalues_d"))
+        return cls(tensors["log_weights"], tuple(full_gaussian(*parts) for parts in zip(*stacked)))
 
     @classmethod
     def load(cls, path: Path, store: ActivationStore) -> "GaussianMixtureDenoiser":
@@ -191,12 +208,8 @@ class GaussianMixtureDenoiser:
         """
         with safe_open(path, "pt") as file:
             store.check_documents(file.metadata()["documents"], path)
-            log_weights_k, *stacked = (
-                file.get_tensor(name)
-                for name in ("log_weights", "mean_d", "basis_dd", "eigenvalues_d")
-            )
-        components = tuple(full_gaussian(*parts) for parts in zip(*stacked))
-        return cls(log_weights_k, components, **read_cost(path))
+            found = cls.of_tensors({name: file.get_tensor(name) for name in file.keys()})
+        return replace(found, **read_cost(path))
 
 
 def _most(kept_m: Tensor) -> bool:

@@ -1,31 +1,25 @@
-"""Sparse autoencoders (SAEs), trained by SAELens, as denoisers. PCA and Gaussians are in `mmlib.denoisers.gaussian`."""
+"""Sparse autoencoders (SAEs), trained by SAELens, as denoisers. PCA and Gaussians are in `mmlib.denoisers.gaussian`.
+
+SAELens is imported where it is used: that takes seconds, and without it everything but SAEs works.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import torch
-from sae_lens import (
-    SAE,
-    BatchTopKTrainingSAE,
-    BatchTopKTrainingSAEConfig,
-    JumpReLUTrainingSAE,
-    JumpReLUTrainingSAEConfig,
-    LoggingConfig,
-    TopKTrainingSAE,
-    TopKTrainingSAEConfig,
-    TrainingSAE,
-)
-from sae_lens.config import SAETrainerConfig
-from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from mmlib.activations.store import ActivationStore
 from mmlib.denoisers.gaussian import GaussianDenoiser, clean_input
 from mmlib.denoisers.noise import Denoiser, Level
 from mmlib.files import bf16_pays
+
+if TYPE_CHECKING:
+    from sae_lens import SAE, TrainingSAE
 
 
 @dataclass(frozen=True)
@@ -40,26 +34,39 @@ class SAESize:
     kind: str = "topk"  # or "batchtopk", "jumprelu"; see `baselines.SAE_KINDS`
 
 
-def _topk(d: int, size: SAESize, device: str) -> TrainingSAE:
+def sae_lens():
+    """SAELens.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    try:
+        import sae_lens as module
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("an SAE needs SAELens: pip install sae-lens") from error
+    return module
+
+
+def _topk(d: int, size: SAESize, device: str) -> "TrainingSAE":
     """The k largest latents of each activation (Gao et al. 2024)."""
-    return TopKTrainingSAE(
-        TopKTrainingSAEConfig(d_in=d, d_sae=size.latents, k=size.k, device=device)
+    return sae_lens().TopKTrainingSAE(
+        sae_lens().TopKTrainingSAEConfig(d_in=d, d_sae=size.latents, k=size.k, device=device)
     )
 
 
-def _batchtopk(d: int, size: SAESize, device: str) -> TrainingSAE:
+def _batchtopk(d: int, size: SAESize, device: str) -> "TrainingSAE":
     """The k·batch largest latents of a batch (Bussmann et al. 2024); saved with the running mean of the least of them as threshold."""
     rate = max(
         0.01, min(1.0, 20 / size.steps)
     )  # of that mean: SAELens's 0.01 would not forget the start within a few hundred steps
-    return BatchTopKTrainingSAE(
-        BatchTopKTrainingSAEConfig(
+    return sae_lens().BatchTopKTrainingSAE(
+        sae_lens().BatchTopKTrainingSAEConfig(
             d_in=d, d_sae=size.latents, k=size.k, topk_threshold_lr=rate, device=device
         )
     )
 
 
-def _jumprelu(d: int, size: SAESize, device: str) -> TrainingSAE:
+def _jumprelu(d: int, size: SAESize, device: str) -> "TrainingSAE":
     """A learnt threshold for each latent (Rajamanoharan et al. 2024), with Gemma Scope 2's quadratic penalty around L0 = k.
 
     Thresholds begin where about k latents pass: from SAELens's 0.01 Adam would not bring them there within a few hundred steps.
@@ -67,8 +74,8 @@ def _jumprelu(d: int, size: SAESize, device: str) -> TrainingSAE:
     spread = 0.1 * NormalDist().inv_cdf(
         1 - size.k / size.latents
     )  # latents of standardised z start with a standard deviation of 0.1
-    return JumpReLUTrainingSAE(
-        JumpReLUTrainingSAEConfig(
+    return sae_lens().JumpReLUTrainingSAE(
+        sae_lens().JumpReLUTrainingSAEConfig(
             d_in=d,
             d_sae=size.latents,
             jumprelu_sparsity_loss_mode="quadratic",
@@ -86,7 +93,7 @@ SAE_KINDS = {"topk": _topk, "batchtopk": _batchtopk, "jumprelu": _jumprelu}
 
 def train_sae(
     batches: Iterator[Tensor], d: int, size: SAESize, *, seed: int, device: str = "cpu"
-) -> SAE:
+) -> "SAE":
     """Train an SAE on clean standardised activations, the way people use SAEs.
 
     Args:
@@ -101,6 +108,10 @@ def train_sae(
         raise ValueError(
             f"unknown kind of SAE {size.kind!r}: expected one of {', '.join(SAE_KINDS)}"
         )
+    sae_lens()
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
     began = time.perf_counter()
     torch.manual_seed(seed)
     sae = SAE_KINDS[size.kind](d, size, device)
@@ -116,7 +127,7 @@ def train_sae(
             1, size.steps // 10
         ),  # steps without firing before the auxiliary loss revives a latent
         autocast=bf16_pays(device),  # as the MLPs train
-        logger=LoggingConfig(log_to_wandb=False),
+        logger=sae_lens().LoggingConfig(log_to_wandb=False),
     )
     trained = SAETrainer(config, sae, batches).fit().eval().to("cpu")
     trained.cfg.metadata.train_seconds = time.perf_counter() - began
@@ -131,25 +142,30 @@ def drawn_batches(gaussian: GaussianDenoiser, batch: int, seed: int) -> Iterator
         yield gaussian.sample(batch, generator)
 
 
-def save_sae(sae: SAE, folder: Path, documents: str) -> None:
+def save_sae(sae: "SAE", folder: Path, documents: str) -> None:
     """Write SAELens's inference format (cfg.json and safetensors), with the identity of the documents it was trained on."""
     sae.cfg.metadata.documents = documents
     sae.save_inference_model(folder)
 
 
-def load_sae(folder: Path, store: ActivationStore) -> SAE:
+def read_sae(folder: Path) -> "SAE":
+    """What `save_sae` wrote, whatever it was trained on."""
+    return sae_lens().SAE.load_from_disk(folder, device="cpu").eval()
+
+
+def load_sae(folder: Path, store: ActivationStore) -> "SAE":
     """Read what `save_sae` wrote.
 
     Raises:
         StoreError: it was trained on another store's documents.
     """
-    sae = SAE.load_from_disk(folder, device="cpu").eval()
+    sae = read_sae(folder)
     store.check_documents(sae.cfg.metadata.documents, folder)
     return sae
 
 
 @torch.inference_mode()
-def sae_quality(sae: SAE, z_nd: Tensor) -> dict[str, float]:
+def sae_quality(sae: "SAE", z_nd: Tensor) -> dict[str, float]:
     """How well an SAE reconstructs clean activations.
 
     Returns:
@@ -170,7 +186,7 @@ def sae_quality(sae: SAE, z_nd: Tensor) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def frequent_firing(sae: SAE, z_nd: Tensor, count: int) -> Tensor:
+def frequent_firing(sae: "SAE", z_nd: Tensor, count: int) -> Tensor:
     """Whether the SAE's most frequent latents fire, (n, count), most frequent first; fewer where fewer fire somewhere and not everywhere."""
     firing_nm = torch.cat([sae.encode(part_nd) > 0 for part_nd in z_nd.split(2048)])
     tokens_m = firing_nm.sum(0)
@@ -181,7 +197,7 @@ def frequent_firing(sae: SAE, z_nd: Tensor, count: int) -> Tensor:
 class SAEDenoiser:
     """An SAE's reconstruction taken as the clean estimate; `fed` as in `mmlib.denoisers.gaussian.clean_input`."""
 
-    def __init__(self, sae: SAE, fed: str):
+    def __init__(self, sae: "SAE", fed: str):
         self.sae, self.fed = sae, fed
         self.parameters = sum(p.numel() for p in sae.parameters())
         self.train_seconds = sae.cfg.metadata.train_seconds  # None: not known
@@ -189,6 +205,7 @@ class SAEDenoiser:
 
     @torch.inference_mode()
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """The reconstruction of what stands in for z, (n, d)."""
         return self.sae(clean_input(x_nd, sigma, self.fed))
 
 
@@ -234,6 +251,7 @@ class MixedDenoiser:
         return tuple((solution / length).tolist())
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """The mix (n, d) at one of the fitted levels."""
         if sigma not in self.weights:
             raise ValueError(
                 f"no mix was fitted at σ = {sigma}: expected one of the {len(self.weights)} fitted levels"

@@ -1,11 +1,21 @@
-"""The loss comparison: every method on one denoising objective, on the same tokens and the same noise, with intervals.
+"""THE evaluator: methods on one denoising objective, on the same tokens and the same noise, summed by level and document.
 
-Losses are means over a sample of the test tokens and the 100 levels of the evaluation grid, so tokens weigh equally and long
-documents weigh more. Documents are the independent units; intervals are those of `mmlib.evaluation.intervals`.
+Every loss is made in one place, `token_losses`: z is noised to x = (1 − σ) z + σ ε, each method estimates ẑ from (x, σ), and the
+squares of ẑ − z are averaged over dimensions and weighed as the objective weighs the level. What follows is sums of these losses:
+
+    losses = evaluate({"mine": denoiser, "gaussian": gaussian}, store.tokens("test"), "flow_velocity", per_level=1000, seed=0)
+    losses.mean("mine"), loss_interval(losses, "mine"), reduction_interval(losses, "mine", "gaussian")
+
+Units: a loss is a mean over dimensions of standardised activations z, so 1 is the power of z. Means are over the drawn tokens and
+the 100 levels of the evaluation grid (`mmlib.denoisers.noise`): tokens weigh equally, long documents weigh more. Documents are the
+independent units of all intervals (`mmlib.evaluation.intervals`).
+
+Letters of shapes: n tokens or draws, d dimensions, l levels, D or d documents at the end of a name (`sums_d`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,113 +23,274 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmlib.activations.batches import spread_rows
+from mmlib.activations.tokens import Tokens
 from mmlib.denoisers.gaussian import GaussianDenoiser
-from mmlib.denoisers.noise import Denoiser, noise_process
+from mmlib.denoisers.noise import Denoiser, Level, noise_process
 from mmlib.evaluation.claim import CLAIM, verdict
-from mmlib.evaluation.intervals import bootstrap_interval
+from mmlib.evaluation.intervals import ratio_interval
 
 LEAST_SIGMA, MOST_SIGMA = 0.05, 0.95  # mean losses are also given without the levels beyond
 
 
+Draw = Callable[
+    [int, Level], tuple[np.ndarray, Tensor]
+]  # (number of the level, level) → rows of the tokens drawn (n,) and their noise ε (n, d)
+
+
+class DocumentLosses(NamedTuple):
+    """Losses of one method, summed over (token, level) pairs, and the number of these pairs: (documents,) each, none without any."""
+
+    sums_d: np.ndarray
+    counts_d: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean loss over tokens and levels."""
+        return float(self.sums_d.sum() / self.counts_d.sum())
+
+    def as_json(self) -> dict[str, list[float]]:
+        """For results; `DocumentLosses.of_json` reads it."""
+        return {"sums": self.sums_d.tolist(), "counts": self.counts_d.tolist()}
+
+    @classmethod
+    def of_json(cls, stored: Mapping[str, list[float]]) -> "DocumentLosses":
+        """What `as_json` gave."""
+        return cls(np.array(stored["sums"]), np.array(stored["counts"]))
+
+
 @dataclass(frozen=True)
 class Losses:
-    """Summed losses of one objective, by method, level and test document."""
+    """Summed losses of one objective, by method, level and document.
+
+    Args:
+        sigma_l: noise levels, from clean to noisy.
+        sums: by method, summed losses (levels, documents).
+        counts_ld: numbers of tokens drawn, (levels, documents); the same for all methods, which makes comparisons paired.
+    """
 
     sigma_l: np.ndarray
-    sums: dict[str, np.ndarray]  # (levels, documents)
-    counts_ld: np.ndarray  # tokens
+    sums: dict[str, np.ndarray]
+    counts_ld: np.ndarray
+
+    def __add__(self, other: "Losses") -> "Losses":
+        """Of both sets of draws together: the same methods, levels and documents, other tokens."""
+        sums = {name: self.sums[name] + other.sums[name] for name in self.sums}
+        return Losses(self.sigma_l, sums, self.counts_ld + other.counts_ld)
 
     def curve(self, method: str) -> np.ndarray:
         """Mean loss at each level, (levels,)."""
         return self.sums[method].sum(1) / self.counts_ld.sum(1)
 
-    def by_document(self, method: str) -> tuple[np.ndarray, np.ndarray]:
+    def by_document(self, method: str) -> DocumentLosses:
         """(summed loss, number of (token, level) pairs) of each document that has any, two (documents,)."""
         present = self.counts_ld.sum(0) > 0
-        return self.sums[method].sum(0)[present], self.counts_ld.sum(0)[present]
+        return DocumentLosses(self.sums[method].sum(0)[present], self.counts_ld.sum(0)[present])
 
     def mean(self, method: str, levels: np.ndarray | slice = slice(None)) -> float:
         """Mean loss over tokens and the chosen levels."""
         return float(self.curve(method)[levels].mean())
 
 
-@torch.inference_mode()
-def evaluate(
-    methods: Mapping[str, Denoiser],
-    slow_methods: Mapping[str, Denoiser],
-    objective: str,
-    z_nd: Tensor,
-    document_n: np.ndarray,
-    *,
-    tokens: int,
-    common_tokens: int,
-    seed: int,
-) -> tuple[Losses, Losses]:
-    """Losses of all methods on the evaluation grid of one objective.
-
-    Each level draws its own `tokens` test tokens, evenly spread, and noise for them; all methods see the same. Slow methods see
-    only every (tokens / common_tokens)-th of them.
+@dataclass(frozen=True)
+class TokenLosses:
+    """Losses of each method on each draw; a draw is one token with its noise at one level.
 
     Args:
-        z_nd: standardised activations of the test documents.
-        document_n: index of each one's document, from 0.
-    Returns:
-        (losses of `methods` on every token drawn, losses of both kinds on the common subset).
-    Raises:
-        ValueError: `common_tokens` does not divide `tokens`, or there are fewer test tokens.
+        sigma_l: noise levels.
+        rows_ln: which token each draw is of, (levels, draws).
+        every: by method, it has seen every so manieth draw of each level, the first included.
+        loss: by method, (levels, draws that it has seen).
     """
-    if tokens % common_tokens or tokens > len(z_nd):
-        raise ValueError(
-            f"{tokens} tokens a level, {common_tokens} in common, {len(z_nd)} in the test documents: expected the "
-            "second to divide the first and the first not to exceed the third"
-        )
-    grid, n_documents, stride = (
-        noise_process(objective).grid(),
-        int(document_n.max()) + 1,
-        tokens // common_tokens,
-    )
-    everyone = {**methods, **slow_methods}
-    full = Losses(
-        np.array([level.sigma for level in grid]),
-        {m: np.zeros((len(grid), n_documents)) for m in methods},
-        np.zeros((len(grid), n_documents)),
-    )
-    common = Losses(
-        full.sigma_l,
-        {m: np.zeros((len(grid), n_documents)) for m in everyone},
-        np.zeros_like(full.counts_ld),
-    )
-    for i, level in enumerate(
-        tqdm(grid, desc=f"comparing on {objective}", unit="level", mininterval=2)
-    ):
-        rng = np.random.default_rng([seed, i, len(objective)])
-        rows = spread_rows(len(z_nd), tokens, rng)
-        clean_nd, documents = z_nd[rows], document_n[rows]
-        noise_nd = torch.from_numpy(rng.standard_normal(clean_nd.shape, dtype=np.float32))
-        x_nd = (1 - level.sigma) * clean_nd + level.sigma * noise_nd
-        full.counts_ld[i] = np.bincount(documents, minlength=n_documents)
-        common.counts_ld[i] = np.bincount(documents[::stride], minlength=n_documents)
-        for name, method in everyone.items():
-            seen = slice(None, None, stride if name in slow_methods else 1)
-            loss_n = (
-                level.weight
-                * (method(x_nd[seen], level.sigma) - clean_nd[seen])
-                .double()
-                .square()
-                .mean(1)
-                .numpy()
+
+    sigma_l: np.ndarray
+    rows_ln: np.ndarray
+    every: dict[str, int]
+    loss: dict[str, np.ndarray]
+
+    def by_document(
+        self,
+        document_n: np.ndarray,
+        methods: Iterable[str] | None = None,
+        mask: np.ndarray | None = None,
+    ) -> Losses:
+        """Sums by level and document over the draws that all of the methods have seen.
+
+        Args:
+            document_n: number of each token's document, from 0; numbers that no token has are allowed.
+            methods: left out: all.
+            mask: which tokens count, (n,) bool; draws of the others are left out, none are drawn in their place.
+        Raises:
+            ValueError: the methods have no draws in common but by chance: one saw every 2nd, another every 3rd.
+        """
+        methods = list(self.loss if methods is None else methods)
+        stride = max((self.every[name] for name in methods), default=1)
+        if odd := [name for name in methods if stride % self.every[name]]:
+            raise ValueError(
+                f"{', '.join(odd)} saw every {self.every[odd[0]]}th draw, another method every {stride}th: expected the first to divide the second"
             )
-            if name in methods:
-                full.sums[name][i] = np.bincount(documents, loss_n, n_documents)
-                loss_n = loss_n[::stride]
-            common.sums[name][i] = np.bincount(documents[::stride], loss_n, n_documents)
-    return full, common
+        rows_ln, n_documents = self.rows_ln[:, ::stride], int(document_n.max()) + 1
+        kept = [slice(None) if mask is None else mask[rows] for rows in rows_ln]
+        document_ln = [document_n[rows[k]] for rows, k in zip(rows_ln, kept)]
+
+        def sums(name: str) -> np.ndarray:
+            seen_ln = self.loss[name][:, :: stride // self.every[name]]
+            return np.stack(
+                [
+                    np.bincount(documents, loss_n[k], n_documents)
+                    for documents, loss_n, k in zip(document_ln, seen_ln, kept)
+                ]
+            )
+
+        counts = [np.bincount(documents, minlength=n_documents) for documents in document_ln]
+        return Losses(
+            self.sigma_l, {name: sums(name) for name in methods}, np.stack(counts).astype(float)
+        )
+
+
+def objective_loss(estimate_nd: Tensor, z_nd: Tensor, level: Level) -> np.ndarray:
+    """The objective's loss of each estimate, (n,): weight · ‖ẑ − z‖²/d."""
+    return level.weight * (estimate_nd - z_nd).double().square().mean(1).numpy()
+
+
+def velocity_loss(estimate_nd: Tensor, z_nd: Tensor, level: Level) -> np.ndarray:
+    """‖(z − ẑ)/σ‖²/d, (n,): flow matching's `objective_loss` at any σ, rounded before it is squared."""
+    return ((z_nd - estimate_nd) / level.sigma).double().square().mean(1).numpy()
+
+
+@torch.inference_mode()
+def token_losses(
+    methods: Mapping[str, Denoiser],
+    z_nd: Tensor,
+    levels: Sequence[Level],
+    draw: Draw,
+    *,
+    every: Mapping[str, int] | None = None,
+    batch: int | None = None,
+    loss: Callable[[Tensor, Tensor, Level], np.ndarray] = objective_loss,
+    progress: str | None = None,
+) -> TokenLosses:
+    """Noise, denoise, square: the loss of each method on each draw, all on the same tokens and the same noise.
+
+    Args:
+        methods: any callables (x (n, d), σ) → ẑ (n, d).
+        z_nd: standardised activations.
+        levels: noise levels in the order in which they are drawn.
+        draw: gives the tokens of a level and their noise; as many at each level.
+        every: methods that are slow see every so manieth draw.
+        batch: at most so many rows are given to a method at once; None: all of a level.
+        loss: `objective_loss` or `velocity_loss`.
+        progress: what a progress bar says; None: there is none.
+    """
+    strides = {name: (every or {}).get(name, 1) for name in methods}
+    rows, losses = [], {name: [] for name in methods}
+    bar = tqdm(levels, desc=progress, unit="level", mininterval=2, disable=progress is None)
+    for i, level in enumerate(bar):
+        rows_n, noise_nd = draw(i, level)
+        clean_nd = z_nd[rows_n]
+        x_nd = (1 - level.sigma) * clean_nd + level.sigma * noise_nd
+        rows.append(rows_n)
+        for name, method in methods.items():
+            seen_nd = x_nd[:: strides[name]]
+            estimates = [
+                method(part_nd, level.sigma) for part_nd in seen_nd.split(batch or len(x_nd))
+            ]
+            losses[name].append(loss(torch.cat(estimates), clean_nd[:: strides[name]], level))
+    return TokenLosses(
+        np.array([level.sigma for level in levels]),
+        np.stack(rows),
+        strides,
+        {name: np.stack(found) for name, found in losses.items()},
+    )
+
+
+def grid_losses(
+    methods: Mapping[str, Denoiser],
+    z_nd: Tensor,
+    objective: str,
+    *,
+    per_level: int,
+    seed: int,
+    every: Mapping[str, int] | None = None,
+) -> TokenLosses:
+    """Losses on the evaluation grid of one objective.
+
+    Each level draws its own tokens, evenly spread over all, and noise for them: a function of (seed, objective, level) and of how many
+    tokens there are and are drawn.
+
+    Args:
+        z_nd: standardised activations.
+        per_level: tokens drawn at each of the 100 levels.
+        every: slow methods see every so manieth of the drawn tokens.
+    Raises:
+        ValueError: there are fewer tokens than are drawn, or a stride does not divide `per_level`.
+    """
+    if odd := [name for name, stride in (every or {}).items() if stride < 1 or per_level % stride]:
+        raise ValueError(
+            f"{per_level} tokens a level, every {every[odd[0]]}th for {', '.join(odd)}: expected the second to divide the first"
+        )
+
+    def draw(i: int, level: Level) -> tuple[np.ndarray, Tensor]:
+        rng = np.random.default_rng([seed, i, len(objective)])
+        rows_n = spread_rows(len(z_nd), per_level, rng)
+        noise = rng.standard_normal((per_level, z_nd.shape[1]), dtype=np.float32)
+        return rows_n, torch.from_numpy(noise)
+
+    return token_losses(
+        methods,
+        z_nd,
+        noise_process(objective).grid(),
+        draw,
+        every=every,
+        progress=f"losses on {objective}",
+    )
+
+
+def evaluate(
+    methods: Mapping[str, Denoiser],
+    tokens: Tokens,
+    objective: str,
+    *,
+    per_level: int,
+    seed: int,
+    every: int = 1,
+    mask: np.ndarray | None = None,
+) -> Losses:
+    """Losses of methods on the evaluation grid of one objective, summed by level and document.
+
+    At each of the 100 levels `per_level` tokens are drawn, evenly spread over all, with noise of their own; all methods see the same
+    tokens and noise. So a document's share of the draws is its share of the tokens, and a token may be drawn at several levels. The grid is
+    σ = (i + ½)/100 for "flow_velocity" and t = 5, 15, …, 995 of 1000 for "ddpm_epsilon"; levels weigh equally in every mean.
+
+    Args:
+        methods: any callables (x (n, d), σ) → ẑ (n, d) of standardised activations, x = (1 − σ) z + σ ε, whatever the objective.
+        tokens: standardised activations (n, d) and the number of each one's document, from 0. Positions are not read.
+        objective: "flow_velocity" or "ddpm_epsilon".
+        per_level: tokens drawn at each level.
+        every: methods see only every so manieth of the tokens drawn, for methods that are slow.
+        mask: which tokens count, (n,) bool; the others are drawn and denoised all the same, so the draws stay what they are.
+    Returns:
+        `Losses`: sums and counts, (levels, documents).
+    Raises:
+        ValueError: there are fewer tokens than are drawn, or `every` does not divide `per_level`.
+
+    The estimate 0 has the error z, so its velocity loss at σ is mean(z²)/σ²:
+
+    >>> tokens = Tokens(torch.ones(600, 4), np.arange(600) // 100, np.arange(600) % 100)
+    >>> zero = {"zero": lambda x_nd, sigma: 0 * x_nd}
+    >>> losses = evaluate(zero, tokens, "flow_velocity", per_level=60, seed=0)
+    >>> losses.sums["zero"].shape, round(float(losses.curve("zero")[50] * 0.505**2), 6)
+    ((100, 6), 1.0)
+    """
+    strides = {name: every for name in methods}
+    found = grid_losses(
+        methods, tokens.z_nd, objective, per_level=per_level, seed=seed, every=strides
+    )
+    return found.by_document(tokens.document_n, mask=mask)
 
 
 def loss_interval(losses: Losses, method: str) -> tuple[float, float]:
-    """Of the mean loss."""
-    sums_d, counts_d = losses.by_document(method)
-    return bootstrap_interval(lambda w: (w @ sums_d) / (w @ counts_d), len(counts_d), positive=True)
+    """Of the mean loss, 95 %."""
+    return ratio_interval(*losses.by_document(method), positive=True)
 
 
 def reduction_interval(
@@ -128,9 +299,7 @@ def reduction_interval(
     """Of 1 − (L_method − floor) / (L_baseline − floor), paired. The floor lies below both losses."""
     (sums_d, counts_d), (baseline_d, _) = losses.by_document(method), losses.by_document(baseline)
     ours_d, theirs_d = sums_d - floor * counts_d, baseline_d - floor * counts_d
-    low, high = bootstrap_interval(
-        lambda w: (w @ ours_d) / (w @ theirs_d), len(counts_d), positive=floor == 0
-    )  # resamples may pass a floor
+    low, high = ratio_interval(ours_d, theirs_d, positive=floor == 0)  # resamples may pass a floor
     return 1 - high, 1 - low
 
 
@@ -194,7 +363,7 @@ def reduction_rows(
 
 
 def closed_form_check(
-    losses: Losses, gaussian: GaussianDenoiser, objective: str, z_nd: Tensor, document_n: np.ndarray
+    losses: Losses, gaussian: GaussianDenoiser, objective: str, tokens: Tokens
 ) -> dict:
     """The Gaussian's sampled loss (method "gaussian") beside its closed form on all test tokens, exact over the noise.
 
@@ -204,29 +373,14 @@ def closed_form_check(
     bounded by the root of their effective number, or, with departures centred, too often large.
 
     Args:
-        z_nd, document_n: all activations of the test documents, as given to `evaluate`.
+        tokens: all test tokens, as given to `evaluate`.
     Returns:
         sampled, closed_form, relative_difference, standard_error of the difference, z: the difference in standard errors.
     """
-    grid, tokens_d = (
-        noise_process(objective).grid(),
-        np.bincount(document_n, minlength=losses.counts_ld.shape[1]),
-    )
-    exact_ld = np.zeros(losses.counts_ld.shape)
-    for document in np.flatnonzero(tokens_d):
-        power_d = (
-            ((z_nd[document_n == document] - gaussian.mean_d) @ gaussian.basis_dd)
-            .double()
-            .square()
-            .mean(0)
-        )
-        exact_ld[:, document] = [
-            level.weight * gaussian.expected_mse(level.sigma, power_d) for level in grid
-        ]
-    sampled, exact = (
-        losses.mean("gaussian"),
-        float((exact_ld.mean(0) * tokens_d).sum() / tokens_d.sum()),
-    )
+    exact_ld = _expected_losses(gaussian, objective, tokens, losses.counts_ld.shape)
+    tokens_d = np.bincount(tokens.document_n, minlength=exact_ld.shape[1])
+    sampled = losses.mean("gaussian")
+    exact = float((exact_ld.mean(0) * tokens_d).sum() / tokens_d.sum())
     departure_ld = losses.sums["gaussian"] - losses.counts_ld * exact_ld
     error = float(np.sqrt((departure_ld**2).sum()) / losses.counts_ld.sum())
     return {
@@ -238,64 +392,15 @@ def closed_form_check(
     }
 
 
-@dataclass(frozen=True)
-class DocumentLosses:
-    """Losses of one denoiser, summed over (token, level) pairs, and the number of these: (documents,) each, none without any."""
-
-    sums_d: np.ndarray
-    counts_d: np.ndarray
-
-    @property
-    def mean(self) -> float:
-        """Mean loss over tokens and levels."""
-        return float(self.sums_d.sum() / self.counts_d.sum())
-
-    def as_json(self) -> dict[str, list[float]]:
-        """For results; `DocumentLosses.of_json` reads it."""
-        return {"sums": self.sums_d.tolist(), "counts": self.counts_d.tolist()}
-
-    @classmethod
-    def of_json(cls, stored: Mapping[str, list[float]]) -> "DocumentLosses":
-        """What `as_json` gave."""
-        return cls(np.array(stored["sums"]), np.array(stored["counts"]))
-
-
-@torch.inference_mode()
-def losses_by_document(
-    denoisers: Mapping[str, Denoiser],
-    objective: str,
-    z_nd: Tensor,
-    document_n: np.ndarray,
-    *,
-    tokens: int,
-    seed: int,
-) -> dict[str, DocumentLosses]:
-    """Losses on the evaluation grid, of the tokens and the noise that `compare.evaluate` would draw; all denoisers see the same.
-
-    Args:
-        z_nd: standardised activations.
-        document_n: index of each one's document, from 0.
-        tokens: at each level, evenly spread.
-    Raises:
-        ValueError: there are fewer activations.
-    """
-    grid, n_documents = noise_process(objective).grid(), int(document_n.max()) + 1
-    counts_d, sums = np.zeros(n_documents), {name: np.zeros(n_documents) for name in denoisers}
-    for i, level in enumerate(
-        tqdm(grid, desc=f"losses on {objective}", unit="level", mininterval=2)
-    ):
-        rng = np.random.default_rng([seed, i, len(objective)])
-        rows = spread_rows(len(z_nd), tokens, rng)
-        noise_nd = torch.from_numpy(rng.standard_normal((tokens, z_nd.shape[1]), dtype=np.float32))
-        x_nd = (1 - level.sigma) * z_nd[rows] + level.sigma * noise_nd
-        counts_d += np.bincount(document_n[rows], minlength=n_documents)
-        for name, denoiser in denoisers.items():
-            loss_n = (
-                level.weight
-                * (denoiser(x_nd, level.sigma) - z_nd[rows]).double().square().mean(1).numpy()
-            )
-            sums[name] += np.bincount(document_n[rows], loss_n, n_documents)
-    present = counts_d > 0
-    return {
-        name: DocumentLosses(sums_d[present], counts_d[present]) for name, sums_d in sums.items()
-    }
+def _expected_losses(
+    gaussian: GaussianDenoiser, objective: str, tokens: Tokens, shape: tuple[int, int]
+) -> np.ndarray:
+    """The Gaussian's loss at each level on the tokens of each document, exact over the noise, (levels, documents); 0 without tokens."""
+    grid, exact_ld = noise_process(objective).grid(), np.zeros(shape)
+    for document in np.unique(tokens.document_n):
+        z_nd = tokens.z_nd[tokens.document_n == document]
+        power_d = ((z_nd - gaussian.mean_d) @ gaussian.basis_dd).double().square().mean(0)
+        exact_ld[:, document] = [
+            level.weight * gaussian.expected_mse(level.sigma, power_d) for level in grid
+        ]
+    return exact_ld

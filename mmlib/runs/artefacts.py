@@ -27,6 +27,7 @@ from mmlib.activations.corpora import (
 from mmlib.activations.extract import Plan, describe, extract, plan_extraction
 from mmlib.activations.lm import LanguageModel, load_language_model
 from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
@@ -168,7 +169,7 @@ def train_recipe(
         if skip
         else None
     )
-    model = new_model(recipe, stores, run.seed, components and components.gaussian())
+    model = new_model(recipe, Origin.of(*stores), run.seed, components and components.gaussian())
     validation = [store.read(store.rows("validation")) for store in stores]
     batches, source = (
         live_source(run, stores, recipe.training.batch)

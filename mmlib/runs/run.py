@@ -4,9 +4,13 @@ import ast
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmlib.files import provenance, read_json, require, write_json
-from mmlib.runs.presets import Preset, get_preset
+from mmlib.runs import results
+
+if TYPE_CHECKING:  # configs bring torch, and paths alone are read without it
+    from mmlib.runs.presets import Preset
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
@@ -19,11 +23,24 @@ DATA = (
 ).resolve()  # a relative path counts from the repository
 
 
+PUBLISHED = "default"  # the preset whose results/ and figures/ are in git
+
+
+PUBLISHING = bool(
+    os.environ.get("MMLIB_PUBLISHED")
+)  # set: the default run works on results/ and figures/ themselves
+
+
+def home(name: str) -> Path:
+    """The folder with the `results` and `figures` that a run of this name writes."""
+    return ROOT if PUBLISHING and name == PUBLISHED else DATA
+
+
 @dataclass(frozen=True)
 class Run:
     """A preset with its overrides applied. The name lists the departures: "default", "smoke+seed1", "default+gpt2+layer3"."""
 
-    preset: Preset
+    preset: "Preset"
     seed: int
     name: str
     overrides: dict
@@ -60,22 +77,36 @@ class Run:
 
     @property
     def figures(self) -> Path:
-        """Where figures are saved: figures/ for the default run, a folder of its own for any other."""
-        return ROOT / "figures" / ("" if self.results.name == "default" else self.results.name)
+        """Where figures are saved: in the data folder, and in figures/ by who publishes."""
+        folder = home(self.results.name) / "figures"
+        return folder if folder.parent == ROOT else folder / self.results.name
 
     @property
     def results(self) -> Path:
-        """Where results are."""
-        return ROOT / "results" / f"{self.name}{self.variant}"
+        """Where results are written: in the data folder, and in results/ by who publishes."""
+        name = f"{self.name}{self.variant}"
+        return home(name) / "results" / name
+
+    def found(self, name: str) -> Path:
+        """Where `name`.json is read: the run's own, or else the published one of the same run.
+
+        So the ledger of a run that made the main line alone has the published studies beside it, and no trial that is
+        published is made again.
+        """
+        own = self.results / f"{name}.json"
+        published = ROOT / "results" / self.results.name / f"{name}.json"
+        return published if self.results.name == PUBLISHED and not own.exists() else own
 
     def write(
         self, name: str, content: dict, notebook: str, target: str = "reproduce", **identities
     ) -> Path:
-        """Write results/<run>/<name>.json with provenance.
+        """Write results/<run>/<name>.json of the data folder: rows keyed, with provenance, and checked against its schema.
 
         Args:
             target: of make, that writes it.
             identities: of the language model, corpus and layer, as the store records them.
+        Raises:
+            ValueError: a list of rows has no key, or the content does not fit `results/schema/NAME.schema.json`.
         """
         command = (
             f"make {target} PRESET={self.preset.name}"
@@ -94,18 +125,22 @@ class Run:
             **identities,
             "command": command,
             "notebook": f"notebooks/{notebook}.ipynb",
+            "cell": results.cell_that_writes(name, ROOT / "notebooks" / f"{notebook}.ipynb"),
         }
-        return write_json(
-            self.results / f"{name}.json", {"provenance": provenance(ROOT, **facts), **content}
-        )
+        content = {
+            "provenance": provenance(ROOT, **facts),
+            **results.keyed_results(name, content),
+        }
+        results.check(name, content)
+        return write_json(self.results / f"{name}.json", content)
 
     def has(self, name: str) -> bool:
-        """Whether results/<run>/<name>.json is there."""
-        return (self.results / f"{name}.json").exists()
+        """Whether results of that name are there, the run's own or published ones."""
+        return self.found(name).exists()
 
     def read(self, name: str, notebook: str) -> dict:
-        """Read results/<run>/<name>.json; the error of a missing one names the notebook that writes it."""
-        return read_json(require(self.results / f"{name}.json", notebook))
+        """Read what `found` finds; the error of a missing one names the notebook that writes it."""
+        return read_json(require(self.found(name), notebook))
 
 
 def start(
@@ -130,6 +165,8 @@ def start(
         raise ValueError(
             f"unknown parameter {', '.join(unknown)}: this notebook takes {', '.join(allowed)}"
         )
+    from mmlib.runs.presets import get_preset
+
     base = get_preset(preset)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed {seed!r}: expected an integer of 0 or more")

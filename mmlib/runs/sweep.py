@@ -26,6 +26,7 @@ from tqdm import tqdm
 from mmlib.activations.batches import shuffled_batches
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import GaussianDenoiser, PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import count_parameters
@@ -86,12 +87,12 @@ class Sweep:
         self.run, self.name, self.notebook = run, name, notebook
 
     def path(self, trial: Trial) -> Path:
-        """Where the outcome of a trial is."""
+        """Where the outcome of a trial is written."""
         return self.run.results / self.name / f"{trial.name}.json"
 
     def known(self, trial: Trial) -> dict | None:
         """The outcome of a trial, if it is there with the same configuration."""
-        path = self.path(trial)
+        path = self.run.found(f"{self.name}/{trial.name}")
         outcome = read_json(path) if path.exists() else None
         return outcome if outcome and outcome["configuration"] == as_json(trial) else None
 
@@ -239,7 +240,7 @@ class RecipeTrial:
             ValueError: the recipe adds to a Gaussian and none is given.
         """
         training, store = self.recipe.training, self.store
-        model = new_model(self.recipe, store, self.seed, gaussian)
+        model = new_model(self.recipe, Origin.of(store), self.seed, gaussian)
         if self.transform:  # the network's input is made here: nothing is left to standardise
             model.normaliser = Normaliser(torch.zeros(1, store.d), torch.ones(1, store.d))
 

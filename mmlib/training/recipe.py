@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mmlib.activations.store import ActivationStore
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import GaussianDenoiser
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import (
@@ -50,33 +50,32 @@ def network_of(size: Size, d: int, layers: int | None = None) -> nn.Module:
 
 def new_model(
     recipe: Recipe,
-    stores: ActivationStore | list[ActivationStore],
+    origin: Origin,
     seed: int,
     gaussian: GaussianDenoiser | None = None,
 ) -> MetaModel:
-    """A model with random weights for the activations of a store, or of several: one a layer.
+    """A model with random weights for activations of one layer of a language model, or of several layers.
 
     Args:
+        origin: of the activations; `Origin.of(store)`, or of several stores: one a layer.
         gaussian: fitted to the training documents, for a recipe with a linear skip.
     Raises:
         ValueError: the recipe needs a Gaussian and none is given, or asks for several layers of what has one.
     """
-    stores = stores if isinstance(stores, list) else [stores]
-    d, size = stores[0].d, recipe.size
-    if len(stores) > 1 and (recipe.linear_skip or not isinstance(size, MLPSize)):
+    d, n_layers, size = origin.d, len(origin.normaliser.mean_ld), recipe.size
+    if n_layers > 1 and (recipe.linear_skip or not isinstance(size, MLPSize)):
         raise ValueError(
-            f"{len(stores)} layers: only an MLP without a linear skip is conditioned on the layer"
+            f"{n_layers} layers: only an MLP without a linear skip is conditioned on the layer"
         )
     torch.manual_seed(seed)
-    several = max(store.layer for store in stores) + 1 if len(stores) > 1 else None
-    network = network_of(size, d, several)
+    network = network_of(size, d, max(origin.layers) + 1 if n_layers > 1 else None)
     if recipe.linear_skip:
         if gaussian is None:
             raise ValueError(
                 "this recipe adds to a Gaussian: pass the one fitted to the training documents"
             )
         network = LinearSkip.over(gaussian, network, recipe.training.objective)
-    return MetaModel.for_store(network, recipe.training.objective, *stores)
+    return MetaModel.of(network, recipe.training.objective, origin)
 
 
 def untrained(model: MetaModel, seed: int) -> MetaModel:

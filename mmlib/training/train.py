@@ -23,8 +23,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,10 +30,11 @@ from mmlib.denoisers.gaussian import standard_normal
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.noise import DENSITIES
 from mmlib.files import bf16_pays, code_digest, default_device, require_disk, written_whole
+from mmlib.training.resume import done, resume, save_state
 
 
 def _later(default):
-    """A field that came after cells of studies had been trained with its default: see `studies.Study.configuration`."""
+    """A field that came after trials of studies had been trained with its default: see `sweep.RecipeTrial.configuration`."""
     return field(default=default, metadata={"later": True})
 
 
@@ -94,6 +93,7 @@ VALIDATION_BATCHES = 8  # likewise: a slow network has small batches, and would 
 
 CODE = (  # what decides the outcome of a training, besides its settings and its source
     "training/train",
+    "training/resume",
     "training/recipe",
     "denoisers/meta_model",
     "denoisers/networks",
@@ -143,6 +143,7 @@ def train(
     seed: int,
     source: str = "",
     tracker: str | GeneralTracker | None = None,
+    device: str | None = None,
 ) -> list[dict]:
     """Train `model.network` in place; it ends with the averaged weights, saved in `folder`.
 
@@ -155,14 +156,15 @@ def train(
         source: what decides the batches besides the store's documents, if anything does; a training from another source is not resumed.
         folder: gets log.jsonl, the model, its copies `settings.keep`, and while training runs state.safetensors to resume from.
         tracker: a tracker of accelerate that also gets the log, such as "tensorboard", whose package must be installed.
+        device: None: "cuda" where there is one, else "cpu".
     Returns:
         The log: per entry step, activations, seconds (of training alone), loss, and where measured validation_loss.
     Raises:
         TrainingDiverged: the loss or its gradient is no longer finite, or the loss stays above the mean predictor's.
         ValueError: the tracker is unknown or its package is not installed.
     """
-    run = TrainingRun(model, settings, validation, folder, seed, source, tracker)
-    if run.done():
+    run = TrainingRun(model, settings, validation, folder, seed, source, tracker, device)
+    if done(run):
         return run.log
     given = batches(run.step)
     with tqdm(
@@ -186,10 +188,21 @@ def train(
                     entry["validation_loss"] = run.validation_loss()
                 run.write(entry)
                 if step % settings.save_every == 0:
-                    run.save_state()  # last: what it does not cover is done again on resuming
+                    save_state(run)  # last: what it does not cover is done again on resuming
                 run.check_progress()
                 bar.set_postfix(loss=f"{entry['loss']:.3f}")
     return run.finish()
+
+
+def _accelerator(tracker: str | GeneralTracker | None, folder: Path, device: str) -> Accelerator:
+    accelerator = Accelerator(
+        cpu=device == "cpu", log_with=tracker, project_dir=folder if tracker else None
+    )
+    if tracker and not accelerator.log_with:
+        raise ValueError(
+            f"tracker {tracker!r} cannot be used: install its package, or leave it out (log.jsonl is always written)"
+        )
+    return accelerator
 
 
 class TrainingRun:
@@ -204,6 +217,7 @@ class TrainingRun:
         seed: int,
         source: str,
         tracker: str | GeneralTracker | None,
+        device: str | None = None,
     ):
         self.model, self.settings, self.folder, self.seed, self.source = (
             model,
@@ -212,13 +226,7 @@ class TrainingRun:
             seed,
             source,
         )
-        self.accelerator = Accelerator(
-            cpu=default_device() == "cpu", log_with=tracker, project_dir=folder if tracker else None
-        )
-        if tracker and not self.accelerator.log_with:
-            raise ValueError(
-                f"tracker {tracker!r} cannot be used: install its package, or leave it out (log.jsonl is always written)"
-            )
+        self.accelerator = _accelerator(tracker, self.folder, device or default_device())
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.network = model.network.to(self.device).train()
         self.parameters = list(self.network.parameters())
@@ -238,21 +246,22 @@ class TrainingRun:
             settings.objective, self.validation.flatten(0, -2)
         )
         self.fingerprint = self._fingerprint()
+        self._begin(tracker)
+
+    def _begin(self, tracker: str | GeneralTracker | None) -> None:
+        """Take up what the folder holds; unless that is the whole training, make ready for the next step."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        require_disk(
-            self.folder,
-            2 * 4 * 4 * sum(p.numel() for p in self.parameters),
-            "checkpoints of this training",
+        numbers = sum(p.numel() for p in self.parameters)
+        require_disk(self.folder, 2 * 4 * 4 * numbers, "checkpoints of this training")
+        resume(self)
+        if done(self):
+            return
+        self.forward = self.accelerator.prepare(
+            torch.compile(self.network) if self.settings.compile else self.network
         )
-        self._resume()
-        if not self.done():
-            self.forward = self.accelerator.prepare(
-                torch.compile(self.network) if settings.compile else self.network
-            )
-            if tracker:
-                self.accelerator.init_trackers(
-                    "mmlib", {k: str(v) for k, v in asdict(settings).items()}
-                )
+        if tracker:
+            settings = {key: str(value) for key, value in asdict(self.settings).items()}
+            self.accelerator.init_trackers("mmlib", settings)
 
     def _fingerprint(self) -> str:
         """Everything that decides the outcome: settings, data and code. Only a run with the same one is resumed or taken as done."""
@@ -402,7 +411,7 @@ class TrainingRun:
         losses, self._losses = self._losses, []
         return {
             "step": self.step,
-            "activations": self.step * self.settings.batch * len(self.model.layers),
+            "activations": self.step * self.settings.batch * len(self.model.normaliser.mean_ld),
             "seconds": round(self.seconds, 4),
             "loss": float(np.mean(losses)),
         }
@@ -416,88 +425,6 @@ class TrainingRun:
         if self.main:
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
-
-    def save_state(self) -> None:
-        """Write everything that `_resume` needs, atomically."""
-        if not self.main:
-            return
-        state = self.optimizer.state
-        tensors = {
-            f"{kind}.{i}": tensor.detach().contiguous()
-            for i, p in enumerate(self.parameters)
-            for kind, tensor in (
-                ("weight", p),
-                ("average", self.ema.shadow_params[i]),
-                ("m", state[p]["exp_avg"]),
-                ("v", state[p]["exp_avg_sq"]),
-            )
-        }
-        facts = {
-            "step": str(self.step),
-            "seconds": str(self.seconds),
-            "fingerprint": self.fingerprint,
-        }
-        with written_whole(self.folder / "state.safetensors") as partial:
-            save_file(tensors, partial, metadata=facts)
-
-    @torch.no_grad()
-    def _resume(self) -> None:
-        path = self.folder / "state.safetensors"
-        if self.done():
-            self.log = self._read_log()
-            self.model.costing(self.log[-1]["seconds"], self.log[-1]["activations"])
-            self.network.load_state_dict(
-                MetaModel.from_pretrained(self.folder).network.state_dict()
-            )
-            self.network.eval().to("cpu")
-            return self.accelerator.print("already trained with these settings, data and code")
-        if not path.exists():
-            self.accelerator.wait_for_everyone()
-            return self._forget()
-        with safe_open(path, "pt", device=str(self.device)) as file:
-            facts = file.metadata()
-            if facts["fingerprint"] != self.fingerprint:
-                self.accelerator.print(
-                    f"{path.name} is of another configuration: training starts afresh"
-                )
-                self.accelerator.wait_for_everyone()
-                return self._forget()
-            self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
-            for i, p in enumerate(self.parameters):
-                p.copy_(file.get_tensor(f"weight.{i}"))
-                self.ema.shadow_params[i].copy_(file.get_tensor(f"average.{i}"))
-                self.optimizer.state[p] = {
-                    "step": torch.tensor(float(self.step), device=p.device),
-                    "exp_avg": file.get_tensor(f"m.{i}"),
-                    "exp_avg_sq": file.get_tensor(f"v.{i}"),
-                }
-            self.ema.optimization_step = self.step
-        self.log = [entry for entry in self._read_log() if entry["step"] <= self.step]
-        self.accelerator.wait_for_everyone()  # all have read what one now writes again
-        if self.main:
-            (self.folder / "log.jsonl").write_text(
-                "".join(json.dumps(entry) + "\n" for entry in self.log), encoding="utf-8"
-            )
-        self.accelerator.print(f"resuming at step {self.step}")
-
-    def done(self) -> bool:
-        """Whether the folder holds the outcome of this very training."""
-        path = self.folder / "done.json"
-        return path.exists() and path.read_text(encoding="utf-8") == self.fingerprint
-
-    def _read_log(self) -> list[dict]:
-        text = (self.folder / "log.jsonl").read_text(encoding="utf-8")
-        return [
-            json.loads(line) for line in text.split("\n")[:-1]
-        ]  # a kill may have cut the last line
-
-    def _forget(self) -> None:
-        """Remove what an earlier training left, so that nothing of it can be taken for this one's."""
-        if self.main:
-            for name in ("state.safetensors", "log.jsonl", "done.json"):
-                (self.folder / name).unlink(missing_ok=True)
-            for name in (".", *(name for name, _ in self.settings.keep)):
-                (self.folder / name / "meta_model.json").unlink(missing_ok=True)
 
     def finish(self) -> list[dict]:
         """Keep the averaged weights, save the model, drop the state."""

@@ -22,16 +22,18 @@ from torch import Tensor
 from mmlib.activations.batches import spread_rows
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents, standard_normal
 from mmlib.denoisers.likelihood import SMOOTHING, smoothed
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPSize, UNetSize, count_parameters
 from mmlib.denoisers.noise import PROCESSES
 from mmlib.evaluation import losses as compare
-from mmlib.evaluation.intervals import bootstrap_interval
+from mmlib.evaluation.intervals import ratio_interval
 from mmlib.files import GPU_PACKAGES, default_device, provenance, read_json, write_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PCA_K, get_preset
+from mmlib.runs.results import keyed_results, rows_of
 from mmlib.training.recipe import Recipe, new_model
 from mmlib.training.train import Training, train
 
@@ -132,16 +134,7 @@ class Documents:
 
 def losses_on(documents: Documents, methods: dict, objective: str) -> compare.Losses:
     """On the evaluation grid; the tokens and the noise of notebook 04."""
-    return compare.evaluate(
-        methods,
-        {},
-        objective,
-        documents.z_nd,
-        documents.document_n,
-        tokens=TOKENS,
-        common_tokens=TOKENS,
-        seed=SEED,
-    )[0]
+    return compare.evaluate(methods, documents, objective, per_level=TOKENS, seed=SEED)
 
 
 def density_of(model: MetaModel, components: PrincipalComponents, documents: Documents) -> dict:
@@ -170,7 +163,7 @@ def density_of(model: MetaModel, components: PrincipalComponents, documents: Doc
         "gaussian": float(exact_n.mean()),
         "over_gaussian": float(gain_n.mean()),
         "over_gaussian_median": float(np.median(gain_n)),
-        "ci95": list(bootstrap_interval(lambda w: (w @ sums) / (w @ counts), len(counts))),
+        "ci95": list(ratio_interval(sums, counts)),
         "trace_error_of_mean": float(found.standard_error_n.square().sum().sqrt() / DENSITY_TOKENS),
     }
 
@@ -204,7 +197,7 @@ class GPUStudy:
             validate_every=10 * settings.log_every,
             keep=(),
         )
-        model = new_model(replace(run.recipe, training=settings), self.store, SEED)
+        model = new_model(replace(run.recipe, training=settings), Origin.of(self.store), SEED)
         with tempfile.TemporaryDirectory() as folder:  # nothing of it is kept
             log = train(
                 model,
@@ -299,7 +292,7 @@ def measure(study: GPUStudy, chosen: Iterable[GPURun], out: Path, commit: str | 
         "rows": [],
     }
     if out.exists() and _facts(before := read_json(out)) == _facts(content):
-        content["rows"] = before["rows"]
+        content["rows"] = rows_of(before["trials"], "name")
     for run in chosen:
         done = [row for row in content["rows"] if row["name"] != run.name]
         if any(
@@ -309,7 +302,7 @@ def measure(study: GPUStudy, chosen: Iterable[GPURun], out: Path, commit: str | 
             continue
         for row in study.rows(run):
             content["rows"] = [*done, row]
-            write_json(out, content)
+            write_json(out, keyed_results("gpu/budgets", content))
         print(
             f"{run.name}: {row['parameters'] / 1e6:.1f} M, {row['activations']:,} activations in {row['seconds']:.0f} s: train {row['train']:.4f}, "
             f"validation {row['validation']:.4f}"

@@ -20,7 +20,7 @@ from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.noise import Denoiser, noise_process
 from mmlib.denoisers.sae import MixedDenoiser, SAEDenoiser
 from mmlib.evaluation.claim import verdict
-from mmlib.evaluation.losses import Losses, evaluate, reduction_interval
+from mmlib.evaluation.losses import Losses, grid_losses, reduction_interval
 from mmlib.runs.sweep import RecipeTrial
 from mmlib.training.recipe import Recipe
 from mmlib.training.train import Training
@@ -192,6 +192,7 @@ class Whitening:
         return cls(components.mean_d, components.axes_dd / components.variances_d.sqrt())
 
     def __call__(self, z_nd: Tensor) -> Tensor:
+        """Whitened z, (n, d)."""
         return (z_nd - self.mean_d) @ self.matrix_dd
 
 
@@ -315,91 +316,49 @@ def reduction_rows(
         )
     stride = tokens // slow_tokens
     slow_tokens = min(tokens, len(z_nd)) // stride
-    rows = []
+    rows, fast = [], [*methods, *baselines]
+    pairs = [(m, b) for m in methods for b in baselines]
+    slow_pairs = [(m, s) for s in slow for m in methods] + [(s, b) for s in slow for b in baselines]
     for objective in objectives:
-        full, common = evaluate(
-            {**methods, **baselines},
-            slow,
-            objective,
+        found = grid_losses(
+            {**methods, **baselines, **slow},
             z_nd,
-            document_n + (int(document_n.max()) + 1) * outlier_n,
-            tokens=slow_tokens * stride,
-            common_tokens=slow_tokens,
+            objective,
+            per_level=slow_tokens * stride,
             seed=seed,
+            every=dict.fromkeys(slow, stride),
         )
-        for losses, pairs in (
-            (full, [(m, b) for m in methods for b in baselines]),
-            (
-                common,
-                [(m, s) for s in slow for m in methods] + [(s, b) for s in slow for b in baselines],
-            ),
-        ):
-            for which, part in _with_and_without(losses, int(document_n.max()) + 1):
+        for names, compared in ((fast, pairs), ([*fast, *slow], slow_pairs)):
+            without, outliers = (
+                found.by_document(document_n, names, mask) for mask in (~outlier_n, outlier_n)
+            )
+            for which, losses in (("all", without + outliers), ("without outliers", without)):
                 rows += [
                     {
                         "objective": objective,
                         "tokens": which,
                         "method": m,
                         "baseline": b,
-                        **paired_reduction(part, m, b),
+                        **paired_reduction(losses, m, b),
                     }
-                    for m, b in pairs
+                    for m, b in compared
                     if m != b
                 ]
     return rows
-
-
-def _with_and_without(losses: Losses, n_documents: int) -> list[tuple[str, Losses]]:
-    """Losses by document of all tokens and of those that are no outliers, from losses whose further documents are the outliers of each."""
-    plain, rest = (
-        _documents(losses, slice(0, n_documents)),
-        _documents(losses, slice(n_documents, 2 * n_documents)),
-    )
-    return [
-        (
-            "all",
-            Losses(
-                losses.sigma_l,
-                {m: plain.sums[m] + rest.sums[m] for m in losses.sums},
-                plain.counts_ld + rest.counts_ld,
-            ),
-        ),
-        ("without outliers", plain),
-    ]
-
-
-def _documents(losses: Losses, which: slice) -> Losses:
-    """The part of some documents, with zeros for those that have no outlier."""
-    width, there = which.stop - which.start, losses.counts_ld[:, which].shape[1]
-
-    def padded(values_ld: np.ndarray) -> np.ndarray:
-        return np.pad(values_ld[:, which], ((0, 0), (0, width - there)))
-
-    return Losses(
-        losses.sigma_l,
-        {m: padded(sums) for m, sums in losses.sums.items()},
-        padded(losses.counts_ld),
-    )
-
-
-def document_sums(losses: Losses, method: str) -> dict:
-    """What `joined` needs of a method that is measured alone: summed losses and numbers of draws by document, levels together."""
-    sums_d, counts_d = losses.by_document(method)
-    return {"sums": sums_d.tolist(), "counts": counts_d.astype(int).tolist()}
 
 
 def joined(measured: Mapping[str, dict]) -> Losses:
     """Losses of methods that were measured one at a time on the same draws, as if at a single level.
 
     Args:
-        measured: by method, what `document_sums` gives.
+        measured: by method, what `DocumentLosses.as_json` gives of it alone.
     Raises:
         ValueError: they differ in their numbers of draws by document, so the draws were not the same.
     """
     counts = {method: found["counts"] for method, found in measured.items()}
     if len({tuple(one) for one in counts.values()}) != 1:
         raise ValueError(
-            f"{', '.join(counts)} have {[sum(one) for one in counts.values()]} draws in documents of their own: expected the same draws for all"
+            f"{', '.join(counts)} have {[int(sum(one)) for one in counts.values()]} draws in documents of their own: expected the same draws for all"
         )
     return Losses(
         np.full(1, np.nan),
@@ -450,20 +409,4 @@ def grid(rows: Sequence[dict]) -> dict[str, dict[str, dict]]:
     return {
         corpus: dict(sorted(by_layer.items(), key=lambda item: int(item[0])))
         for corpus, by_layer in found.items()
-    }
-
-
-def spread(values: Sequence[float]) -> dict:
-    """Values of several seeds, their mean, standard deviation and range.
-
-    Raises:
-        ValueError: fewer than two.
-    """
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} seed: a spread needs at least two")
-    return {
-        "values": list(values),
-        "mean": float(np.mean(values)),
-        "std": float(np.std(values, ddof=1)),
-        "range": float(np.ptp(values)),
     }

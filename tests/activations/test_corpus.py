@@ -278,13 +278,13 @@ def test_samples_are_seeded_and_leave_the_generator_alone(lm, tmp_path):
 def test_sampling_continues_where_the_cache_ends(lm, tmp_path, monkeypatch):
     whole = sample_token_ids(lm, 20, 9, 0, tmp_path / "whole", batch=4)
     assert sample_token_ids(lm, 3, 9, 0, tmp_path, batch=4) == whole[:3]
-    drawn, generate = [], sampled._generate
+    drawn, generate = [], sampled.generate
     monkeypatch.setattr(
         sampled,
-        "_generate",
-        lambda lm, batch, tokens, *rest: (drawn.append(tokens), generate(lm, batch, tokens, *rest))[
-            1
-        ],
+        "generate",
+        lambda lm, prompts, tokens, *rest, **options: (
+            drawn.append(tokens) or generate(lm, prompts, tokens, *rest, **options)
+        ),
     )
     assert sample_token_ids(lm, 10, 9, 0, tmp_path, batch=4) == whole[:10] and drawn == [
         8,

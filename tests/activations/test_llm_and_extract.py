@@ -21,6 +21,7 @@ from mmlib.activations.extract import describe, extract, plan_extraction
 from mmlib.activations.store import CHUNK_ROWS, ActivationStore, StoreError, verify
 from mmlib.activations.windows import block_rows, cut_blocks, cut_windows, read_block
 from mmlib.activations.writer import StoreWriter
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPSize
 from mmlib.training.recipe import Recipe, new_model
@@ -246,7 +247,7 @@ def test_several_layers_are_stored_by_one_pass_and_trained_on_together(lm, tmp_p
         validate_every=2,
         save_every=2,
     )
-    model = new_model(Recipe(MLPSize(1, 16, 32), training), stores, seed=0)
+    model = new_model(Recipe(MLPSize(1, 16, 32), training), Origin.of(*stores), seed=0)
     validation = model.normaliser(
         torch.stack([store.read(store.rows("validation")) for store in stores])
     )

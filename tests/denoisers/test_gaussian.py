@@ -1,7 +1,9 @@
 """Closed-form denoisers against hand calculation, Monte Carlo, scikit-learn and each other."""
 
+import numpy as np
 import pytest
 import torch
+from known import tokens_of
 from sklearn.decomposition import PCA
 
 from mmlib.activations.store import ActivationStore, StoreError
@@ -48,17 +50,11 @@ def test_posterior_mean_against_linear_algebra(data):
 def test_sampled_loss_meets_the_closed_form_on_both_objectives(data):
     components = PrincipalComponents.fit(data)
     for objective in PROCESSES:
-        full, _ = evaluate(
-            {"gaussian": components.gaussian()},
-            {},
-            objective,
-            data,
-            torch.zeros(len(data), dtype=int).numpy(),
-            tokens=4000,
-            common_tokens=4000,
-            seed=0,
+        tokens = tokens_of(data, np.zeros(len(data), int))
+        losses = evaluate(
+            {"gaussian": components.gaussian()}, tokens, objective, per_level=4000, seed=0
         )
-        assert full.mean("gaussian") == pytest.approx(
+        assert losses.mean("gaussian") == pytest.approx(
             components.gaussian().expected_loss(objective, data), rel=0.01
         )
 

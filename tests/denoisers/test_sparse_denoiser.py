@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmlib.activations.store import ActivationStore
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import SparseDenoiser, SparseSize
@@ -99,7 +100,7 @@ def model(make_store):
     gaussian = PrincipalComponents.fit(
         torch.randn(500, store.d, generator=torch.Generator().manual_seed(0))
     ).gaussian()
-    return new_model(recipe, store, 0, gaussian), gaussian
+    return new_model(recipe, Origin.of(store), 0, gaussian), gaussian
 
 
 def test_round_trip(model, tmp_path):

@@ -1,105 +1,22 @@
-"""The comparison: known losses, identical draws, honest intervals."""
+"""The claim: mixes, floors, verdicts and the words for them."""
 
 import numpy as np
 import pytest
 import torch
+from known import Scaled
 
 from mmlib.denoisers.gaussian import PrincipalComponents, Projection, standard_normal
 from mmlib.denoisers.noise import FlowMatching
 from mmlib.denoisers.sae import MixedDenoiser
 from mmlib.evaluation import claim as claimed
 from mmlib.evaluation.claim import CLAIM, verdict
-from mmlib.evaluation.losses import Losses, closed_form_check, evaluate, loss_rows, reduction_rows
-from mmlib_studies.verdict import floor_rows, plain_words
-
-
-class Scaled:
-    """Estimates `factor` times the input."""
-
-    parameters = 0
-
-    def __init__(self, factor):
-        self.factor = factor
-
-    def __call__(self, x, sigma):
-        return self.factor * x
+from mmlib.evaluation.losses import Losses
+from mmlib_studies.verdict import floor_rows
 
 
 @pytest.fixture(scope="module")
 def z():
     return torch.randn(3000, 5, generator=torch.Generator().manual_seed(0))
-
-
-DOCUMENTS = np.repeat(np.arange(6), (50, 100, 200, 400, 750, 1500))
-
-
-def test_estimating_zero_has_the_known_velocity_loss(z):
-    """ẑ = 0: the error is z, so the loss at σ is mean(z²)/σ² ≈ 1/σ²."""
-    losses, _ = evaluate(
-        {"zero": Scaled(0.0)},
-        {},
-        "flow_velocity",
-        z,
-        DOCUMENTS,
-        tokens=3000,
-        common_tokens=3000,
-        seed=0,
-    )
-    assert np.allclose(
-        losses.curve("zero"), z.square().mean().item() / losses.sigma_l**2, rtol=1e-4
-    )
-
-
-def test_all_methods_see_the_same_tokens_and_noise_and_the_subset_is_part_of_the_whole(z):
-    full, common = evaluate(
-        {"a": standard_normal(5)},
-        {"b": standard_normal(5)},
-        "ddpm_epsilon",
-        z,
-        DOCUMENTS,
-        tokens=300,
-        common_tokens=100,
-        seed=0,
-    )
-    assert np.array_equal(common.sums["a"], common.sums["b"]) and "b" not in full.sums
-    assert (
-        full.counts_ld.sum() == 30_000
-        and common.counts_ld.sum() == 10_000
-        and (common.counts_ld <= full.counts_ld).all()
-    )
-    again, _ = evaluate(
-        {"a": standard_normal(5)},
-        {},
-        "ddpm_epsilon",
-        z,
-        DOCUMENTS,
-        tokens=300,
-        common_tokens=100,
-        seed=0,
-    )
-    assert np.array_equal(again.sums["a"], full.sums["a"])
-
-
-def test_every_document_gets_its_share(z):
-    full, _ = evaluate(
-        {"a": Scaled(1.0)}, {}, "flow_velocity", z, DOCUMENTS, tokens=600, common_tokens=600, seed=0
-    )
-    assert np.allclose(full.counts_ld.sum(0) / 60_000, np.bincount(DOCUMENTS) / 3000, atol=0.005)
-
-
-def test_impossible_numbers_of_tokens_are_refused(z):
-    for tokens, common in ((300, 200), (3001, 3001)):
-        with pytest.raises(ValueError, match="in the test documents"):
-            evaluate(
-                {},
-                {"a": Scaled(1.0)},
-                "flow_velocity",
-                z,
-                DOCUMENTS,
-                tokens=tokens,
-                common_tokens=common,
-                seed=0,
-            )
 
 
 def test_identity_projection_equals_the_naive_estimate(z):
@@ -183,43 +100,6 @@ def test_mix_is_never_worse_than_its_terms_on_the_tokens_it_was_fitted_to(z):
             assert mixed_error <= min(errors) * (1 + 1e-5) and max(map(abs, mixed.weights[s])) < 300
 
 
-def test_a_method_against_itself_is_reduced_by_exactly_nothing(z):
-    losses, _ = evaluate(
-        {"a": standard_normal(5), "b": standard_normal(5)},
-        {},
-        "flow_velocity",
-        z,
-        DOCUMENTS,
-        tokens=300,
-        common_tokens=300,
-        seed=0,
-    )
-    (row,) = reduction_rows(losses, "flow_velocity", ["a"], ["b"])
-    assert row["reduction"] == 0 and row["ci95"] == [0, 0] and row["verdict"] == "below"
-
-
-def test_rows_by_hand():
-    """Five documents of 2, 1, 1, 1, 1 tokens at two levels: means over tokens, and over documents."""
-    method = np.array([[4.0, 2, 2, 2, 2], [1, 1, 1, 1, 1]])
-    losses = Losses(
-        np.array([0.01, 0.5]),
-        {"m": method, "b": 2 * method},
-        np.array([[2.0, 1, 1, 1, 1], [2, 1, 1, 1, 1]]),
-    )
-    row = loss_rows(losses, "o", {"m": {"parameters": 1}, "b": {}})[0]
-    assert row["loss"] == pytest.approx((12 / 6 + 5 / 6) / 2) and row[
-        "loss_without_sigma_below_0.05"
-    ] == pytest.approx(5 / 6)
-    assert (
-        row["loss_documents_equal"] == pytest.approx((5 / 4 + 4 * 3 / 2) / 5)
-        and row["parameters"] == 1
-    )
-    reduction = reduction_rows(losses, "o", ["m"], ["b"])[0]
-    assert reduction["reduction"] == pytest.approx(0.5) and reduction["ci95"] == pytest.approx(
-        [0.5, 0.5]
-    )
-
-
 @pytest.mark.parametrize(
     "interval, expected",
     [((0.1, 0.3), "below"), ((0.4, 0.5), "consistent with"), ((0.5, 0.9), "above")],
@@ -228,101 +108,19 @@ def test_verdict(interval, expected):
     assert verdict(*interval) == expected and CLAIM == 0.47
 
 
-def words(ours_over_mixture=-0.007, primary=(-0.31, 0.46, 0.2, 0.23), **options):
-    def row(method, baseline, objective, reduction):
-        return {
-            "method": method,
-            "baseline": baseline,
-            "objective": objective,
-            "reduction": reduction,
-            "reduction_without_sigma_below_0.05": 0.11,
-            "baseline_share_of_one_level": 0.65 if baseline == "pca_k64" else 0.02,
-            "above_claim": reduction - CLAIM,
-            "ci95": [reduction - 0.02, reduction + 0.02],
-            "verdict": verdict(reduction - 0.02, reduction + 0.02),
-        }
-
-    keys = (
-        ("unet", "pca_k64", "ddpm_epsilon"),
-        ("unet", "sae", "ddpm_epsilon"),
-        ("mlp", "gaussian", "flow_velocity"),
-        ("gated_mlp", "gaussian", "flow_velocity"),
-    )
-    return plain_words(
-        [
-            *(row(*key, value) for key, value in zip(keys, primary)),
-            row("unet", "mean", "ddpm_epsilon", 0.1),
-            row("mlp", "mean", "flow_velocity", 0.1),
-            row("gated_mlp", "mean", "flow_velocity", 0.3),
-            row("gated_mlp", "mixture", "flow_velocity", ours_over_mixture),
-        ],
-        [{"floor_for_claim": floor} for floor in (None, None, None, 0.662)],
-        **options,
-    )
-
-
-def test_plain_words_quote_the_numbers():
-    text = words()
-    assert "made after these test documents had been looked at" in text
-    assert (
-        "the reduction of the loss is −31.0 %" in text
-        and "A negative reduction is a higher loss." in text
-    )
-    assert (
-        "23.0 % (95 % interval 21.0 to 25.0 %; 11.0 % without σ < 0.05; the mean alone has −10.0 %): below the claimed 47 %, by 24.0 points."
-        in text
-    )
-    assert (
-        text.count("would be 47 % if the best possible loss were 0.66") == 1
-        and "consistent with the claimed 47 %." in text
-    )
-    assert "from −31.0 % to 46.0 %; 1 of them is consistent with 47 %" in text
-    assert (
-        text.count("65.0 % of the baseline's loss") == 1
-        and "decides" not in text
-        and "scaling law" not in text
-    )
-
-
-def test_plain_words_say_what_the_mean_alone_does():
-    """97 % over PCA where 10 % is over the mean: the mean has 1 − 0.03/0.9 over PCA."""
-    text = words(primary=(0.97, 0.46, 0.2, 0.23))
-    assert (
-        "the mean alone has 96.7 %): above the claimed 47 %, by 50.0 points. There the mean alone, which knows nothing"
-        in text
-        and "decides" in text
-    )
-
-
-@pytest.mark.parametrize(
-    "reduction, who",
-    [
-        (-0.1, "the mixture has the lower loss"),
-        (0.1, "the network has the lower loss"),
-        (0.01, "neither can be said to have the lower loss"),
-    ],
-)
-def test_plain_words_read_right_whichever_of_mixture_and_network_is_lower(reduction, who):
-    text = words(ours_over_mixture=reduction)
-    assert text.count(who) == 1 and text.count("lower loss") == 1
-    assert f"our recipe's reduction is {100 * reduction:.1f} %".replace("-", "−") in text
-
-
 def estimate(mlp=1.2, gated=1.1, mixture=1.05, gaussian=1.5, e=(1.0, 0.0, 5.0)):
     losses = {"mlp": mlp, "gated_mlp": gated, "mixture": mixture, "gaussian": gaussian}
-    rows = [
-        {"method": method, "objective": "flow_velocity", "loss": loss}
-        for method, loss in losses.items()
-    ]
-    primary = [
-        {"definition": name, "method": name, "baseline": "gaussian", "objective": "flow_velocity"}
-        for name in ("mlp", "gated_mlp")
-    ]
-    primary.append(
-        {"definition": "unet", "method": "unet", "baseline": "sae", "objective": "ddpm_epsilon"}
-    )  # the law is of the velocity loss
+    primaries = {
+        name: {"definition": name, "method": name, "baseline": "gaussian", "objective": objective}
+        for name, objective in (
+            ("mlp", "flow_velocity"),
+            ("gated_mlp", "flow_velocity"),
+            ("unet", "ddpm_epsilon"),  # the law is of the velocity loss
+        )
+    }
+    rows = {method: {"value": loss} for method, loss in losses.items()}
     return claimed.over_the_estimate(
-        {"rows": rows, "primary": primary},
+        {"losses": {"flow_velocity": rows}, "primaries": primaries},
         {"extrapolated": "x", "laws": {"x": {"e": {"value": e[0], "ci95": list(e[1:])}}}},
     )
 
@@ -351,66 +149,6 @@ def test_an_impossible_floor_is_none():
         and {row["verdict"] for row in above["rows"]} == {"undetermined"}
         and above["rows"][0]["reduction"] is None
     )
-    assert claimed.in_words(above).endswith(
-        "which is above a loss already measured (1.05) and so no floor."
-    )
-    lowest = estimate(gaussian=1.02)
-    assert lowest["rows"][0][
-        "reduction"
-    ] is None and "the baseline's own loss is the lowest" in claimed.in_words(lowest)
+    assert estimate(gaussian=1.02)["rows"][0]["reduction"] is None
     with pytest.raises(ValueError, match="a floor of 2.0000 under a baseline's loss of 1.5000"):
         claimed.over(2.0, 1.1, 1.5)
-
-
-def test_the_words_on_a_floor_say_where_the_number_appears():
-    text = words(over_the_estimate=estimate())
-    assert (
-        "at 1.00 (95 % interval 0.00 to 5.00), cut here at 1.05, a loss already reached. Of what lies above that floor"
-        in text
-    )
-    assert (
-        "our recipe 80.0 % (26.7 to 88.9 % over that interval)" in text
-        and "does appear" not in text
-    )
-    assert (
-        "47 % is within the interval of 3 of these 3: whether it appears is a choice of the floor"
-        in text
-    )
-    assert "the article's number does appear, for the paper's MLP." in claimed.in_words(
-        estimate(mlp=1.265)
-    )
-    assert claimed.in_words(estimate(e=(1.0, 0.99, 1.01))).endswith(
-        "47 % is within no interval of these."
-    )
-
-
-@pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
-def test_the_closed_form_is_met_within_its_monte_carlo_error(z, objective):
-    """Documents of unlike power, which is no Monte-Carlo error; a loss that is off by a tenth is noticed."""
-    unlike = z * torch.from_numpy(1 + 0.3 * DOCUMENTS).float()[:, None]
-    gaussian = PrincipalComponents.fit(unlike).gaussian()
-    zs = []
-    for seed in range(12):
-        losses, _ = evaluate(
-            {"gaussian": gaussian},
-            {},
-            objective,
-            unlike,
-            DOCUMENTS,
-            tokens=300,
-            common_tokens=300,
-            seed=seed,
-        )
-        found = closed_form_check(losses, gaussian, objective, unlike, DOCUMENTS)
-        zs.append(found["z"])
-    assert found["closed_form"] == pytest.approx(
-        gaussian.expected_loss(objective, unlike), rel=1e-6
-    )
-    assert (
-        found["relative_difference"]
-        == pytest.approx(found["z"] * found["standard_error"] / found["closed_form"])
-        and abs(found["relative_difference"]) < 0.02
-    )
-    assert 0.5 < np.sqrt(np.mean(np.square(zs))) < 1.5 and max(map(abs, zs)) < 3, zs
-    losses.sums["gaussian"] *= 1.1
-    assert closed_form_check(losses, gaussian, objective, unlike, DOCUMENTS)["z"] > 3

@@ -7,6 +7,7 @@ import torch
 
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.mixture import MixtureSize, fit_mixture
 from mmlib.denoisers.networks import MLPSize
@@ -46,7 +47,7 @@ def made(run):
         save_sae(sae, run.data / folder, store.documents)
     for seed, (name, recipe) in enumerate(run.preset.recipes.items()):
         for folder in (name, f"{name}/half"):
-            new_model(recipe, store, seed).save_pretrained(run.data / folder)
+            new_model(recipe, Origin.of(store), seed).save_pretrained(run.data / folder)
     return run
 
 

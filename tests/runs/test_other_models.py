@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from mmlib.activations import lm as llm
 from mmlib.activations.store import ActivationStore, StoreError, verify
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
@@ -103,7 +104,7 @@ def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_pa
         assert (store.splits == "test").sum() == 20 and (store.splits == "validation").sum() == 8
     finally:
         shutil.rmtree(run.data, ignore_errors=True)
-        shutil.rmtree(runs.ROOT / "results" / run.name, ignore_errors=True)
+        shutil.rmtree(run.results, ignore_errors=True)
 
 
 def fitted(run, store, folder):
@@ -128,7 +129,7 @@ def fitted(run, store, folder):
     GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts).save(
         run.shared / "mixture.safetensors", store.documents
     )
-    new_model(run.preset.recipes["mlp"], store, 0).save_pretrained(folder)
+    new_model(run.preset.recipes["mlp"], Origin.of(store), 0).save_pretrained(folder)
 
 
 def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
@@ -168,7 +169,7 @@ def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
     )
     assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in result["rows"]}
     assert all(len(row["texts"]) == 4 for row in result["examples"]["rows"])
-    assert not (runs.ROOT / "results" / run.name / "steering.json").exists()
+    assert not (runs.DATA / "results" / run.name / "steering.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
         recipe = run.preset.recipes[name]
         new_model(
             recipe,
-            store,
+            Origin.of(store),
             1,
             PrincipalComponents.load(run.shared / "pca.safetensors", store).gaussian(),
         ).save_pretrained(run.data / name)
@@ -237,7 +238,7 @@ def leaves_nothing():
     started = []
     yield started
     for run in started:
-        for folder in (run.data, runs.ROOT / "results" / run.name, run.results, run.figures):
+        for folder in (run.data, runs.DATA / "results" / run.name, run.results, run.figures):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from mmlib import files as results
 from mmlib.files import MissingInput, processor, require, require_disk, written_whole
-from mmlib.runs import pipeline as reproduce
+from mmlib.runs import pipeline
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PRESETS, get_preset
+from mmlib.runs.results import keyed_results
 from mmlib_studies import (
     density,
     generalisation,
@@ -51,7 +52,7 @@ def test_departures_from_the_preset_name_the_run():
         run.name == "default+EleutherAI--pythia-160m+texts+seed2"
         and run.preset.model == "EleutherAI/pythia-160m"
     )
-    assert run.figures != runs.start(preset="default", seed=0).figures == runs.ROOT / "figures"
+    assert run.figures != runs.start(preset="default", seed=0).figures
     assert runs.start(preset="default", seed=0, model="gemma3-270m", layer=8).name == "default"
     assert runs.start(preset="default", seed=0, layer=3).name == "default+layer3"
     assert (
@@ -68,21 +69,21 @@ def test_a_parameter_of_one_notebook_names_its_results_and_leaves_the_runs_data(
     other = runs.start(preset="default", seed=1, meta_model="owner/prior")
     assert (
         plain == runs.start(preset="default", seed=0)
-        and plain.results == runs.ROOT / "results" / "default"
+        and plain.results == runs.DATA / "results" / "default"
     )
     assert (
         other.data == runs.start(preset="default", seed=1).data
-        and other.results == runs.ROOT / "results" / "default+seed1+meta_model-owner--prior"
+        and other.results == runs.DATA / "results" / "default+seed1+meta_model-owner--prior"
     )
     assert runs.start(preset="default", seed=0, meta_model="mlp").figures not in (
         plain.figures,
         other.figures,
     )
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "DATA", tmp_path)
     path = runs.start(preset="smoke", seed=0, meta_model="mlp").write(
-        "steering", {"answer": 1}, "11_steer"
+        "numbers", {"answer": 1}, "11_steer"
     )
-    assert path == tmp_path / "results" / "smoke+meta_model-mlp" / "steering.json"
+    assert path == tmp_path / "results" / "smoke+meta_model-mlp" / "numbers.json"
     assert "-p meta_model mlp" in json.loads(path.read_text())["provenance"]["command"]
     monkeypatch.setattr(runs, "_injected_names", lambda: ["meta_model"])
     assert runs.start(preset="smoke", seed=0, meta_model="mlp").preset.name == "smoke"
@@ -122,6 +123,7 @@ def test_every_notebook_begins_its_run_before_anything_else_and_refuses_paramete
         exec(ast.unparse(body[at]), names)
 
 
+@pytest.mark.notebooks
 @pytest.mark.parametrize("notebook", ["01_extract_activations", "11_steer"])
 def test_papermill_parameter_that_a_notebook_does_not_declare_fails_at_once(notebook, tmp_path):
     with pytest.raises(
@@ -139,6 +141,7 @@ def test_papermill_parameter_that_a_notebook_does_not_declare_fails_at_once(note
         )
 
 
+@pytest.mark.notebooks
 @pytest.mark.parametrize(
     "parameters, message",
     [
@@ -177,44 +180,92 @@ def test_full_disk_is_refused_with_both_numbers(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="extraction needs 3.00 GB at .*, where 2.00 GB are free"):
         require_disk(tmp_path, 3_000_000_000, "extraction")
     with pytest.raises(OSError, match="the default preset needs 5.00 GB"):
-        reproduce.plan("default", ["01_extract_activations"])
-    with pytest.raises(ValueError, match="unknown preset 'huge'"):
-        reproduce.plan("huge", ["01_extract_activations"])
+        pipeline.plan({"01_extract_activations": ["it never ran here"]}, "default")
 
 
-def test_times_are_kept_by_machine_and_this_one_is_asked_first(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
-    monkeypatch.setattr(reproduce, "DATA", tmp_path / "data")
+@pytest.fixture
+def timed(tmp_path, monkeypatch):
+    """A repository whose notebooks were timed on another machine, which is known to be twice as fast in float32."""
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     other = {
         "processor": "Abacus",
         "cores": 3,
-        "notebooks": {"01_a": {"minutes": 9.0}, "02_b": {"minutes": 5.0}},
-    }
-    results.write_json(reproduce.times_file("smoke"), {"machines": [other]})
-    results.write_json(
-        reproduce.executed("smoke", "01_a").with_suffix(".time.json"),
-        {"minutes": 1.5, "peak_gib": 2.0},
-    )
-    reproduce.summary("smoke", ["01_a"])
-    known = results.read_json(reproduce.times_file("smoke"))["machines"]
-    assert known == [
-        other,
-        {
-            "processor": processor(),
-            "cores": 3,
-            "notebooks": {"01_a": {"minutes": 1.5, "peak_gib": 2.0}},
+        "rates": {"float32": 200.0, "bfloat16": 600.0, "disk": 100.0},
+        "notebooks": {
+            "01_extract_activations": {"minutes": 9.0, "peak_gib": 2.0},
+            "04_compare_losses": {"minutes": 5.0, "peak_gib": 7.5},
         },
-    ]
-    capsys.readouterr()
-    reproduce.plan("smoke", ["01_a", "02_b", "03_c"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert rows == [
-        ["01_a", "1.5"],
-        ["02_b", "5.0", "on", "3", "cores", "of", "Abacus"],
-        ["03_c", "?"],
-        ["together", "6.5"],
-    ]
+    }
+    content = keyed_results("run_times", {"machines": [other]})
+    results.write_json(pipeline.times_file("smoke", tmp_path), content)
+    return other
+
+
+def test_minutes_are_those_of_another_machine_by_the_rates_of_both(timed, monkeypatch, capsys):
+    """Without bfloat16 units the language model takes six times as long, float32 twice; each in its share."""
+    here = {"float32": 100.0, "bfloat16": 2.0, "disk": 100.0}
+    assert pipeline.slower_by(0.9, timed["rates"], here) == pytest.approx(0.9 * 6 + 0.1 * 2)
+    assert pipeline.slower_by(0.9, here, here) == 1.0
+    assert pipeline.estimates("smoke", here) == pytest.approx(
+        {"01_extract_activations": 9.0 * 5.6, "04_compare_losses": 5.0 * (0.2 * 6 + 0.8 * 2)}
+    )
+    monkeypatch.setattr(pipeline, "rates_here", lambda: here)
+    monkeypatch.setattr(pipeline, "free_memory", lambda: 4 * 2**30)
+    monkeypatch.setattr(pipeline, "cores", lambda: 1)
+    names = ("01_extract_activations", "04_compare_losses", "31_figures")
+    pipeline.plan(dict.fromkeys(names, ["it never ran here", "b"]), "smoke")
+    shown = capsys.readouterr().out
+    rows = [line.split(maxsplit=2) for line in shown.splitlines() if line[2:3].isdigit()]
+    assert [row[1] for row in rows] == ["50.4", "14.0", "?"]
+    assert rows[0][2] == "it never ran here and 1 more" and "64.4   2 GB of disk" in shown
+    assert "low memory: 04_compare_losses took 7.5 GiB elsewhere, 4.0 GiB are free here" in shown
+    assert "one core" in shown and "no units for bfloat16" in shown
+
+
+def test_times_are_kept_by_machine_and_this_one_is_asked_first(timed, monkeypatch):
+    here = {"float32": 100.0, "bfloat16": 300.0, "disk": 100.0}
+    monkeypatch.setattr(pipeline, "rates_here", lambda: here)
+    took = {"minutes": 1.5, "peak_gib": 2.0}
+    name = "01_extract_activations"
+    results.write_json(pipeline.executed(name, "smoke").with_suffix(".time.json"), took)
+    pipeline.run([], "smoke")
+    known, published = (
+        list(results.read_json(pipeline.times_file("smoke", home))["machines"].values())
+        for home in (runs.DATA, runs.ROOT)
+    )
+    this = {"processor": processor(), "cores": 3, "notebooks": {name: took}, "rates": here}
+    assert known == [timed, this] and published == [timed]
+    slower = {"float32": 50.0, "bfloat16": 150.0, "disk": 100.0}
+    assert pipeline.estimates("smoke", slower)[name] == pytest.approx(3.0)
+
+
+def test_the_machine_is_measured():
+    rates = pipeline.rates_here()
+    assert set(rates) == {"float32", "bfloat16", "disk"} and all(v > 0 for v in rates.values())
+    assert results.cores() >= 1 and results.free_memory() > 2**20
+
+
+def test_a_run_leaves_what_is_published_and_reads_it_where_it_has_nothing_of_its_own(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
+    published = tmp_path / "results" / "default"
+    results.write_json(published / "numbers.json", {"answer": 1})
+    run = runs.start(preset="default", seed=0)
+    assert run.results == tmp_path / "data" / "results" / "default"
+    assert run.figures == tmp_path / "data" / "figures" / "default"
+    assert run.has("numbers") and run.read("numbers", "11_steer") == {"answer": 1}
+    run.write("numbers", {"answer": 2}, "11_steer")
+    assert run.read("numbers", "11_steer")["answer"] == 2
+    assert results.read_json(published / "numbers.json") == {"answer": 1}
+    other = runs.start(preset="default", seed=1)
+    assert not other.has("numbers") and not runs.start(preset="smoke", seed=0).has("numbers")
+    monkeypatch.setattr(runs, "PUBLISHING", True)
+    assert run.results == published and run.figures == tmp_path / "figures"
+    assert other.results == tmp_path / "data" / "results" / "default+seed1"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -265,6 +316,10 @@ def test_slow_methods_see_a_whole_share_of_the_tokens(name):
     again, shifted, drawn = (study.SIZES[name] for study in (replication, robustness, samples))
     assert again.tokens % again.tokens_slow == 0 and shifted.tokens % shifted.tokens_mixture == 0
     assert drawn.drawn_unet <= drawn.drawn
+
+
+def test_every_preset_says_what_disk_it_needs():
+    assert set(pipeline.DISK) == set(PRESETS)
 
 
 def test_every_preset_is_consistent():

@@ -12,6 +12,7 @@ import pytest
 from mmlib.files import read_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import get_preset
+from mmlib.runs.results import rows_of
 from mmlib.runs.sweep import Sweep, as_json
 from mmlib_studies import replication, robustness, scaling
 from mmlib_studies.recipes.plan import plan
@@ -62,8 +63,9 @@ def replication_trials(seed=0, prior=None):
     known = committed("replication")
     stores = [store_of(known[name]) for name in ("mixture-seed1", "mixture-fresh")]
     tried = read_json(RESULTS / "baselines.json")["mixture"]["tried_on_validation"]
-    rows = list(tried.values()) if isinstance(tried, dict) else tried
-    mixture = robustness.as_chosen(PRESET.mixture, rows)
+    mixture = robustness.as_chosen(
+        PRESET.mixture, rows_of(tried, "components", "prior", "em_steps")
+    )
     mixture = replace(mixture, priors=(prior,)) if prior else mixture
     size = replication.SIZES["default"]
     return replication.trials(PRESET, size, *stores, seed, mixture, None, {})

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from known import tokens_of
 
 from mmlib.denoisers.gaussian import standard_normal
-from mmlib.evaluation.losses import DocumentLosses, evaluate, losses_by_document
+from mmlib.evaluation.losses import evaluate
 from mmlib_studies.generalisation import gained_in_last_third, gap_rows, in_words, limit
 
 DOCUMENTS = np.repeat(np.arange(6), (50, 50, 80, 100, 120, 200))
@@ -24,15 +25,17 @@ class Remembering:
         return (-distance / (2 * sigma**2)).softmax(1) @ self.z
 
 
+def losses_of(denoisers, z):
+    losses = evaluate(denoisers, tokens_of(z, DOCUMENTS), "flow_velocity", per_level=300, seed=0)
+    return {name: losses.by_document(name) for name in denoisers}
+
+
 @pytest.fixture(scope="module")
 def rows():
     """Gap rows of a denoiser that remembers and of the one that generated the data, control."""
     seen_z, unseen_z = torch.randn(2, 600, 8, generator=torch.Generator().manual_seed(0))
     denoisers = {"control": standard_normal(8), "remembering": Remembering(seen_z)}
-    seen, unseen = (
-        losses_by_document(denoisers, "flow_velocity", z, DOCUMENTS, tokens=300, seed=0)
-        for z in (seen_z, unseen_z)
-    )
+    seen, unseen = (losses_of(denoisers, z) for z in (seen_z, unseen_z))
     return gap_rows(seen, unseen, "test", control="control")
 
 
@@ -56,45 +59,9 @@ def test_an_easier_set_of_documents_is_not_taken_for_memory():
     """Unseen activations of half the variance: the loss falls, for the control as well, and the excess is none."""
     z = torch.randn(2, 600, 8, generator=torch.Generator().manual_seed(1))
     same = {"control": standard_normal(8), "model": standard_normal(8)}
-    seen, unseen = (
-        losses_by_document(same, "flow_velocity", part, DOCUMENTS, tokens=300, seed=0)
-        for part in (z[0], 0.7 * z[1])
-    )
+    seen, unseen = (losses_of(same, part) for part in (z[0], 0.7 * z[1]))
     row = gap_rows(seen, unseen, "validation", control="control")["model"]
     assert row["gap"] < -0.1 and row["ci95"][1] < 0 and row["excess"] == 0
-
-
-def test_losses_are_those_of_the_comparison():
-    z, method = torch.randn(600, 8, generator=torch.Generator().manual_seed(2)), standard_normal(8)
-    for objective in ("flow_velocity", "ddpm_epsilon"):
-        full, _ = evaluate(
-            {"a": method}, {}, objective, z, DOCUMENTS, tokens=60, common_tokens=60, seed=5
-        )
-        found = losses_by_document({"a": method}, objective, z, DOCUMENTS, tokens=60, seed=5)["a"]
-        sums_d, counts_d = full.by_document("a")
-        assert np.allclose(found.sums_d, sums_d, rtol=1e-12) and np.array_equal(
-            found.counts_d, counts_d
-        )
-        assert found.mean == pytest.approx(full.mean("a"))
-
-
-def test_round_trip_and_documents_without_tokens_are_left_out():
-    z = torch.randn(600, 2, generator=torch.Generator().manual_seed(3))
-    document = np.where(DOCUMENTS == 5, 7, DOCUMENTS)  # nobody has the numbers 5 and 6
-    found = losses_by_document(
-        {"a": standard_normal(2)}, "flow_velocity", z, document, tokens=60, seed=0
-    )["a"]
-    again = DocumentLosses.of_json(found.as_json())
-    assert (
-        len(found.counts_d) == 6
-        and np.array_equal(again.sums_d, found.sums_d)
-        and again.mean == found.mean
-    )
-
-
-def test_too_few_activations_are_refused():
-    with pytest.raises(ValueError, match="601 different rows were asked for, there are 600"):
-        losses_by_document({}, "flow_velocity", torch.zeros(600, 2), DOCUMENTS, tokens=601, seed=0)
 
 
 def test_what_the_last_third_gained():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from known import Scaled, tokens_of
 
 from mmlib.activations.corpora import Document, split_documents
 from mmlib.activations.store import ActivationStore
@@ -11,16 +12,6 @@ from mmlib.denoisers.mixture import MixtureSize
 from mmlib.evaluation.intervals import bootstrap_interval
 from mmlib.evaluation.losses import evaluate
 from mmlib_studies import robustness
-
-
-class Scaled:
-    """Estimates `factor` times the input."""
-
-    def __init__(self, factor):
-        self.factor = factor
-
-    def __call__(self, x, sigma):
-        return self.factor * x
 
 
 @pytest.mark.parametrize(
@@ -75,15 +66,8 @@ def test_reductions_with_and_without_outliers_agree_with_the_comparison():
     rows = robustness.reduction_rows(
         methods, baselines, ["flow_velocity"], z, documents, outlier, tokens=400, seed=3
     )
-    losses, _ = evaluate(
-        {**methods, **baselines},
-        {},
-        "flow_velocity",
-        z,
-        documents,
-        tokens=400,
-        common_tokens=400,
-        seed=3,
+    losses = evaluate(
+        {**methods, **baselines}, tokens_of(z, documents), "flow_velocity", per_level=400, seed=3
     )
     everything, without = rows
     assert (everything["tokens"], without["tokens"]) == ("all", "without outliers")
@@ -96,14 +80,11 @@ def test_reductions_with_and_without_outliers_agree_with_the_comparison():
     low, high = bootstrap_interval(lambda w: (w @ ours) / (w @ theirs), len(sizes), positive=True)
     assert everything["ci95"] == pytest.approx([1 - high, 1 - low])
 
-    by_token, _ = evaluate(
+    by_token = evaluate(
         {**methods, **baselines},
-        {},
+        tokens_of(z, np.arange(400)),
         "flow_velocity",
-        z,
-        np.arange(400),
-        tokens=400,
-        common_tokens=400,
+        per_level=400,
         seed=3,
     )
     kept = [by_token.sums[m].sum(0)[~outlier].sum() for m in ("m", "b")]
@@ -125,17 +106,6 @@ def test_no_outlier_changes_nothing():
         seed=0,
     )
     assert rows[0] == {**rows[1], "tokens": "all"} and rows[0]["draws"] == 10_000
-
-
-def test_spread_by_hand():
-    assert robustness.spread([1.0, 2.0, 4.0]) == {
-        "values": [1, 2, 4],
-        "mean": pytest.approx(7 / 3),
-        "std": pytest.approx(np.sqrt(7 / 3)),
-        "range": 3,
-    }
-    with pytest.raises(ValueError, match="1 seed"):
-        robustness.spread([1.0])
 
 
 def test_redrawn_test_documents_were_in_training_and_span_the_lengths():
@@ -185,15 +155,9 @@ def test_slow_opponents_see_every_nth_token_and_what_is_compared_with_them_too()
     )
     found = {(row["method"], row["baseline"]): row for row in rows if row["tokens"] == "all"}
     assert set(found) == {("m", "b"), ("m", "s"), ("b", "s"), ("s", "b")} and len(rows) == 8
-    full, common = evaluate(
-        {**methods, **baselines},
-        slow,
-        "flow_velocity",
-        z,
-        documents,
-        tokens=30,
-        common_tokens=10,
-        seed=3,
+    full, common = (
+        evaluate(some, tokens_of(z, documents), "flow_velocity", per_level=30, seed=3, every=every)
+        for some, every in (({**methods, **baselines}, 1), ({**methods, **baselines, **slow}, 3))
     )
     assert found["m", "b"]["draws"] == 3000 and found["m", "b"]["reduction"] == pytest.approx(
         1 - full.mean("m") / full.mean("b")
@@ -292,15 +256,12 @@ def test_methods_measured_apart_on_the_same_draws_are_compared_as_if_together():
         torch.randn(300, 4, generator=torch.Generator().manual_seed(1)),
         np.repeat(np.arange(6), 50),
     )
-    draws = {"tokens": 30, "common_tokens": 30, "seed": 3}
-    both, _ = evaluate(
-        {"m": Scaled(0.3), "b": Scaled(0.8)}, {}, "flow_velocity", z, documents, **draws
+    tokens, two = tokens_of(z, documents), {"m": Scaled(0.3), "b": Scaled(0.8)}
+    both, *alone = (
+        evaluate(some, tokens, "flow_velocity", per_level=30, seed=3)
+        for some in (two, *({name: method} for name, method in two.items()))
     )
-    alone = {
-        name: evaluate({name: Scaled(factor)}, {}, "flow_velocity", z, documents, **draws)[0]
-        for name, factor in (("m", 0.3), ("b", 0.8))
-    }
-    sums = {name: robustness.document_sums(losses, name) for name, losses in alone.items()}
+    sums = {name: losses.by_document(name).as_json() for name, losses in zip(two, alone)}
     assert robustness.paired_reduction(
         robustness.joined(sums), "m", "b"
     ) == robustness.paired_reduction(both, "m", "b")

@@ -20,8 +20,9 @@ from mmlib.activations.tokens import Tokens
 from mmlib.denoisers.gaussian import GaussianDenoiser
 from mmlib.denoisers.likelihood import SMOOTHING
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib.denoisers.noise import Denoiser
+from mmlib.denoisers.noise import Denoiser, Level
 from mmlib.evaluation.intervals import bootstrap_interval, p_value
+from mmlib.evaluation.losses import token_losses, velocity_loss
 
 NEIGHBOUR = 10  # the distance to this one
 
@@ -48,7 +49,6 @@ def token_noise(tokens: Tokens, sigma: float, draw: int, seed: int) -> Tensor:
     )
 
 
-@torch.inference_mode()
 def denoising_losses(
     denoisers: Mapping[str, Denoiser],
     tokens: Tokens,
@@ -57,17 +57,22 @@ def denoising_losses(
     seed: int,
 ) -> dict[str, np.ndarray]:
     """‖(z − ẑ)/σ‖²/d, the velocity loss of each token at each σ, mean over the draws: (n, sigmas) of each denoiser, on the same noise."""
+    levels = [Level(sigma, 1 / sigma**2) for sigma in sigmas]
     totals = {name: np.zeros((len(tokens), len(sigmas))) for name in denoisers}
-    for j, sigma in enumerate(sigmas):
-        for draw in range(draws):
-            x_nd = (1 - sigma) * tokens.z_nd + sigma * token_noise(tokens, sigma, draw, seed)
-            for name, denoiser in denoisers.items():
-                estimate_nd = torch.cat(
-                    [denoiser(part_nd, sigma) for part_nd in x_nd.split(AT_ONCE)]
-                )
-                totals[name][:, j] += ((tokens.z_nd - estimate_nd) / sigma).double().square().mean(
-                    1
-                ).numpy() / draws
+    for number in range(draws):
+        found = token_losses(
+            denoisers,
+            tokens.z_nd,
+            levels,
+            lambda i, level: (
+                np.arange(len(tokens)),
+                token_noise(tokens, level.sigma, number, seed),
+            ),
+            batch=AT_ONCE,
+            loss=velocity_loss,
+        )
+        for name, loss_ln in found.loss.items():
+            totals[name] += loss_ln.T / draws
     return {name: checked(name, total) for name, total in totals.items()}
 
 

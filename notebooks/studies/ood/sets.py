@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mmlib.activations.corpora import Document
+from mmlib.activations.generate import generate
 from mmlib.activations.lm import LanguageModel, residual_blocks, resolve_layer
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser, Tokens
@@ -221,48 +222,10 @@ def written_texts(
 def _continued(
     lm: LanguageModel, prompts: Sequence[str], tokens: int, seed: int
 ) -> list[list[int]]:
-    """Token ids of each prompt and what follows it, without the opening token."""
+    """Token ids of each prompt and what follows it, `tokens` together, without the opening token."""
     ids = [part.tolist() for part in tokenize([Document(prompt, prompt) for prompt in prompts], lm)]
-    width, new, shipped = (
-        max(map(len, ids)),
-        tokens - min(map(len, ids)),
-        lm.model.generation_config,
-    )
-    padding = [width - len(part) for part in ids]  # on the left, where the attention mask hides it
-    opened_bt = torch.tensor(
-        [[lm.opening_token] * (1 + before) + part for before, part in zip(padding, ids)],
-        device=lm.model.device,
-    )
-    mask_bt = torch.tensor(
-        [[0] * before + [1] * (1 + width - before) for before in padding], device=lm.model.device
-    )
-    with torch.no_grad():  # `generate` would read the prompts too, but copies the whole unembedding for each of them (13 s for ten on a CPU)
-        read = lm.model.base_model(
-            input_ids=opened_bt[:, :-1],
-            attention_mask=mask_bt[:, :-1],
-            use_cache=True,
-            position_ids=(mask_bt.cumsum(1) - 1).clamp(min=0)[:, :-1],
-        )
-    lm.model.generation_config = GenerationConfig()  # not what the model ships for chatting
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
-            drawn_bt = lm.model.generate(
-                opened_bt,
-                attention_mask=mask_bt,
-                past_key_values=read.past_key_values,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=new,
-                min_new_tokens=new,
-                eos_token_id=lm.tokenizer.eos_token_id,
-                pad_token_id=lm.opening_token,
-            )
-    finally:
-        lm.model.generation_config = shipped
-    return [row[1 + before :][:tokens] for row, before in zip(drawn_bt.tolist(), padding)]
+    new = generate(lm, ids, tokens - min(map(len, ids)), seed)
+    return [(prompt + following)[:tokens] for prompt, following in zip(ids, new)]
 
 
 def equal_windows(windows: Sequence[Window], length: int, n: int, seed: int) -> list[Window]:

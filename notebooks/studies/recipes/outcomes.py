@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
+
+from mmlib.evaluation.intervals import spread
 
 NEVER = math.inf
 
@@ -114,24 +115,6 @@ def curve_of(outcome: dict) -> dict[str, list[float]]:
     return {
         "seconds": [outcome["setup_seconds"] + second for second in outcome["log"]["seconds"]],
         "loss": outcome["log"]["validation_loss"],
-    }
-
-
-def spread(values: Sequence[float]) -> dict:
-    """Values, mean, standard deviation, and Student's 95 % interval of the mean, which supposes that they are normal.
-
-    Raises:
-        ValueError: fewer than two.
-    """
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} value: a spread needs at least two")
-    mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
-    reach = float(stats.t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
-    return {
-        "values": [float(value) for value in values],
-        "mean": mean,
-        "std": std,
-        "ci95": [mean - reach, mean + reach],
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import Normaliser
+from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPSize, UNetSize
 from mmlib.evaluation import losses as compare
@@ -95,23 +95,18 @@ class Trainings:
         )
 
     @cached_property
-    def validation(self) -> tuple:
-        """Standardised activations of validation documents and the number of each one's document, from 0."""
+    def validation(self) -> Tokens:
+        """The tokens of validation documents."""
         rows = self.store.rows("validation")
+        z_nd = Normaliser.of(self.store)(self.store.read(rows))
         document_n = self.store.column("document", rows)
-        return Normaliser.of(self.store)(self.store.read(rows)), document_n - document_n[0]
+        return Tokens(z_nd, document_n - document_n[0], self.store.column("position", rows))
 
     def loss(self, denoiser, objective: str) -> float:
         """The plain loss of a denoiser on validation documents: the same tokens and noise for all of an objective."""
         tokens = self.size.tokens if objective == "flow_velocity" else self.size.tokens_unet
-        losses, _ = compare.evaluate(
-            {"it": denoiser},
-            {},
-            objective,
-            *self.validation,
-            tokens=tokens,
-            common_tokens=tokens,
-            seed=self.seed,
+        losses = compare.evaluate(
+            {"it": denoiser}, self.validation, objective, per_level=tokens, seed=self.seed
         )
         return losses.mean("it")
 

@@ -25,7 +25,8 @@ from mmlib.activations.lm import LanguageModel, read_residual_stream
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.meta_model import MetaModel
-from mmlib.denoisers.noise import Denoiser, FlowMatching
+from mmlib.denoisers.noise import Denoiser, Level, sdedit
+from mmlib.evaluation.losses import token_losses, velocity_loss
 
 PROBE_STRENGTHS = 10 ** np.arange(-4.0, 1.0)  # inverse regularisations tried by cross-validation
 
@@ -213,24 +214,11 @@ def projected(
 
 
 def projected_by(method: Denoiser, sigma: float, steps: int) -> Repair:
-    """SDEdit from σ by any denoiser, such as a mixture in closed form: Euler's steps of flow matching, as `projected`, from the same noise.
-
-    The velocity is (x − ẑ)/σ for the method's estimate ẑ, so what differs from `projected` is who estimates.
-    """
-    process = FlowMatching()
-
-    def velocity(x_nd: Tensor, time_1: Tensor) -> Tensor:
-        level = time_1.item() / 1000
-        return (x_nd - method(x_nd, level)) / level
+    """SDEdit from σ by any denoiser, see `mmlib.denoisers.noise.sdedit`, from the same noise as `projected`: what differs is who estimates."""
 
     def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
-        schedule = process.schedule("euler", steps, sigma)
-        x_nd = process.noised(
-            schedule, edited_nd, torch.randn(edited_nd.shape, generator=generator)
-        )
-        for x_nd in schedule.run(velocity, x_nd):
-            pass
-        return x_nd
+        noise_nd = torch.randn(edited_nd.shape, generator=generator)
+        return sdedit(method, edited_nd, noise_nd, sigma, steps)
 
     return repair
 
@@ -284,6 +272,7 @@ class Steering:
         return self.normaliser.inverse(repaired_nd)
 
     def __call__(self, hidden_btd: Tensor) -> Tensor:
+        """The edited stream (batch, tokens, d)."""
         if self.strength == 0:
             return hidden_btd
         return torch.cat(
@@ -359,13 +348,15 @@ def diffusion_losses(
 ) -> np.ndarray:
     """Velocity loss per dimension of a judge on each activation, averaged over noise levels, (n,); the same noise for as many
     activations at the same levels."""
-    generator = torch.Generator().manual_seed(seed)
-    losses = []
-    for sigma in sigmas:
-        noise_nd = torch.randn(z_nd.shape, generator=generator)
-        estimate_nd = judge((1 - sigma) * z_nd + sigma * noise_nd, sigma)
-        losses.append(((z_nd - estimate_nd) / sigma).double().square().mean(1))
-    return torch.stack(losses).mean(0).numpy()
+    generator, rows_n = torch.Generator().manual_seed(seed), np.arange(len(z_nd))
+    found = token_losses(
+        {"judge": judge},
+        z_nd,
+        [Level(sigma, 1 / sigma**2) for sigma in sigmas],
+        lambda i, level: (rows_n, torch.randn(z_nd.shape, generator=generator)),
+        loss=velocity_loss,
+    )
+    return torch.from_numpy(found.loss["judge"]).mean(0).numpy()
 
 
 def geometry(z_nd: Tensor, edited_nd: Tensor, repaired_nd: Tensor) -> dict[str, np.ndarray]:

@@ -1,0 +1,449 @@
+"""One protocol for whatever was fitted to activations: what `mmlib.fit` gives and `mmlib.load` reads.
+
+    h    raw activations (n, d), as the language model computes them: what `log_likelihood`, `project`, `features` take, and what
+         `sample` and `project` give
+    z    standardised ones, (h − mean)/std by the statistics of the training rows: `model.standardise(h)`, `model.raw(z)`
+    x    noised ones, x = (1 − σ) z + σ ε, 0 < σ < 1: `model.noised(h, sigma)`; what `denoise` takes. It gives an estimate of z
+
+Tensors are float32 on the CPU, whatever the arrays or lists were that came. Where the two kinds can be told apart by their scale (see
+`refuse_mistaken`), raw activations in place of x and standardised ones in place of h are refused.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmlib.activations.arrays import Values, matrix
+from mmlib.activations.lm import LanguageModel
+from mmlib.activations.store import ActivationStore
+from mmlib.denoisers.checkpoints import Origin
+from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.likelihood import SMOOTHING, smoothed
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.mixture import GaussianMixtureDenoiser
+from mmlib.denoisers.networks import count_parameters
+from mmlib.denoisers.noise import Denoiser, sdedit
+from mmlib.denoisers.sae import SAEDenoiser
+
+AT_ONCE = 4096  # rows taken together
+
+
+SDEDIT_STEPS = 20  # the paper's
+
+
+SAMPLE_STEPS = 50
+
+
+FEATURE_SIGMA = 0.1  # at which a network's hidden units are read, the paper's
+
+
+MARGIN = 0.5  # nats per dimension by which values must look more like the other kind to be refused
+
+
+class Unsupported(NotImplementedError):
+    """The method has nothing of the kind that was asked for; the message says which has."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a fit cost: free numbers, seconds, and activations seen, repeats counted; 0 where unknown."""
+
+    parameters: int
+    seconds: float = 0.0
+    activations: int = 0
+
+
+class Fitted:
+    """A denoiser with the standardisation that it was fitted in, what it is of, and what it cost.
+
+    It is a `Denoiser` itself: `model(x, sigma)` is `denoise` without its checks.
+
+    Args:
+        denoiser: maps (x (n, d), σ) to ẑ (n, d).
+        origin: of the activations.
+        cost: of the fit.
+        components: mean, axes and variances of the same training rows, the Gaussian baseline; None if unknown.
+        facts: more that is known of the fit, kept with it.
+
+    >>> import mmlib
+    >>> h = 3 + 2 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    >>> model = mmlib.fit(h, "gaussian", progress=False)
+    >>> x = model.noised(h, sigma=0.3)
+    >>> error = (model.denoise(x, sigma=0.3) - model.standardise(h)).square().mean()
+    >>> bool(error < (x - model.standardise(h)).square().mean())
+    True
+    >>> model.denoise(h, sigma=0.3)
+    Traceback (most recent call last):
+    ...
+    ValueError: x has the scale of raw activations (10.6 nats per dimension likelier as such): give noised standardised ones: model.noised(h, sigma), or (1 − σ) model.standardise(h) + σ ε
+    """
+
+    kind, title = "denoiser", "a denoiser"
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        origin: Origin,
+        cost: Cost,
+        components: PrincipalComponents | None = None,
+        facts: Mapping[str, object] | None = None,
+    ):
+        self.denoiser, self.origin, self.cost = denoiser, origin, cost
+        self.components, self.facts = components, dict(facts or {})
+
+    def __repr__(self) -> str:
+        """What it is, of what, and what it cost."""
+        of = self.origin.language_model or "plain activations"
+        layers = ", ".join(map(str, self.origin.layers))
+        return (
+            f"<{type(self).__name__}, {self.d} wide, of {of}{f', block {layers}' if layers else ''}: "
+            f"{self.cost.parameters:,} numbers fitted to {self.cost.activations:,} activations in {self.cost.seconds:.1f} s>"
+        )
+
+    @property
+    def d(self) -> int:
+        """Width of the activations."""
+        return self.origin.d
+
+    @property
+    def parameters(self) -> int:
+        """Free numbers."""
+        return self.cost.parameters
+
+    def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """ẑ (n, d) from x (n, d), unchecked."""
+        return self.denoiser(x_nd, sigma)
+
+    def standardise(self, h: Values) -> Tensor:
+        """z (n, d) of raw activations (n, d)."""
+        return self.origin.normaliser(matrix(h, d=self.d))
+
+    def raw(self, z: Values) -> Tensor:
+        """h (n, d) of standardised activations (n, d)."""
+        return self.origin.normaliser.inverse(matrix(z, d=self.d, what="z"))
+
+    def noised(self, h: Values, sigma: float, *, seed: int = 0) -> Tensor:
+        """x = (1 − σ) z + σ ε (n, d) of raw activations (n, d), with ε drawn from the seed."""
+        (sigma,), z_nd = checked_sigma(sigma), self._z(h)
+        return (1 - sigma) * z_nd + sigma * torch.randn(z_nd.shape, generator=seeded(seed))
+
+    def _z(self, h: Values) -> Tensor:
+        h_nd = matrix(h, d=self.d)
+        refuse_mistaken(h_nd, self.origin, None)
+        return self.origin.normaliser(h_nd)
+
+    def denoise(self, x: Values, sigma: float | Values) -> Tensor:
+        """Estimate of z, (n, d), from x = (1 − σ) z + σ ε.
+
+        Args:
+            x: noised standardised activations (n, d), such as `noised` gives.
+            sigma: noise level between 0 and 1, or one for each row, (n,).
+        Raises:
+            ValueError: σ is out of range, x is of another width or not finite, or is raw by its scale; `model(x, sigma)` takes any x.
+        """
+        x_nd = matrix(x, d=self.d, what="x")
+        sigmas = checked_sigma(sigma, len(x_nd))
+        refuse_mistaken(x_nd, self.origin, float(np.mean(sigmas)))
+        z_nd, sigma_n = torch.empty_like(x_nd), np.broadcast_to(sigmas, len(x_nd))
+        with torch.no_grad():
+            for level in np.unique(sigma_n):
+                rows = torch.from_numpy(np.flatnonzero(sigma_n == level))
+                for part in rows.split(AT_ONCE):
+                    z_nd[part] = self.denoiser(x_nd[part], float(level))
+        return z_nd
+
+    def log_likelihood(self, h: Values, *, seed: int = 0) -> Tensor:
+        """Natural logarithm of the density of each raw activation, per dimension of the raw activation, (n,), double.
+
+        The density is of activations smoothed at σ₀ = 0.02, see `mmlib.denoisers.likelihood`.
+
+        Args:
+            seed: of the smoothing noise; for a network also of the trace's probes.
+        Raises:
+            Unsupported: the method has no density.
+        """
+        generator, z_nd = seeded(seed), self._z(h)
+        with torch.no_grad():
+            return self._log_density(z_nd, generator) - self._log_scale()
+
+    def _log_scale(self) -> Tensor:
+        """Mean of log std: from nats per dimension of z to nats per dimension of h."""
+        return self.origin.normaliser.std_ld.double().log().mean()
+
+    def _log_density(self, z_nd: Tensor, generator: torch.Generator) -> Tensor:
+        raise Unsupported(f"{self.title} has no density: 'gaussian', 'mixture' and networks have")
+
+    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+        """Draws of raw activations, (n, d).
+
+        Raises:
+            Unsupported: the method has no distribution to draw from.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"n = {n!r}: expected a number of samples, 1 or more")
+        with torch.no_grad():
+            return self.raw(self._sample(n, seeded(seed)))
+
+    def _sample(self, n: int, generator: torch.Generator) -> Tensor:
+        raise Unsupported(
+            f"{self.title} has no samples: 'gaussian', 'mixture' and networks draw some"
+        )
+
+    def project(
+        self, h: Values, sigma: float = 0.5, *, seed: int = 0, steps: int = SDEDIT_STEPS
+    ) -> Tensor:
+        """SDEdit: raw activations (n, d) are noised to σ and brought back along the method's own flow, raw again, (n, d).
+
+        Args:
+            sigma: how far; the paper edits at 0.5.
+            seed: of the noise.
+            steps: of Euler's method.
+        Raises:
+            Unsupported: the method knows no noise; `reconstruct` is what it offers.
+        """
+        (sigma,), z_nd = checked_sigma(sigma), self._z(h)
+        return self.raw(self._project(z_nd, sigma, seeded(seed), steps))
+
+    def _project(
+        self, z_nd: Tensor, sigma: float, generator: torch.Generator, steps: int
+    ) -> Tensor:
+        with torch.no_grad():
+            parts = [
+                sdedit(self.denoiser, part, noise, sigma, steps)
+                for part, noise in zip(
+                    z_nd.split(AT_ONCE),
+                    torch.randn(z_nd.shape, generator=generator).split(AT_ONCE),
+                )
+            ]
+        return torch.cat(parts)
+
+    def reconstruct(self, h: Values) -> Tensor:
+        """What a method for clean activations (PCA, an SAE) makes of raw activations, (n, d), raw."""
+        raise Unsupported(f"{self.title} reconstructs nothing: 'pca' and 'sae' do; use project")
+
+    def features(self, h: Values) -> Tensor:
+        """Units of raw activations, (n, f): principal scores, responsibilities, latents, or hidden units.
+
+        Raises:
+            Unsupported: the method has none.
+        """
+        with torch.no_grad():
+            return torch.cat([self._features(part) for part in self._z(h).split(AT_ONCE)])
+
+    def _features(self, z_nd: Tensor) -> Tensor:
+        raise Unsupported(f"{self.title} has no features")
+
+    def check(
+        self,
+        other: ActivationStore | LanguageModel | None = None,
+        *,
+        language_model: str | None = None,
+        layer: int | None = None,
+        d: int | None = None,
+        documents: str | None = None,
+    ) -> "Fitted":
+        """Refuse activations that it was not fitted to: another language model, layer or width, or other documents. Gives itself.
+
+        Args:
+            other: a store or a language model; or name what is to be compared.
+        Raises:
+            StoreError: they differ.
+        """
+        if isinstance(other, ActivationStore):
+            language_model, layer, d = other.model, other.layer, other.d
+            documents = other.documents
+        elif isinstance(other, LanguageModel):
+            language_model, d = other.identity, other.width
+        self.origin.check(
+            "this model", language_model=language_model, layer=layer, d=d, documents=documents
+        )
+        return self
+
+    def hook(self, sigma: float | None = 0.5, **options):
+        """An edit of the residual stream: each activation is replaced by its projection, see `mmlib.denoisers.edit.Edit`."""
+        from mmlib.denoisers.edit import Edit
+
+        return Edit(self, sigma, **options)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write it to a folder, that `mmlib.load` reads; see `mmlib.denoisers.saved`."""
+        from mmlib.denoisers.saved import save
+
+        return save(self, Path(folder))
+
+
+class FittedGaussian(Fitted):
+    """A full-covariance Gaussian: no linear method denoises better."""
+
+    kind, title = "gaussian", "a Gaussian"
+
+    def _log_density(self, z_nd: Tensor, generator: torch.Generator) -> Tensor:
+        return _parts(
+            partial(self.denoiser.log_density, sigma=SMOOTHING), smoothed(z_nd, generator)
+        )
+
+    def _sample(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.denoiser.sample(n, generator)
+
+    def _features(self, z_nd: Tensor) -> Tensor:
+        return self.components.scores(z_nd, self.d)
+
+
+class FittedMixture(FittedGaussian):
+    """A mixture of Gaussians with full covariances."""
+
+    kind, title = "mixture", "a mixture of Gaussians"
+    denoiser: GaussianMixtureDenoiser
+
+    def _features(self, z_nd: Tensor) -> Tensor:
+        return self.denoiser.responsibilities(z_nd, SMOOTHING).float()
+
+
+class FittedPCA(Fitted):
+    """The projection on the first principal components."""
+
+    kind, title = "pca", "a PCA"
+
+    def _project(
+        self, z_nd: Tensor, sigma: float, generator: torch.Generator, steps: int
+    ) -> Tensor:
+        raise Unsupported(
+            f"{self.title} was made for clean activations, so it has no projection from noise: use reconstruct(h)"
+        )
+
+    def reconstruct(self, h: Values) -> Tensor:
+        """Raw activations (n, d) as the method rebuilds them, (n, d)."""
+        with torch.no_grad():
+            return self.raw(_parts(partial(self.denoiser, sigma=0.0), self._z(h)))
+
+    def _features(self, z_nd: Tensor) -> Tensor:
+        return self.components.scores(z_nd, self.denoiser.components_dk.shape[1])
+
+
+class FittedSAE(FittedPCA):
+    """A sparse autoencoder, trained on clean activations."""
+
+    kind, title = "sae", "an SAE"
+    denoiser: SAEDenoiser
+
+    @property
+    def sae(self):
+        """The `SAE` of SAELens."""
+        return self.denoiser.sae
+
+    def _features(self, z_nd: Tensor) -> Tensor:
+        return self.sae.encode(z_nd)
+
+
+class FittedNetwork(Fitted):
+    """A denoising network: a meta-model."""
+
+    kind, title = "network", "a network"
+    denoiser: MetaModel
+
+    @classmethod
+    def of(cls, model: MetaModel, cost: Cost | None = None, **more) -> "FittedNetwork":
+        """A meta-model of one layer under the common protocol."""
+        if len(model.layers) > 1:
+            raise ValueError(f"a meta-model of layers {list(model.layers)}: name one, layer=…")
+        return cls(model, model.origin, cost or Cost(count_parameters(model.network)), **more)
+
+    def to(self, device: str) -> "FittedNetwork":
+        """Move the network."""
+        self.denoiser.to(device)
+        return self
+
+    def _log_density(self, z_nd: Tensor, generator: torch.Generator) -> Tensor:
+        found = self.denoiser.log_likelihood(z_nd, generator=generator).nats_per_dimension_n
+        return found + self._log_scale()  # it gives nats of the raw activation
+
+    def _sample(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.denoiser.sample(n, steps=SAMPLE_STEPS, generator=generator).clone()
+
+    def _project(
+        self, z_nd: Tensor, sigma: float, generator: torch.Generator, steps: int
+    ) -> Tensor:
+        return self.denoiser.project(
+            z_nd, sigma=sigma, generator=generator, steps=steps, progress=False
+        ).clone()
+
+    def _features(self, z_nd: Tensor) -> Tensor:
+        generator = seeded(0)
+        units = self.denoiser.neurons(z_nd, sigma=FEATURE_SIGMA, generator=generator)
+        return torch.cat(list(units.values()), 1).clone()
+
+
+KINDS = {
+    kind.kind: kind for kind in (FittedGaussian, FittedPCA, FittedMixture, FittedSAE, FittedNetwork)
+}
+
+
+def checked_sigma(sigma: float | Values, n: int = 1) -> np.ndarray:
+    """σ as an array of one number, or of n.
+
+    Raises:
+        ValueError: a value is not between 0 and 1, both left out, or there are neither one nor n of them.
+
+    >>> checked_sigma(300)
+    Traceback (most recent call last):
+    ...
+    ValueError: σ = 300.0: expected a noise level between 0 and 1, both left out (a time step t of 1000 is σ = t/1000)
+    """
+    values = np.atleast_1d(np.asarray(sigma.detach().cpu() if torch.is_tensor(sigma) else sigma))
+    if values.dtype.kind not in "fiu" or values.shape not in ((1,), (n,)):
+        raise ValueError(f"σ = {sigma!r}: expected one noise level{f', or {n}' if n > 1 else ''}")
+    values = values.astype(float)
+    if not ((values > 0) & (values < 1)).all():
+        wrong = values[~((values > 0) & (values < 1))][0]
+        raise ValueError(
+            f"σ = {wrong}: expected a noise level between 0 and 1, both left out (a time step t of 1000 is σ = t/1000)"
+        )
+    return values
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Random numbers of a seed, other ones than those of `torch.manual_seed(seed)`, which made-up data are often drawn from."""
+    state = np.random.SeedSequence([seed, len("mmlib")]).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+def _parts(function: Callable[[Tensor], Tensor], x_nd: Tensor) -> Tensor:
+    return torch.cat([function(part) for part in x_nd.split(AT_ONCE)])
+
+
+def refuse_mistaken(values_nd: Tensor, origin: Origin, sigma: float | None) -> None:
+    """Refuse raw activations where noised ones were expected, at σ, and standardised ones where raw ones were (σ None).
+
+    Each kind has known means and variances in each dimension, and so a Gaussian density. Values are refused if the other kind's density is
+    higher by `MARGIN` nats per dimension and they are at most twice as far from its mean as usual. Where mean and variance of raw
+    activations are near 0 and 1, the kinds cannot be told apart.
+    """
+    mean_d, variance_d = origin.normaliser.mean_ld[0], origin.normaliser.std_ld[0].square()
+
+    def fit(mean: Tensor | float, variance: Tensor | float) -> tuple[float, float]:
+        """Log-density per dimension, and mean square in standard deviations."""
+        squares = float(((values_nd - mean).square() / variance).mean())
+        scale = float(torch.as_tensor(variance).log().mean())
+        return -(squares + scale + math.log(2 * math.pi)) / 2, squares
+
+    raw, standard = fit(mean_d, variance_d), fit(0.0, 1.0)
+    if sigma is None:
+        ours, theirs, found = raw, [standard], "h has the scale of standardised activations"
+        cure = "give raw activations: model.raw(z)"
+    else:
+        a = 1 - sigma
+        ours = fit(0.0, a**2 + sigma**2)
+        theirs = [raw, fit(a * mean_d, a**2 * variance_d + sigma**2)]
+        found = "x has the scale of raw activations"
+        cure = "give noised standardised ones: model.noised(h, sigma), or (1 − σ) model.standardise(h) + σ ε"
+    density, squares = max(theirs)
+    if density > ours[0] + MARGIN and 0.25 < squares < 4:
+        raise ValueError(
+            f"{found} ({density - ours[0]:.1f} nats per dimension likelier as such): {cure}"
+        )

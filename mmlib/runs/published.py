@@ -1,0 +1,258 @@
+"""The published results: how far a run is from them, and how a run takes their place.
+
+Bits differ between processors and numbers of threads, so a run elsewhere gives other last digits. A number that leaves
+the interval published beside it is more than that.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmlib.files import processor, provenance, read_json, write_json, written_whole
+from mmlib.runs import pipeline
+from mmlib.runs import run as runs
+from mmlib.runs.dependencies import DRAWS_ONLY
+from mmlib.runs.pages import render_pages
+from mmlib.runs.results import keyed_results
+
+ESTIMATES = (
+    "value",
+    "reduction",
+    "gap",
+    "loss",
+    "delta",
+    "mean",
+    "auroc",
+    "area",
+    "difference",
+    "effect",
+)  # a "ci95" is of the first of these that stands beside it
+
+
+OTHER = "other_processor"  # a comparison that is kept
+
+
+NOT_COMPARED = {
+    "run_times",
+    "benchmarks",
+    OTHER,
+}  # times of a machine, and comparisons themselves
+
+
+def estimates(content: dict | list, path: str = "") -> Iterator[tuple[str, float, list | None]]:
+    """(keys, number, its 95 % interval or None) of every estimate in a results file, times left out."""
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    interval = content.get("ci95")
+    paired = next((key for key in ESTIMATES if key in content), None) if interval else None
+    for key, value in content.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key in ("provenance", "sources", "ci95", "migrated_from") or _is_time(str(key)):
+            continue
+        if isinstance(value, (dict, list)):
+            yield from estimates(value, where)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield where, value, interval if key == paired else None
+
+
+def verdicts(content: dict | list, path: str = "") -> Iterator[tuple[str, str]]:
+    """(keys, verdict) of everything in a results file that is judged."""
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    for key, value in content.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key == "verdict":
+            yield where, str(value)
+        elif isinstance(value, (dict, list)) and key != "provenance":
+            yield from verdicts(value, where)
+
+
+def _is_time(key: str) -> bool:
+    return key.endswith(("seconds", "minutes", "per_second", "_gib"))
+
+
+def compare(folder: Path, published: Path) -> dict:
+    """Numbers of a run beside the published ones, over all results files that both have.
+
+    Returns:
+        counts of `numbers`, of those the `same` to three digits, of those `with_interval`, and of these the ones `inside`
+        it; `other_verdicts`; and `rows`: per number with an interval its `number` (FILE:KEYS), `published`, `here`,
+        `ci95`, `same`, `inside`.
+    Raises:
+        FileNotFoundError: no results file in the folder is of another run than the published.
+    """
+    rows, others, numbers, same = [], [], 0, 0
+    for path in sorted(published.glob("*.json")):
+        if path.stem in NOT_COMPARED or not (folder / path.name).exists():
+            continue
+        old, new = read_json(path), read_json(folder / path.name)
+        if old["provenance"]["written"] == new["provenance"]["written"]:
+            continue
+        here = {keys: value for keys, value, _ in estimates(new)}
+        for keys, value, ci95 in estimates(old):
+            if keys not in here:
+                continue
+            alike = _alike(value, here[keys])
+            numbers, same = numbers + 1, same + alike
+            if ci95:
+                rows.append(
+                    {
+                        "number": f"{path.stem}:{keys}",
+                        "published": value,
+                        "here": here[keys],
+                        "ci95": ci95,
+                        "same": alike,
+                        "inside": ci95[0] <= here[keys] <= ci95[1],
+                    }
+                )
+        judged = dict(verdicts(new))
+        others += [
+            f"{path.stem}:{keys}: {verdict}, {judged[keys]} here"
+            for keys, verdict in verdicts(old)
+            if judged.get(keys, verdict) != verdict
+        ]
+    if not numbers:
+        raise FileNotFoundError(
+            f"{folder} has no results of another run than the published: make reproduce first, or name a folder like {published}"
+        )
+    return {
+        "numbers": numbers,
+        "same": same,
+        "with_interval": len(rows),
+        "inside": sum(row["inside"] for row in rows),
+        "other_verdicts": others,
+        "rows": rows,
+    }
+
+
+def _alike(a: float, b: float) -> bool:
+    return a == b or math.isclose(a, b, rel_tol=5e-4)
+
+
+def as_text(found: dict, most: int = 40) -> str:
+    """The counts, the verdicts that differ, and the numbers furthest from the published ones."""
+    import pandas as pd
+
+    lines = [
+        f"{found['numbers']} numbers beside the published ones: {found['same']} are the same to three digits; "
+        f"of {found['with_interval']} with a 95 % interval {found['inside']} lie in it",
+        *(found["other_verdicts"] or ["every verdict is the same"]),
+    ]
+
+    def distance(row: dict) -> float:
+        low, high = row["ci95"]
+        return abs(row["here"] - row["published"]) / max(high - low, 1e-12)
+
+    differing = sorted((row for row in found["rows"] if not row["same"]), key=distance)[::-1]
+    if differing:
+        table = pd.DataFrame(differing[:most])
+        table["inside"] = table["inside"].map({True: "", False: "OUTSIDE"})
+        table["ci95"] = [f"[{low:.4g}, {high:.4g}]" for low, high in table["ci95"]]
+        shown = table.drop(columns="same").rename(columns={"inside": ""})
+        lines += ["", shown.to_string(index=False, float_format="{:.4g}".format)]
+        if len(differing) > most:
+            lines.append(f"… and {len(differing) - most} that lie nearer")
+    return "\n".join(lines)
+
+
+def keep(found: dict, folder: Path, name: str) -> Path:
+    """Put a comparison with the results of another machine among the published results."""
+    of_it = next(path for path in sorted(folder.glob("*.json")) if path.stem not in NOT_COMPARED)
+    facts = {
+        "preset": runs.PUBLISHED,
+        "seed": 0,
+        "command": f"python -m mmlib run --compare --folder FOLDER --keep {name}",
+        "processor": processor(),
+        "commit_of_the_other_run": read_json(of_it)["provenance"]["commit"],
+    }
+    content = {"provenance": provenance(runs.ROOT, **facts), **keyed_results(OTHER, found)}
+    return write_json(runs.ROOT / "results" / runs.PUBLISHED / f"{name}.json", content)
+
+
+def publish() -> list[str]:
+    """Put a finished default run in place of what is in git: executed notebooks, results, figures, pages; all or nothing.
+
+    Applications and studies that are due stay as they were.
+
+    Returns:
+        what was published, or why it was not, a line each.
+    Raises:
+        ValueError: the main line is due, or a notebook shows a path of this machine.
+    """
+    said, names = [], []
+    for line in pipeline.LINES:
+        notebooks = pipeline.named([line])
+        reasons = pipeline.due(notebooks, runs.PUBLISHED)
+        if reasons and line == pipeline.MAIN:
+            first, why = next(iter(reasons.items()))
+            raise ValueError(f"{first} is due ({why[0]}): make reproduce first")
+        if reasons:
+            said.append(f"{line} not published: {', '.join(reasons)} due, make {line} first")
+        else:
+            names += notebooks
+    texts = {notebook: _readable(notebook) for notebook in names}
+    for notebook, text in texts.items():
+        with written_whole(pipeline.path_of(notebook)) as partial:
+            partial.write_text(text, encoding="utf-8")
+    _copy_outcomes(names)
+    pages = ", ".join(path.relative_to(runs.ROOT).as_posix() for path in render_pages(runs.ROOT))
+    return [*said, f"published: {', '.join(name[:2] for name in names)}; rendered: {pages}"]
+
+
+def _copy_outcomes(names: list[str]) -> None:
+    """Results of these notebooks, with the trials that they rest on, and all figures."""
+    own = runs.DATA / "results" / runs.PUBLISHED
+    target = runs.ROOT / "results" / runs.PUBLISHED
+    for path in own.glob("*.json"):
+        notebook = read_json(path)["provenance"].get("notebook")
+        if notebook and Path(notebook).stem not in names:
+            continue
+        shutil.copy2(path, target / path.name)
+        if (trials := own / path.stem).is_dir():
+            shutil.copytree(trials, target / path.stem, dirs_exist_ok=True)
+    figures = runs.DATA / "figures" / runs.PUBLISHED
+    if figures.exists():
+        shutil.copytree(figures, runs.ROOT / "figures", dirs_exist_ok=True)
+
+
+def _readable(notebook: str) -> str:
+    """The notebook with the outputs of its executed copy.
+
+    Progress bars are left out, and pictures where figures/ holds every one of them.
+    """
+    content, done = (
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (
+            pipeline.path_of(notebook),
+            pipeline.executed(notebook, runs.PUBLISHED),
+        )
+    )
+    if "widgets" in done["metadata"]:
+        content["metadata"]["widgets"] = done["metadata"]["widgets"]
+    code, ran = ([c for c in book["cells"] if c["cell_type"] == "code"] for book in (content, done))
+    if ["".join(c["source"]) for c in code] != ["".join(c["source"]) for c in ran]:
+        raise ValueError(f"{notebook} was edited since it ran: make reproduce first")
+    for cell, executed in zip(code, ran):
+        cell["execution_count"] = executed["execution_count"]
+        cell["outputs"] = [
+            output
+            for output in executed["outputs"]
+            if output.get("name") != "stderr"
+            and not (notebook == DRAWS_ONLY and "image/png" in output.get("data", {}))
+        ]
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    if str(runs.ROOT) in text:
+        raise ValueError(
+            f"{notebook} shows the path {runs.ROOT}, which no reader's machine has: print it relative to the repository"
+        )
+    return text
+
+
+def where(preset: str) -> str:
+    """Where the outcomes of a run are, relative to where the reader is."""
+    folder = runs.home(preset)
+    figures = folder / "figures" / ("" if folder == runs.ROOT else preset)
+    return f"results: {os.path.relpath(folder / 'results' / preset)}    figures: {os.path.relpath(figures)}"

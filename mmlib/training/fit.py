@@ -1,0 +1,306 @@
+"""From a plain tensor to a model in one call: `mmlib.fit`.
+
+Rows are split by their groups (documents), standardised by the training rows, and handed to the method; nothing here is new mathematics.
+Before the work begins one line says how many rows there are, how much memory is needed and how many minutes. Sizes that were not asked
+for follow the number of rows and the width; a mixture too large for the memory is made smaller, and the line says so.
+"""
+
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from mmlib.activations.arrays import Values, rows_of
+from mmlib.activations.batches import spread_rows
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
+from mmlib.denoisers.fitted import (
+    Cost,
+    Fitted,
+    FittedGaussian,
+    FittedMixture,
+    FittedNetwork,
+    FittedPCA,
+    FittedSAE,
+)
+from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.mixture import MixtureSize, fit_mixture
+from mmlib.denoisers.networks import count_parameters
+from mmlib.denoisers.sae import SAEDenoiser, SAESize, train_sae
+from mmlib.files import default_device
+from mmlib.training.budget import Budget, Method, PCASize, Size, sized, with_steps
+from mmlib.training.recipe import Recipe, new_model
+from mmlib.training.train import train
+
+NAMES = ("gaussian", "pca", "mixture", "sae", "mlp", "gated_mlp")
+
+
+LEAST_ROWS = 20  # for training, and a quarter of it for validation
+
+
+def fit(
+    h: Values,
+    method: Method = "mixture",
+    *,
+    groups: Values | None = None,
+    seed: int = 0,
+    minutes: float | None = None,
+    steps: int | None = None,
+    validation: float = 0.1,
+    standardise: Fitted | Normaliser | None = None,
+    language_model: str = "",
+    layer: int | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> Fitted:
+    """Fit a denoiser to activations.
+
+    Args:
+        h: raw activations (n, d): a tensor, numpy array, dataset of HDF5, nested lists, the path of a .pt, .npy or .safetensors file, or a
+            store, whose training and validation documents are taken.
+        method: "gaussian" (full covariance), "pca", "mixture" (of full Gaussians), "sae" (TopK, by SAELens), "mlp" (the paper's denoiser),
+            "gated_mlp" (ours); or the size of one: `PCASize`, `MixtureSize`, `SAESize`, or any `Recipe`.
+        groups: an id for each row, (n,), numbers or strings, such as its document: no document is in training and in validation.
+        seed: of the split, of k-means and weights, of batches and noise.
+        minutes: about so long; steps, or components of a mixture, are cut to it.
+        steps: of a network or an SAE, in place of what the number of rows suggests.
+        validation: share of the rows.
+        standardise: statistics of another fit, so that both can stand in one table; None: mean and standard deviation of the training rows.
+        language_model, layer: what the activations are of, for `check`.
+        device: None: "cuda" where there is one, else "cpu".
+        progress: say what is done, with bars.
+    Returns:
+        A `Fitted`: denoise, log_likelihood, sample, project, features, save.
+    Raises:
+        TypeError, ValueError: h, groups or an option cannot be used; the message says what was expected.
+        MemoryError: the method needs more memory than there is.
+
+    >>> h = 3 + 2 * torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    >>> model = fit(h, "gaussian", groups=[i // 20 for i in range(400)], progress=False)
+    >>> model.sample(5).shape
+    torch.Size([5, 8])
+    >>> bool(model.log_likelihood(h).mean() > model.log_likelihood(h + 9).mean())
+    True
+    """
+    rows = rows_of(h, groups)
+    _check_options(method, minutes, steps, validation, seed)
+    parts = split_rows(len(rows.h_nd), rows.group_n, validation, seed)
+    n, d = len(parts[0]), rows.h_nd.shape[1]
+    _require_rows(method, n, len(parts[1]), d)
+    raw_nd, checked_nd = (rows.h_nd[torch.from_numpy(part)] for part in parts)
+    origin = Origin(
+        _normaliser(raw_nd, standardise),
+        rows.language_model or language_model,
+        tuple(one for one in (layer if rows.layer is None else rows.layer,) if one is not None),
+        rows.documents,
+    )
+    budget = Budget(n, d, device or default_device())
+    size, remarks = budget.within(with_steps(sized(method, n, d), steps), minutes)
+    with ExitStack() as silent:
+        silent.enter_context(
+            torch.random.fork_rng()
+        )  # weights are drawn from torch's own generator
+        if not progress:
+            silent.enter_context(redirect_stdout(io.StringIO()))
+            silent.enter_context(redirect_stderr(io.StringIO()))
+        how = "by group" if rows.group_n is not None else "at random by row: no groups were given"
+        print(
+            f"{_name(method)}: {n:,} rows of {d:,} dimensions for training, {len(parts[1]):,} for validation, split {how}; "
+            f"{budget.describe(size)}",
+            *remarks,
+            sep="\n",
+        )
+        facts = {
+            "method": _name(method),
+            "seed": seed,
+            "rows": {"train": n, "validation": len(parts[1])},
+            "split": "group" if rows.group_n is not None else "row",
+        }
+        return Job(raw_nd, checked_nd, origin, seed, budget.device).fitted(size, facts)
+
+
+def _name(method: Method) -> str:
+    return method if isinstance(method, str) else type(method).__name__
+
+
+def _check_options(
+    method: Method, minutes: float | None, steps: int | None, validation: float, seed: int
+) -> None:
+    known = isinstance(method, (PCASize, MixtureSize, SAESize, Recipe)) or method in NAMES
+    if not known:
+        raise ValueError(f"method {method!r}: expected {', '.join(NAMES)}, or the size of one")
+    if not 0 < validation < 1:
+        raise ValueError(f"validation = {validation}: expected a share between 0 and 1")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed {seed!r}: expected an integer of 0 or more")
+    for name, value in (("minutes", minutes), ("steps", steps)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} = {value}: expected more than 0")
+
+
+def split_rows(
+    n: int, group_n: np.ndarray | None, validation: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers for training and for validation, each rising; whole groups where there are any.
+
+    Args:
+        validation: about this share of the rows: groups are drawn at random until it is reached, and one that would double it is passed over.
+    Raises:
+        ValueError: all rows are of one group.
+
+    >>> train, held_out = split_rows(6, np.array([0, 0, 1, 1, 2, 2]), 0.3, seed=0)
+    >>> len(train), len(held_out)
+    (4, 2)
+    """
+    rng, wanted = np.random.default_rng(seed), max(1, round(validation * n))
+    if group_n is None:
+        held_out = np.zeros(n, bool)
+        held_out[rng.permutation(n)[:wanted]] = True
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    counts = np.bincount(group_n)
+    if len(counts) < 2:
+        raise ValueError(
+            "all rows are of one group: none is left to validate on; leave groups out to split by row"
+        )
+    chosen, total, order = [], 0, rng.permutation(len(counts))
+    for group in order:
+        if total < wanted and total + counts[group] <= 2 * wanted:
+            chosen.append(group)
+            total += counts[group]
+    held_out = np.isin(group_n, chosen or [order[counts[order].argmin()]])
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _require_rows(method: Method, n: int, n_validation: int, d: int) -> None:
+    """Refuse what is too little, before any work."""
+    if n < LEAST_ROWS or 4 * n_validation < LEAST_ROWS:
+        raise ValueError(
+            f"{n} rows for training and {n_validation} for validation: expected at least {LEAST_ROWS} and {LEAST_ROWS // 4}"
+        )
+    if d < 2 and (method == "sae" or isinstance(method, SAESize)):
+        raise ValueError(f"h is {d} wide: an SAE needs at least 2 dimensions")
+    closed = method in ("gaussian", "pca", "mixture") or isinstance(method, (PCASize, MixtureSize))
+    if n <= d and (closed or getattr(method, "linear_skip", False)):
+        raise ValueError(
+            f"{n} rows for training, of {d} dimensions: a covariance needs more rows than dimensions; give more rows, or use 'sae' or 'mlp'"
+        )
+
+
+def _normaliser(h_nd: Tensor, given: Fitted | Normaliser | None) -> Normaliser:
+    """Mean and standard deviation in double precision, of the training rows or as given.
+
+    Raises:
+        ValueError: a dimension never varies, or what is given is of another width.
+    """
+    if given is not None:
+        normaliser = given.origin.normaliser if isinstance(given, Fitted) else given
+        if normaliser.d != h_nd.shape[1]:
+            raise ValueError(f"standardise is {normaliser.d} wide, h is {h_nd.shape[1]}")
+        return normaliser
+    constant = (h_nd.amax(0) == h_nd.amin(0)).nonzero()[:, 0].tolist()
+    if constant:
+        raise ValueError(
+            f"dimensions {', '.join(map(str, constant[:5]))}{', …' if len(constant) > 5 else ''} of h never vary in the training rows: leave them out"
+        )
+    scaler = StandardScaler()
+    for part_nd in h_nd.split(2**16):
+        scaler.partial_fit(part_nd.double().numpy())
+    mean, variance = (torch.from_numpy(values)[None] for values in (scaler.mean_, scaler.var_))
+    return Normaliser(mean.float(), variance.sqrt().float())
+
+
+class Job:
+    """Training and validation rows, and the fitting of one method to them.
+
+    Args:
+        raw_nd, checked_nd: raw activations for training and validation.
+    """
+
+    def __init__(self, raw_nd: Tensor, checked_nd: Tensor, origin: Origin, seed: int, device: str):
+        self.raw_nd, self.checked_nd, self.origin = raw_nd, checked_nd, origin
+        self.seed, self.device, (self.n, self.d) = seed, device, raw_nd.shape
+
+    def fitted(self, size: Size, facts: dict) -> Fitted:
+        """The fit; facts gain the size."""
+        if size is not None:
+            facts = {**facts, "size": asdict(size)}
+        z_nd = self.origin.normaliser(self.raw_nd)
+        began = time.perf_counter()
+        components = PrincipalComponents.fit(z_nd) if self.n > self.d else None
+        if isinstance(size, Recipe):
+            del z_nd
+            return self._network(size, components, facts)
+        if not isinstance(size, (MixtureSize, SAESize)):
+            kind, denoiser = (
+                (FittedGaussian, components.gaussian())
+                if size is None
+                else (
+                    FittedPCA,
+                    components.projection(min(size.components, self.d), "mean_estimate"),
+                )
+            )
+            cost = Cost(denoiser.parameters, time.perf_counter() - began, self.n)
+            return kind(denoiser, self.origin, cost, components, facts)
+        began = time.perf_counter()
+        if isinstance(size, MixtureSize):
+            mixture, tried = self._mixture(z_nd, size)
+            cost = Cost(mixture.parameters, time.perf_counter() - began, self.n)
+            facts = {**facts, "tried": tried}
+            return FittedMixture(mixture, self.origin, cost, components, facts)
+        batches = row_batches(z_nd, size.batch, self.seed)
+        sae = train_sae(batches, self.d, size, seed=self.seed, device=self.device)
+        denoiser, seconds = SAEDenoiser(sae, "mean_estimate"), time.perf_counter() - began
+        cost = Cost(denoiser.parameters, seconds, size.steps * size.batch)
+        return FittedSAE(denoiser, self.origin, cost, components, facts)
+
+    def _mixture(self, z_nd: Tensor, size: MixtureSize):
+        z_checked_nd = self.origin.normaliser(self.checked_nd)
+        n = min(size.validation_tokens, len(z_checked_nd))
+        rows = spread_rows(len(z_checked_nd), n, np.random.default_rng(self.seed))
+        return fit_mixture(z_nd, z_checked_nd[rows], size, seed=self.seed)
+
+    def _network(
+        self, recipe: Recipe, components: PrincipalComponents | None, facts: dict
+    ) -> FittedNetwork:
+        gaussian = components.gaussian() if recipe.linear_skip else None
+        model = new_model(recipe, self.origin, self.seed, gaussian)
+        settings = replace(recipe.training, keep=())
+        with tempfile.TemporaryDirectory() as folder:
+            log = train(
+                model,
+                settings,
+                lambda start: row_batches(self.raw_nd, settings.batch, self.seed, start),
+                self.origin.normaliser(self.checked_nd),
+                Path(folder),
+                seed=self.seed,
+                device=self.device,
+            )
+        cost = Cost(count_parameters(model.network), log[-1]["seconds"], log[-1]["activations"])
+        facts = {**facts, "validation_loss": log[-1]["validation_loss"]}
+        model.to(self.device)
+        return FittedNetwork.of(model, cost, components=components, facts=facts)
+
+
+def row_batches(h_nd: Tensor, batch: int, seed: int, start: int = 0) -> Iterator[Tensor]:
+    """Endless shuffled batches of rows, (batch, d), from a step on: a function of (seed, step). Each pass leaves out what fills no batch.
+
+    >>> from itertools import islice
+    >>> [one.flatten().tolist() for one in islice(row_batches(torch.arange(4.0)[:, None], 2, seed=0), 2)]
+    [[2.0, 0.0], [1.0, 3.0]]
+    """
+    a_pass = len(h_nd) // batch
+    if not a_pass:
+        raise ValueError(f"{len(h_nd)} rows for batches of {batch}: expected at least one batch")
+    while True:
+        order = np.random.default_rng([seed, start // a_pass]).permutation(len(h_nd))
+        for i in range(start % a_pass, a_pass):
+            yield h_nd[torch.from_numpy(order[i * batch : (i + 1) * batch])]
+            start += 1

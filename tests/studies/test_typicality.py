@@ -19,7 +19,6 @@ from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.activations.windows import Window
 from mmlib.denoisers.gaussian import GaussianDenoiser, standard_normal
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib.runs.presets import TypicalitySize
 from mmlib_studies.figures import applications as application_figures
 from mmlib_studies.ood import sets as shifts
 from mmlib_studies.ood.scores import (
@@ -36,6 +35,7 @@ from mmlib_studies.ood.scores import (
     surprise,
     token_noise,
 )
+from mmlib_studies.ood.sizes import TypicalitySize
 
 PLAIN = Normaliser(torch.zeros(1, 16), torch.ones(1, 16))
 

@@ -108,6 +108,7 @@ class Fitted:
         return self.cost.parameters
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """ẑ (n, d) from x (n, d), unchecked."""
         return self.denoiser(x_nd, sigma)
 
     def standardise(self, h: Values) -> Tensor:

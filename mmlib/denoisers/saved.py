@@ -108,7 +108,8 @@ def _save_weights(model: Fitted, folder: Path) -> list[Path]:
         network = sorted(path for path in (folder / "network").iterdir() if path.is_file())
         return [*network, folder / "normaliser.safetensors", folder / "meta_model.json"]
     if isinstance(model, FittedSAE):
-        model.sae.save_inference_model(folder / "sae")
+        written = model.sae  # of training, or as loaded
+        getattr(written, "save_inference_model", written.save_model)(folder / "sae")
         return sorted(path for path in (folder / "sae").iterdir() if path.is_file())
     if isinstance(model, FittedMixture):
         return [_write(folder / "weights.safetensors", model.denoiser.tensors())]

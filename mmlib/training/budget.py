@@ -165,7 +165,8 @@ class Budget:
             return size, f"{most} components"
         if isinstance(size, (Recipe, SAESize)):
             before = size.steps if isinstance(size, SAESize) else size.training.steps
-            steps = max(1, int(before * seconds / self.seconds(size)))
+            a_step = (self.seconds(size) - self.seconds(None)) / before  # without the Gaussian
+            steps = max(1, int((seconds - self.seconds(None)) / a_step))
             return with_steps(size, steps), f"{steps:,} steps"
         return size, "no less than the whole of this method"
 

@@ -119,6 +119,7 @@ class Whitening:
         return cls(components.mean_d, components.axes_dd / components.variances_d.sqrt())
 
     def __call__(self, z_nd: Tensor) -> Tensor:
+        """Whitened z, (n, d)."""
         return (z_nd - self.mean_d) @ self.matrix_dd
 
 

@@ -116,7 +116,7 @@ class TokenLosses:
         """Sums by level and document over the draws that all of the methods have seen.
 
         Args:
-            document_n: number of each token's document, from 0; numbers that no token has are allowed.
+            document_n: number of each token's document, counted from any; between the least and the largest some may have no token.
             methods: left out: all.
             mask: which tokens count, (n,) bool; draws of the others are left out, none are drawn in their place.
         Raises:
@@ -128,7 +128,8 @@ class TokenLosses:
             raise ValueError(
                 f"{', '.join(odd)} saw every {self.every[odd[0]]}th draw, another method every {stride}th: expected the first to divide the second"
             )
-        rows_ln, n_documents = self.rows_ln[:, ::stride], int(document_n.max()) + 1
+        rows_ln, document_n = self.rows_ln[:, ::stride], document_n - document_n.min()
+        n_documents = int(document_n.max()) + 1
         kept = [slice(None) if mask is None else mask[rows] for rows in rows_ln]
         document_ln = [document_n[rows[k]] for rows, k in zip(rows_ln, kept)]
 
@@ -203,6 +204,19 @@ def token_losses(
     )
 
 
+def spread_draws(z_nd: Tensor, objective: str, per_level: int, seed: int) -> Draw:
+    """Tokens spread evenly over all and noise for them: a function of (seed, objective, number of the level), and of how many tokens
+    there are and are drawn."""
+
+    def draw(i: int, level: Level) -> tuple[np.ndarray, Tensor]:
+        rng = np.random.default_rng([seed, i, len(objective)])
+        rows_n = spread_rows(len(z_nd), per_level, rng)
+        noise = rng.standard_normal((per_level, z_nd.shape[1]), dtype=np.float32)
+        return rows_n, torch.from_numpy(noise)
+
+    return draw
+
+
 def grid_losses(
     methods: Mapping[str, Denoiser],
     z_nd: Tensor,
@@ -214,8 +228,7 @@ def grid_losses(
 ) -> TokenLosses:
     """Losses on the evaluation grid of one objective.
 
-    Each level draws its own tokens, evenly spread over all, and noise for them: a function of (seed, objective, level) and of how many
-    tokens there are and are drawn.
+    Each level draws tokens and noise of its own, see `spread_draws`.
 
     Args:
         z_nd: standardised activations.
@@ -229,17 +242,11 @@ def grid_losses(
             f"{per_level} tokens a level, every {every[odd[0]]}th for {', '.join(odd)}: expected the second to divide the first"
         )
 
-    def draw(i: int, level: Level) -> tuple[np.ndarray, Tensor]:
-        rng = np.random.default_rng([seed, i, len(objective)])
-        rows_n = spread_rows(len(z_nd), per_level, rng)
-        noise = rng.standard_normal((per_level, z_nd.shape[1]), dtype=np.float32)
-        return rows_n, torch.from_numpy(noise)
-
     return token_losses(
         methods,
         z_nd,
         noise_process(objective).grid(),
-        draw,
+        spread_draws(z_nd, objective, per_level, seed),
         every=every,
         progress=f"losses on {objective}",
     )
@@ -263,7 +270,7 @@ def evaluate(
 
     Args:
         methods: any callables (x (n, d), σ) → ẑ (n, d) of standardised activations, x = (1 − σ) z + σ ε, whatever the objective.
-        tokens: standardised activations (n, d) and the number of each one's document, from 0. Positions are not read.
+        tokens: standardised activations (n, d) and the number of each one's document. Positions are not read.
         objective: "flow_velocity" or "ddpm_epsilon".
         per_level: tokens drawn at each level.
         every: methods see only every so manieth of the tokens drawn, for methods that are slow.
@@ -378,7 +385,7 @@ def closed_form_check(
         sampled, closed_form, relative_difference, standard_error of the difference, z: the difference in standard errors.
     """
     exact_ld = _expected_losses(gaussian, objective, tokens, losses.counts_ld.shape)
-    tokens_d = np.bincount(tokens.document_n, minlength=exact_ld.shape[1])
+    tokens_d = np.bincount(tokens.document_n - tokens.document_n.min())
     sampled = losses.mean("gaussian")
     exact = float((exact_ld.mean(0) * tokens_d).sum() / tokens_d.sum())
     departure_ld = losses.sums["gaussian"] - losses.counts_ld * exact_ld
@@ -397,8 +404,9 @@ def _expected_losses(
 ) -> np.ndarray:
     """The Gaussian's loss at each level on the tokens of each document, exact over the noise, (levels, documents); 0 without tokens."""
     grid, exact_ld = noise_process(objective).grid(), np.zeros(shape)
-    for document in np.unique(tokens.document_n):
-        z_nd = tokens.z_nd[tokens.document_n == document]
+    document_n = tokens.document_n - tokens.document_n.min()
+    for document in np.unique(document_n):
+        z_nd = tokens.z_nd[document_n == document]
         power_d = ((z_nd - gaussian.mean_d) @ gaussian.basis_dd).double().square().mean(0)
         exact_ld[:, document] = [
             level.weight * gaussian.expected_mse(level.sigma, power_d) for level in grid

@@ -132,6 +132,13 @@ def load(
     Raises:
         FileNotFoundError: there is nothing of the kind.
         CheckpointError: it is damaged or incomplete, or lacks its standardisation.
+
+    >>> import tempfile, mmlib
+    >>> model = mmlib.fit(torch.randn(200, 4), "gaussian", progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     again = load(model.save(Path(folder) / "gaussian"))
+    >>> type(again).__name__, again.d
+    ('FittedGaussian', 4)
     """
     path = Path(source)
     if (path / "model.json").exists():

@@ -105,6 +105,9 @@ def fit(
     budget = Budget(n, d, device or default_device())
     size, remarks = budget.within(with_steps(sized(method, n, d), steps), minutes)
     with ExitStack() as silent:
+        silent.enter_context(
+            torch.random.fork_rng()
+        )  # weights are drawn from torch's own generator
         if not progress:
             silent.enter_context(redirect_stdout(io.StringIO()))
             silent.enter_context(redirect_stderr(io.StringIO()))

@@ -86,7 +86,9 @@ def test_the_same_seed_gives_the_same_fit():
         again = mmlib.fit(H, METHODS[kind], groups=DOCUMENTS, progress=False)
         x = again.noised(H[:50], 0.4)
         assert torch.equal(again.denoise(x, 0.4), fitted(kind).denoise(x, 0.4))
+        before = torch.get_rng_state()
         other = mmlib.fit(H, METHODS[kind], groups=DOCUMENTS, seed=1, progress=False)
+        assert torch.equal(before, torch.get_rng_state()), "the caller's random numbers go on"
         assert not torch.equal(other.denoise(x, 0.4), fitted(kind).denoise(x, 0.4))
 
 
@@ -166,6 +168,7 @@ def test_narrow_activations_and_few_rows_work(d, method):
 def test_sizes_follow_rows_and_width():
     assert sized("mixture", 10**6, 640).components == (128, 256)
     assert sized("mixture", 100, 8).components == (1,)
+    assert sized("mixture", 1000, 8).components == (1, 7, 15)
     assert sized("pca", 1000, 640) == PCASize(64) and sized("pca", 1000, 3) == PCASize(1)
     sae = sized("sae", 10**6, 640)
     assert (sae.latents, sae.k, sae.steps) == (5120, 64, 1500)

@@ -1,6 +1,6 @@
 """The study of recipes (notebook 21): which trainings there are, which of them depend on the outcome of which, and how long they will take.
 
-Everything is chosen and measured on validation documents. A loss is the plain objective's, on the grid of `compare.evaluate`, the same
+Everything is chosen and measured on validation documents. A loss is the plain objective's, on the grid of `mmlib.evaluation.losses`, the same
 tokens and noise for all; a time to a loss is read from the log of the training, whose validation losses are on fixed rows, levels and
 noise of their own, the same for all networks of the MLP's kind. Seconds are of training alone, reading and averaging included, and of what
 was fitted before it; measuring validation losses is in nobody's.

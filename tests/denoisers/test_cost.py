@@ -7,6 +7,7 @@ import torch
 
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents, standard_normal
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser, MixtureSize, fit_mixture
@@ -94,7 +95,7 @@ def test_a_network_and_its_copies(store, tmp_path):
     settings = replace(settings, keep=(("half", 2),))
 
     def trained():
-        model = new_model(Recipe(MLPSize(1, 8, 16), settings), store, 0)
+        model = new_model(Recipe(MLPSize(1, 8, 16), settings), Origin.of(store), 0)
         validation = model.normaliser(store.read(store.rows("validation")))
         log = train(
             model,

@@ -7,6 +7,7 @@
     evaluate   denoising losses of saved models on activations in a file, side by side
     plan       which notebooks are due, why, and for how many minutes on this machine
     run        run them, compare the outcome with the published one, publish it
+    pages      render README.md, results/README.md and figures/README.md from the published results
 
 Libraries are imported by the command that needs them, so that --help comes at once.
 """
@@ -330,6 +331,16 @@ def run_command(arguments: list[str]) -> None:
                 print(published.keep(found, folder, given.keep))
 
 
+def pages_command(arguments: list[str]) -> None:
+    """Render README.md, results/README.md and figures/README.md from templates/ and the published results, by key."""
+    _parser("pages", pages_command, "python -m mmlib pages").parse_args(arguments)
+    from mmlib.runs.pages import render_pages
+    from mmlib.runs.run import ROOT
+
+    with _said_in_a_line():
+        print(*(path.relative_to(ROOT) for path in render_pages()), sep="\n")
+
+
 NAMES = "main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses"
 
 
@@ -366,6 +377,7 @@ COMMANDS = {
     "verify": verify_command,
     "plan": plan_command,
     "run": run_command,
+    "pages": pages_command,
 }
 
 

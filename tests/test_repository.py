@@ -5,21 +5,21 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
+import setuptools
 import yaml
 from matplotlib.text import Text
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mmlib.plots import set_style
 from mmlib.runs import dependencies
-from mmlib.runs.presets import get_preset
 from mmlib.runs.run import ROOT
-from mmlib.runs.where import quotes
-from mmlib_studies import claims
 from mmlib_studies.figures import main as figures
-from mmlib_studies.steering.grid import combinations
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -49,6 +49,35 @@ def test_installed_versions_are_the_pinned_ones():
         if line and not line.startswith("#"):
             name, pinned = line.split("==")
             assert version(name).split("+")[0] == pinned
+
+
+def test_what_the_package_asks_for_is_what_is_pinned_here():
+    """Lower bounds that the pins fulfil; the extra `test` names the others."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    extras = project["optional-dependencies"]
+    asked = [Requirement(line) for line in sum(extras.values(), project["dependencies"])]
+    for one in asked:
+        assert one.name == "mmlib" or pins[canonicalize_name(one.name)] in one.specifier, one
+    assert {"torch", "transformers", "sae-lens", "papermill"} <= {one.name for one in asked}
+
+
+def test_the_wheel_holds_mmlib_alone():
+    found = setuptools.find_packages(ROOT, include=["mmlib*"])
+    wings = {path.parent for path in (ROOT / "mmlib").glob("**/__init__.py")}
+    assert {ROOT.joinpath(*name.split(".")) for name in found} == wings
+    modules = tomllib.loads((ROOT / "notebooks" / "pyproject.toml").read_text())
+    studies = modules["tool"]["setuptools"]["packages"]
+    rooms = (ROOT / "notebooks" / "studies").glob("**/__init__.py")
+    assert sorted(studies) == sorted(
+        ".".join(("mmlib_studies", *path.parent.relative_to(ROOT / "notebooks" / "studies").parts))
+        for path in rooms
+    )
 
 
 def lines_without_imports(cell):
@@ -146,201 +175,6 @@ def committed(name):
     )
 
 
-def test_committed_comparison_has_what_its_readers_need():
-    result, splits = committed("loss_comparison"), committed("activations")["splits"]
-    assert result["test"]["documents"] == splits["test"]["documents"] >= 20
-    assert splits["validation"]["documents"] >= 8 and splits["train"]["tokens"] >= 500_000
-    methods = {
-        "mean",
-        "pca_k64",
-        "sae",
-        "pca_k64_naive",
-        "sae_naive",
-        "ppca_k64",
-        "gaussian",
-        "mixture",
-        "sae_gaussian",
-        "denoising_sae",
-        "unet",
-        "mlp",
-        "gated_mlp",
-    }
-    for objective in ("ddpm_epsilon", "flow_velocity"):
-        rows = {row["method"]: row for row in result["rows"] if row["objective"] == objective}
-        assert methods <= set(rows)
-        assert all(
-            {"loss", "ci95", "parameters", "train_seconds", "train_activations"} <= set(row)
-            for row in rows.values()
-        )
-        assert all(row["ci95"][0] <= row["loss"] <= row["ci95"][1] for row in rows.values())
-        assert rows["mlp_unet_activations"]["train_activations"] == pytest.approx(
-            rows["unet"]["train_activations"], rel=0.02
-        )
-        for same_seconds in ("mlp", "gated_mlp_unet_seconds"):
-            assert rows[same_seconds]["train_seconds"] == pytest.approx(
-                rows["unet"]["train_seconds"], rel=0.25
-            )
-        assert objective == "ddpm_epsilon" or rows["gated_mlp"]["loss"] <= 1.05
-        assert (
-            rows["gaussian"]["loss"] < rows["ppca_k64"]["loss"] < rows["mean"]["loss"]
-        )  # closed forms; who wins among the others is an outcome
-        assert abs(result["closed_form"][objective]["relative_difference"]) < 0.01
-        assert abs(result["closed_form"][objective]["z"]) < 3
-    for row in result["reductions"]:
-        assert row["claim"] == 0.47 and row["verdict"] in ("below", "consistent with", "above")
-        assert row["ci95"][0] <= row["reduction"] <= row["ci95"][1]
-
-
-def test_committed_densities_and_lm_losses_have_what_their_readers_need():
-    density, lm_loss = committed("density"), committed("lm_loss")
-    assert (
-        density["tokens"] >= 1000
-        and {"mean", "ppca_k64", "gaussian", "mixture", "mlp", "gated_mlp"} <= set(density["rows"])
-        and "sae" in density["absent"]
-    )
-    assert abs(density["ode"]["of_gaussian"]["difference"]["mean"]) < 0.01
-    assert all(
-        density["ode"]["trace_errors"][name]["of_mean"] < 0.01 for name in ("mlp", "gated_mlp")
-    )
-    assert {row["method"] for row in lm_loss["ablations"]} == {
-        "mean_ablation",
-        "zero_ablation",
-    } and lm_loss["test"]["tokens_unet"] <= 2000
-    assert (
-        len({row["sigma"] for row in lm_loss["denoisers"]}) >= 4
-        and len(lm_loss["reconstructions"]["sae"]) >= 6
-    )
-    assert all(row["ci95"][0] <= row["delta"] <= row["ci95"][1] for row in lm_loss["denoisers"])
-
-
-def test_committed_scaling_has_its_cells():
-    scaling = committed("scaling")
-    assert (
-        len({row["d_model"] for row in scaling["rows"]}) >= 5
-        and len({row["activations"] for row in scaling["rows"]}) >= 4
-    )
-    assert (
-        max(row["activations"] for row in scaling["rows"])
-        <= committed("activations")["splits"]["train"]["tokens"]
-    )
-    assert all(
-        committed(f"scaling/{row['name']}")["test"]["loss"] == row["loss"]
-        for row in scaling["rows"]
-    )
-
-
-def test_the_ledger_in_the_readme_is_the_one_in_results():
-    rows, readme = committed("claims")["claims"], (ROOT / "README.md").read_text()
-    assert len(rows) == len(claims.CLAIMS) and claims.as_markdown(rows, short=True) in readme
-
-
-def test_committed_benchmarks_have_what_their_readers_need():
-    benchmarks = committed("benchmarks")
-    for row in benchmarks["rows"]:
-        assert {"name", "ours", "reference", "reference_name", "ratio", "unit", "better"} <= set(
-            row
-        )
-    assert all(len(values) >= 5 for values in benchmarks["rates"].values())
-    ratios = {row["name"]: row["ratio"] for row in benchmarks["rows"]}
-    assert (
-        ratios["extraction to the store"] >= 2
-        and ratios["extraction to the store, against computing alone"] >= 0.95
-    )
-    assert (
-        ratios["shuffled batches, checksums on"] >= 0.3
-        and ratios["shuffled batches, checksums on, against rows one at a time"] >= 20
-    )
-    memory = [row for row in benchmarks["rows"] if row["name"].startswith("peak memory")]
-    assert len(memory) == 2 and all(row["ratio"] <= 1 for row in memory)
-    assert (
-        min(row["ratio"] for row in benchmarks["rows"] if row["name"].startswith("growth")) >= 0.75
-    )
-    assert len(benchmarks["growth"]["tokens"]) == len(benchmarks["growth"]["gigabytes"]) == 3
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "activations",
-        "baselines",
-        "training",
-        "loss_comparison",
-        "sample_quality",
-        "density",
-        "lm_loss",
-        "claims",
-        "scaling",
-        "recipes",
-        "benchmarks",
-        "steering",
-        "probing",
-        "typicality",
-        "robustness",
-        "replication",
-        "steering_study",
-        "other_processor",
-    ],
-)
-def test_committed_results_say_where_they_come_from(name):
-    provenance = committed(name)["provenance"]
-    assert (
-        provenance["preset"] == "default"
-        and provenance["seed"] == 0
-        and "+changes" not in provenance["commit"]
-    )
-
-
-def test_numbers_quoted_in_the_readme_stand_in_results():
-    """Each number in the README is written `number<!-- file:path.to.value -->` and must equal the value as rounded."""
-    text = (ROOT / "README.md").read_text().replace("`<!-- FILE:KEYS -->`", "")
-    quoted = quotes(text)
-    assert len(quoted) == text.count("<!-- ") >= 30
-    for text, name, path, percent in quoted:
-        value = committed(name)
-        for key in path.split("."):
-            value = value[int(key)] if isinstance(value, list) else value[key]
-        number = float(text.replace("−", "-").replace(",", ""))
-        decimals = len(text.split(".")[1]) if "." in text else 0
-        assert number == pytest.approx(
-            round(value * (100 if percent else 1), decimals), abs=1e-9
-        ), (text, name, path)
-
-
-def test_committed_applications_have_what_their_readers_need():
-    steering, probing, typicality = (
-        committed("steering"),
-        committed("probing"),
-        committed("typicality"),
-    )
-    assert (
-        steering["prompts"] >= 100 and len(steering["strengths"]) >= 3 and steering["tokens"] == 20
-    )
-    assert {"additive", "norm_kept", "sae_clean", "gaussian", "mixture", "gated_mlp", "sdedit"} <= {
-        row["intervention"] for row in steering["rows"]
-    }
-    assert {"plain", "sdedit"} <= set(steering["cost"]["median_seconds"])
-    assert steering["cost"]["ratios"]["sdedit"] <= 2.5 and steering["cost"]["batch"] == 32
-    assert len(probing["tasks"]) >= 40 and {
-        "gated_mlp",
-        "untrained",
-        "random",
-        "sae",
-        "raw",
-        "mixture",
-    } <= {row["name"] for row in probing["rows"]}
-    assert all(
-        row["all"]["ci95"][0] <= row["all"]["mean"] <= row["all"]["ci95"][1]
-        for row in probing["rows"]
-    )
-    assert {"mahalanobis", "mixture", "pca", "sae", "denoise_gated_mlp"} <= set(
-        typicality["scores"]
-    ) and len(typicality["sets"]) >= 15
-    control = [row for row in typicality["rows"] if row["set"] == "validation"]
-    assert all(row["ci95"][0] <= 0.5 <= row["ci95"][1] for row in control), (
-        "validation documents are told from test documents"
-    )
-
-
 def test_a_mark_for_ends_below_0_takes_no_room_from_the_axes():
     set_style()
     figure = figures.lm_loss(committed("lm_loss"))
@@ -372,87 +206,3 @@ def test_another_meta_model_than_ours_is_named_where_it_is_drawn(results, draw):
         "gated MLP" in text or "path/" in text for text in words
     )
     figures.plt.close(figure)
-
-
-def test_committed_study_of_steering_is_the_whole_of_its_plan():
-    study = committed("steering_study")
-    size = get_preset("default").steering_study
-    assert study["cells"] == [cell.name for cell in combinations(size)] and study["runs"] == sum(
-        len(cell.strengths) for cell in combinations(size)
-    )
-    steered = [row for row in study["rows"] if row["concept"]]
-    assert {row["direction"] for row in steered} >= {
-        "mean_difference",
-        "sae_decoder",
-        "probe",
-    } and len({row["concept"] for row in steered}) == len(size.concepts)
-    assert study["prompts"] == size.prompts and study["projections"]
-    assert all(
-        row["reach"]["ci95"] and (row["area"]["ci95"] is None) == (row["area"]["up_to"] is None)
-        for row in study["against_addition"]
-    )
-
-
-def test_committed_robustness_and_replication_have_what_their_readers_need():
-    robustness, replication = committed("robustness"), committed("replication")
-    assert len(robustness["layers"]) == 3 and set(robustness["grid"]) == {
-        "wikipedia",
-        "newsgroups",
-        "self",
-    }
-    assert all(
-        set(by_layer) == {str(layer) for layer in robustness["layers"]}
-        for by_layer in robustness["grid"].values()
-    )
-    cells = [cell for by_layer in robustness["grid"].values() for cell in by_layer.values()]
-    assert all(
-        {"over_gaussian", "over_mixture", "mixture_over_gaussian"} == set(cell) for cell in cells
-    )
-    assert {"whitened", "standardised"} == {
-        row["coordinates"] for row in robustness["rows"]
-    } and all(len(s["values"]) == 3 for s in robustness["seeds"].values())
-    assert {(row["method"], row["baseline"]) for row in robustness["rows"]} >= {
-        ("gated_mlp", "mixture"),
-        ("mixture", "gaussian"),
-        ("gated_mlp", "sae"),
-    }
-    assert (
-        all(len(row["reductions"]["values"]) == 3 for row in replication["seeds"])
-        and replication["fresh"]["test"]["documents"] >= 20
-    )
-    assert len(replication["seeds"]) == 4 and {"gated_mlp", "mlp", "unet", "mixture"} <= set(
-        replication["spread_by_method"]
-    )
-    assert all(
-        len(row["losses"]) == len(row["reductions"]) == 3
-        for row in replication["spread_by_method"].values()
-    )
-    assert len(replication["mixture"]["tie"]["values"]) == 3 and {
-        "mixture",
-        "gated_mlp",
-        "gaussian",
-    } <= set(replication["fresh"]["losses"])
-    assert {"gaussian"} <= set(
-        replication["mixture"]["fresh"]["over"]
-    ) and "reduction" in replication["mixture"]["fresh"]["recipe_over_mixture"]
-
-
-def test_committed_recipes_have_their_cells_and_as_many_trials_for_the_published_architecture_as_for_ours():
-    recipes = committed("recipes")
-    assert {"published", "shared", "gated", "linear"} == set(recipes["variants"]) and all(
-        len(row["losses"]["values"]) == 3 for row in recipes["variants"].values()
-    )
-    assert len({len(tried) for tried in recipes["rates"].values()}) == 1
-    assert len(recipes["tuned"]["trials"]["published"]) >= len(recipes["tuned"]["trials"]["gated"])
-    assert {row["rate"] for row in recipes["rates"]["published"]} and len(
-        recipes["tuned"]["targets"]
-    ) == len(recipes["published"]["targets"]) == 3
-    assert all(
-        committed(f"recipes/{name}")["configuration"]["seed"] in (0, 1, 2)
-        for name in recipes["cells"]
-    )
-    assert (
-        len(recipes["unet"]["orders"]["natural"]["values"])
-        == len(recipes["unet"]["orders"]["permuted"]["values"])
-        >= 3
-    )

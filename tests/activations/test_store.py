@@ -477,3 +477,13 @@ def test_reading_keeps_to_its_memory_whatever_the_size(make_store):
 def test_too_few_rows_for_a_batch(make_store):
     with pytest.raises(StoreError, match="500 rows, fewer than one batch of 501"):
         next(shuffled_batches(ActivationStore(make_store()[0]), "validation", 501, 0))
+
+
+def test_the_identity_of_documents_changes_with_their_split_alone(make_store):
+    """What was trained here must not be tested where a boundary between the splits lies elsewhere."""
+    store = ActivationStore(make_store()[0])
+    before, titles = store.documents, list(store.titles)
+    store.splits = np.where(store.splits == "validation", "test", store.splits)
+    assert store.documents != before and list(store.titles) == titles
+    with pytest.raises(StoreError, match="was fitted to documents"):
+        store.check_documents(before, "a fit")

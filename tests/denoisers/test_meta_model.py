@@ -207,7 +207,8 @@ def test_hutchinson_agrees_with_the_exact_trace_within_its_error():
     deviation = (
         estimate.nats_per_dimension_n - exact_.nats_per_dimension_n
     ) / estimate.standard_error_n
-    assert 0.05 < deviation.square().mean().sqrt() < 2 and (estimate.standard_error_n > 0).all()
+    assert (estimate.standard_error_n > 0).all()
+    assert 0.8 < deviation.square().mean().sqrt() < 1.4  # Student's t of 15 degrees has 1.07
 
 
 def test_one_probe_has_no_error_estimate_and_none_is_refused():

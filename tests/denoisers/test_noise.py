@@ -135,3 +135,19 @@ def test_weights_of_a_density_do_what_drawing_from_it_does():
     assert (DENSITIES["uniform"].quantiles == torch.arange(1000)).all() and (
         DENSITIES["uniform"].weights == 1
     ).all()
+
+
+def test_a_ddpm_time_between_training_levels_is_the_one_whose_noise_it_has():
+    """Log-linear both ways, so a fractional time comes back; halfway, s²/a² is the geometric mean of its neighbours'."""
+    told, process = {}, DDPM()
+
+    def network(x, t):
+        told["t"] = t.item()
+        return torch.zeros_like(x)
+
+    for time in (0.5, 3.25, 40.75, 500.5, 998.5):
+        a, s = (value.double() for value in process.at_time(torch.tensor([time])))
+        process.estimate(network, torch.ones(1, 3), (s / (a + s)).item())
+        assert told["t"] == pytest.approx(time, abs=5e-3)
+    ratios = [(s / a) ** 2 for a, s in map(process.at_time, torch.tensor([[0.0], [0.5], [1.0]]))]
+    assert ratios[1].item() == pytest.approx((ratios[0] * ratios[2]).sqrt().item(), rel=1e-4)

@@ -163,33 +163,6 @@ def test_a_finished_training_is_loaded_not_repeated(make_store, tmp_path, capsys
     )
 
 
-def test_resume_survives_a_new_process(make_store, tmp_path):
-    """Python's string hashes differ between processes, and must not decide what counts as the same configuration."""
-    path = make_store(dtype="float32")[0]
-    code = (
-        "import sys, torch; from pathlib import Path; sys.path.insert(0, sys.argv[3]); import test_train as t;"
-        "store = t.ActivationStore(Path(sys.argv[1])); t.run(store, Path(sys.argv[2]), kill_at=9 if sys.argv[4] == 'kill' else None)"
-    )
-    arguments = (
-        sys.executable,
-        "-c",
-        code,
-        str(path),
-        str(tmp_path / "run"),
-        str(Path(__file__).parent),
-    )
-    subprocess.run(
-        (*arguments, "kill"), env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True
-    )
-    done = subprocess.run(
-        (*arguments, "on"),
-        env={**os.environ, "PYTHONHASHSEED": "2"},
-        capture_output=True,
-        text=True,
-    )
-    assert "resuming at step 8" in done.stdout, done.stderr
-
-
 LONG = dataclasses.replace(SETTINGS, steps=400, validate_every=40, keep=())
 
 
@@ -216,27 +189,42 @@ def run_until_killed(path, folder, step, delay):
     )
 
 
+def killed_again_and_again(path, folder, *moments):
+    """Train until killed at each (step, delay), in processes that all fork from this one, which has the imports and no threads yet."""
+    for step, delay in zip(moments[::2], moments[1::2]):
+        if not (child := os.fork()):
+            run_until_killed(path, folder, step, delay)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
 def test_killed_at_random_moments_and_resumed_ends_bit_identical(
-    make_store, tmp_path, pytestconfig
+    make_store, tmp_path, pytestconfig, capsys
 ):
+    """Resumed here from what other processes left: Python's string hashes differ between them, and must not decide what
+    counts as the same configuration."""
     path = make_store(dtype="float32")[0]
     seed = random.randrange(10**6)
     draw = random.Random(seed)
-    for step in sorted(draw.randrange(LONG.steps) for _ in range(pytestconfig.getoption("faults"))):
-        code = "import sys; sys.path.insert(0, sys.argv[1]); import test_train as t; t.run_until_killed(*sys.argv[2:])"
-        arguments = (Path(__file__).parent, path, tmp_path / "cut", step, draw.uniform(0, 0.03))
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    store = ActivationStore(path)
-    (_, whole_log), (_, log) = (
-        run(store, tmp_path / "whole", LONG),
-        run(store, tmp_path / "cut", LONG),
+    steps = sorted(draw.randrange(8, LONG.steps) for _ in range(pytestconfig.getoption("faults")))
+    moments = [part for step in steps for part in (step, draw.uniform(0, 0.03))]
+    code = "import sys, test_train; test_train.killed_again_and_again(*sys.argv[1:])"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            *map(str, (path, tmp_path / "cut", *moments)),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("resuming at step") == len(steps) - 1
+    store = ActivationStore(path)
+    (_, log) = run(store, tmp_path / "cut", LONG)
+    assert "resuming at step" in capsys.readouterr().out
+    (_, whole_log) = run(store, tmp_path / "whole", LONG)
     whole, cut = (
         (tmp_path / name / "network" / "diffusion_pytorch_model.safetensors").read_bytes()
         for name in ("whole", "cut")
@@ -550,3 +538,64 @@ def test_unet_trains(make_store, tmp_path):
         network=UNetDenoiser(48, (32, 32, 32), 1),
     )
     assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_the_saved_model_reproduces_the_last_logged_validation_loss(make_store, tmp_path):
+    """It is saved with the averaged weights, which that loss is of, and not with those of the last step."""
+    store = ActivationStore(make_store(dtype="float32")[0])
+    settings = dataclasses.replace(SETTINGS, lr=0.05, ema=0.9)
+    model, log = run(store, tmp_path, settings)
+    again = MetaModel.from_pretrained(tmp_path)
+    z, generator = model.normaliser(store.read(store.rows("validation"))), step_generator(0, 2**31)
+    parts = z.split(settings.batch)
+    with torch.inference_mode():
+        losses = [again.loss(part, generator).item() * len(part) for part in parts]
+    assert sum(losses) / len(z) == pytest.approx(log[-1]["validation_loss"], rel=1e-5)
+
+
+def validation_losses(store, folder, validation, seed=0, **changes):
+    """Losses that a training logs, whose weights do not move."""
+    settings = dataclasses.replace(SETTINGS, lr=1e-30, keep=(), **changes)
+    source = batches(store, settings.batch)
+    log = train(fresh(store), settings, source, validation, folder, seed=seed)
+    return [entry["validation_loss"] for entry in log if "validation_loss" in entry]
+
+
+def test_validation_has_the_same_noise_at_every_step_and_seed(make_store, tmp_path):
+    """Else losses of recipes, seeds and steps would not be paired."""
+    store = ActivationStore(make_store(dtype="float32")[0])
+    z = torch.randn(500, store.d, generator=torch.Generator().manual_seed(1))
+    found = validation_losses(store, tmp_path / "one", z)
+    assert len(found) == 3 and len(set(found)) == 1
+    assert validation_losses(store, tmp_path / "two", z, seed=1) == found
+
+
+def test_validation_reads_rows_of_all_documents(make_store, tmp_path):
+    """Five documents of a thousand rows, of which it reads 512: wherever one is unlike the others, the loss tells."""
+    store = ActivationStore(make_store(dtype="float32")[0])
+    z = torch.randn(5000, store.d, generator=torch.Generator().manual_seed(1))
+    (plain,) = validation_losses(store, tmp_path / "plain", z, steps=4)
+    for document in range(5):
+        unlike = z.clone()
+        unlike[1000 * document : 1000 * (document + 1)] *= 10
+        (loss,) = validation_losses(store, tmp_path / str(document), unlike, steps=4)
+        assert loss > 3 * plain, document
+
+
+@pytest.mark.parametrize("beta2", [0.6, 0.99])
+def test_the_second_moment_of_adamw_decays_as_asked(make_store, tmp_path, beta2):
+    """Against torch's own AdamW over the same batches and noise."""
+    store = ActivationStore(make_store(dtype="float32")[0])
+    settings = dataclasses.replace(SETTINGS, beta2=beta2, ema=0.0, clip=1e9, lr=0.01, keep=())
+    model, _ = run(store, tmp_path, settings)
+    plain, given = fresh(store), batches(store)(0)
+    optimizer = torch.optim.AdamW(
+        plain.network.parameters(), betas=(0.9, beta2), weight_decay=settings.weight_decay
+    )
+    for step in range(settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        optimizer.zero_grad()
+        plain.loss(plain.normaliser(next(given)), step_generator(0, step)).backward()
+        optimizer.step()
+    assert torch.allclose(weights(model), weights(plain), atol=1e-5)

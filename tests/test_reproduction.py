@@ -156,6 +156,30 @@ def test_every_notebook_is_in_the_plan_and_says_at_its_head_what_it_needs():
         assert pipeline.needs_line(notebook) in "".join(head).splitlines()
 
 
+def test_make_refuses_in_a_line_what_cannot_work_and_helps_without_anything(tmp_path):
+    folder = tmp_path / "a $b"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.txt", "pyproject.toml", "notebooks/pyproject.toml"):
+        target = folder / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(runs.ROOT / name, target)
+
+    def make(*arguments):
+        outside = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+        return subprocess.run(
+            ["make", *arguments], cwd=folder, capture_output=True, text=True, env=outside
+        )
+
+    assert "make reproduce" in make("PYTHON=none").stdout
+    done = make("reproduce", "PYTHON=none")
+    assert done.returncode and done.stdout == (
+        "no none: expected Python 3.11 to 3.13, such as make PYTHON=python3.12\n"
+    )
+    done = make("reproduce", f"PYTHON={sys.executable}")
+    assert done.returncode and "a $b has a dollar or a colon in its path" in done.stderr
+    assert not (folder / ".venv").exists()
+
+
 def results(data, names):
     def without_times(value):
         if isinstance(value, dict):

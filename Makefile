@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help reproduce applications studies plan test test-unit figures lab publish clean
+.PHONY: help reproduce applications studies plan test test-unit figures pages lab publish clean
 
 reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
 	@$(RUN) main --compare
@@ -42,6 +42,9 @@ test-unit: $(READY) ## the tests that run no notebook
 
 figures: $(READY) ## redraw figures/ from results/ alone
 	@MMLIB_PUBLISHED=1 $(RUN) 31_figures --only
+
+pages: $(READY) ## render README.md, results/README.md and figures/README.md from results/ by key
+	@$(PY) -m mmlib pages
 
 lab: $(READY) ## JupyterLab on the notebooks; make lab PRESET=smoke opens them at the sizes of a first try
 	@PRESET="$(PRESET)" $(PY) -m jupyterlab notebooks

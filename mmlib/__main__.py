@@ -3,8 +3,11 @@
     extract    language model × documents → store, by one process or several (torchrun)
     train      one of a preset's networks on a store, by one process or several
     verify     read every byte of a store
+    fit        a model of activations in a file, a row each
+    evaluate   denoising losses of saved models on activations in a file, side by side
     plan       which notebooks are due, why, and for how many minutes on this machine
     run        run them, compare the outcome with the published one, publish it
+    pages      render README.md, results/README.md and figures/README.md from the published results
 
 Libraries are imported by the command that needs them, so that --help comes at once.
 """
@@ -173,6 +176,93 @@ def verify_command(arguments: list[str]) -> None:
         sys.exit(f"{len(problems)} problems:\n" + "\n".join(problems))
 
 
+def fit_command(arguments: list[str]) -> None:
+    """Fit a denoiser to raw activations (n, d) in a file, and save it in a folder that mmlib.load reads."""
+    parser = _parser(
+        "fit",
+        fit_command,
+        "python -m mmlib fit acts.pt --groups documents.npy --method mixture --out mixture",
+    )
+    parser.add_argument("data", help="activations: .pt, .npy or .safetensors; or a store's folder")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for the model")
+    parser.add_argument(
+        "--method", default="mixture", help="gaussian, pca, mixture (default), sae, mlp, gated_mlp"
+    )
+    parser.add_argument("--groups", help=".npy or .pt: an id for each row, such as its document's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, help="about so long at most")
+    parser.add_argument("--steps", type=int, help="of a network or an SAE")
+    parser.add_argument("--validation", type=float, default=0.1, help="share of the rows (0.1)")
+    parser.add_argument("--like", help="folder of a model whose standardisation is to be shared")
+    parser.add_argument("--language-model", default="", help="what the activations are of")
+    parser.add_argument("--layer", type=int, help="block index from 0")
+    given = parser.parse_args(arguments)
+    with _said_in_a_line():
+        from mmlib.denoisers.saved import load
+        from mmlib.training.fit import fit
+
+        model = fit(
+            _data(given.data, given.layer),
+            given.method,
+            groups=given.groups,
+            seed=given.seed,
+            minutes=given.minutes,
+            steps=given.steps,
+            validation=given.validation,
+            standardise=given.like and load(given.like),
+            language_model=given.language_model,
+            layer=given.layer,
+        )
+        print(model)
+        print(model.save(given.out))
+
+
+def evaluate_command(arguments: list[str]) -> None:
+    """Velocity and ε losses of saved models on raw activations (n, d) that none was fitted to, with 95 % intervals."""
+    parser = _parser(
+        "evaluate",
+        evaluate_command,
+        "python -m mmlib evaluate mixture mlp --data test.npy --groups test_documents.npy",
+    )
+    parser.add_argument(
+        "models",
+        nargs="+",
+        help="folders that mmlib fit wrote; the first one's standardisation is the table's",
+    )
+    parser.add_argument(
+        "--data", required=True, help="activations: .pt, .npy or .safetensors; or a store's folder"
+    )
+    parser.add_argument(
+        "--groups", help=".npy or .pt: an id for each row, the unit of the intervals"
+    )
+    parser.add_argument("--layer", type=int, help="of a store, the block index from 0")
+    parser.add_argument("--rows", type=int, default=500, help="drawn at each noise level (500)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--csv", type=Path, help="write the table here too")
+    given = parser.parse_args(arguments)
+    with _said_in_a_line():
+        from mmlib.denoisers.saved import load
+        from mmlib.evaluation.table import evaluate
+
+        models = {Path(folder).name or folder: load(folder) for folder in given.models}
+        if len(models) < len(given.models):
+            parser.error(f"models {' '.join(given.models)}: expected folders of different names")
+        data = _data(given.data, given.layer)
+        table = evaluate(models, data, groups=given.groups, rows=given.rows, seed=given.seed)
+        print(table.T.to_string(float_format="{:.4f}".format))
+        for key, value in table.attrs.items():
+            print(f"{key}: {value}")
+        if given.csv:
+            table.to_csv(given.csv)
+
+
+def _data(name: str, layer: int | None):
+    """A file of activations by its name, or a store."""
+    from mmlib.activations.store import ActivationStore
+
+    return ActivationStore(Path(name), layer) if Path(name).is_dir() else name
+
+
 def plan_command(arguments: list[str]) -> None:
     """Print which notebooks are due, why, and for how many minutes on this machine."""
     from mmlib.runs import pipeline
@@ -241,6 +331,16 @@ def run_command(arguments: list[str]) -> None:
                 print(published.keep(found, folder, given.keep))
 
 
+def pages_command(arguments: list[str]) -> None:
+    """Render README.md, results/README.md and figures/README.md from templates/ and the published results, by key."""
+    _parser("pages", pages_command, "python -m mmlib pages").parse_args(arguments)
+    from mmlib.runs.pages import render_pages
+    from mmlib.runs.run import ROOT
+
+    with _said_in_a_line():
+        print(*(path.relative_to(ROOT) for path in render_pages()), sep="\n")
+
+
 NAMES = "main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses"
 
 
@@ -265,16 +365,19 @@ def _said_in_a_line() -> Iterator[None]:
     """Within this context an error that the user can mend ends the command with its message alone."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, MemoryError) as error:
         sys.exit(str(error))
 
 
 COMMANDS = {
+    "fit": fit_command,
+    "evaluate": evaluate_command,
     "extract": extract_command,
     "train": train_command,
     "verify": verify_command,
     "plan": plan_command,
     "run": run_command,
+    "pages": pages_command,
 }
 
 

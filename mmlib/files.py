@@ -109,25 +109,31 @@ GPU_PACKAGES = ("torch", "diffusers", "accelerate", "transformers", "numpy")  # 
 PACKAGES = ("torch", "transformers", "diffusers", "sae-lens", "scikit-learn", "numpy", "h5py")
 
 
+CODE = ("mmlib", "notebooks", "requirements.txt")  # what decides a number, of this repository
+
+
 def git_commit(root: Path) -> str:
-    """The commit that `root` is at, with "+changes" if tracked code differs from it; "unknown" outside git."""
+    """The commit that `root` is at, with "+changes" if code there differs from it or is untracked; "unknown" where `root` is no repository.
+
+    A repository that merely encloses `root`, as where its files were unpacked in somebody's folder, says nothing about them; nor
+    does one that the environment names (`GIT_DIR`).
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ("git", "-C", str(root), *arguments), capture_output=True, text=True, check=True
+            ("git", "-C", str(root), *arguments),
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         ).stdout
 
     try:
-        dirty = git(
-            "status",
-            "--porcelain",
-            "--untracked-files=no",
-            "--",
-            "mmlib",
-            "notebooks",
-            "requirements.txt",
-        )
-        return git("rev-parse", "HEAD").strip() + ("+changes" if dirty else "")
+        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != Path(root).resolve():
+            return "unknown"
+        changed = git("status", "--porcelain", "--untracked-files=all", "--", *CODE)
+        return git("rev-parse", "HEAD").strip() + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

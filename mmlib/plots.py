@@ -1,33 +1,25 @@
-"""House style: colours, names of methods, sizes and type, and how a figure is saved."""
+"""House style of figures: names and colours of methods, sizes and type, the marks that figures share, and saving."""
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import ArrayLike
 
 TEXT_WIDTH = 7.0  # inches, two columns of a paper
 
-
-(
-    BLACK,
-    ORANGE,
-    SKY,
-    GREEN,
-    BLUE,
-    RED,
-    PURPLE,
-) = (  # Okabe and Ito's palette, told apart by all kinds of colour vision
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
-
+# Okabe and Ito's palette, told apart by all kinds of colour vision
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 
 LABELS = {
     "mean": "mean only",
@@ -58,7 +50,6 @@ LABELS = {
     "sdedit_mixture": "SDEdit, mixture",
 }
 
-
 LINES = {  # colour and dashes: told apart in grey too
     "mean": (BLACK, (1, 1)),
     "pca_k64": (ORANGE, (4, 1.5)),
@@ -76,30 +67,24 @@ LINES = {  # colour and dashes: told apart in grey too
     "ppca_k64": (SKY, (1, 1)),
 }
 
-
 TABLES_ONLY = ("pca_k64_naive", "pca_k64_mixed", "ppca_k64")  # too many curves tell nothing
 
-
 OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
-
 
 MARKERS = {"flow_velocity": "o", "ddpm_epsilon": "s"}
 
 
 def named(label: str, meta_model: str | None) -> str:
     """A label, with the name of the meta-model that a notebook was given in place of the run's own."""
-    return (
-        label
-        if meta_model in (None, "gated_mlp")
-        else re.sub(r"gated MLP( \(ours\))?", Path(meta_model).name, label)
-    )
+    if meta_model in (None, "gated_mlp"):
+        return label
+    return re.sub(r"gated MLP( \(ours\))?", Path(meta_model).name, label)
 
 
 def set_style() -> None:
     """Paper sizes and type; called by every notebook that draws."""
-    sns.set_theme(
-        context="paper", style="ticks", palette=[BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK]
-    )
+    colours = [BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK]
+    sns.set_theme(context="paper", style="ticks", palette=colours)
     plt.rcParams.update(
         {
             "font.size": 8,
@@ -125,3 +110,158 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+
+
+def forest(
+    ax: Axes,
+    value: float,
+    y: float,
+    interval: Sequence[float] | None = None,
+    *,
+    colour: str,
+    marker: str = "o",
+    size: float = 4.5,
+    width: float = 1.4,
+    bar: dict | None = None,
+    **point,
+) -> None:
+    """A point at height y, with its interval as a horizontal bar behind it.
+
+    Args:
+        interval: low and high end, in the units of `value`; None draws no bar.
+        size, width: of the marker and of the bar, in points.
+        bar: further properties of the bar's line.
+        point: further properties of the marker, such as `mfc` or `label`.
+
+    Example:
+        >>> _, ax = plt.subplots()
+        >>> forest(ax, 0.4, 0, (0.3, 0.6), colour=BLUE)
+        >>> [[float(x) for x in line.get_xdata()] for line in ax.lines]
+        [[0.3, 0.6], [0.4]]
+        >>> plt.close()
+    """
+    if interval is not None:
+        ax.plot(interval, [y, y], color=colour, lw=width, **(bar or {}))
+    ax.plot([value], [y], color=colour, marker=marker, ms=size, ls="", **point)
+
+
+def curve(
+    ax: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    interval: ArrayLike | None = None,
+    *,
+    colour: str,
+    band: dict | None = None,
+    bars: dict | None = None,
+    **line,
+) -> None:
+    """A curve, with its interval as a band behind it or as bars at its points.
+
+    Args:
+        interval: low and high end of each point, (n, 2).
+        band: properties of a filled band, such as `alpha`.
+        bars: properties of bars, such as `lw`; with `caps`, how wide their ends are, in points.
+        line: further properties of the line, such as `dashes` or `label`.
+
+    Raises:
+        ValueError: an interval with neither `band` nor `bars` or with both, or one of these without.
+    """
+    ways = (band is not None) + (bars is not None)
+    if ways != (interval is not None):
+        raise ValueError(f"{ways} of band and bars: expected one with an interval, none without")
+    low, high = ([], []) if interval is None else np.transpose(interval)
+    if band is not None:
+        ax.fill_between(x, low, high, **{"color": colour, "lw": 0, **band})
+    ax.plot(x, y, color=colour, **line)
+    if bars is not None:
+        style = dict(bars)
+        caps = style.pop("caps", None)
+        ax.vlines(x, low, high, color=colour, **style)
+        for end in (low, high) if caps else ():
+            ax.plot(x, end, color=colour, marker="_", ms=caps, ls="")
+
+
+def heat_map(
+    ax: Axes, values: ArrayLike, texts: Sequence[Sequence[str]], low: float, high: float
+) -> AxesImage:
+    """A map of values with a text in each cell, white where the cell is dark; returns what a colour bar needs.
+
+    Args:
+        values: (rows, columns). texts: as many, in the same order.
+        low, high: ends of the scale of colours, which maps side by side share.
+    """
+    image = ax.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        ink = "white" if value < (low + high) / 2 else BLACK
+        style = {"ha": "center", "va": "center", "fontsize": 7, "linespacing": 1.3}
+        ax.text(j, i, texts[i][j], color=ink, **style)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return image
+
+
+def shaded_text(
+    ax: Axes, text: str, x: float, y: float, width: float, height: float, *, shade: dict, **type_
+) -> None:
+    """Monospaced text from x on, centred at height y, on a box of a colour that says a value.
+
+    Args:
+        width, height: of the box, in units of the axes; the caller knows how wide its type is.
+        shade: the box's `color`, and its `alpha` where that is what says the value.
+        type_: further properties of the text, such as `fontsize`.
+    """
+    ax.add_patch(plt.Rectangle((x, y - height / 2), width, height, lw=0, **shade))
+    ax.text(x, y, text, va="center", family="monospace", parse_math=False, **type_)
+
+
+def percent_axis(axis: Axis, symbol: str = " %") -> None:
+    """Ticks of shares as percentages: 0.5 is written 50 %."""
+    axis.set_major_formatter(PercentFormatter(1, symbol=symbol))
+
+
+def rate_axis(ax: Axes, rates: Sequence[float]) -> None:
+    """A logarithmic axis of learning rates whose ticks are powers of 2 times 10⁻³."""
+    low, high = np.log2(1000 * min(rates)), np.log2(1000 * max(rates))
+    ticks = 2.0 ** np.arange(np.floor(low + 0.01), np.ceil(high - 0.01) + 1)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks / 1000, labels=[f"{tick:g}" for tick in ticks])
+    ax.set_xlabel("peak learning rate (10⁻³)")
+
+
+def height_axis(ax: Axes, labels: Sequence[str], margin: float = 0.5, rising: bool = False) -> None:
+    """A label at each height 0, 1, … at which `forest` puts its points: the first on top, or below if rising.
+
+    Args:
+        margin: how far the axis reaches past its first and last label.
+    """
+    ends = (len(labels) - 1 + margin, -margin)
+    ax.set(yticks=range(len(labels)), yticklabels=labels, ylim=ends[::-1] if rising else ends)
+
+
+def note(ax: Axes, text: str, at: tuple, offset: tuple[float, float] = (0, 0), **style) -> None:
+    """A few words at a point of the data, `offset` points away from it."""
+    style = {"xytext": offset, "textcoords": "offset points", "fontsize": 7, **style}
+    ax.annotate(text, at, **style)
+
+
+def in_legend(label: str, colour: str = "0.4", **style) -> Line2D:
+    """A line that stands in the legend alone."""
+    return Line2D([], [], color=colour, label=label, **style)
+
+
+def legend_below(figure: Figure, ncol: int, handles: list | None = None, **style) -> None:
+    """One legend for all panels, under them; of `handles`, or of all that has a label."""
+    given = {} if handles is None else {"handles": handles}
+    figure.legend(**given, loc="outside lower center", ncol=ncol, **style)
+
+
+def columns(rows: Iterable[dict], *keys: str) -> list[list]:
+    """The values of some keys over all rows: a list a key."""
+    rows = list(rows)
+    return [[row[key] for row in rows] for key in keys]
+
+
+def percent(value: float, spec: str = ".1f") -> str:
+    """A share in percent, without the sign %, with a minus as long as a plus."""
+    return f"{100 * value:{spec}}".replace("-", "−")

@@ -81,6 +81,7 @@ class GumbelNoise(LogitsProcessor):
         self.rng = np.random.Generator(np.random.SFC64(key))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits (b, v) with noise added, on their device."""
         room = np.empty(
             scores.shape[1]
         )  # double: of single-precision draws one in ten million is 0, and its token would win

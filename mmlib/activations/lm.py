@@ -94,21 +94,21 @@ class LanguageModel:
 
 
 def load_language_model(
-    name: str, *, dtype: str | None = None, device: str = "cpu", cache: Path
+    name: str, *, dtype: str | None = None, device: str = "cpu", cache: Path | None = None
 ) -> LanguageModel:
     """The embedded model (`"gemma3-270m"`), a local folder, or a Hub id (`"gpt2"`, `"EleutherAI/pythia-160m"`, …).
 
     Args:
         dtype: of the weights: "bfloat16", "float32" or "float16" (whose end, 65,504, many residual streams pass: such activations are
             refused when they are stored). None: bfloat16 where the device computes in it, else float32.
-        cache: folder in which the embedded model is converted once.
+        cache: folder in which the embedded model is converted once; None: ~/.cache/mmlib.
     Raises:
         ValueError: no model of that name can be loaded, or `dtype` is not one of the three.
     """
     dtype = dtype or ("bfloat16" if bf16_pays(device) else "float32")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported: expected {', '.join(DTYPES)}")
-    folder = _locate(name, cache)
+    folder = _locate(name, cache or Path.home() / ".cache" / "mmlib")
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False

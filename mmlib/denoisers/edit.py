@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from mmlib.activations.lm import hidden
-from mmlib.denoisers.fitted import SDEDIT_STEPS, Fitted, FittedPCA, Unsupported, checked_sigma
+from mmlib.denoisers.fitted import (
+    SDEDIT_STEPS,
+    Fitted,
+    FittedPCA,
+    Unsupported,
+    checked_sigma,
+    seeded,
+)
 
 
 class Edit:
@@ -24,6 +31,14 @@ class Edit:
         keep_opening: leave the first of several tokens as it is: the opening token's activation is no text's, and no model here was fitted to it.
         seed: of the noise, which differs from call to call.
         steps: of Euler's method.
+
+    >>> import mmlib
+    >>> model = mmlib.fit(torch.randn(200, 4) * 3 + 5, "gaussian", progress=False)
+    >>> block = nn.Identity()  # stands for a block of a language model
+    >>> handle = block.register_forward_hook(model.hook(sigma=0.5).forward_hook)
+    >>> block(torch.zeros(1, 6, 4)).shape
+    torch.Size([1, 6, 4])
+    >>> handle.remove()
     """
 
     def __init__(
@@ -44,7 +59,7 @@ class Edit:
         self.model, self.sigma, self.before, self.steps = model, sigma, before, steps
         if sigma is not None:
             checked_sigma(sigma)
-        self.keep_opening, self.generator = keep_opening, torch.Generator().manual_seed(seed)
+        self.keep_opening, self.generator = keep_opening, seeded(seed)
 
     def __call__(self, hidden_btd: Tensor, hook: object = None) -> Tensor:
         """The edited stream, of the same shape, dtype and device.

@@ -70,6 +70,18 @@ class Fitted:
         cost: of the fit.
         components: mean, axes and variances of the same training rows, the Gaussian baseline; None if unknown.
         facts: more that is known of the fit, kept with it.
+
+    >>> import mmlib
+    >>> h = 3 + 2 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    >>> model = mmlib.fit(h, "gaussian", progress=False)
+    >>> x = model.noised(h, sigma=0.3)
+    >>> error = (model.denoise(x, sigma=0.3) - model.standardise(h)).square().mean()
+    >>> bool(error < (x - model.standardise(h)).square().mean())
+    True
+    >>> model.denoise(h, sigma=0.3)
+    Traceback (most recent call last):
+    ...
+    ValueError: x has the scale of raw activations (10.6 nats per dimension likelier as such): give noised standardised ones: model.noised(h, sigma), or (1 − σ) model.standardise(h) + σ ε
     """
 
     kind, title = "denoiser", "a denoiser"
@@ -86,10 +98,7 @@ class Fitted:
         self.components, self.facts = components, dict(facts or {})
 
     def __repr__(self) -> str:
-        """What it is, of what, and what it cost.
-
-        Its name, width, language model, layer and numbers of parameters and activations.
-        """
+        """What it is, of what, and what it cost."""
         of = self.origin.language_model or "plain activations"
         layers = ", ".join(map(str, self.origin.layers))
         return (
@@ -108,6 +117,7 @@ class Fitted:
         return self.cost.parameters
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """ẑ (n, d) from x (n, d), unchecked."""
         return self.denoiser(x_nd, sigma)
 
     def standardise(self, h: Values) -> Tensor:
@@ -121,7 +131,7 @@ class Fitted:
     def noised(self, h: Values, sigma: float, *, seed: int = 0) -> Tensor:
         """x = (1 − σ) z + σ ε (n, d) of raw activations (n, d), with ε drawn from the seed."""
         (sigma,), z_nd = checked_sigma(sigma), self._z(h)
-        return (1 - sigma) * z_nd + sigma * _noise(z_nd, seed)
+        return (1 - sigma) * z_nd + sigma * torch.randn(z_nd.shape, generator=seeded(seed))
 
     def _z(self, h: Values) -> Tensor:
         h_nd = matrix(h, d=self.d)
@@ -158,7 +168,7 @@ class Fitted:
         Raises:
             Unsupported: the method has no density.
         """
-        generator, z_nd = torch.Generator().manual_seed(seed), self._z(h)
+        generator, z_nd = seeded(seed), self._z(h)
         with torch.no_grad():
             return self._log_density(z_nd, generator) - self._log_scale()
 
@@ -178,7 +188,7 @@ class Fitted:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"n = {n!r}: expected a number of samples, 1 or more")
         with torch.no_grad():
-            return self.raw(self._sample(n, torch.Generator().manual_seed(seed)))
+            return self.raw(self._sample(n, seeded(seed)))
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         raise Unsupported(
@@ -198,7 +208,7 @@ class Fitted:
             Unsupported: the method knows no noise; `reconstruct` is what it offers.
         """
         (sigma,), z_nd = checked_sigma(sigma), self._z(h)
-        return self.raw(self._project(z_nd, sigma, torch.Generator().manual_seed(seed), steps))
+        return self.raw(self._project(z_nd, sigma, seeded(seed), steps))
 
     def _project(
         self, z_nd: Tensor, sigma: float, generator: torch.Generator, steps: int
@@ -364,7 +374,7 @@ class FittedNetwork(Fitted):
         ).clone()
 
     def _features(self, z_nd: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
+        generator = seeded(0)
         units = self.denoiser.neurons(z_nd, sigma=FEATURE_SIGMA, generator=generator)
         return torch.cat(list(units.values()), 1).clone()
 
@@ -397,8 +407,10 @@ def checked_sigma(sigma: float | Values, n: int = 1) -> np.ndarray:
     return values
 
 
-def _noise(like_nd: Tensor, seed: int) -> Tensor:
-    return torch.randn(like_nd.shape, generator=torch.Generator().manual_seed(seed))
+def seeded(seed: int) -> torch.Generator:
+    """Random numbers of a seed, other ones than those of `torch.manual_seed(seed)`, which made-up data are often drawn from."""
+    state = np.random.SeedSequence([seed, len("mmlib")]).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(state))
 
 
 def _parts(function: Callable[[Tensor], Tensor], x_nd: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ class GaussianDenoiser:
         return -(squares_n + (2 * math.pi * variance_d).log().mean(dtype=torch.double)) / 2
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """E[z | x], (n, d)."""
         return self.estimate(self.scores(x_nd, sigma), sigma)
 
     def log_density(self, x_nd: Tensor, sigma: float) -> Tensor:
@@ -95,6 +96,7 @@ class Projection:
         return self.mean_d.numel() + self.components_dk.numel()
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """The projection of what stands in for z, (n, d)."""
         centred_nd = clean_input(x_nd, sigma, self.fed) - self.mean_d
         return self.mean_d + centred_nd @ self.components_dk @ self.components_dk.T
 

@@ -148,6 +148,7 @@ class GaussianMixtureDenoiser:
         return self._joint(x_nd, sigma).softmax(1)
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """E[z | x], (n, d)."""
         most_n = torch.full(
             (len(x_nd),), -math.inf, dtype=torch.double
         )  # shares are of the largest so far: no exponential overflows

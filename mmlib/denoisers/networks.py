@@ -64,6 +64,7 @@ class Directions(nn.Module):
         self.weight = nn.Parameter(directions_md)
 
     def forward(self, latents_nm: Tensor) -> Tensor:
+        """The sum of directions, (n, d)."""
         return latents_nm @ self.weight
 
 
@@ -168,6 +169,7 @@ class MLPBlock(nn.Module):
         self.down_proj = nn.Linear(d_mlp, d_model)
 
     def forward(self, x_urm: Tensor, embedding_um: Tensor) -> Tensor:
+        """The next hidden state, (u, n/u, m)."""
         h_urm = self.ln(x_urm)
         gate_urf = self.gate_proj(h_urm) * self.time_proj(embedding_um)[:, None]
         return x_urm + self.down_proj(F.silu(gate_urf) * self.up_proj(h_urm))

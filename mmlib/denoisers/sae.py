@@ -198,6 +198,7 @@ class SAEDenoiser:
 
     @torch.inference_mode()
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """The reconstruction of what stands in for z, (n, d)."""
         return self.sae(clean_input(x_nd, sigma, self.fed))
 
 
@@ -240,6 +241,7 @@ class MixedDenoiser:
         return tuple((solution / length).tolist())
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """The mix (n, d) at one of the fitted levels."""
         if sigma not in self.weights:
             raise ValueError(
                 f"no mix was fitted at σ = {sigma}: expected one of the {len(self.weights)} fitted levels"

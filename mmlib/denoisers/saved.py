@@ -108,7 +108,8 @@ def _save_weights(model: Fitted, folder: Path) -> list[Path]:
         network = sorted(path for path in (folder / "network").iterdir() if path.is_file())
         return [*network, folder / "normaliser.safetensors", folder / "meta_model.json"]
     if isinstance(model, FittedSAE):
-        model.sae.save_inference_model(folder / "sae")
+        written = model.sae  # of training, or as loaded
+        getattr(written, "save_inference_model", written.save_model)(folder / "sae")
         return sorted(path for path in (folder / "sae").iterdir() if path.is_file())
     if isinstance(model, FittedMixture):
         return [_write(folder / "weights.safetensors", model.denoiser.tensors())]
@@ -131,6 +132,13 @@ def load(
     Raises:
         FileNotFoundError: there is nothing of the kind.
         CheckpointError: it is damaged or incomplete, or lacks its standardisation.
+
+    >>> import tempfile, mmlib
+    >>> model = mmlib.fit(torch.randn(200, 4), "gaussian", progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     again = load(model.save(Path(folder) / "gaussian"))
+    >>> type(again).__name__, again.d
+    ('FittedGaussian', 4)
     """
     path = Path(source)
     if (path / "model.json").exists():

@@ -11,9 +11,6 @@ CLAIM = 0.47
 OBJECTIVE = "flow_velocity"  # what the law is of
 
 
-NEAR = 0.02  # of the claim: there the number is said to appear
-
-
 SHORT = {"mlp": "the paper's MLP", "gated_mlp": "our recipe", "mixture": "a mixture of Gaussians"}
 
 
@@ -49,15 +46,13 @@ def over_the_estimate(comparison: dict, scaling: dict) -> dict:
     intervals). The reduction is monotone in E, so its ends are those of E.
 
     Args:
-        comparison: results of notebook 04 (`rows`, `primary`).
-        scaling: results of notebook 06.
+        comparison: results of notebook 04, keyed (`losses`, `primaries`).
+        scaling: results of notebook 06, keyed.
     Returns:
         law: which of the fits; e, ci95: as fitted; lowest_loss; cut_ci95; possible: whether E itself is below the lowest loss; rows, of
         which reduction and ci95 are None and the verdict is "undetermined" where E is impossible or the baseline itself is lowest.
     """
-    losses = {
-        row["method"]: row["loss"] for row in comparison["rows"] if row["objective"] == OBJECTIVE
-    }
+    losses = {method: row["value"] for method, row in comparison["losses"][OBJECTIVE].items()}
     estimate, lowest = scaling["laws"][scaling["extrapolated"]]["e"], min(losses.values())
     cut = [min(end, lowest) for end in estimate["ci95"]]
     found = {
@@ -71,7 +66,7 @@ def over_the_estimate(comparison: dict, scaling: dict) -> dict:
     }
     defined = [
         (row["definition"], row["method"], row["baseline"])
-        for row in comparison["primary"]
+        for row in comparison["primaries"].values()
         if row["objective"] == OBJECTIVE
     ]
     return {
@@ -101,45 +96,3 @@ def _row(
         "ci95": interval,
         "verdict": verdict(*interval),
     }
-
-
-def in_words(found: dict) -> str:
-    """What `over_the_estimate` found, in two or three sentences."""
-
-    def percent(value: float) -> str:
-        return f"{100 * value:.1f}".replace("-", "−")
-
-    low, high = found["ci95"]
-    start = (
-        f"The scaling law of notebook 06 puts the best possible velocity loss of such networks at {found['e']:.2f} "
-        f"(95 % interval {low:.2f} to {high:.2f})"
-    )
-    if not found["possible"]:
-        return f"{start}, which is above a loss already measured ({found['lowest_loss']:.2f}) and so no floor."
-    cut = (
-        f", cut here at {found['lowest_loss']:.2f}, a loss already reached"
-        if high > found["lowest_loss"]
-        else ""
-    )
-    rows = [row for row in found["rows"] if row["reduction"] is not None]
-    if not rows:
-        return f"{start}{cut}; the baseline's own loss is the lowest, so no share of what lies above that can be given."
-    shares = "; ".join(
-        f"{SHORT[row['method']]} {percent(row['reduction'])} % ({' to '.join(map(percent, row['ci95']))} % over that interval)"
-        for row in rows
-    )
-    claim, there = (
-        f"{100 * found['claim']:.0f} %",
-        [SHORT[row["method"]] for row in rows if abs(row["reduction"] - found["claim"]) < NEAR],
-    )
-    fitting = sum(row["verdict"] == "consistent with" for row in rows)
-    return (
-        f"{start}{cut}. Of what lies above that floor the reductions over the full Gaussian are: {shares}."
-        + f" With that very floor the article's number does appear, for {' and '.join(there)}."
-        * bool(there)
-        + (
-            f" {claim} is within the interval of {fitting} of these {len(rows)}: whether it appears is a choice of the floor, which nobody knows."
-            if fitting
-            else f" {claim} is within no interval of these."
-        )
-    )

@@ -6,10 +6,12 @@ distance from the estimate is divided by that resample's own jackknife standard 
 the place of Student's.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
+from scipy.stats import t as student
 
 RESAMPLES = 2000
 
@@ -82,65 +84,121 @@ def bootstrap_interval(
                 else np.asarray(statistic(weights), dtype=np.float64)
             )
 
-    weights_rd = np.concatenate([resampled(n, seed) for seed, n in enumerate(groups)], axis=1)
-    values_r = value(weights_rd)
-    if not np.isfinite(values_r).all():
-        raise NotFinite(
-            f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of {sum(groups)} documents"
-        )
-    errors_r = jackknife_errors(value, weights_rd)
-    if not np.isfinite(errors_r[0]):
-        raise NotFinite(
-            f"the statistic is not finite when one of the {sum(groups)} documents is left out"
-        )
+    values_r, errors_r = _resamples(value, groups)
     if errors_r[0] <= ROUNDING * max(1, abs(values_r[0])):  # a method against itself
         reach = 0.0
     else:
-        spread = (
-            errors_r[1:] > ROUNDING * errors_r[0]
-        )  # not so where one document alone was drawn, or equal ones
-        reach = errors_r[0] * np.quantile(
-            np.abs(values_r[1:][spread] - values_r[0]) / errors_r[1:][spread], level
-        )
+        reach = errors_r[0] * np.quantile(_distances(values_r, errors_r), level)
     low, high = values_r[0] - reach, values_r[0] + reach
     return (float(np.exp(low)), float(np.exp(high))) if positive else (float(low), float(high))
 
 
-def p_value(statistic: Callable[[np.ndarray], np.ndarray], groups: Sequence[int]) -> float:
+def _resamples(statistic: Statistic, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(values, standard errors) of the statistic in each resample, (1 + resamples,) each, those of the documents themselves first.
+
+    Raises:
+        NotFinite: a value is not finite, or one is with a document left out.
+    """
+    drawn = [resampled(n, seed) for seed, n in enumerate(groups)]  # a seed each: equal groups too
+    weights_rd = np.concatenate(drawn, axis=1)
+    values_r = statistic(weights_rd)
+    if not np.isfinite(values_r).all():
+        raise NotFinite(
+            f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of {sum(groups)} documents"
+        )
+    errors_r = jackknife_errors(statistic, weights_rd)
+    if not np.isfinite(errors_r[0]):
+        raise NotFinite(
+            f"the statistic is not finite when one of the {sum(groups)} documents is left out"
+        )
+    return values_r, errors_r
+
+
+def _distances(values_r: np.ndarray, errors_r: np.ndarray) -> np.ndarray:
+    """Distance of each resample from the estimate in its own standard errors; without resamples that have no spread."""
+    spread = (
+        errors_r[1:] > ROUNDING * errors_r[0]
+    )  # not so where one document alone was drawn, or equal ones
+    return np.abs(values_r[1:][spread] - values_r[0]) / errors_r[1:][spread]
+
+
+def p_value(statistic: Statistic, groups: Sequence[int]) -> float:
     """Two-sided p-value of the statistic being 0, by the test that `bootstrap_interval` inverts: the share of resamples whose studentised
     distance from the estimate is as large as that of 0, at least 1 in `RESAMPLES` + 1; 1 for a statistic that is 0 however documents are drawn.
 
     Args:
-        groups: numbers of documents, as `bootstrap_interval` takes them, which also says what it raises.
+        groups: numbers of documents, as `bootstrap_interval` takes them.
+    Raises:
+        NotFinite: the statistic is not finite on some resample.
     """
-    weights_rd = np.concatenate([resampled(n, seed) for seed, n in enumerate(groups)], axis=1)
-    values_r, errors_r = statistic(weights_rd), jackknife_errors(statistic, weights_rd)
+    values_r, errors_r = _resamples(statistic, groups)
     if errors_r[0] <= ROUNDING:
         return 1.0 if abs(values_r[0]) <= ROUNDING else 1 / (RESAMPLES + 1)
-    spread = errors_r[1:] > ROUNDING * errors_r[0]
-    distances_r = np.abs(values_r[1:][spread] - values_r[0]) / errors_r[1:][spread]
+    distances_r = _distances(values_r, errors_r)
     return float(
         (1 + (distances_r >= abs(values_r[0]) / errors_r[0]).sum()) / (1 + len(distances_r))
     )
 
 
 def holm(p_m: Sequence[float]) -> np.ndarray:
-    """p-values adjusted for being many (Holm 1979), (m,): at most 0.05 where a hypothesis is rejected with all errors together at 5 %."""
-    p_m = np.asarray(p_m, float)
-    order, m = np.argsort(p_m, kind="stable"), len(p_m)
-    adjusted_m = np.empty(m)
-    adjusted_m[order] = np.minimum(1, np.maximum.accumulate(p_m[order] * (m - np.arange(m))))
-    return adjusted_m
+    """p-values adjusted for being many (Holm 1979), (m,): at most 0.05 where a hypothesis is rejected with all errors together at 5 %.
+
+    >>> holm([0.01, 0.04, 0.03]).round(6).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    from statsmodels.stats.multitest import multipletests  # takes two seconds to import
+
+    return multipletests(p_m, method="holm")[1]
+
+
+def ratio_interval(
+    above_d: np.ndarray, below_d: np.ndarray, *, positive: bool = False
+) -> tuple[float, float]:
+    """95 % interval of Σ above / Σ below over documents, paired: a mean loss over tokens, a share, a ratio of two methods' losses.
+
+    Args:
+        above_d, below_d: sums of each document, (documents,).
+        positive: see `bootstrap_interval`.
+    """
+    return bootstrap_interval(
+        lambda w: (w @ above_d) / (w @ below_d), len(below_d), positive=positive
+    )
 
 
 def mean_with_interval(values_n: np.ndarray) -> tuple[float, list[float]]:
-    """Mean over prompts and its 95 % interval."""
+    """Mean of independent values, such as one for each prompt, and its 95 % interval.
+
+    >>> mean, (low, high) = mean_with_interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    >>> mean, low < mean < high
+    (3.5, True)
+    """
     return float(values_n.mean()), list(
         bootstrap_interval(lambda w: (w @ values_n) / w.sum(-1), len(values_n))
     )
 
 
 def paired_difference(ours_n: np.ndarray, theirs_n: np.ndarray) -> dict:
-    """Mean difference over prompts, each with itself, and its 95 % interval."""
+    """Mean difference of values that belong together, such as those of one prompt, and its 95 % interval."""
     mean, interval = mean_with_interval(ours_n - theirs_n)
     return {"difference": mean, "ci95": interval}
+
+
+def spread(values: Sequence[float], width: str = "ci95") -> dict:
+    """How far the values of several seeds lie apart: `values`, `mean`, `std` (of a sample), and one more.
+
+    Args:
+        width: "ci95": Student's interval of the mean, which supposes that the values are normal; "range": largest less smallest.
+    Raises:
+        ValueError: fewer than two values, or another width.
+
+    >>> spread([1.0, 2.0, 3.0], "range")
+    {'values': [1.0, 2.0, 3.0], 'mean': 2.0, 'std': 1.0, 'range': 2.0}
+    """
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} value: a spread needs at least two, one of each seed")
+    if width not in ("ci95", "range"):
+        raise ValueError(f"width {width!r}: expected 'ci95' or 'range'")
+    mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
+    reach = float(student.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
+    found = {"ci95": [mean - reach, mean + reach], "range": float(np.ptp(values))}
+    return {"values": [float(v) for v in values], "mean": mean, "std": std, width: found[width]}

@@ -28,7 +28,7 @@ from mmlib.activations.tokens import Normaliser
 from mmlib.activations.windows import Window, batches_of, padded
 from mmlib.denoisers.noise import Denoiser
 from mmlib.evaluation.claim import CLAIM, verdict
-from mmlib.evaluation.intervals import bootstrap_interval
+from mmlib.evaluation.intervals import bootstrap_interval, ratio_interval
 
 BATCH_TOKENS = 1024  # positions in one forward pass: their logits take 0.5 GB where the vocabulary has 262,144 tokens
 
@@ -217,28 +217,17 @@ class Effects:
         }
         self.error_d = {key: sums(outcome.error_w) for key, outcome in outcomes.items()}
 
-    def _ratio(
-        self, above_d: np.ndarray, below_d: np.ndarray, sign: int = 1
-    ) -> tuple[float, list[float]]:
-        """Σ above / Σ below and its interval; with sign −1, one less that."""
-
-        def statistic(weights_rd: np.ndarray) -> np.ndarray:
-            ratio_r = (weights_rd @ above_d) / (weights_rd @ below_d)
-            return 1 - ratio_r if sign < 0 else ratio_r
-
-        return float(statistic(np.ones(len(above_d)))), list(
-            bootstrap_interval(statistic, len(self.counts_d))
-        )
-
     def clean_loss(self) -> tuple[float, list[float]]:
-        """Nats a prediction with nothing replaced, and its interval."""
+        """Nats per prediction with nothing replaced, and its interval."""
         return self._ratio(self.clean_d, self.counts_d)
 
     def row(self, key: Key) -> dict:
-        """Δ LM loss (nats a prediction), FVU, and the share of mean ablation's Δ that does not occur, with 95 % intervals by document."""
+        """Δ LM loss (nats per prediction), FVU, and the share of mean ablation's Δ that does not occur, with 95 % intervals by document."""
         delta, delta_ci = self._ratio(self.change_d[key], self.counts_d)
         fvu, fvu_ci = self._ratio(self.error_d[key], self.power_d)
-        recovered, recovered_ci = self._ratio(self.change_d[key], self.change_d[MEAN_ABLATION], -1)
+        recovered, recovered_ci = self._one_less(
+            [self.change_d[key]], [self.change_d[MEAN_ABLATION]]
+        )
         return {
             "method": key[0],
             "sigma": key[1],
@@ -260,44 +249,46 @@ class Effects:
             interval that reaches 0: a share of what may be nothing means nothing. So are `mean_reduction`, `mean_ci95` and `mean_verdict`
             where that holds at any one σ.
         """
-        ours_d, theirs_d = (
-            sum(self.change_d[name, sigma] for sigma in sigmas) for name in (method, baseline)
+        ours, theirs = (
+            [self.change_d[name, sigma] for sigma in sigmas] for name in (method, baseline)
         )
-        ours_error_d, theirs_error_d = (
+        our_error_d, their_error_d = (
             sum(self.error_d[name, sigma] / sigma**2 for sigma in sigmas)
             for name in (method, baseline)
         )
-        loss, loss_ci = self._ratio(ours_error_d, theirs_error_d, -1)
-        found = {
+        loss, loss_ci = self._one_less([our_error_d], [their_error_d])
+        return {
             "method": method,
             "baseline": baseline,
             "sigmas": list(sigmas),
             "claim": CLAIM,
             "loss_reduction": loss,
             "loss_ci95": loss_ci,
-        }
-        reduction, interval = self._mean_of_ratios([ours_d], [theirs_d])
-        found |= {
-            "reduction": reduction,
-            "ci95": interval,
-            "verdict": verdict(*interval) if interval else "undetermined",
-        }
-        mean, interval = self._mean_of_ratios(
-            *([self.change_d[name, sigma] for sigma in sigmas] for name in (method, baseline))
-        )
-        return {
-            **found,
-            "mean_reduction": mean,
-            "mean_ci95": interval,
-            "mean_verdict": verdict(*interval) if interval else "undetermined",
+            **self._judged("", [sum(ours)], [sum(theirs)]),
+            **self._judged("mean_", ours, theirs),
         }
 
-    def _mean_of_ratios(
+    def _judged(self, prefix: str, ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict:
+        """The mean over pairs of 1 − Σ ours / Σ theirs, its interval and the verdict; "undetermined" where some Σ theirs may be 0 or less."""
+        undetermined = any(self._ratio(theirs_d, self.counts_d)[1][0] <= 0 for theirs_d in theirs)
+        value, interval = (None, None) if undetermined else self._one_less(ours, theirs)
+        return {
+            f"{prefix}reduction": value,
+            f"{prefix}ci95": interval,
+            f"{prefix}verdict": "undetermined" if undetermined else verdict(*interval),
+        }
+
+    def _ratio(self, above_d: np.ndarray, below_d: np.ndarray) -> tuple[float, list[float]]:
+        """Σ above / Σ below and its interval."""
+        ones_d = np.ones(len(above_d))
+        return float((ones_d @ above_d) / (ones_d @ below_d)), list(
+            ratio_interval(above_d, below_d)
+        )
+
+    def _one_less(
         self, ours: list[np.ndarray], theirs: list[np.ndarray]
-    ) -> tuple[float | None, list[float] | None]:
-        """Mean over pairs of 1 − Σ ours / Σ theirs and its interval; None, None where some Σ theirs may be 0 or less."""
-        if any(self._ratio(theirs_d, self.counts_d)[1][0] <= 0 for theirs_d in theirs):
-            return None, None
+    ) -> tuple[float, list[float]]:
+        """Mean over pairs of 1 − Σ ours / Σ theirs and its interval."""
 
         def statistic(weights_rd: np.ndarray) -> np.ndarray:
             return 1 - sum(

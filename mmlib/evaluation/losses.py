@@ -27,7 +27,7 @@ from mmlib.activations.tokens import Tokens
 from mmlib.denoisers.gaussian import GaussianDenoiser
 from mmlib.denoisers.noise import Denoiser, Level, noise_process
 from mmlib.evaluation.claim import CLAIM, verdict
-from mmlib.evaluation.intervals import bootstrap_interval
+from mmlib.evaluation.intervals import ratio_interval
 
 LEAST_SIGMA, MOST_SIGMA = 0.05, 0.95  # mean losses are also given without the levels beyond
 
@@ -290,8 +290,7 @@ def evaluate(
 
 def loss_interval(losses: Losses, method: str) -> tuple[float, float]:
     """Of the mean loss, 95 %."""
-    sums_d, counts_d = losses.by_document(method)
-    return bootstrap_interval(lambda w: (w @ sums_d) / (w @ counts_d), len(counts_d), positive=True)
+    return ratio_interval(*losses.by_document(method), positive=True)
 
 
 def reduction_interval(
@@ -300,9 +299,7 @@ def reduction_interval(
     """Of 1 − (L_method − floor) / (L_baseline − floor), paired. The floor lies below both losses."""
     (sums_d, counts_d), (baseline_d, _) = losses.by_document(method), losses.by_document(baseline)
     ours_d, theirs_d = sums_d - floor * counts_d, baseline_d - floor * counts_d
-    low, high = bootstrap_interval(
-        lambda w: (w @ ours_d) / (w @ theirs_d), len(counts_d), positive=floor == 0
-    )  # resamples may pass a floor
+    low, high = ratio_interval(ours_d, theirs_d, positive=floor == 0)  # resamples may pass a floor
     return 1 - high, 1 - low
 
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from mmlib.activations.arrays import Rows, Values, rows_of
+from mmlib.activations.batches import spread_rows
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.fitted import Fitted, refuse_mistaken
-from mmlib.denoisers.noise import LEVELS, Denoiser
+from mmlib.denoisers.noise import LEVELS, Denoiser, Level, noise_process
 from mmlib.evaluation.intervals import LEAST_DOCUMENTS
-from mmlib.evaluation.losses import Losses, loss_interval, reduction_interval
-from mmlib.evaluation.losses import evaluate as losses_of
+from mmlib.evaluation.losses import Losses, loss_interval, reduction_interval, token_losses
 
 OBJECTIVES = {"velocity": "flow_velocity", "epsilon": "ddpm_epsilon"}
 
@@ -48,7 +48,7 @@ def evaluate(
             gets a tensor of its own and may give an array.
         h: raw activations (n, d) that no method was fitted to, as `mmlib.fit` takes them; of a store its test documents.
         groups: an id for each row, the unit of the intervals; without them it is the row, and column `interval_by` says so.
-        levels: of noise on either grid.
+        levels: of noise, a number that divides 100; fewer are evenly spread over the same grids.
         seed: of the rows drawn at each level and their noise.
         standardise: the mean and standard deviation of all rows of the table; None: those of the first fitted object.
         baseline: the method that reductions are over. "gaussian", unless it is among the methods, is the Gaussian of the training rows of the
@@ -70,6 +70,8 @@ def evaluate(
     >>> set(table["interval_by"])
     {'row'}
     """
+    if isinstance(levels, bool) or levels not in range(1, LEVELS + 1) or LEVELS % levels:
+        raise ValueError(f"levels = {levels!r}: expected a number that divides {LEVELS}")
     given = rows_of(h, groups, splits=("test",))
     methods, statistics, stated = _comparable(methods, standardise, baseline)
     z_nd = _standardised(given, methods, statistics)
@@ -215,12 +217,16 @@ def _losses(
     seed: int,
     progress: bool,
 ) -> Losses:
-    if levels != LEVELS:
-        raise ValueError(f"levels = {levels}: the evaluation grid has {LEVELS}")
-    losses, _ = losses_of(
-        methods, {}, objective, z_nd, group_n, tokens=per_level, common_tokens=per_level, seed=seed
-    )
-    return losses
+    grid = noise_process(objective).grid()[LEVELS // levels // 2 :: LEVELS // levels]
+
+    def draw(i: int, level: Level) -> tuple[np.ndarray, Tensor]:
+        rng = np.random.default_rng([seed, i, len(objective)])
+        rows_n = spread_rows(len(z_nd), per_level, rng)
+        noise = rng.standard_normal((per_level, z_nd.shape[1]), dtype=np.float32)
+        return rows_n, torch.from_numpy(noise)
+
+    said = f"losses on {objective}" if progress else None
+    return token_losses(methods, z_nd, grid, draw, progress=said).by_document(group_n)
 
 
 def _figures(losses: Losses, name: str, baseline: str | None) -> dict[str, float]:

@@ -26,6 +26,7 @@ from mmlib.files import (
 )
 from mmlib.runs import run as runs
 from mmlib.runs.dependencies import code_of, files_of
+from mmlib.runs.results import keyed_results
 
 MAIN, APPLICATIONS, STUDIES = LINES = ("main", "applications", "studies")
 
@@ -222,7 +223,8 @@ def times_file(preset: str, home: Path) -> Path:
 def measured_times(preset: str) -> tuple[list[dict], dict]:
     """All machines whose times are known, and the one of them that is like this: a new one, last, where none is."""
     paths = [times_file(preset, home) for home in (runs.DATA, runs.ROOT)]
-    machines = next((read_json(path)["machines"] for path in paths if path.exists()), [])
+    found = next((read_json(path)["machines"] for path in paths if path.exists()), {})
+    machines = list(found.values())
     this = {"processor": processor(), "cores": os.cpu_count()}
     if not any(machine.items() >= this.items() for machine in machines):
         machines.append({**this, "notebooks": {}})
@@ -372,10 +374,8 @@ def _record_times(preset: str) -> None:
     this["notebooks"] = dict(sorted({**this["notebooks"], **measured}.items()))
     this["rates"] = rates_here()
     facts = {"preset": preset, "command": f"python -m mmlib run --preset {preset}"}
-    write_json(
-        times_file(preset, runs.DATA),
-        {"provenance": provenance(runs.ROOT, **facts), "machines": machines},
-    )
+    content = {"provenance": provenance(runs.ROOT, **facts), "machines": machines}
+    write_json(times_file(preset, runs.DATA), keyed_results("run_times", content))
 
 
 def summary(ran: Sequence[str], preset: str) -> None:

@@ -15,6 +15,8 @@ from mmlib.files import processor, provenance, read_json, write_json, written_wh
 from mmlib.runs import pipeline
 from mmlib.runs import run as runs
 from mmlib.runs.dependencies import DRAWS_ONLY
+from mmlib.runs.pages import render_pages
+from mmlib.runs.results import keyed_results
 
 ESTIMATES = (
     "value",
@@ -30,10 +32,13 @@ ESTIMATES = (
 )  # a "ci95" is of the first of these that stands beside it
 
 
+OTHER = "other_processor"  # a comparison that is kept
+
+
 NOT_COMPARED = {
     "run_times",
     "benchmarks",
-    "other_processor",
+    OTHER,
 }  # times of a machine, and comparisons themselves
 
 
@@ -163,12 +168,12 @@ def keep(found: dict, folder: Path, name: str) -> Path:
         "processor": processor(),
         "commit_of_the_other_run": read_json(of_it)["provenance"]["commit"],
     }
-    content = {"provenance": provenance(runs.ROOT, **facts), **found}
+    content = {"provenance": provenance(runs.ROOT, **facts), **keyed_results(OTHER, found)}
     return write_json(runs.ROOT / "results" / runs.PUBLISHED / f"{name}.json", content)
 
 
 def publish() -> list[str]:
-    """Put a finished default run in place of what is in git: executed notebooks, results, figures; all or nothing.
+    """Put a finished default run in place of what is in git: executed notebooks, results, figures, pages; all or nothing.
 
     Applications and studies that are due stay as they were.
 
@@ -193,7 +198,8 @@ def publish() -> list[str]:
         with written_whole(pipeline.path_of(notebook)) as partial:
             partial.write_text(text, encoding="utf-8")
     _copy_outcomes(names)
-    return [*said, f"published: {', '.join(name[:2] for name in names)}"]
+    pages = ", ".join(path.relative_to(runs.ROOT).as_posix() for path in render_pages(runs.ROOT))
+    return [*said, f"published: {', '.join(name[:2] for name in names)}; rendered: {pages}"]
 
 
 def _copy_outcomes(names: list[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmlib.files import provenance, read_json, require, write_json
+from mmlib.runs import results
 
 if TYPE_CHECKING:  # configs bring torch, and paths alone are read without it
     from mmlib.runs.presets import Preset
@@ -99,11 +100,13 @@ class Run:
     def write(
         self, name: str, content: dict, notebook: str, target: str = "reproduce", **identities
     ) -> Path:
-        """Write results/<run>/<name>.json of the data folder with provenance.
+        """Write results/<run>/<name>.json of the data folder: rows keyed, with provenance, and checked against its schema.
 
         Args:
             target: of make, that writes it.
             identities: of the language model, corpus and layer, as the store records them.
+        Raises:
+            ValueError: a list of rows has no key, or the content does not fit `results/schema/NAME.schema.json`.
         """
         command = (
             f"make {target} PRESET={self.preset.name}"
@@ -122,10 +125,14 @@ class Run:
             **identities,
             "command": command,
             "notebook": f"notebooks/{notebook}.ipynb",
+            "cell": results.cell_that_writes(name, ROOT / "notebooks" / f"{notebook}.ipynb"),
         }
-        return write_json(
-            self.results / f"{name}.json", {"provenance": provenance(ROOT, **facts), **content}
-        )
+        content = {
+            "provenance": provenance(ROOT, **facts),
+            **results.keyed_results(name, content),
+        }
+        results.check(name, content)
+        return write_json(self.results / f"{name}.json", content)
 
     def has(self, name: str) -> bool:
         """Whether results of that name are there, the run's own or published ones."""

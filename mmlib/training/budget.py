@@ -48,7 +48,7 @@ def sized(method: Method, n: int, d: int) -> Size:
     """A method's size; one that goes by a name has what suits n training rows of width d.
 
     >>> sized("mixture", 6400, 32).components
-    (50, 100)
+    (12, 50, 100)
     """
     if not isinstance(method, str):
         return method
@@ -58,7 +58,8 @@ def sized(method: Method, n: int, d: int) -> Size:
         return PCASize(min(64, max(1, d // 4)))
     if method == "mixture":
         most = max(1, min(256, n // ROWS_PER_COMPONENT))
-        return MixtureSize(components=tuple(sorted({max(1, most // 2), most})))
+        shares = (1, 2) if most >= 128 else (1, 2, 8)  # of few rows it is open how many suit
+        return MixtureSize(components=tuple(sorted({max(1, most // share) for share in shares})))
     if method == "sae":
         batch = _batch(n, 1024)
         return SAESize(8 * d, max(1, min(64, d // 10)), _passes(n, batch, 1500), batch)
@@ -106,10 +107,9 @@ def free_memory() -> int:
     return free
 
 
-def speed(device: str) -> float:
+def speed(device: str, dtype: torch.dtype = torch.float32) -> float:
     """Floating-point operations a second of matrix products, from a few hundredths of a second of them."""
-    dtype = torch.bfloat16 if bf16_pays(device) else torch.float32
-    a_dd = torch.randn(1024, 1024, device=device, dtype=dtype)
+    a_dd = torch.ones(1024, 1024, device=device, dtype=dtype)
     float((a_dd @ a_dd)[0, 0])  # the first may load a library
     began, products = time.perf_counter(), 0
     while time.perf_counter() - began < 0.05:
@@ -122,12 +122,15 @@ class Budget:
     """What fits of n rows of width d to a device take there, about.
 
     Args:
-        flops: floating-point operations a second of that device; None: measured.
+        flops: floating-point operations a second; None: measured, of closed forms on the CPU and of training on the device.
     """
 
     def __init__(self, n: int, d: int, device: str, flops: float | None = None):
         self.n, self.d, self.device = n, d, device
-        self.flops = flops or speed(device)
+        self.closed = flops or speed("cpu")
+        self.trained = flops or speed(
+            device, torch.bfloat16 if bf16_pays(device) else torch.float32
+        )
 
     def within(self, size: Size, minutes: float | None) -> tuple[Size, list[str]]:
         """A size that fits the memory and about the minutes; sentences on what had to change.
@@ -165,7 +168,8 @@ class Budget:
             return size, f"{most} components"
         if isinstance(size, (Recipe, SAESize)):
             before = size.steps if isinstance(size, SAESize) else size.training.steps
-            steps = max(1, int(before * seconds / self.seconds(size)))
+            a_step = (self.seconds(size) - self.seconds(None)) / before  # without the Gaussian
+            steps = max(1, int((seconds - self.seconds(None)) / a_step))
             return with_steps(size, steps), f"{steps:,} steps"
         return size, "no less than the whole of this method"
 
@@ -193,20 +197,19 @@ class Budget:
         """How long the fit takes here, about: its products of matrices at this machine's speed, and a little for each step."""
         n, d = self.n, self.d
         covariance, axes = 2 * n * d**2, 9 * d**3
-        flops, each = covariance + axes, 0.0
+        closed, trained, steps = covariance + axes, 0, 0
         if isinstance(size, MixtureSize):
             held = size.validation_tokens * d**2
             for k in size.components:
-                flops += 20 * n * k * d + covariance + len(size.priors) * k * (axes + held)
+                closed += 20 * n * k * d + covariance + len(size.priors) * k * (axes + held)
             k = max(size.components)
-            flops += size.em_steps * (8 * n * d**2 + covariance + k * (axes + held))
+            closed += size.em_steps * (8 * n * d**2 + covariance + k * (axes + held))
         elif isinstance(size, SAESize):
-            flops += 16 * d * size.latents * size.batch * size.steps
-            each = size.steps * STEP_SECONDS
+            steps, trained = size.steps, 16 * d * size.latents * size.batch * size.steps
         elif isinstance(size, Recipe):
-            flops += 6 * self.numbers(size) * size.training.batch * size.training.steps
-            each = size.training.steps * STEP_SECONDS
-        return 1.5 * flops / self.flops + each
+            steps = size.training.steps
+            trained = 6 * self.numbers(size) * size.training.batch * steps
+        return 2.5 * closed / self.closed + 1.5 * trained / self.trained + STEP_SECONDS * steps
 
     def describe(self, size: Size) -> str:
         """Memory and minutes, in words."""

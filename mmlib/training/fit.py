@@ -105,6 +105,9 @@ def fit(
     budget = Budget(n, d, device or default_device())
     size, remarks = budget.within(with_steps(sized(method, n, d), steps), minutes)
     with ExitStack() as silent:
+        silent.enter_context(
+            torch.random.fork_rng()
+        )  # weights are drawn from torch's own generator
         if not progress:
             silent.enter_context(redirect_stdout(io.StringIO()))
             silent.enter_context(redirect_stderr(io.StringIO()))
@@ -182,6 +185,8 @@ def _require_rows(method: Method, n: int, n_validation: int, d: int) -> None:
         raise ValueError(
             f"{n} rows for training and {n_validation} for validation: expected at least {LEAST_ROWS} and {LEAST_ROWS // 4}"
         )
+    if d < 2 and (method == "sae" or isinstance(method, SAESize)):
+        raise ValueError(f"h is {d} wide: an SAE needs at least 2 dimensions")
     closed = method in ("gaussian", "pca", "mixture") or isinstance(method, (PCASize, MixtureSize))
     if n <= d and (closed or getattr(method, "linear_skip", False)):
         raise ValueError(

@@ -28,6 +28,7 @@ from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser, UNetDenoiser, count_parameters
 from mmlib.files import GPU_PACKAGES, default_device, provenance, write_json
+from mmlib.runs.results import keyed_results
 from mmlib.runs.run import ROOT
 from mmlib.training.train import Training, TrainingRun, step_generator
 
@@ -263,7 +264,7 @@ def run(size: Size, out: Path, **facts) -> dict:
             )
         gc.collect()  # the last network, before the next
         torch.cuda.empty_cache()
-        write_json(out, content)
+        write_json(out, keyed_results("gpu/benchmarks", content))
     return content
 
 

@@ -29,10 +29,11 @@ from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPSize, UNetSize, count_parameters
 from mmlib.denoisers.noise import PROCESSES
 from mmlib.evaluation import losses as compare
-from mmlib.evaluation.intervals import bootstrap_interval
+from mmlib.evaluation.intervals import ratio_interval
 from mmlib.files import GPU_PACKAGES, default_device, provenance, read_json, write_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PCA_K, get_preset
+from mmlib.runs.results import keyed_results, rows_of
 from mmlib.training.recipe import Recipe, new_model
 from mmlib.training.train import Training, train
 
@@ -162,7 +163,7 @@ def density_of(model: MetaModel, components: PrincipalComponents, documents: Doc
         "gaussian": float(exact_n.mean()),
         "over_gaussian": float(gain_n.mean()),
         "over_gaussian_median": float(np.median(gain_n)),
-        "ci95": list(bootstrap_interval(lambda w: (w @ sums) / (w @ counts), len(counts))),
+        "ci95": list(ratio_interval(sums, counts)),
         "trace_error_of_mean": float(found.standard_error_n.square().sum().sqrt() / DENSITY_TOKENS),
     }
 
@@ -291,7 +292,7 @@ def measure(study: GPUStudy, chosen: Iterable[GPURun], out: Path, commit: str | 
         "rows": [],
     }
     if out.exists() and _facts(before := read_json(out)) == _facts(content):
-        content["rows"] = before["rows"]
+        content["rows"] = rows_of(before["trials"], "name")
     for run in chosen:
         done = [row for row in content["rows"] if row["name"] != run.name]
         if any(
@@ -301,7 +302,7 @@ def measure(study: GPUStudy, chosen: Iterable[GPURun], out: Path, commit: str | 
             continue
         for row in study.rows(run):
             content["rows"] = [*done, row]
-            write_json(out, content)
+            write_json(out, keyed_results("gpu/budgets", content))
         print(
             f"{run.name}: {row['parameters'] / 1e6:.1f} M, {row['activations']:,} activations in {row['seconds']:.0f} s: train {row['train']:.4f}, "
             f"validation {row['validation']:.4f}"

@@ -18,7 +18,6 @@ from functools import cached_property, wraps
 
 import numpy as np
 import torch
-from scipy import stats
 from torch._dynamo.exc import BackendCompilerFailed
 
 from mmlib.activations.store import ActivationStore
@@ -26,6 +25,7 @@ from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser, MLPSize, UNetSize, count_parameters, image_shape
 from mmlib.evaluation import losses as compare
+from mmlib.evaluation.intervals import spread
 from mmlib.runs import run as runs
 from mmlib.runs.presets import RecipeStudySize
 from mmlib.runs.sweep import Cell, Study, watched
@@ -685,24 +685,6 @@ def curve_of(outcome: dict) -> dict[str, list[float]]:
     return {
         "seconds": [outcome["setup_seconds"] + second for second in outcome["log"]["seconds"]],
         "loss": outcome["log"]["validation_loss"],
-    }
-
-
-def spread(values: Sequence[float]) -> dict:
-    """Values, mean, standard deviation, and Student's 95 % interval of the mean, which supposes that they are normal.
-
-    Raises:
-        ValueError: fewer than two.
-    """
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} value: a spread needs at least two")
-    mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
-    reach = float(stats.t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
-    return {
-        "values": [float(value) for value in values],
-        "mean": mean,
-        "std": std,
-        "ci95": [mean - reach, mean + reach],
     }
 
 

@@ -119,6 +119,7 @@ class Whitening:
         return cls(components.mean_d, components.axes_dd / components.variances_d.sqrt())
 
     def __call__(self, z_nd: Tensor) -> Tensor:
+        """Whitened z, (n, d)."""
         return (z_nd - self.mean_d) @ self.matrix_dd
 
 
@@ -335,20 +336,4 @@ def grid(rows: Sequence[dict]) -> dict[str, dict[str, dict]]:
     return {
         corpus: dict(sorted(by_layer.items(), key=lambda item: int(item[0])))
         for corpus, by_layer in found.items()
-    }
-
-
-def spread(values: Sequence[float]) -> dict:
-    """Values of several seeds, their mean, standard deviation and range.
-
-    Raises:
-        ValueError: fewer than two.
-    """
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} seed: a spread needs at least two")
-    return {
-        "values": list(values),
-        "mean": float(np.mean(values)),
-        "std": float(np.std(values, ddof=1)),
-        "range": float(np.ptp(values)),
     }

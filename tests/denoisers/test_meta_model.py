@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch.distributions import MultivariateNormal
 
+import mmlib
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import CheckpointError
@@ -206,7 +207,8 @@ def test_hutchinson_agrees_with_the_exact_trace_within_its_error():
     deviation = (
         estimate.nats_per_dimension_n - exact_.nats_per_dimension_n
     ) / estimate.standard_error_n
-    assert 0.05 < deviation.square().mean().sqrt() < 2 and (estimate.standard_error_n > 0).all()
+    assert (estimate.standard_error_n > 0).all()
+    assert 0.8 < deviation.square().mean().sqrt() < 1.4  # Student's t of 15 degrees has 1.07
 
 
 def test_one_probe_has_no_error_estimate_and_none_is_refused():
@@ -507,6 +509,17 @@ def test_a_published_checkpoint_gives_the_published_outputs(published):
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+def test_a_published_checkpoint_has_the_common_protocol(published, tmp_path):
+    model = mmlib.load(published())
+    x = torch.randn(5, 6)
+    assert torch.equal(model.denoise(x, 0.4), MetaModel.from_pretrained(tmp_path).denoise(x, 0.4))
+    assert torch.allclose(model.standardise(torch.arange(6.0)[None] + 2), torch.ones(1, 6))
+    assert model.check(language_model="toy/llama@9f2c", layer=7) is model
+    with pytest.raises(StoreError, match="toy/llama layer 7"):
+        model.check(layer=8)
+    assert torch.equal(mmlib.load(model.save(tmp_path / "mine")).denoise(x, 0.4), model(x, 0.4))
 
 
 @pytest.mark.parametrize("layers, statistics", [((0, 2), 2), ((0, 2), 4)])

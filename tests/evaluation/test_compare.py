@@ -11,7 +11,7 @@ from mmlib.denoisers.sae import MixedDenoiser
 from mmlib.evaluation import claim as claimed
 from mmlib.evaluation.claim import CLAIM, verdict
 from mmlib.evaluation.losses import Losses
-from mmlib_studies.verdict import floor_rows, plain_words
+from mmlib_studies.verdict import floor_rows
 
 
 @pytest.fixture(scope="module")
@@ -108,101 +108,19 @@ def test_verdict(interval, expected):
     assert verdict(*interval) == expected and CLAIM == 0.47
 
 
-def words(ours_over_mixture=-0.007, primary=(-0.31, 0.46, 0.2, 0.23), **options):
-    def row(method, baseline, objective, reduction):
-        return {
-            "method": method,
-            "baseline": baseline,
-            "objective": objective,
-            "reduction": reduction,
-            "reduction_without_sigma_below_0.05": 0.11,
-            "baseline_share_of_one_level": 0.65 if baseline == "pca_k64" else 0.02,
-            "above_claim": reduction - CLAIM,
-            "ci95": [reduction - 0.02, reduction + 0.02],
-            "verdict": verdict(reduction - 0.02, reduction + 0.02),
-        }
-
-    keys = (
-        ("unet", "pca_k64", "ddpm_epsilon"),
-        ("unet", "sae", "ddpm_epsilon"),
-        ("mlp", "gaussian", "flow_velocity"),
-        ("gated_mlp", "gaussian", "flow_velocity"),
-    )
-    return plain_words(
-        [
-            *(row(*key, value) for key, value in zip(keys, primary)),
-            row("unet", "mean", "ddpm_epsilon", 0.1),
-            row("mlp", "mean", "flow_velocity", 0.1),
-            row("gated_mlp", "mean", "flow_velocity", 0.3),
-            row("gated_mlp", "mixture", "flow_velocity", ours_over_mixture),
-        ],
-        [{"floor_for_claim": floor} for floor in (None, None, None, 0.662)],
-        **options,
-    )
-
-
-def test_plain_words_quote_the_numbers():
-    text = words()
-    assert "made after these test documents had been looked at" in text
-    assert (
-        "the reduction of the loss is −31.0 %" in text
-        and "A negative reduction is a higher loss." in text
-    )
-    assert (
-        "23.0 % (95 % interval 21.0 to 25.0 %; 11.0 % without σ < 0.05; the mean alone has −10.0 %): below the claimed 47 %, by 24.0 points."
-        in text
-    )
-    assert (
-        text.count("would be 47 % if the best possible loss were 0.66") == 1
-        and "consistent with the claimed 47 %." in text
-    )
-    assert "from −31.0 % to 46.0 %; 1 of them is consistent with 47 %" in text
-    assert (
-        text.count("65.0 % of the baseline's loss") == 1
-        and "decides" not in text
-        and "scaling law" not in text
-    )
-
-
-def test_plain_words_say_what_the_mean_alone_does():
-    """97 % over PCA where 10 % is over the mean: the mean has 1 − 0.03/0.9 over PCA."""
-    text = words(primary=(0.97, 0.46, 0.2, 0.23))
-    assert (
-        "the mean alone has 96.7 %): above the claimed 47 %, by 50.0 points. There the mean alone, which knows nothing"
-        in text
-        and "decides" in text
-    )
-
-
-@pytest.mark.parametrize(
-    "reduction, who",
-    [
-        (-0.1, "the mixture has the lower loss"),
-        (0.1, "the network has the lower loss"),
-        (0.01, "neither can be said to have the lower loss"),
-    ],
-)
-def test_plain_words_read_right_whichever_of_mixture_and_network_is_lower(reduction, who):
-    text = words(ours_over_mixture=reduction)
-    assert text.count(who) == 1 and text.count("lower loss") == 1
-    assert f"our recipe's reduction is {100 * reduction:.1f} %".replace("-", "−") in text
-
-
 def estimate(mlp=1.2, gated=1.1, mixture=1.05, gaussian=1.5, e=(1.0, 0.0, 5.0)):
     losses = {"mlp": mlp, "gated_mlp": gated, "mixture": mixture, "gaussian": gaussian}
-    rows = [
-        {"method": method, "objective": "flow_velocity", "loss": loss}
-        for method, loss in losses.items()
-    ]
-    primary = [
-        {"definition": name, "method": name, "baseline": "gaussian", "objective": "flow_velocity"}
-        for name in ("mlp", "gated_mlp")
-    ]
-    primary.append(
-        {"definition": "unet", "method": "unet", "baseline": "sae", "objective": "ddpm_epsilon"}
-    )  # the law is of the velocity loss
+    primaries = {
+        name: {"definition": name, "method": name, "baseline": "gaussian", "objective": objective}
+        for name, objective in (
+            ("mlp", "flow_velocity"),
+            ("gated_mlp", "flow_velocity"),
+            ("unet", "ddpm_epsilon"),  # the law is of the velocity loss
+        )
+    }
+    rows = {method: {"value": loss} for method, loss in losses.items()}
     return claimed.over_the_estimate(
-        {"rows": rows, "primary": primary},
+        {"losses": {"flow_velocity": rows}, "primaries": primaries},
         {"extrapolated": "x", "laws": {"x": {"e": {"value": e[0], "ci95": list(e[1:])}}}},
     )
 
@@ -231,34 +149,6 @@ def test_an_impossible_floor_is_none():
         and {row["verdict"] for row in above["rows"]} == {"undetermined"}
         and above["rows"][0]["reduction"] is None
     )
-    assert claimed.in_words(above).endswith(
-        "which is above a loss already measured (1.05) and so no floor."
-    )
-    lowest = estimate(gaussian=1.02)
-    assert lowest["rows"][0][
-        "reduction"
-    ] is None and "the baseline's own loss is the lowest" in claimed.in_words(lowest)
+    assert estimate(gaussian=1.02)["rows"][0]["reduction"] is None
     with pytest.raises(ValueError, match="a floor of 2.0000 under a baseline's loss of 1.5000"):
         claimed.over(2.0, 1.1, 1.5)
-
-
-def test_the_words_on_a_floor_say_where_the_number_appears():
-    text = words(over_the_estimate=estimate())
-    assert (
-        "at 1.00 (95 % interval 0.00 to 5.00), cut here at 1.05, a loss already reached. Of what lies above that floor"
-        in text
-    )
-    assert (
-        "our recipe 80.0 % (26.7 to 88.9 % over that interval)" in text
-        and "does appear" not in text
-    )
-    assert (
-        "47 % is within the interval of 3 of these 3: whether it appears is a choice of the floor"
-        in text
-    )
-    assert "the article's number does appear, for the paper's MLP." in claimed.in_words(
-        estimate(mlp=1.265)
-    )
-    assert claimed.in_words(estimate(e=(1.0, 0.99, 1.01))).endswith(
-        "47 % is within no interval of these."
-    )

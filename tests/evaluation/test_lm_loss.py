@@ -247,6 +247,7 @@ def test_noise_depends_on_window_and_level_alone():
     assert all((other != noise).double().mean() > 0.99 for other in others) and not torch.equal(
         noise[:9], noise[9:18]
     )
+    assert not (noise[9:14] == noise[18:23]).any()  # two windows of one document
     assert window_noise([window(4000)], 16, 0.3, 0).std() == pytest.approx(1, abs=0.02)
 
 
@@ -302,7 +303,11 @@ def test_effects_are_sums_by_document(monkeypatch):
         values = statistic(1 - np.eye(n))
         return min(values), max(values)
 
+    def of_ratios(above_d, below_d):
+        return least_and_most(lambda w: (w @ above_d) / (w @ below_d), len(below_d))
+
     monkeypatch.setattr(lm_loss, "bootstrap_interval", least_and_most)
+    monkeypatch.setattr(lm_loss, "ratio_interval", of_ratios)
 
     def outcome(loss, error=0.0):
         return Outcome(np.array(loss), np.full(4, error), np.full(4, 10.0))

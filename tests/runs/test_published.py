@@ -119,13 +119,17 @@ def finished(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_finished_run_takes_the_place_of_what_is_published_and_an_unfinished_line_stays(finished):
+def test_a_finished_run_takes_the_place_of_what_is_published_and_an_unfinished_line_stays(
+    finished, monkeypatch
+):
+    pages = [finished / "README.md"]
+    monkeypatch.setattr(published, "render_pages", lambda root: pages if root == finished else [])
     text = pipeline.path_of("04_b")
     text.write_text(text.read_text().replace("# old", "# new"))  # text reruns nothing
     said = published.publish()
     assert said == [
         "applications not published: 11_c due, make applications first",
-        "published: 04",
+        "published: 04; rendered: README.md",
     ]
     first, second = (nbformat.read(pipeline.path_of(n), as_version=4) for n in ("04_b", "11_c"))
     assert first.cells[0].source == "# new" and [o.text for o in first.cells[1].outputs] == ["1\n"]

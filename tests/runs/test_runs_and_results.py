@@ -14,6 +14,7 @@ from mmlib.files import MissingInput, processor, require, require_disk, written_
 from mmlib.runs import pipeline
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PRESETS, get_preset
+from mmlib.runs.results import keyed_results
 
 NOTEBOOKS = runs.ROOT / "notebooks"
 
@@ -67,9 +68,9 @@ def test_a_parameter_of_one_notebook_names_its_results_and_leaves_the_runs_data(
     )
     monkeypatch.setattr(runs, "DATA", tmp_path)
     path = runs.start(preset="smoke", seed=0, meta_model="mlp").write(
-        "steering", {"answer": 1}, "11_steer"
+        "numbers", {"answer": 1}, "11_steer"
     )
-    assert path == tmp_path / "results" / "smoke+meta_model-mlp" / "steering.json"
+    assert path == tmp_path / "results" / "smoke+meta_model-mlp" / "numbers.json"
     assert "-p meta_model mlp" in json.loads(path.read_text())["provenance"]["command"]
     monkeypatch.setattr(runs, "_injected_names", lambda: ["meta_model"])
     assert runs.start(preset="smoke", seed=0, meta_model="mlp").preset.name == "smoke"
@@ -184,7 +185,8 @@ def timed(tmp_path, monkeypatch):
             "04_compare_losses": {"minutes": 5.0, "peak_gib": 7.5},
         },
     }
-    results.write_json(pipeline.times_file("smoke", tmp_path), {"machines": [other]})
+    content = keyed_results("run_times", {"machines": [other]})
+    results.write_json(pipeline.times_file("smoke", tmp_path), content)
     return other
 
 
@@ -216,10 +218,12 @@ def test_times_are_kept_by_machine_and_this_one_is_asked_first(timed, monkeypatc
     name = "01_extract_activations"
     results.write_json(pipeline.executed(name, "smoke").with_suffix(".time.json"), took)
     pipeline.run([], "smoke")
-    known = results.read_json(pipeline.times_file("smoke", runs.DATA))["machines"]
+    known, published = (
+        list(results.read_json(pipeline.times_file("smoke", home))["machines"].values())
+        for home in (runs.DATA, runs.ROOT)
+    )
     this = {"processor": processor(), "cores": 3, "notebooks": {name: took}, "rates": here}
-    assert known == [timed, this]
-    assert results.read_json(pipeline.times_file("smoke", runs.ROOT))["machines"] == [timed]
+    assert known == [timed, this] and published == [timed]
     slower = {"float32": 50.0, "bfloat16": 150.0, "disk": 100.0}
     assert pipeline.estimates("smoke", slower)[name] == pytest.approx(3.0)
 
@@ -236,16 +240,16 @@ def test_a_run_leaves_what_is_published_and_reads_it_where_it_has_nothing_of_its
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     monkeypatch.setattr(runs, "DATA", tmp_path / "data")
     published = tmp_path / "results" / "default"
-    results.write_json(published / "steering.json", {"answer": 1})
+    results.write_json(published / "numbers.json", {"answer": 1})
     run = runs.start(preset="default", seed=0)
     assert run.results == tmp_path / "data" / "results" / "default"
     assert run.figures == tmp_path / "data" / "figures" / "default"
-    assert run.has("steering") and run.read("steering", "11_steer") == {"answer": 1}
-    run.write("steering", {"answer": 2}, "11_steer")
-    assert run.read("steering", "11_steer")["answer"] == 2
-    assert results.read_json(published / "steering.json") == {"answer": 1}
+    assert run.has("numbers") and run.read("numbers", "11_steer") == {"answer": 1}
+    run.write("numbers", {"answer": 2}, "11_steer")
+    assert run.read("numbers", "11_steer")["answer"] == 2
+    assert results.read_json(published / "numbers.json") == {"answer": 1}
     other = runs.start(preset="default", seed=1)
-    assert not other.has("steering") and not runs.start(preset="smoke", seed=0).has("steering")
+    assert not other.has("numbers") and not runs.start(preset="smoke", seed=0).has("numbers")
     monkeypatch.setattr(runs, "PUBLISHING", True)
     assert run.results == published and run.figures == tmp_path / "figures"
     assert other.results == tmp_path / "data" / "results" / "default+seed1"

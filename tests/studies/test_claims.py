@@ -2,8 +2,11 @@
 
 import pytest
 
+from mmlib.runs.results import keyed_results
 from mmlib_studies import claims, scaling
-from mmlib_studies.claims import (
+from mmlib_studies.claims import as_table, in_words, ledger, losses
+from mmlib_studies.claims import scaling as of_scaling
+from mmlib_studies.claims.rules import (
     ARTEFACT,
     EXCEEDED,
     INCOMPARABLE,
@@ -11,11 +14,9 @@ from mmlib_studies.claims import (
     REPRODUCED,
     UNDECIDED,
     UNTESTED,
-    as_markdown,
     better_than,
-    in_words,
-    ledger,
 )
+from mmlib_studies.claims.statements import CLASSICAL
 
 
 def reduction(method, baseline, objective, value, verdict="below"):
@@ -48,12 +49,14 @@ COMPARISON = {
             ("unet", "ddpm_epsilon", (0.2, 0.1, -0.05, 0.01, 0.3, 0, 0)),
             ("gated_mlp", "flow_velocity", (0.3, 0.25, 0.24, 0.2, 0.15, 0.1, 0.12)),
         )
-        for baseline, value in zip((*claims.CLASSICAL, "mixture", "denoising_sae"), values)
+        for baseline, value in zip((*CLASSICAL, "mixture", "denoising_sae"), values)
     ],
 }
 
 
 def rows_of(**files):
+    """The ledger by statement, of results as a notebook builds them."""
+    files = {name: keyed_results(name, content) for name, content in files.items()}
     return {row["statement"]: row for row in ledger(files.get, "default")}
 
 
@@ -112,7 +115,7 @@ def lm_loss(
     both = [
         delta(method, sae, [0.3, 0.5], value, verdict)
         for method, values in (("gated_mlp", ours), ("gaussian", gaussian), ("mixture", mixture))
-        for sae, value in zip(claims.SAES, values)
+        for sae, value in zip(losses.SAES, values)
     ]
     return {"reductions": [*rows, *both]}
 
@@ -322,7 +325,7 @@ def test_scaling_needs_laws_that_describe_their_cells_and_losses_that_fall():
     def verdict(**changes):
         return rows_of(scaling=scaled(**changes))["the loss falls smoothly with compute"]["verdict"]
 
-    assert claims.ALPHAS == scaling.ALPHAS
+    assert of_scaling.ALPHAS == scaling.ALPHAS
     assert verdict() == REPRODUCED
     assert [verdict(losses=losses) for losses in ((3, 1, 2), (1,))] == [NOT, NOT]
     assert (
@@ -402,31 +405,20 @@ def test_a_likelihood_that_a_mixture_has_too_is_an_artefact():
 
 
 def test_elsewhere_the_highest_reduction_is_quoted_with_the_lowest_beside_it():
+    def placed(row, seed, label):
+        place = {"group": "seeds", "corpus": "wikipedia", "layer": 8, "training_seed": seed}
+        return {**row, **place, "label": label, "tokens": "all"}
+
     def robustness(*values):
-        return {
-            "rows": [
-                {
-                    **reduction("mlp", "gaussian", "flow_velocity", value, verdict),
-                    "label": f"at {value}",
-                    "tokens": "all",
-                }
-                for value, verdict in values
-            ]
-            + [
-                {
-                    **reduction("mlp", "gaussian", "ddpm_epsilon", 0.9, "above"),
-                    "label": "ε",
-                    "tokens": "all",
-                }
-            ]
-            + [
-                {
-                    **reduction("mixture", "gaussian", "flow_velocity", 0.9, "above"),
-                    "label": "no diffusion model",
-                    "tokens": "all",
-                }
-            ]
-        }
+        rows = [
+            placed(reduction("mlp", "gaussian", "flow_velocity", *value), seed, f"at {value[0]}")
+            for seed, value in enumerate(values)
+        ]
+        of_others = [
+            reduction("mlp", "gaussian", "ddpm_epsilon", 0.9, "above"),
+            reduction("mixture", "gaussian", "flow_velocity", 0.9, "above"),
+        ]
+        return {"rows": rows + [placed(row, 0, "none of ours") for row in of_others]}
 
     row = rows_of(robustness=robustness((0.1, "below"), (0.2, "below")))[
         "the same, at other layers and on other texts"
@@ -483,13 +475,9 @@ def test_words_quote_the_numbers():
         in_words({"value": 1.0412, "ci95": None, "unit": "times the floor", "note": "so"})
         == "1.041 times the floor (so)"
     )
-    table = as_markdown(ledger({"loss_comparison": COMPARISON}.get, "default")).splitlines()
+    files = {"loss_comparison": keyed_results("loss_comparison", COMPARISON)}
+    table = as_table(ledger(files.get, "default")).splitlines()
     assert len(table) == 2 + len(claims.CLAIMS) and all(line.count("|") == 7 for line in table)
-    short = as_markdown(
-        ledger({"loss_comparison": COMPARISON}.get, "default"), short=True
-    ).splitlines()
-    assert len(short) == len(table) and all(line.count("|") == 6 for line in short)
-    assert any("better circuit analysis | no circuit was traced" in line for line in short)
     assert (
         "46.0 [44.0, 48.0] % (the mean alone: −20.0 %) | reproduced | 04_compare_losses |"
         in table[3]
@@ -545,6 +533,7 @@ def test_probing_is_judged_by_the_papers_design_and_steering_by_what_it_saves():
             {
                 "intervention": "sdedit",
                 "against": against,
+                "against_sigma": None if against == "additive" else sigma,
                 "concept": concept,
                 "sigma": sigma,
                 "area": area if first else 9.0,
@@ -559,7 +548,13 @@ def test_probing_is_judged_by_the_papers_design_and_steering_by_what_it_saves():
             for against in ("additive", "mixture")
         ]
         rows += [
-            {**rows[0], "intervention": "mixture", "area": sum(mixture) / 2, "ci95": list(mixture)}
+            {
+                **rows[0],
+                "intervention": "mixture",
+                "sigma": sigmas[0],
+                "area": sum(mixture) / 2,
+                "ci95": list(mixture),
+            }
         ]
         return {"areas": rows, "directions": dict.fromkeys(concepts), "sigmas": list(sigmas)}
 
@@ -611,25 +606,36 @@ def test_steering_elsewhere_is_a_share_of_comparisons_with_the_mixture_as_contro
         "rows": [
             {
                 "concept": concept,
-                "direction": "probe",
+                "direction": f"probe {i}",
                 "intervention": "additive",
+                "sigma": None,
                 "strength": 6.0,
                 "change_ci95": [low, 0.3],
             }
             for concept, low in (("space", 0.1), ("sentiment", -0.1))
+            for i in range(len(found))
         ],
         "against_addition": [
             {
                 "concept": concept,
-                "direction": "probe",
+                "direction": f"probe {i}",
                 "intervention": "sdedit",
                 "sigma": 0.5 if interval[0] > 0 else 0.3,
                 "area": {"ci95": interval},
             }
-            for concept, interval in found
+            for i, (concept, interval) in enumerate(found)
         ],
         "counts": {"sdedit": {"reach": {"undecided": 18, "higher": 2}}},
-        "projections": [{"area": {"ci95": [-0.3, mixture]}}],
+        "projections": [
+            {
+                "concept": "space",
+                "direction": "probe",
+                "intervention": "sdedit",
+                "sigma": 0.5,
+                "against": "sdedit_mixture",
+                "area": {"ci95": [-0.3, mixture]},
+            }
+        ],
     }
     row = rows_of(steering_study=study)[
         "the same, along other directions, towards other concepts, at other σ"
@@ -643,7 +649,7 @@ def test_steering_elsewhere_is_a_share_of_comparisons_with_the_mixture_as_contro
 
 
 def test_steering_elsewhere_is_undecided_where_nothing_can_be_compared():
-    place = {"concept": "space", "direction": "probe"}
+    place = {"concept": "space", "direction": "probe", "sigma": None}
     study = {
         "rows": [{**place, "intervention": "additive", "strength": 6.0, "change_ci95": [0.1, 0.2]}],
         "projections": [],

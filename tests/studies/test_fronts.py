@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from mmlib.activations.corpora import Document
-from mmlib.evaluation.intervals import mean_with_interval, paired_difference
 from mmlib_studies.steering import concepts, fronts
 from mmlib_studies.steering.fronts import Front, area_between, cost_at, distinct, repetition
 
@@ -235,18 +234,3 @@ def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
         match="unknown concept 'sentimant': expected 'sentiment' or a newsgroup, one of hockey, space",
     ):
         concepts.concept("sentimant", 1, posts=5, cache=None)
-
-
-def test_means_by_prompt():
-    mean, interval = mean_with_interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
-    assert mean == 3.5 and interval[0] < 3.5 < interval[1]
-
-
-def test_a_paired_difference_is_the_mean_of_differences_and_narrow_where_prompts_agree():
-    theirs_n = np.random.default_rng(0).normal(size=50)
-    found = paired_difference(theirs_n + 0.25, theirs_n)
-    assert found["difference"] == pytest.approx(0.25) and found["ci95"] == pytest.approx(
-        [0.25, 0.25]
-    )
-    low, high = paired_difference(np.random.default_rng(1).normal(size=50) + 0.25, theirs_n)["ci95"]
-    assert low < 0.25 < high and high - low > 0.4

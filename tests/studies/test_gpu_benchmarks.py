@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmlib.files import read_json
+from mmlib.runs.results import rows_of
 from mmlib_studies import benchmarks
 from mmlib_studies.benchmarks import SMOKE, LeftOut, begin, flop_per_activation, main, training_of
 
@@ -36,10 +37,11 @@ def test_every_row_is_finite_positive_and_says_what_it_divides(monkeypatch, tmp_
     )
     main()
     result = read_json(tmp_path / "rates.json")
-    assert [(row["name"], row["compiled"]) for row in result["rows"]] == [
-        (w.name, c) for c in (False, True) for w in (MLP, UNET)
+    rows = rows_of(result["rates"], "name", "compiled")
+    assert [(row["name"], row["compiled"]) for row in rows] == [
+        (w.name, c) for w in (MLP, UNET) for c in (False, True)
     ]
-    for row in result["rows"]:
+    for row in rows:
         for rate in (
             row["activations_per_second"],
             *row["matmul_flop_per_second"].values(),
@@ -54,7 +56,7 @@ def test_every_row_is_finite_positive_and_says_what_it_divides(monkeypatch, tmp_
                 / row["matmul_flop_per_second"][side]
             )
     assert (
-        result["left_out"] == []
+        result["left_out"] == {}
         and result["provenance"]["commit"] == "abc"
         and result["provenance"]["packages"]["torch"] == torch.__version__
     )

@@ -15,6 +15,7 @@ from mmlib.evaluation import losses
 from mmlib.files import read_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PCA_K, get_preset
+from mmlib.runs.results import keyed_results
 from mmlib.training.recipe import Recipe
 from mmlib.training.train import Training
 from mmlib_studies import gpu as gpu_study
@@ -68,7 +69,7 @@ def test_test_documents_are_read_by_final_runs_alone_and_a_run_that_is_there_is_
     )
     tried, last = content["rows"]
     assert (
-        json.loads(json.dumps(content)) == read_json(out)
+        json.loads(json.dumps(keyed_results("gpu/budgets", content))) == read_json(out)
         and content["provenance"]["commit"] == "abc"
     )
     assert (tried["validation"], tried["train"]) == (
@@ -85,7 +86,7 @@ def test_test_documents_are_read_by_final_runs_alone_and_a_run_that_is_there_is_
         )
     assert last["log"][-1]["step"] == 20 and last["activations"] == 20 * 64
     measure(study, [GPURun("tried", TINY)], out, "of other code")
-    assert len(read_json(out)["rows"]) == 1
+    assert len(read_json(out)["trials"]) == 1
 
 
 def test_what_was_measured_before_a_machine_went_is_kept_and_such_a_run_is_begun_again(
@@ -99,7 +100,7 @@ def test_what_was_measured_before_a_machine_went_is_kept_and_such_a_run_is_begun
         broken.setattr(losses, "evaluate", gone)
         with pytest.raises(RuntimeError, match="the machine went"):
             measure(study, [run], out, "abc")
-    (row,) = read_json(out)["rows"]
+    row = read_json(out)["trials"]["last"]
     assert row["log"][-1]["step"] == 20 and "train" not in row
     assert "train" in measure(study, [run], out, "abc")["rows"][0]
 
@@ -139,11 +140,12 @@ def test_runs_have_names_of_their_own_and_are_what_was_measured():
         "gated_mlp_x4",
         "gated_mlp_x16",
     ]
-    for row in read_json(runs.ROOT / "results" / "gpu" / "budgets.json")["rows"]:
-        now = json.loads(json.dumps(asdict(by_name[row["name"]].recipe)))
+    measured = read_json(runs.ROOT / "results" / "gpu" / "budgets.json")["trials"]
+    for name, row in measured.items():
+        now = json.loads(json.dumps(asdict(by_name[name].recipe)))
         for recipe in (now, row["recipe"]):
             del recipe["training"]["keep"]  # copies kept on the way change nothing
-        assert now == row["recipe"] and by_name[row["name"]].final == row["final"]
+        assert now == row["recipe"] and by_name[name].final == row["final"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
@@ -121,10 +120,7 @@ def test_speed_is_a_median_that_start_up_does_not_move():
     assert trials.seconds_a_step({"log": log}) == pytest.approx(0.2)
 
 
-def test_spread_is_students_interval():
-    values = [1.0, 2.0, 4.5]
-    found = trials.spread(values)
-    assert found["ci95"] == pytest.approx(stats.ttest_1samp(values, 0).confidence_interval(0.95))
+def test_recipes_are_paired_by_seed():
     pair = trials.paired([{"loss": 1.0}, {"loss": 2.0}], [{"loss": 1.5}, {"loss": 1.9}])
     assert pair["values"] == pytest.approx([-0.5, 0.1]) and not pair["every_seed"]
     lower, gone = (
@@ -142,8 +138,6 @@ def test_spread_is_students_interval():
     assert (
         trials.losses_of(gone)["values"] == [2.0, 1.9] and trials.losses_of(gone)["diverged"] == 1
     )
-    with pytest.raises(ValueError, match="at least two"):
-        trials.spread([1.0])
 
 
 # Cells of trials

@@ -108,17 +108,6 @@ def test_no_outlier_changes_nothing():
     assert rows[0] == {**rows[1], "tokens": "all"} and rows[0]["draws"] == 10_000
 
 
-def test_spread_by_hand():
-    assert robustness.spread([1.0, 2.0, 4.0]) == {
-        "values": [1, 2, 4],
-        "mean": pytest.approx(7 / 3),
-        "std": pytest.approx(np.sqrt(7 / 3)),
-        "range": 3,
-    }
-    with pytest.raises(ValueError, match="1 seed"):
-        robustness.spread([1.0])
-
-
 def test_redrawn_test_documents_were_in_training_and_span_the_lengths():
     documents = [
         Document(str(i), "x" * n)

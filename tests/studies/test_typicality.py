@@ -19,8 +19,6 @@ from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.activations.windows import Window
 from mmlib.denoisers.gaussian import GaussianDenoiser, standard_normal
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib.evaluation import intervals as typicality
-from mmlib.evaluation.intervals import bootstrap_interval
 from mmlib.runs.presets import TypicalitySize
 from mmlib_studies.figures import applications as application_figures
 from mmlib_studies.ood import sets as shifts
@@ -191,16 +189,6 @@ def test_sets_told_apart_wholly_have_an_area_of_one_and_no_width():
     assert row == {"auroc": 1.0, "ci95": [1.0, 1.0]}
     with pytest.raises(ValueError, match="4 documents: an interval needs at least 5"):
         Separation.of(np.zeros(6), np.arange(6), np.ones(4), np.arange(4)).row()
-
-
-def test_groups_are_resampled_each_for_itself():
-    seen = []
-    bootstrap_interval(lambda w: seen.append(w) or (w @ np.arange(12.0)), (5, 7))
-    assert (
-        seen[0].shape == (2001, 12)
-        and (seen[0][:, :5].sum(1) == 5).all()
-        and (seen[0][:, 5:].sum(1) == 7).all()
-    )
 
 
 def test_noise_is_a_function_of_seed_and_token():
@@ -541,23 +529,3 @@ def test_lines_of_a_passage_end_at_the_margin_and_with_a_segment():
         ("", [(3, 0, "d")]),
         ("two", [(4, 0, "e")]),
     ]
-
-
-def test_holms_correction_by_hand():
-    assert typicality.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
-    assert typicality.holm([0.9, 0.8]).tolist() == pytest.approx([1.0, 1.0])
-
-
-def test_the_p_value_is_below_one_in_twenty_where_the_interval_leaves_out_0():
-    rng, left_out, small = np.random.default_rng(0), [], []
-    for shift in np.linspace(-0.8, 0.8, 30):
-        values = rng.normal(shift, 1, 25)
-
-        def mean(weights, values=values):
-            return weights @ values / weights.sum(-1)
-
-        low, high = bootstrap_interval(mean, (25,))
-        left_out.append(low > 0 or high < 0)
-        small.append(typicality.p_value(mean, (25,)) <= 0.05)
-    assert sum(a != b for a, b in zip(left_out, small)) <= 1 and 0 < sum(small) < 30
-    assert typicality.p_value(lambda weights: 0.0 * weights.sum(-1), (25,)) == 1.0

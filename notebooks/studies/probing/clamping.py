@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmlib.activations.lm import LanguageModel, edited_block, residual_blocks, resolve_layer
 from mmlib.activations.windows import Window, batches_of, padded
-from mmlib.evaluation.intervals import bootstrap_interval
+from mmlib.evaluation.intervals import mean_with_interval, ratio_interval
 from mmlib_studies.probing.units import mlp_output
 
 SIGNATURE = 20  # tokens that speak for a class, and as many against it
@@ -174,19 +174,12 @@ def effect_over_tasks(effect_t: Sequence[float], gap_t: Sequence[float]) -> dict
     """Σ effect / Σ gap over tasks, in which tasks of a large gap weigh more, and the mean of effect / gap, in which all weigh alike; each with a
     95 % interval that resamples tasks."""
     effect, gap = np.asarray(effect_t, float), np.asarray(gap_t, float)
-    ratio = effect / gap
-    interval, mean_interval = (
-        bootstrap_interval(statistic, len(effect))
-        for statistic in (
-            lambda weights: (weights @ effect) / (weights @ gap),
-            lambda weights: (weights @ ratio) / weights.sum(-1),
-        )
-    )
+    mean, mean_interval = mean_with_interval(effect / gap)
     return {
         "effect": float(effect.sum() / gap.sum()),
-        "ci95": list(interval),
-        "mean_ratio": float(ratio.mean()),
-        "mean_ratio_ci95": list(mean_interval),
+        "ci95": list(ratio_interval(effect, gap)),
+        "mean_ratio": mean,
+        "mean_ratio_ci95": mean_interval,
         "tasks": len(effect),
     }
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.stats import mannwhitneyu
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import StratifiedGroupKFold
 
-from mmlib.evaluation.intervals import bootstrap_interval
+from mmlib.evaluation.intervals import mean_with_interval
 from mmlib_studies.probing.tasks import Task
 
 KEEP = 512  # units of the ranking that are cross-validated, as published
@@ -43,10 +44,8 @@ STRENGTHS = (
 
 def auc(high_pu: np.ndarray, low_nu: np.ndarray) -> np.ndarray:
     """Share of pairs (one of each class) in which the first class is higher, ties counting half: (u,) from (p, u) and (n, u)."""
-    above = np.zeros(high_pu.shape[1])
-    for high_u in high_pu:
-        above += (high_u > low_nu).sum(0) + 0.5 * (high_u == low_nu).sum(0)
-    return above / (len(high_pu) * len(low_nu))
+    pairs = mannwhitneyu(high_pu, low_nu, axis=0, method="asymptotic").statistic
+    return pairs / (len(high_pu) * len(low_nu))
 
 
 def mean_difference(units_eu: np.ndarray, label_e: np.ndarray) -> np.ndarray:
@@ -189,5 +188,5 @@ def dense_auc(z_nd: np.ndarray, task: Task, seed: int, folds: int = FOLDS) -> fl
 def mean_over_tasks(value_t: Sequence[float], minus_t: Sequence[float] | None = None) -> dict:
     """Mean over tasks of a value, or of its paired difference to another, with a 95 % interval that resamples tasks."""
     value = np.asarray(value_t, float) - (0 if minus_t is None else np.asarray(minus_t, float))
-    interval = bootstrap_interval(lambda weights: weights @ value / weights.sum(-1), len(value))
-    return {"mean": float(value.mean()), "ci95": list(interval), "tasks": len(value)}
+    mean, interval = mean_with_interval(value)
+    return {"mean": mean, "ci95": interval, "tasks": len(value)}

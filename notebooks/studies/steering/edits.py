@@ -272,6 +272,7 @@ class Steering:
         return self.normaliser.inverse(repaired_nd)
 
     def __call__(self, hidden_btd: Tensor) -> Tensor:
+        """The edited stream (batch, tokens, d)."""
         if self.strength == 0:
             return hidden_btd
         return torch.cat(

@@ -1,0 +1,187 @@
+"""Pages with numbers: README.md, results/README.md and figures/README.md, rendered from `templates/` and the published results by key.
+
+In a template `r.loss_comparison.losses.flow_velocity.gated_mlp` is what stands under those keys of
+`results/default/loss_comparison.json`, and filters say how it is written:
+
+    {{ row | share }}                    25.1 % [24.2, 26.0]        of `value` and `ci95`
+    {{ row | lower }}                    25.1 % lower [24.2, 26.0], or 2.9 % higher [2.3, 3.5]
+    {{ row | estimate("mean", 2) }}      0.85 [0.82, 0.88]
+    {{ x | number(2) }}, {{ x | percent }}, {{ ci95 | interval }}, {{ name | label }}, {{ word | verdict }}
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mmlib.files import read_json, written_whole
+from mmlib.runs.run import ROOT
+
+PAGES = {  # page: template
+    "README.md": "README.md.j2",
+    "results/README.md": "results.md.j2",
+    "figures/README.md": "figures.md.j2",
+}
+
+VERDICTS = {  # the ledger's words, in the house's
+    "reproduced": "holds",
+    "exceeded": "holds",
+    "artefact": "holds, but not owing to diffusion",
+    "not reproduced": "does not hold",
+    "undecided": "undecided",
+    "not comparable": "not comparable",
+    "not tested here": "not tested",
+}
+
+
+class NoSuchNumber(ValueError):
+    """A template names a key that results do not have; the message names file and path.
+
+    It is no LookupError, which Jinja would turn into its own words.
+    """
+
+
+class Numbers:
+    """What stands in results, by key; a missing key is an error that says where and what there is."""
+
+    def __init__(self, content: dict, file: str, path: str = ""):
+        """Args: content: of the file, below `path`."""
+        self._content, self._file, self._path = content, file, path
+
+    def __getitem__(self, key):
+        """The number, text or list under a key; `Numbers` again where that is a dictionary."""
+        if key not in self._content:
+            there = ", ".join(map(str, list(self._content)[:12]))
+            place = f"{self._path} " if self._path else ""
+            raise NoSuchNumber(f"{self._file}: {place}has no {key!r}: expected one of {there}")
+        value = self._content[key]
+        path = f"{self._path}.{key}" if self._path else str(key)
+        return Numbers(value, self._file, path) if isinstance(value, dict) else value
+
+    def __contains__(self, key) -> bool:
+        """Whether there is such a key."""
+        return key in self._content
+
+    def __iter__(self) -> Iterator[str]:
+        """The keys."""
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        """How many keys there are."""
+        return len(self._content)
+
+    def items(self) -> list[tuple]:
+        """(key, what stands there)."""
+        return [(key, self[key]) for key in self]
+
+
+class Results:
+    """Results files by name: `r.scaling` is results/default/scaling.json, `r["gpu/budgets"]` results/gpu/budgets.json."""
+
+    def __init__(self, folder: Path):
+        """Args: folder: with `default` and `gpu`."""
+        self.folder, self.read = folder, {}
+
+    def __getitem__(self, name: str) -> Numbers:
+        """The content of a results file."""
+        file = f"{name}.json" if "/" in name else f"default/{name}.json"
+        if name not in self.read:
+            if not (self.folder / file).exists():
+                raise NoSuchNumber(f"{self.folder / file} is missing: a template reads it")
+            self.read[name] = Numbers(read_json(self.folder / file), file)
+        return self.read[name]
+
+
+def number(value: float, digits: int = 2) -> str:
+    """1234.5 as 1,234.50, with a minus sign where it is below 0.
+
+    >>> number(-1234.5, 1)
+    '−1,234.5'
+    """
+    text = f"{_finite(value):,.{digits}f}"
+    return (text.lstrip("-") if float(text.replace(",", "")) == 0 else text).replace("-", "−")
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """0.251 as 25.1 %."""
+    return f"{number(100 * _finite(value), digits)} %"
+
+
+def interval(ci95: list, digits: int = 2, scale: float = 1) -> str:
+    """[0.08, 0.78]; an end that is not known is written …"""
+    low, high = ("…" if end is None else number(scale * end, digits) for end in ci95)
+    return f"[{low}, {high}]"
+
+
+def estimate(row, field: str = "value", digits: int = 2, ci95: str = "ci95") -> str:
+    """A number and its interval: 0.25 [0.08, 0.78]."""
+    return f"{number(row[field], digits)} {interval(row[ci95], digits)}"
+
+
+def share(row, field: str = "value", digits: int = 1, ci95: str = "ci95") -> str:
+    """A share and its interval in per cent: 25.1 % [24.2, 26.0]."""
+    return f"{percent(row[field], digits)} {interval(row[ci95], digits, 100)}"
+
+
+def lower(row, field: str = "value", digits: int = 1, ci95: str = "ci95") -> str:
+    """A reduction as it is said: 25.1 % lower [24.2, 26.0]; below 0 it is 2.9 % higher [2.3, 3.5]."""
+    value, (low, high) = _finite(row[field]), row[ci95]
+    if value >= 0:
+        return f"{percent(value, digits)} lower {interval([low, high], digits, 100)}"
+    return f"{percent(-value, digits)} higher {interval([-high, -low], digits, 100)}"
+
+
+def count(rows: Numbers, depth: int = 1) -> int:
+    """How many rows there are, `depth` keys below."""
+    return len(rows) if depth == 1 else sum(count(inner, depth - 1) for _, inner in rows.items())
+
+
+def label(name: str) -> str:
+    """A method as readers know it."""
+    from mmlib.plots import LABELS
+
+    if name not in LABELS:
+        raise NoSuchNumber(f"no label for {name!r}: mmlib.plots.LABELS has those of methods")
+    return LABELS[name]
+
+
+def verdict(word: str) -> str:
+    """A verdict of the ledger on the house's scale."""
+    if word not in VERDICTS:
+        raise NoSuchNumber(f"no verdict {word!r}: expected one of {', '.join(VERDICTS)}")
+    return VERDICTS[word]
+
+
+def _finite(value) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise NoSuchNumber(f"{value!r} is no number that a page could show")
+    return value
+
+
+def render(
+    page: str, results: Path = ROOT / "results", templates: Path = ROOT / "templates"
+) -> str:
+    """The text of a page.
+
+    Raises:
+        NoSuchNumber: its template names a key that results do not have.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(templates),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (number, percent, interval, estimate, share, lower, count, label, verdict)
+    environment.filters |= {function.__name__: function for function in filters}
+    return environment.get_template(PAGES[page]).render(r=Results(results))
+
+
+def render_pages(root: Path = ROOT) -> list[Path]:
+    """Write every page anew; what is there is replaced whole."""
+    for page in PAGES:
+        text = render(page, root / "results", root / "templates")
+        with written_whole(root / page) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return [root / page for page in PAGES]

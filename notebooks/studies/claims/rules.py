@@ -1,0 +1,49 @@
+"""The scale of verdicts, and the rules by which an interval gets one."""
+
+from dataclasses import dataclass
+
+REPRODUCED, EXCEEDED, ARTEFACT, NOT = "reproduced", "exceeded", "artefact", "not reproduced"
+UNDECIDED, INCOMPARABLE, UNTESTED = "undecided", "not comparable", "not tested here"
+
+WIDEST = 0.10  # interval in which a claimed number counts as found
+BY_CHANCE = 0.05  # share of pairs outside a 95 % band if nothing depends on anything
+NEAR = 1.1  # times the floor, or the control, is as good as it
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one claim comes to."""
+
+    value: float | None
+    ci95: tuple[float, float] | None
+    unit: str
+    verdict: str
+    note: str = ""  # what to know of the value
+
+
+def better_than(bound: float, interval: tuple[float, float]) -> str:
+    """The verdict on "the value is above the bound"."""
+    return REPRODUCED if interval[0] > bound else NOT if interval[1] < bound else UNDECIDED
+
+
+def every(verdicts: set[str]) -> str:
+    """The verdict on "all of these hold"."""
+    return NOT if NOT in verdicts else UNDECIDED if UNDECIDED in verdicts else REPRODUCED
+
+
+def percent(value: float, digits: int = 0) -> str:
+    """A share in per cent, with a minus sign."""
+    return f"{100 * value:.{digits}f} %".replace("-", "−")
+
+
+def reduction(row: dict, note: str = "") -> Measured:
+    """A claimed reduction, from a row of reductions with its verdict on the claim."""
+    if row["value"] is None:
+        return Measured(None, None, "", UNDECIDED)
+    narrow = row["ci95"][1] - row["ci95"][0] <= WIDEST
+    verdicts = {
+        "consistent with": REPRODUCED if narrow else UNDECIDED,
+        "above": EXCEEDED,
+        "below": NOT,
+    }
+    return Measured(row["value"], row["ci95"], "%", verdicts[row["verdict"]], note)

@@ -1,0 +1,145 @@
+"""Figures of speed and cost: solvers, the store, training on a GPU. Notebook 22 and the GPU's studies."""
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from mmlib.plots import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    RED,
+    TEXT_WIDTH,
+    columns,
+    height_axis,
+    legend_below,
+    note,
+    percent_axis,
+)
+
+_SOLVERS = {
+    "euler": ("Euler", BLUE, "o"),
+    "heun": ("Heun", GREEN, "s"),
+    "dpm++": ("DPM-Solver++", RED, "^"),
+}
+
+
+def solvers(result: dict) -> Figure:
+    """Fréchet distance of samples, and error of the end point, against the number of evaluations, for each solver."""
+    figure, (distances, errors) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.7))
+    found = result["solvers"]
+    for name, (label, colour, marker) in _SOLVERS.items():
+        rows = [row for row in found["rows"] if row["solver"] == name]
+        rows.sort(key=lambda row: row["evaluations"])
+        style = {"color": colour, "marker": marker, "ms": 4}
+        distances.plot(*columns(rows, "evaluations", "distance"), label=label, **style)
+        apart = [row for row in rows if row["endpoint_error"] > 0]
+        errors.plot(*columns(apart, "evaluations", "endpoint_error"), **style)
+    near = (0.95 * found["reference"], 1.05 * found["reference"])
+    label = f"within 5 % of {found['most']} Euler steps"
+    distances.axhspan(*near, color="0.85", lw=0, label=label)
+    style = {"color": BLACK, "lw": 0.8, "ls": ":"}
+    distances.axhline(found["floor"], label="real training activations", **style)
+    evaluations = {"xscale": "log", "xlabel": "evaluations of the network a sample"}
+    distances.set(ylabel="Fréchet distance of z from test", **evaluations)
+    errors.set(yscale="log", ylabel="error of the end point, relative", **evaluations)
+    legend_below(figure, 3)
+    return figure
+
+
+_STRAIGHT = {  # lines of what is measured at one size alone
+    "ours": {"color": BLUE, "ls": "-"},
+    "computed": {"color": BLACK, "ls": (0, (4, 2))},
+    "usual": {"color": ORANGE, "ls": ":"},
+}
+
+
+def throughput(result: dict) -> Figure:
+    """Speed of extraction and of reading at three sizes of the store, beside the references."""
+    figure, (extraction, reading) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.5))
+    growth, rows = result["growth"], {row["name"]: row for row in result["rows"]}
+    bare = rows["extraction to the store, against computing alone"]
+    usual = rows["extraction to the store"]["reference"]
+    batches = "shuffled batches, checksums on"
+    style = {"color": RED, "marker": "o", "ms": 4}
+    label = "all blocks to the middle one stored"
+    extraction.plot(growth["tokens"], growth["tokens_per_second"], label=label, **style)
+    for kind, rate, label in (
+        ("ours", bare["ours"], "the middle block stored"),
+        ("computed", bare["reference"], "the same, computed only"),
+        ("usual", usual, "full forward pass, padded batches"),
+    ):
+        extraction.axhline(rate, lw=1, label=label, **_STRAIGHT[kind])
+    extraction.set(xscale="log", xlabel="tokens extracted", ylabel="tokens/s", title="extraction")
+    reading.plot(growth["gigabytes"], growth["gb_per_second"], label=batches, **style)
+    loader = rows[f"{batches}, against rows one at a time"]["reference"]
+    for kind, rate, label in (
+        ("computed", rows[batches]["reference"], "numpy.fromfile, in sequence"),
+        ("usual", loader, "DataLoader, rows one at a time"),
+    ):
+        reading.axhline(rate, lw=1, label=label, **_STRAIGHT[kind])
+    reading.set(xscale="log", yscale="log", xlabel="size of the store (GB)", ylabel="GB/s")
+    reading.set(title="reading, warm cache")
+    for axes in (extraction, reading):
+        axes.margins(y=0.1)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    extraction.set_ylim(bottom=0)
+    return figure
+
+
+_ON_GPU = {
+    "mlp_44m": "MLP, 44 M",
+    "mlp_0.5b": "MLP, 0.5 B",
+    "unet_640": "UNet, d = 640",
+    "unet_5120": "UNet, d = 5120",
+    "mlp_44m_shared_levels": "MLP, 44 M, batch of 4096",
+    "gated_mlp": "our first recipe",
+    "mlp": "the paper's MLP",
+    "two-blocks-late": "two blocks, late fall",
+}
+
+
+def gpu(rates: dict, budgets: dict) -> Figure:
+    """Training rates on a GPU as shares of its matrix products; and the losses of networks with other settings, trained there.
+
+    Args:
+        rates: of `mmlib_studies.benchmarks`.
+        budgets: of `mmlib_studies.gpu`.
+    """
+    figure, (speed, losses) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.9))
+    names = list(dict.fromkeys(row["name"] for row in rates["rows"]))
+    rows = [(names.index(row["name"]), row) for row in rates["rows"]]
+    _rates(speed, [pair for pair in rows if not pair[1]["compiled"]], BLUE, "o", "as it comes", -11)
+    _rates(speed, [pair for pair in rows if pair[1]["compiled"]], RED, "s", "compiled", 5)
+    height_axis(speed, [_ON_GPU.get(name, name) for name in names], margin=0.6)
+    speed.set(title=f"activations/s on an {rates['provenance']['device']}", xlim=(0, 1))
+    speed.set(xlabel="share of an 8192³ product's rate")
+    percent_axis(speed.xaxis, symbol="%")
+    rows = [row for row in budgets["rows"] if row["objective"] == "flow_velocity"]
+    rows.sort(key=lambda row: -row["validation"])
+    heights, style = range(len(rows)), {"marker": "o", "ls": "", "ms": 4.5}
+    label = "training documents"
+    losses.plot(*columns(rows, "train"), heights, color=BLUE, mfc="white", label=label, **style)
+    label = "validation documents"
+    losses.plot(*columns(rows, "validation"), heights, color=RED, label=label, **style)
+    labels = [_ON_GPU.get(row["name"], row["name"].replace("-", " ")) for row in rows]
+    losses.set(yticks=heights, yticklabels=labels)
+    losses.set(xlabel="velocity loss", title="the same store, other settings")
+    for axes in (speed, losses):
+        axes.grid(axis="y", lw=0.4, color="0.9")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2)
+    return figure
+
+
+def _rates(
+    ax: Axes, rows: list[tuple[int, dict]], colour: str, marker: str, label: str, above: float
+) -> None:
+    """Each network's share of the rate of a matrix product at its height, and its rate `above` it in points."""
+    shares = [row["fraction_of_matmul"]["8192"] for _, row in rows]
+    ax.plot(shares, [y for y, _ in rows], marker, color=colour, ms=5, label=label)
+    for share, (y, row) in zip(shares, rows):
+        rate = f"{EngFormatter(places=1)(row['activations_per_second'])}/s"
+        side = "center" if share > 0.15 else "left"
+        note(ax, rate, (share, y), (0, above), ha=side, fontsize=6.5, color=colour)

@@ -1,0 +1,107 @@
+"""Figures of telling unusual activations from usual ones: notebook 13."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from mmlib.plots import (
+    BLUE,
+    GREEN,
+    PURPLE,
+    RED,
+    SKY,
+    TEXT_WIDTH,
+    forest,
+    height_axis,
+    legend_below,
+    named,
+    shaded_text,
+)
+
+_SCORES = {  # name, colour, marker
+    "mahalanobis": ("Mahalanobis distance (Gaussian)", BLUE, "s"),
+    "sae": ("SAE, reconstruction error", GREEN, "^"),
+    "mixture": ("mixture of Gaussians, likelihood", SKY, "D"),
+    "denoise_mixture": ("mixture of Gaussians, denoising loss", PURPLE, "v"),
+    "denoise_gated_mlp": ("gated MLP, denoising loss", RED, "o"),
+}
+
+
+def typicality(result: dict) -> Figure:
+    """AUROC of five scores on every shifted set, with intervals by document."""
+    sets, rows = result["sets"], {(row["set"], row["score"]): row for row in result["rows"]}
+    figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 0.8 + 0.27 * len(sets)))
+    for j, (score, (label, colour, marker)) in enumerate(_SCORES.items()):
+        style = {"colour": colour, "marker": marker, "size": 3.2, "width": 0.9}
+        for i, name in enumerate(sets):
+            row, y = rows[name, score], i + 0.15 * (j - (len(_SCORES) - 1) / 2)
+            bar = {"solid_capstyle": "butt"}
+            forest(ax, row["auroc"], y, row["ci95"], bar=bar, **style)
+        ax.plot(
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            ms=3.2,
+            ls="",
+            label=named(label, result["meta_model"]),
+        )
+    ax.axvline(0.5, color="0.4", lw=0.8, ls=":")
+    groups = [found["group"] for found in sets.values()]
+    for i in range(1, len(groups)):
+        inside = groups[i] == groups[i - 1]
+        ax.axhline(i - 0.5, color="0.85" if inside else "0.4", lw=0.5 if inside else 0.8)
+    height_axis(ax, [named(found["title"], result["meta_model"]) for found in sets.values()])
+    ax.tick_params(axis="y", length=0)
+    lowest = min(0.5, *(rows[name, score]["ci95"][0] for name in sets for score in _SCORES))
+    ax.set(xlim=(lowest - 0.02, 1.02))
+    ax.set(xlabel="AUROC against test documents (½: not told apart; below: taken for more typical)")
+    legend_below(figure, 2)
+    return figure
+
+
+COLUMNS = 108  # characters of a line of a passage
+
+_SHADE = 0.6  # of the colour map, for a token above all: black type stays legible
+
+
+def typicality_passage(result: dict) -> Figure:
+    """A text whose tokens are the darker the less typical they are, by two scores."""
+    passage, names = result["passage"], ("denoise_gated_mlp", "mixture")
+    lines = passage_lines(passage["strings"], passage["segments"])
+    height = 0.6 + 0.135 * len(names) * (len(lines) + 1)
+    figure, axes = plt.subplots(len(names), 1, figsize=(TEXT_WIDTH, height))
+    for ax, name in zip(axes, names):
+        for row, (title, tokens) in enumerate(lines):
+            style = {"ha": "right", "va": "center", "fontsize": 6.5, "style": "italic"}
+            ax.text(-1, row + 0.5, title, **style)
+            for i, column, text in tokens:
+                shade = {"color": colormaps["Oranges"](_SHADE * passage["ranks"][name][i])}
+                place = (column, row + 0.5, len(text), 0.92)
+                shaded_text(ax, text, *place, shade=shade, fontsize=6.2)
+        ax.set(xlim=(0, COLUMNS), ylim=(len(lines), 0))
+        ax.set(title=named(_SCORES[name][0], result["meta_model"]))
+        ax.axis("off")
+    shades = ScalarMappable(cmap=ListedColormap(colormaps["Oranges"](np.linspace(0, _SHADE, 256))))
+    bar = figure.colorbar(shades, ax=axes, location="bottom", fraction=0.03, aspect=60, pad=0.02)
+    bar.set_label("share of validation tokens with a lower score")
+    return figure
+
+
+def passage_lines(
+    strings: list[str], segments: list[str]
+) -> list[tuple[str, list[tuple[int, int, str]]]]:
+    """Lines of a passage in a type of equal widths: (segment that begins there or "", its tokens as (number, column, text))."""
+    lines, column = [], 0
+    for i, (string, segment) in enumerate(zip(strings, segments)):
+        begins = i == 0 or segment != segments[i - 1]
+        text = string.replace("\n", "↵").replace("\t", " ")
+        if begins or column + len(text) > COLUMNS:
+            lines.append((segment if begins else "", []))
+            column = 0
+        lines[-1][1].append((i, column, text))
+        column += len(text)
+    return lines

@@ -1,0 +1,340 @@
+"""The protocol of fitted objects: which values it takes and gives, what a method lacks, folders, identity, and hooks."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from toy_fits import D, activations, fitted
+
+import mmlib
+from mmlib.activations.lm import edited_block
+from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import CheckpointError, Origin
+from mmlib.denoisers.fitted import Cost, Fitted, FittedNetwork, Unsupported, checked_sigma
+from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.likelihood import SMOOTHING
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.networks import MLPDenoiser
+from mmlib.denoisers.sae import save_sae
+
+KINDS = ("gaussian", "pca", "mixture", "sae", "network")
+HELD_OUT = activations(200, seed=1)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_denoises_standardised_x(kind):
+    model, x = fitted(kind), fitted(kind).noised(HELD_OUT, 0.3, seed=2)
+    z, noise = model.standardise(HELD_OUT), (x - 0.7 * model.standardise(HELD_OUT)) / 0.3
+    assert (
+        x.shape == z.shape and abs(float(noise.mean())) < 0.1 and abs(float(noise.std()) - 1) < 0.1
+    )
+    estimate = model.denoise(x, sigma=0.3)
+    assert torch.allclose(estimate, model.denoiser(x, 0.3), atol=1e-5)
+    assert torch.equal(estimate, model.denoise(x.double().numpy(), 0.3))
+    sigmas = np.repeat([0.3, 0.6], 100)
+    both = torch.cat([model.denoise(x[:100], 0.3), model.denoise(x[100:], 0.6)])
+    assert torch.allclose(model.denoise(x, sigmas), both, atol=1e-5)
+    assert torch.allclose(model.raw(z), HELD_OUT, rtol=1e-4)
+
+
+def test_estimates_are_better_than_what_came_in():
+    for kind in ("gaussian", "mixture"):
+        model = fitted(kind)
+        z, x = model.standardise(HELD_OUT), model.noised(HELD_OUT, 0.5)
+        assert (model.denoise(x, 0.5) - z).square().mean() < 0.8 * (x - z).square().mean()
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0, -0.1, 300, float("nan"), True, "0.3", [0.3, 0.4]])
+def test_a_noise_level_out_of_range_is_refused(sigma):
+    model = fitted("gaussian")
+    for call in (
+        lambda: model.denoise(torch.zeros(3, D), sigma),
+        lambda: model.noised(HELD_OUT, sigma),
+        lambda: model.project(HELD_OUT, sigma),
+    ):
+        with pytest.raises(ValueError, match="σ = "):
+            call()
+
+
+def test_noise_levels_are_one_or_one_for_each_row():
+    assert checked_sigma(torch.tensor(0.3)) == pytest.approx(0.3)
+    assert checked_sigma([0.3, 0.4], 2).tolist() == [0.3, 0.4]
+
+
+def test_raw_and_standardised_values_are_not_mistaken_for_each_other():
+    model = fitted("mixture")
+    z, x = model.standardise(HELD_OUT), model.noised(HELD_OUT, 0.3)
+    for wrong in (HELD_OUT, 0.7 * HELD_OUT + 0.3 * torch.randn(HELD_OUT.shape)):
+        with pytest.raises(ValueError, match="x has the scale of raw activations"):
+            model.denoise(wrong, 0.3)
+    for call in (model.log_likelihood, model.project, model.features):
+        for wrong in (z, x):
+            with pytest.raises(ValueError, match=r"standardised activations .*model\.raw\(z\)"):
+                call(wrong)
+    for unusual in (torch.zeros(2, D), 3 * x, x[:1]):  # odd, but no raw activation
+        model.denoise(unusual, 0.3)
+    model.log_likelihood(HELD_OUT + 40)
+
+
+def test_likelihoods_are_those_of_the_raw_activation():
+    """Scaling one raw dimension by 10 makes every density ten times less, log 10 / d per dimension."""
+    h, documents = activations()
+    scale = torch.ones(D)
+    scale[3] = 10
+    one, other = (
+        mmlib.fit(h * s, "gaussian", groups=documents, progress=False) for s in (1, scale)
+    )
+    gap = one.log_likelihood(HELD_OUT) - other.log_likelihood(HELD_OUT * scale)
+    assert torch.allclose(gap, torch.full_like(gap, np.log(10) / D), atol=1e-4)
+    exact = torch.distributions.MultivariateNormal(h.double().mean(0), h.double().T.cov())
+    shrunk = D * (one.log_likelihood(HELD_OUT).mean()) - exact.log_prob(HELD_OUT.double()).mean()
+    assert abs(float(shrunk)) < 0.6  # of the smoothing at σ₀, and of a tenth of the rows held out
+    assert SMOOTHING == 0.02
+
+
+def test_the_mixture_is_likelier_than_the_gaussian_on_clusters():
+    gaussian, mixture, network = (
+        fitted(kind).log_likelihood(HELD_OUT[:50]) for kind in ("gaussian", "mixture", "network")
+    )
+    assert mixture.mean() > gaussian.mean() + 0.05
+    assert network.shape == (50,) and network.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mixture", "network"])
+def test_densities_give_raw_samples_and_projections(kind):
+    model = fitted(kind)
+    drawn = model.sample(300)
+    assert drawn.shape == (300, D) and torch.equal(drawn, model.sample(300, seed=0))
+    near, far = (model.project(HELD_OUT, sigma=sigma, seed=3) for sigma in (0.05, 0.9))
+    assert near.shape == HELD_OUT.shape
+    assert (near - HELD_OUT).norm() < 0.5 * (far - HELD_OUT).norm()
+    if kind != "network":  # thirty steps teach it little
+        assert (drawn.mean(0) - activations()[0].mean(0)).abs().max() < 5
+        nearer = model.project(HELD_OUT + 60, sigma=0.9) - activations()[0].mean(0)
+        assert nearer.norm() < 0.7 * (HELD_OUT + 60 - activations()[0].mean(0)).norm()
+
+
+@pytest.mark.parametrize("kind", ["pca", "sae"])
+def test_what_a_method_for_clean_activations_lacks_is_said(kind):
+    model = fitted(kind)
+    for call, said in (
+        (lambda: model.log_likelihood(HELD_OUT), "has no density"),
+        (lambda: model.sample(3), "has no samples"),
+        (lambda: model.project(HELD_OUT), r"use reconstruct\(h\)"),
+        (lambda: model.hook(0.5), "takes sigma=None"),
+    ):
+        with pytest.raises(Unsupported, match=said):
+            call()
+    z = model.standardise(HELD_OUT)
+    assert torch.allclose(model.reconstruct(HELD_OUT), model.raw(model.denoiser(z, 0.0)), rtol=1e-3)
+    with pytest.raises(Unsupported, match="reconstructs nothing"):
+        fitted("gaussian").reconstruct(HELD_OUT)
+
+
+def test_features_are_each_methods_own_units():
+    z = fitted("pca").standardise(HELD_OUT)
+    assert torch.allclose(
+        fitted("pca").features(HELD_OUT), fitted("pca").components.scores(z, 4), atol=1e-5
+    )
+    shares = fitted("mixture").features(HELD_OUT)
+    assert shares.shape[1] in (2, 4) and torch.allclose(shares.sum(1), torch.ones(200))
+    latents = fitted("sae").features(HELD_OUT)
+    assert latents.shape == (200, 32) and int((latents > 0).sum(1).max()) <= 4
+    assert fitted("network").features(HELD_OUT).shape == (200, 32)
+    assert fitted("gaussian").features(HELD_OUT).shape == (200, D)
+    with pytest.raises(Unsupported, match="has no features"):
+        bare().features(HELD_OUT)
+
+
+def bare():
+    return Fitted(lambda x, sigma: x, fitted("gaussian").origin, Cost(0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_is_loaded(kind, tmp_path):
+    model = fitted(kind)
+    again = mmlib.load(model.save(tmp_path / "a folder"))
+    assert type(again) is type(model) and again.cost == model.cost and again.kind == kind
+    assert again.facts["rows"] == model.facts["rows"]
+    x = model.noised(HELD_OUT, 0.3)
+    assert torch.allclose(again.denoise(x, 0.3), model.denoise(x, 0.3), atol=1e-5)
+    assert torch.allclose(again.features(HELD_OUT), model.features(HELD_OUT), atol=1e-4)
+    assert torch.equal(again.components.axes_dd, model.components.axes_dd)
+    again.save(tmp_path / "a folder")  # takes its own place
+
+
+@pytest.mark.parametrize("kind", ["mixture", "network", "sae"])
+def test_a_damaged_folder_is_refused_by_the_files_name(kind, tmp_path):
+    folder = fitted(kind).save(tmp_path / "model")
+    name = max(json.loads((folder / "model.json").read_text())["files"])
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+        mmlib.load(folder)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"lacks {name}"):
+        mmlib.load(folder)
+    (folder / "model.json").write_text("{")
+    with pytest.raises(CheckpointError, match="model.json is damaged"):
+        mmlib.load(folder)
+
+
+def test_a_save_that_was_interrupted_leaves_nothing_that_loads(tmp_path, monkeypatch):
+    folder = fitted("mixture").save(tmp_path / "model")
+    monkeypatch.setattr("mmlib.denoisers.saved.sha256", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fitted("gaussian").save(folder)
+    with pytest.raises(FileNotFoundError, match="holds no model.json"):
+        mmlib.load(folder)
+
+
+def test_a_folder_of_other_things_is_not_written_to(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds other things"):
+        fitted("gaussian").save(tmp_path)
+
+
+def test_what_notebooks_wrote_is_loaded_with_a_standardisation(make_store, tmp_path):
+    path, _ = make_store()
+    store = ActivationStore(path)
+    z = Normaliser.of(store)(store.read(store.rows("train")))
+    components = PrincipalComponents.fit(z)
+    components.save(tmp_path / "pca.safetensors", store.documents)
+    with pytest.raises(CheckpointError, match="pass standardise="):
+        mmlib.load(tmp_path / "pca.safetensors")
+    gaussian = mmlib.load(tmp_path / "pca.safetensors", standardise=store)
+    assert torch.equal(gaussian(z[:3], 0.5), components.gaussian()(z[:3], 0.5))
+    gaussian.check(store)
+    mixture = fitted("mixture").denoiser
+    mixture.save(tmp_path / "mixture.safetensors", "texts@1")
+    loaded = mmlib.load(tmp_path / "mixture.safetensors", standardise=fitted("mixture"))
+    assert loaded.origin.documents == "texts@1" and loaded.cost.parameters == mixture.parameters
+    save_sae(fitted("sae").sae, tmp_path / "sae", "texts@1")
+    assert mmlib.load(tmp_path / "sae", standardise=fitted("sae")).kind == "sae"
+
+
+def test_a_meta_model_of_one_or_of_several_layers_is_loaded(make_store, tmp_path):
+    torch.manual_seed(0)
+    store = ActivationStore(make_store()[0])
+    model = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "ddpm_epsilon", store)
+    model.save_pretrained(tmp_path / "one")
+    loaded = mmlib.load(tmp_path / "one").check(store)
+    x = torch.randn(5, 8)
+    assert torch.equal(loaded(x, 0.4), model(x, 0.4)) and loaded.cost.parameters > 0
+    normaliser = Normaliser(torch.zeros(2, 8), torch.ones(2, 8))
+    two = MLPDenoiser(8, 16, 24, 1, multi_layer_n_layers=4)
+    MetaModel.of(two, "flow_velocity", Origin(normaliser, "toy@1", (1, 3))).save_pretrained(
+        tmp_path / "two"
+    )
+    with pytest.raises(ValueError, match=r"layers \[1, 3\]: name one"):
+        mmlib.load(tmp_path / "two")
+    assert mmlib.load(tmp_path / "two", layer=3).origin.layers == (3,)
+    with pytest.raises(FileNotFoundError, match="holds no model.json"):
+        mmlib.load(tmp_path)
+
+
+def test_activations_of_another_origin_are_refused(make_store):
+    store = ActivationStore(make_store()[0])
+    network = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "flow_velocity", store)
+    model = FittedNetwork.of(network)
+    assert model.check(store) is model and model.check(language_model="toy@1", layer=1) is model
+    for other in (
+        {"language_model": "toy@2"},
+        {"layer": 2},
+        {"d": 9},
+        {"documents": "elsewhere@1"},
+    ):
+        with pytest.raises(StoreError, match="was trained on|was fitted to"):
+            model.check(**other)
+    fitted("gaussian").check(language_model="any@1", layer=7)  # of a plain tensor nothing is known
+
+
+class Blocks(torch.nn.Module):
+    """Two blocks, the first of which gives a tuple as older blocks of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Identity(), torch.nn.Identity()
+
+    def forward(self, h_btd):
+        return self.second(self.first((h_btd, "cache"))[0])
+
+
+def test_a_hook_replaces_activations_by_their_projections():
+    model, h_btd = fitted("mixture"), HELD_OUT[:12].view(2, 6, D)
+    edit = model.hook(sigma=0.4, seed=5, steps=3)
+    edited = edit(h_btd.bfloat16())
+    assert edited.shape == h_btd.shape and edited.dtype == torch.bfloat16
+    assert torch.equal(edited[:, 0], h_btd[:, 0].bfloat16()), "the opening token is left as it is"
+    assert not torch.equal(edited[:, 1:], h_btd[:, 1:].bfloat16())
+    every = model.hook(sigma=0.4, seed=5, steps=3, keep_opening=False)(h_btd)
+    wanted = model.project(HELD_OUT[:12], sigma=0.4, seed=5, steps=3).view(2, 6, D)
+    assert torch.allclose(every, wanted, atol=1e-4)
+    assert edit(h_btd[:, :1]).ne(h_btd[:, :1]).any(), "one newest token is edited"
+
+
+def test_a_hook_may_edit_first_and_reconstruct():
+    model, h_btd = fitted("pca"), HELD_OUT[:12].view(2, 6, D)
+    edit = model.hook(None, before=lambda h_nd: h_nd + 1, keep_opening=False)
+    wanted = model.reconstruct(HELD_OUT[:12] + 1)
+    assert torch.allclose(edit(h_btd).flatten(0, 1), wanted, atol=1e-3)
+
+
+def test_a_hook_works_in_torchs_forward_hooks():
+    blocks, h_btd = Blocks(), HELD_OUT[:12].view(2, 6, D)
+    edit = fitted("gaussian").hook(0.3, steps=2)
+    handle = blocks.first.register_forward_hook(edit.forward_hook)
+    other = fitted("gaussian").hook(0.3, steps=2)
+    assert torch.equal(blocks(h_btd), other(h_btd))
+    handle.remove()
+    assert torch.equal(blocks(h_btd), h_btd)
+
+
+def test_a_hook_works_in_transformers():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    lm = GPT2LMHeadModel(
+        GPT2Config(n_embd=D, n_layer=2, n_head=2, vocab_size=20, n_positions=16)
+    ).eval()
+    ids = torch.arange(8).view(1, 8)
+    with torch.no_grad():
+        clean = lm(ids).logits
+        with edited_block(lm, 0, fitted("gaussian").hook(0.3, steps=2)):
+            wing = lm(ids).logits
+        edit = fitted("gaussian").hook(0.3, steps=2)
+        handle = lm.transformer.h[0].register_forward_hook(edit.forward_hook)
+        plain = lm(ids).logits
+        handle.remove()
+    assert torch.equal(wing, plain) and not torch.allclose(wing, clean)
+    assert torch.allclose(wing[:, 0], clean[:, 0], atol=1e-5)
+
+
+def test_a_hook_works_in_transformer_lens():
+    lens = pytest.importorskip("transformer_lens")
+    config = lens.HookedTransformerConfig(
+        n_layers=2, d_model=D, n_ctx=16, d_head=6, n_heads=2, d_vocab=20, act_fn="relu", seed=0
+    )
+    lm, ids = lens.HookedTransformer(config), torch.arange(8).view(1, 8)
+    place = "blocks.0.hook_resid_post"
+    with torch.no_grad():
+        hooks = [(place, fitted("gaussian").hook(0.3, steps=2))]
+        edited = lm.run_with_hooks(ids, fwd_hooks=hooks)
+        clean, cache = lm.run_with_cache(ids)
+        by_hand = fitted("gaussian").hook(0.3, steps=2)(cache[place])
+        wanted = lm.unembed(lm.ln_final(lm.blocks[1](by_hand)))
+    assert torch.allclose(edited, wanted, atol=1e-5) and not torch.allclose(edited, clean)
+
+
+def test_a_hook_works_in_nnsight():
+    nnsight = pytest.importorskip("nnsight")
+    blocks = nnsight.NNsight(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity()))
+    h_btd = HELD_OUT[:12].view(2, 6, D)
+    edit, other = (fitted("gaussian").hook(0.3, steps=2) for _ in range(2))
+    with blocks.trace(h_btd):
+        blocks[0].output = edit(blocks[0].output)
+        found = blocks[1].output.save()
+    assert torch.allclose(found, other(h_btd))

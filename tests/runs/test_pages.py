@@ -1,0 +1,87 @@
+"""Pages: rendered from results by key, as they are committed, and short enough to be read."""
+
+import re
+
+import pytest
+
+from mmlib.runs import pages
+from mmlib.runs.run import ROOT
+
+TEMPLATES = sorted((ROOT / "templates").glob("*.j2"))
+
+
+@pytest.mark.parametrize("page", pages.PAGES)
+def test_a_page_is_what_its_template_gives(page):
+    committed = (ROOT / page).read_text(encoding="utf-8")
+    assert pages.render(page) == committed, "edit templates/, then run `make pages`"
+
+
+def test_the_readme_has_at_most_a_thousand_words():
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", (ROOT / "README.md").read_text(encoding="utf-8"))
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    assert len(re.sub(r"[|#*`\-—·→]+", " ", text).split()) <= 1000
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
+def test_no_interval_is_typed(template):
+    typed = re.sub(r"{[{%#].*?[}%#]}", "", template.read_text(encoding="utf-8"), flags=re.S)
+    assert not re.findall(r"[\d%] \[−?\d", typed) and not re.findall(r"\d \[\[", typed)
+
+
+@pytest.mark.parametrize("page", pages.PAGES)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if path.startswith("http"):
+            continue
+        file = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.M)
+            slugs = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in slugs, target
+
+
+def test_every_figure_has_its_caption():
+    text = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+    drawn = {path.stem for path in (ROOT / "figures").glob("*.png")}
+    assert set(re.findall(r"\((\w+)\.png\)", text)) == drawn
+
+
+def rendered(
+    tmp_path, template, content='{"losses": {"mlp": {"value": 1.153, "ci95": [1.1, 1.2]}}}'
+):
+    (tmp_path / "default").mkdir()
+    (tmp_path / "default" / "loss_comparison.json").write_text(content)
+    (tmp_path / "README.md.j2").write_text(template)
+    return pages.render("README.md", tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "template, words",
+    [
+        (
+            "{{ r.loss_comparison.losses.mpl.value | number }}",
+            "default/loss_comparison.json: losses has no 'mpl': expected one of mlp",
+        ),
+        ("{{ r.loss_comparison.loss }}", "loss_comparison.json: has no 'loss': expected one of"),
+        ("{{ r.lm_loss.x }}", "lm_loss.json is missing: a template reads it"),
+        ("{{ r.loss_comparison.losses.mlp | number }}", "is no number that a page could show"),
+        ("{{ 'mpl' | label }}", "no label for 'mpl'"),
+        ("{{ 'good' | verdict }}", "no verdict 'good': expected one of reproduced"),
+    ],
+)
+def test_a_number_that_is_not_there_is_named_with_file_and_path(tmp_path, template, words):
+    with pytest.raises(pages.NoSuchNumber, match=re.escape(words)):
+        rendered(tmp_path, template)
+
+
+def test_numbers_are_written_as_people_write_them(tmp_path):
+    text = rendered(tmp_path, "{{ r.loss_comparison.losses.mlp | estimate('value', 1) }}")
+    assert text == "1.2 [1.1, 1.2]"
+    row = {"value": -0.0287, "ci95": [-0.0349, -0.0225]}
+    assert pages.share(row, digits=2) == "−2.87 % [−3.49, −2.25]"
+    assert pages.lower(row, digits=2) == "2.87 % higher [2.25, 3.49]"
+    assert pages.lower({"value": 0.25, "ci95": [0.2, 0.3]}) == "25.0 % lower [20.0, 30.0]"
+    assert pages.interval([0.5, None], 1) == "[0.5, …]" and pages.number(-0.0001) == "0.00"

@@ -1,0 +1,79 @@
+"""The face: a dozen names, quick to import, and the two commands beside it."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_fits import activations
+
+import mmlib
+from mmlib import __main__ as command
+
+
+def test_importing_it_is_quick_and_loads_no_torch():
+    code = (
+        "import sys, time; began = time.perf_counter(); import mmlib; names = dir(mmlib); "
+        "print(time.perf_counter() - began, *(m in sys.modules for m in ('torch', 'numpy', 'pandas')))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, *loaded = found.stdout.split()
+    assert float(seconds) < 0.3 and loaded == ["False"] * 3
+
+
+def test_its_names_are_there():
+    assert set(mmlib.__all__) <= set(dir(mmlib)) and len(mmlib.__all__) <= 15
+    for name in mmlib.__all__:
+        assert getattr(mmlib, name) is not None
+    with pytest.raises(AttributeError, match="mmlib has no 'fitt': its names are __version__, fit"):
+        mmlib.fitt
+
+
+def test_saelens_is_loaded_by_nothing_but_saes():
+    """It is an extra, and takes seconds to import: nothing imports it as a module is loaded."""
+    for path in Path(mmlib.__file__).parent.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                assert "sae_lens" not in ast.unparse(node), path
+
+
+def test_the_commands_fit_evaluate_and_explain_themselves(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (h, documents), (held_out, groups) = activations(), activations(300, seed=1)
+    torch.save(h, "acts.pt")
+    np.save("documents.npy", documents)
+    np.save("test.npy", held_out.numpy())
+    np.save("test_documents.npy", groups)
+    common = ["acts.pt", "--groups", "documents.npy"]
+    command.COMMANDS["fit"]([*common, "--method", "pca", "--out", "pca"])
+    command.COMMANDS["fit"](
+        [*common, "--method", "gaussian", "--out", "full", "--like", "pca", "--seed", "3"]
+    )
+    assert json.loads((tmp_path / "full" / "model.json").read_text())["facts"]["seed"] == 3
+    capsys.readouterr()
+    options = [
+        "--data",
+        "test.npy",
+        "--groups",
+        "test_documents.npy",
+        "--rows",
+        "20",
+        "--csv",
+        "t.csv",
+    ]
+    command.COMMANDS["evaluate"](["pca", "full", *options])
+    shown = capsys.readouterr().out
+    assert "velocity_loss" in shown and "interval: 95 %, by group: 6 groups" in shown
+    assert (tmp_path / "t.csv").read_text().startswith("method,velocity_loss")
+    for name in ("fit", "evaluate"):
+        with pytest.raises(SystemExit) as ended:
+            command.COMMANDS[name](["--help"])
+        assert ended.value.code == 0 and f"python -m mmlib {name} " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="groups have shape"):
+        command.COMMANDS["fit"](["acts.pt", "--groups", "test_documents.npy", "--out", "x"])
+    with pytest.raises(SystemExit, match="h: there is no file nowhere.pt"):
+        command.COMMANDS["fit"](["nowhere.pt", "--out", "x"])

@@ -61,9 +61,9 @@ MAIN = ["01", "02", "03", "04", "05", "07", "08", "09", "31"]
         ("notebooks/studies/verdict.py", ["04", "09", "31"]),
         ("mmlib/evaluation/claim.py", ["04", "08", "09", "31"]),
         ("mmlib/evaluation/frechet.py", ["05", "09", "31"]),
-        ("notebooks/studies/figures/main.py", ["31"]),
+        ("notebooks/studies/figures/__init__.py", ["31"]),
         ("notebooks/05_sample_quality.ipynb", ["05", "09", "31"]),
-        ("notebooks/studies/claims.py", ["09", "31"]),
+        ("notebooks/studies/claims/ledger.py", ["09", "31"]),
         ("requirements.txt", MAIN),
         ("README.md", []),
     ],
@@ -137,7 +137,7 @@ def test_the_command_says_what_is_due_and_why(ran, monkeypatch, capsys):
         ("plan --preset huge", "unknown preset 'huge': expected one of smoke, default"),
         ("plan --what-if mmlib/none.py", "no file mmlib/none.py: expected a path in the repo"),
         ("run --publish", r"01_extract_activations is due \(it never ran here\): make reproduce"),
-        ("run --compare --folder nowhere", "nowhere has no results of another run"),
+        ("run --folder nowhere", "nowhere has no results of another run"),
     ],
 )
 def test_wrong_calls_are_refused_in_words(ran, wrong, message):

@@ -145,7 +145,7 @@ def test_a_combination_is_generated_once_and_again_when_its_configuration_change
     assert len(study.asked) == total + 3
 
 
-def test_findings_are_those_that_were_planted(study):
+def test_findings_are_those_that_were_planted(study, few_resamples):
     findings = Findings(CELLS, study.outcomes(CELLS))
     rows = {
         (r["concept"], r["direction"], r["intervention"], r["sigma"], r["strength"]): r

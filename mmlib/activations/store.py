@@ -85,8 +85,11 @@ def refuse_former(path: Path) -> None:
     else:
         files = [path] if path.exists() else []
     for file in files:
-        with open(file, "rb") as opened:
-            start = opened.read(64)
+        try:
+            with open(file, "rb") as opened:
+                start = opened.read(64)
+        except FileNotFoundError:  # another process replaces it
+            continue
         if start.startswith(f"{FORMAT} ".encode()):
             try:
                 with h5py.File(file, "r", locking=False) as former:
@@ -116,8 +119,8 @@ def read_manifest(folder: Path) -> dict:
             if begun
             else f"{folder} holds no store: expected a folder with {MANIFEST} in it"
         )
-    text = (folder / MANIFEST).read_bytes()
     try:
+        text = (folder / MANIFEST).read_bytes()
         found = json.loads(text)
         version = found.get("format"), found.get("format_version")
         content = {key: value for key, value in found.items() if key != "digest"}

@@ -179,7 +179,7 @@ def examine(folder: Path, layout: Layout, replace: bool = False) -> tuple[list[i
     _remove_left(folder)
     files, strangers = sorted(folder.glob("part-*.h5")), {}
     for path in [folder / MANIFEST, *files]:
-        with suppress(StoreError):  # what is damaged is nobody's
+        with suppress(StoreError):  # what is damaged, or was removed meanwhile, is nobody's
             found = read_manifest(folder) if path.name == MANIFEST else Part(path).header
             if other := layout.differences(found["identity"]):
                 strangers[path] = other
@@ -203,7 +203,7 @@ def examine(folder: Path, layout: Layout, replace: bool = False) -> tuple[list[i
         except StoreError as error:
             print(f"replacing what is there: {error}", flush=True)
             path.unlink(missing_ok=True)
-    with suppress(StoreError):
+    with suppress(StoreError, FileNotFoundError):
         listed = [entry["digest"] for entry in ActivationStore(folder).manifest["parts"]]
         return layout.missing(folder), listed == digests
     return layout.missing(folder), False

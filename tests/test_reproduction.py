@@ -61,7 +61,7 @@ MAIN = ["01", "02", "03", "04", "05", "07", "08", "09", "31"]
         ("notebooks/studies/verdict.py", ["04", "09", "31"]),
         ("mmlib/evaluation/claim.py", ["04", "08", "09", "31"]),
         ("mmlib/evaluation/frechet.py", ["05", "09", "31"]),
-        ("notebooks/studies/figures/main.py", ["31"]),
+        ("notebooks/studies/figures/losses.py", ["31"]),
         ("notebooks/05_sample_quality.ipynb", ["05", "09", "31"]),
         ("notebooks/studies/claims.py", ["09", "31"]),
         ("requirements.txt", MAIN),

@@ -10,7 +10,7 @@ import torch
 
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PRESETS, SteeringStudySize
-from mmlib_studies.figures import main as figures
+from mmlib_studies import figures
 from mmlib_studies.steering import grid as steering_study
 from mmlib_studies.steering.grid import Findings, SteeringStudy, combinations
 
@@ -193,7 +193,7 @@ def test_findings_are_those_that_were_planted(study):
         steering_study.verdict(interval)
         for interval in ([0.1, 0.2], [-0.2, -0.1], [-0.1, 0.1], None)
     ] == ["higher", "lower", "undecided", "not compared"]
-    figure = figures.FIGURES["steering_study"][0](
+    figure = figures.steering_study(
         {"rows": findings.rows(), "sigmas": SIZE.sigmas, "meta_model": {"name": "gated_mlp"}}
     )
     assert [ax.get_title() for ax in figure.axes[:3]] == [

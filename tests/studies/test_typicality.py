@@ -20,7 +20,6 @@ from mmlib.activations.windows import Window
 from mmlib.denoisers.gaussian import GaussianDenoiser, standard_normal
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
 from mmlib.runs.presets import TypicalitySize
-from mmlib_studies.figures import applications as application_figures
 from mmlib_studies.ood import sets as shifts
 from mmlib_studies.ood.scores import (
     NeighbourDistance,
@@ -517,15 +516,3 @@ def test_altered_activations_keep_what_they_say():
         dealt.document_n.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
         and dealt.position_n.tolist() == [0, 1] * 5
     )
-
-
-def test_lines_of_a_passage_end_at_the_margin_and_with_a_segment():
-    wide = "x" * (application_figures.COLUMNS - 4)
-    lines = application_figures._lines(
-        ["a\n", "bc", wide, "d", "e"], ["one", "one", "one", "one", "two"]
-    )
-    assert lines == [
-        ("one", [(0, 0, "a↵"), (1, 2, "bc"), (2, 4, wide)]),
-        ("", [(3, 0, "d")]),
-        ("two", [(4, 0, "e")]),
-    ]

@@ -27,7 +27,7 @@ def extract_command(arguments: list[str]) -> None:
     from accelerate import PartialState
 
     from mmlib.activations.corpora import corpus_identity
-    from mmlib.activations.extract import describe, extract, extract_shards
+    from mmlib.activations.extract import describe, write_store
     from mmlib.activations.lm import load_language_model
     from mmlib.files import default_device
     from mmlib.runs.artefacts import documents_of, extraction_command, prepare
@@ -47,7 +47,10 @@ def extract_command(arguments: list[str]) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="left out: the run's store for one layer, activations-layers-….h5 beside it for several",
+        help="a folder; left out: the run's store for one layer, activations-layers-… beside it for several",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="replace a store of other contents that is there"
     )
     given = parser.parse_args(arguments)
     layers = given.layers or [None]
@@ -81,10 +84,7 @@ def extract_command(arguments: list[str]) -> None:
         created_by=extraction_command(run.preset, plan.layers),
         seed=run.preset.split_seed,
     )
-    if state.num_processes == 1:
-        extract(plan, lm, path, attributes=attributes)
-    else:
-        extract_shards(plan, lm, path, attributes=attributes, state=state)
+    write_store(plan, lm, path, attributes=attributes, replace=given.replace, state=state)
     state.print(os.path.relpath(path))
     state.destroy_process_group()
 
@@ -152,10 +152,8 @@ def verify_command(arguments: list[str]) -> None:
     """Print the summary of a store and verify it; ends with status 1 if anything is wrong."""
     from mmlib.activations.store import ActivationStore, verify
 
-    parser = _parser(
-        "verify", verify_command, "python -m mmlib verify data/runs/smoke/activations.h5"
-    )
-    parser.add_argument("path", type=Path, help="of the store")
+    parser = _parser("verify", verify_command, "python -m mmlib verify data/runs/smoke/activations")
+    parser.add_argument("path", type=Path, help="folder of the store")
     path = parser.parse_args(arguments).path
     problems = verify(path)
     if not problems:
@@ -170,7 +168,7 @@ def verify_command(arguments: list[str]) -> None:
         }.items():
             print(f"{key:>15}: {value}")
         print(
-            f"{'verified':>15}: seal, checksums, finite values, documents and positions, statistics"
+            f"{'verified':>15}: manifest, digests, checksums, finite values, documents and positions, statistics"
         )
     else:
         sys.exit(f"{len(problems)} problems:\n" + "\n".join(problems))

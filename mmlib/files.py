@@ -27,6 +27,10 @@ class MissingInput(FileNotFoundError):
     """A file that another notebook makes is not there; the message names the notebook."""
 
 
+class StoreError(ValueError):
+    """A store that must not be used: damaged, unfinished, or made from something else than was asked for."""
+
+
 class DiskFull(OSError):
     """The disk filled up while it was written to; the message says what is safe."""
 

@@ -53,6 +53,8 @@ class MetaModel:
     ):
         self.network, self.normaliser, self.process = network, normaliser, noise_process(objective)
         self.language_model, self.layers, self.documents = language_model, tuple(layers), documents
+        self.train_seconds: float | None = None  # of training; None: not known
+        self.train_activations: int | None = None  # that training saw
 
     @classmethod
     def for_store(cls, network: nn.Module, objective: str, *stores: ActivationStore) -> "MetaModel":
@@ -80,6 +82,11 @@ class MetaModel:
     def d(self) -> int:
         """Width of the activations."""
         return self.normaliser.d
+
+    @property
+    def parameters(self) -> int:
+        """Of the network."""
+        return count_parameters(self.network)
 
     @property
     def layer(self) -> int:
@@ -112,6 +119,11 @@ class MetaModel:
         self.network.to(device)
         return self
 
+    def costing(self, seconds: float | None, activations: int | None) -> "MetaModel":
+        """This model, which now carries what its training cost."""
+        self.train_seconds, self.train_activations = seconds, activations
+        return self
+
     def at(self, layer: int) -> "MetaModel":
         """The model of one of its layers; it shares the network.
 
@@ -120,7 +132,7 @@ class MetaModel:
         """
         if layer not in self.layers:
             raise ValueError(f"layer {layer}: this meta-model was trained on {list(self.layers)}")
-        return MetaModel(
+        one = MetaModel(
             self.network,
             self.process.objective,
             self.normaliser.at(self.layers.index(layer)),
@@ -128,6 +140,7 @@ class MetaModel:
             [layer],
             self.documents,
         )
+        return one.costing(self.train_seconds, self.train_activations)
 
     def check_store(self, store: ActivationStore, *, same_documents: bool = True) -> None:
         """Refuse a store that this model was not made for.
@@ -387,7 +400,8 @@ class MetaModel:
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         with written_whole(folder / "meta_model.json") as partial_file:
-            partial_file.write_text(json.dumps(identity, indent=1) + "\n")
+            cost = {"seconds": self.train_seconds, "activations": self.train_activations}
+            partial_file.write_text(json.dumps({**identity, "training": cost}, indent=1) + "\n")
 
     @classmethod
     def from_pretrained(
@@ -421,7 +435,7 @@ class MetaModel:
             )
         network = load_network(NETWORKS[facts["network"]], folder / "network")
         numbers = read_weights(folder / "normaliser.safetensors")
-        return cls(
+        model = cls(
             network,
             facts["objective"],
             Normaliser(numbers["mean"], numbers["std"]),
@@ -429,6 +443,8 @@ class MetaModel:
             facts["layers"],
             facts["documents"],
         )
+        cost = facts.get("training", {})
+        return model.costing(cost.get("seconds"), cost.get("activations"))
 
 
 def _rows(hidden: Tensor, n: int) -> Tensor:

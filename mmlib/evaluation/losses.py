@@ -297,10 +297,8 @@ def evaluate(
     ((100, 6), 1.0)
     """
     strides = {name: every for name in methods}
-    found = grid_losses(
-        methods, tokens.z_nd, objective, per_level=per_level, seed=seed, every=strides
-    )
-    return found.by_document(tokens.document_n, mask=mask)
+    found = grid_losses(methods, tokens.z, objective, per_level=per_level, seed=seed, every=strides)
+    return found.by_document(tokens.document, mask=mask)
 
 
 def loss_interval(losses: Losses, method: str) -> tuple[float, float]:
@@ -394,7 +392,7 @@ def closed_form_check(
         sampled, closed_form, relative_difference, standard_error of the difference, z: the difference in standard errors.
     """
     exact_ld = _expected_losses(gaussian, objective, tokens, losses.counts_ld.shape)
-    tokens_d = np.bincount(tokens.document_n - tokens.document_n.min())
+    tokens_d = np.bincount(tokens.document - tokens.document.min())
     sampled = losses.mean("gaussian")
     exact = float((exact_ld.mean(0) * tokens_d).sum() / tokens_d.sum())
     departure_ld = losses.sums["gaussian"] - losses.counts_ld * exact_ld
@@ -413,9 +411,9 @@ def _expected_losses(
 ) -> np.ndarray:
     """The Gaussian's loss by level and document, exact over the noise, (levels, documents); 0 without tokens."""
     grid, exact_ld = noise_process(objective).grid(), np.zeros(shape)
-    document_n = tokens.document_n - tokens.document_n.min()
+    document_n = tokens.document - tokens.document.min()
     for document in np.unique(document_n):
-        z_nd = tokens.z_nd[document_n == document]
+        z_nd = tokens.z[document_n == document]
         power_d = ((z_nd - gaussian.mean_d) @ gaussian.basis_dd).double().square().mean(0)
         exact_ld[:, document] = [
             level.weight * gaussian.expected_mse(level.sigma, power_d) for level in grid

@@ -287,7 +287,7 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(
     assert (
         "tokens/s (by one process, not by 2)" in shown
         and "has more than the 200 documents" in shown
-        and len(list(run.data.glob("activations.shard-*-of-2.h5"))) == 2
+        and len(list(run.store.glob("part-*.h5"))) == 1
     )
     store = ActivationStore(run.store, 2)
     assert len(store.titles) == 200 and verify(store.path) == []
@@ -335,7 +335,7 @@ def test_one_network_is_trained_on_several_layers_from_the_command_line(
         [sys.executable, "-m", "mmlib", "train", "mlp", *same], capture_output=True, text=True
     )
     assert (
-        "activations-layers-0-2.h5 is missing: run python -m mmlib extract --layers 0 2 first"
+        "activations-layers-0-2 is missing: run python -m mmlib extract --layers 0 2 first"
         in done.stderr
     )
     command("-m", "mmlib", "extract", *same)

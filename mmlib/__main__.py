@@ -297,12 +297,12 @@ def run_command(arguments: list[str]) -> None:
     parser = _parser("run", run_command, "python -m mmlib run main --preset smoke", NAMES)
     for name, about in (
         ("only", "run the named notebooks, due or not, and nothing that they need"),
-        ("compare", "then show how far the results are from the published ones"),
+        ("compare", "then show how far results at the default preset are from the published ones"),
         ("publish", "run nothing: put a finished default run in place of what is in git"),
     ):
         parser.add_argument(f"--{name}", action="store_true", help=about)
     parser.add_argument(
-        "--folder", type=Path, help="with --compare: results of another machine; nothing is run"
+        "--folder", type=Path, help="results of another machine: compare these, and run nothing"
     )
     parser.add_argument("--keep", metavar="NAME", help="write results/default/NAME.json of them")
     given = parser.parse_args(arguments)
@@ -321,8 +321,10 @@ def run_command(arguments: list[str]) -> None:
                 pipeline.run(list(wanted), given.preset)
                 pipeline.summary(list(wanted), given.preset)
             print(published.where(given.preset))
-        if given.compare:
+        if given.folder or (given.compare and given.preset == runs.PUBLISHED):
             folder = given.folder or runs.DATA / "results" / given.preset
+            if not given.folder and published.same(folder):
+                return print("these are the published results")
             found = published.compare(folder, runs.ROOT / "results" / runs.PUBLISHED)
             print(f"\n{published.as_text(found)}")
             if given.keep:

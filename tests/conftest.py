@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmlib.activations.writer import DocumentRows, Layout, StoreWriter
+from mmlib.evaluation import intervals
 
 
 def pytest_addoption(parser):
@@ -72,3 +73,12 @@ def make_store(tmp_path):
         return path, values
 
     return make
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """A fifth of the resamples behind each interval, for tests that draw thousands of intervals or look at none."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 400)
+    intervals.resampled.cache_clear()
+    yield
+    intervals.resampled.cache_clear()

@@ -106,8 +106,7 @@ class MetaModel:
     @property
     def _several(self) -> bool:
         """Whether the network takes the layer as an input."""
-        config = getattr(self.network, "config", None)
-        return bool(config and config.get("multi_layer_n_layers"))
+        return bool(dict(getattr(self.network, "config", {})).get("multi_layer_n_layers"))
 
     @property
     def device(self) -> torch.device:
@@ -146,8 +145,7 @@ class MetaModel:
         """Refuse a store that this model was not made for.
 
         Args:
-            same_documents: also refuse other documents or another split of them, where the store's test documents may be this
-                model's training documents.
+            same_documents: also refuse other documents or another split of them: the store's test documents may be this model's training ones.
         Raises:
             StoreError: it holds another language model, layer or width, or other documents.
         """

@@ -171,6 +171,11 @@ def test_the_interval_of_a_loss_holds_its_mean_and_no_document_is_counted_that_h
     )
     found = losses.by_document("a")
     low, high = loss_interval(losses, "a")
+    as_in_a_store = tokens_of(z, document + 11)  # after the training documents
+    counted_on = evaluate(
+        {"a": standard_normal(4)}, as_in_a_store, "flow_velocity", per_level=60, seed=0
+    )
+    assert np.array_equal(counted_on.sums["a"], losses.sums["a"])
     assert losses.counts_ld.shape == (100, 8) and len(found.counts_d) == 6
     assert low < found.mean < high and found.mean == pytest.approx(losses.mean("a"))
     again = DocumentLosses.of_json(found.as_json())

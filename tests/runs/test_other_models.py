@@ -78,6 +78,7 @@ def corpus_folder(tmp_path_factory):
     return texts
 
 
+@pytest.mark.notebooks
 def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_path):
     parameters = {
         "preset": "smoke",
@@ -132,6 +133,7 @@ def fitted(run, store, folder):
     new_model(run.preset.recipes["mlp"], Origin.of(store), 0).save_pretrained(folder)
 
 
+@pytest.mark.notebooks
 def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
     model_folder, tmp_path, leaves_nothing
 ):
@@ -172,6 +174,7 @@ def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
     assert not (runs.DATA / "results" / run.name / "steering.json").exists()
 
 
+@pytest.mark.notebooks
 @pytest.mark.parametrize(
     ("notebook", "result"), [("12_meta_neurons", "probing"), ("13_off_manifold", "typicality")]
 )

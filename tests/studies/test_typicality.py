@@ -19,7 +19,6 @@ from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.activations.windows import Window
 from mmlib.denoisers.gaussian import GaussianDenoiser, standard_normal
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib_studies.figures import applications as application_figures
 from mmlib_studies.ood import sets as shifts
 from mmlib_studies.ood.scores import (
     NeighbourDistance,
@@ -165,7 +164,7 @@ def test_documents_of_one_set_alone_are_weighed_where_they_are():
     ) == pytest.approx((2 * 2 * 1 + 2 * 0.5) / 9)
 
 
-def test_intervals_point_the_right_way_and_cover():
+def test_intervals_point_the_right_way_and_cover(few_resamples):
     """Twelve and fifteen documents, each with an effect of its own: 95 % intervals hold the truth about that often."""
     effect, shift, truth = 0.5, 1.0, scipy.stats.norm.cdf(1.0 / math.sqrt(2 * (1 + 0.5**2)))
     rng, covered, trials = np.random.default_rng(0), 0, 150
@@ -516,15 +515,3 @@ def test_altered_activations_keep_what_they_say():
         dealt.document.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
         and dealt.position.tolist() == [0, 1] * 5
     )
-
-
-def test_lines_of_a_passage_end_at_the_margin_and_with_a_segment():
-    wide = "x" * (application_figures.COLUMNS - 4)
-    lines = application_figures._lines(
-        ["a\n", "bc", wide, "d", "e"], ["one", "one", "one", "one", "two"]
-    )
-    assert lines == [
-        ("one", [(0, 0, "a↵"), (1, 2, "bc"), (2, 4, wide)]),
-        ("", [(3, 0, "d")]),
-        ("two", [(4, 0, "e")]),
-    ]

@@ -200,8 +200,9 @@ class SAEDenoiser:
     def __init__(self, sae: "SAE", fed: str):
         self.sae, self.fed = sae, fed
         self.parameters = sum(p.numel() for p in sae.parameters())
-        self.train_seconds = sae.cfg.metadata.train_seconds  # None: not known
-        self.train_activations = sae.cfg.metadata.train_activations
+        known = sae.cfg.metadata if hasattr(sae, "cfg") else None  # of SAELens, or another's
+        self.train_seconds = known and known.train_seconds  # None: not known
+        self.train_activations = known and known.train_activations
 
     @torch.inference_mode()
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:

@@ -12,6 +12,7 @@ import papermill
 import pytest
 
 from mmlib.__main__ import COMMANDS
+from mmlib.files import processor
 from mmlib.runs import pipeline
 from mmlib.runs import run as runs
 
@@ -215,11 +216,12 @@ def finished(tmp_path_factory):
 def test_a_run_keeps_its_times_and_a_second_one_does_nothing(finished):
     shown = mmlib("run", "03", "--preset", "smoke", data=finished).stdout
     assert "nothing to do" in shown
+    times = json.loads((finished / "results" / "smoke" / "run_times.json").read_text())
+    machines = times["machines"].values()
     (this,) = (
-        m
-        for m in json.loads((finished / "results/smoke/run_times.json").read_text())["machines"]
-        if m.items() >= {"cores": os.cpu_count()}.items() and "rates" in m
+        m for m in machines if m["cores"] == os.cpu_count() and m["processor"] == processor()
     )
+    assert set(this["rates"]) == {"float32", "bfloat16", "disk"}
     assert {"01_extract_activations", "03_train_meta_model"} <= set(this["notebooks"])
 
 

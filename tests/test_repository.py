@@ -1,4 +1,4 @@
-"""What a reader of the repository relies on: pins, notebooks, figures, dependencies, and numbers in the README."""
+"""What a reader of the repository relies on: pins, notebooks, dependencies, and numbers in the README."""
 
 import ast
 import json
@@ -12,14 +12,11 @@ import nbformat
 import pytest
 import setuptools
 import yaml
-from matplotlib.text import Text
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mmlib.plots import set_style
 from mmlib.runs import dependencies
 from mmlib.runs.run import ROOT
-from mmlib_studies.figures import main as figures
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -135,11 +132,6 @@ def test_code_is_formatted_and_passes_its_linter():
         assert found.returncode == 0, found.stdout
 
 
-def test_drawing_loads_no_torch():
-    code = "import sys; from mmlib_studies.figures import main; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
 def test_a_changed_module_is_known_to_the_notebooks_that_use_it():
     users = {path.stem[:2]: dependencies.modules_of(path) for path in NOTEBOOKS}
     store, losses, claim = (
@@ -158,12 +150,6 @@ def test_a_changed_module_is_known_to_the_notebooks_that_use_it():
     assert claim in computed_by["04"] and "mmlib_studies.steering.grid" in computed_by["25"]
 
 
-@pytest.mark.parametrize("name", [*figures.FIGURES, "gpu"])
-def test_every_figure_is_committed_as_vector_and_image(name):
-    assert (ROOT / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    assert (ROOT / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-
-
 def committed(name):
     """A results file as it is in git: `make reproduce` writes one of other times in its place. Without git, as it is on disk."""
     path = f"results/{name if name.startswith('gpu/') else f'default/{name}'}.json"
@@ -173,36 +159,3 @@ def committed(name):
     return json.loads(
         shown.stdout if shown.returncode == 0 else (ROOT / path).read_text(encoding="utf-8")
     )
-
-
-def test_a_mark_for_ends_below_0_takes_no_room_from_the_axes():
-    set_style()
-    figure = figures.lm_loss(committed("lm_loss"))
-    figure.canvas.draw()
-    assert all(ax.get_position().height > 0.6 for ax in figure.axes)
-    figures.plt.close(figure)
-
-
-@pytest.mark.parametrize(
-    "results, draw",
-    [
-        ("steering", figures.steering),
-        ("steering_study", figures.steering_study),
-        ("probing", figures.probing),
-        ("probing", figures.clamping),
-        ("typicality", figures.typicality),
-        ("typicality", figures.typicality_passage),
-    ],
-)
-def test_another_meta_model_than_ours_is_named_where_it_is_drawn(results, draw):
-    result = committed(results)
-    name = "path/to/Zyx"
-    result["meta_model"] = (
-        name if isinstance(result["meta_model"], str) else result["meta_model"] | {"name": name}
-    )
-    figure = draw(result)
-    words = {text.get_text() for text in figure.findobj(Text)}
-    assert any("Zyx" in text for text in words) and not any(
-        "gated MLP" in text or "path/" in text for text in words
-    )
-    figures.plt.close(figure)

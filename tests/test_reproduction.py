@@ -61,9 +61,9 @@ MAIN = ["01", "02", "03", "04", "05", "07", "08", "09", "31"]
         ("notebooks/studies/verdict.py", ["04", "09", "31"]),
         ("mmlib/evaluation/claim.py", ["04", "08", "09", "31"]),
         ("mmlib/evaluation/frechet.py", ["05", "09", "31"]),
-        ("notebooks/studies/figures/main.py", ["31"]),
+        ("notebooks/studies/figures/losses.py", ["31"]),
         ("notebooks/05_sample_quality.ipynb", ["05", "09", "31"]),
-        ("notebooks/studies/claims.py", ["09", "31"]),
+        ("notebooks/studies/claims/ledger.py", ["09", "31"]),
         ("requirements.txt", MAIN),
         ("README.md", []),
     ],
@@ -137,7 +137,7 @@ def test_the_command_says_what_is_due_and_why(ran, monkeypatch, capsys):
         ("plan --preset huge", "unknown preset 'huge': expected one of smoke, default"),
         ("plan --what-if mmlib/none.py", "no file mmlib/none.py: expected a path in the repo"),
         ("run --publish", r"01_extract_activations is due \(it never ran here\): make reproduce"),
-        ("run --compare --folder nowhere", "nowhere has no results of another run"),
+        ("run --folder nowhere", "nowhere has no results of another run"),
     ],
 )
 def test_wrong_calls_are_refused_in_words(ran, wrong, message):
@@ -154,6 +154,30 @@ def test_every_notebook_is_in_the_plan_and_says_at_its_head_what_it_needs():
         assert all(order.index(name) < i for name in needs)
         head = json.loads(pipeline.path_of(notebook).read_text())["cells"][0]["source"]
         assert pipeline.needs_line(notebook) in "".join(head).splitlines()
+
+
+def test_make_refuses_in_a_line_what_cannot_work_and_helps_without_anything(tmp_path):
+    folder = tmp_path / "a $b"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.txt", "pyproject.toml", "notebooks/pyproject.toml"):
+        target = folder / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(runs.ROOT / name, target)
+
+    def make(*arguments):
+        outside = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+        return subprocess.run(
+            ["make", *arguments], cwd=folder, capture_output=True, text=True, env=outside
+        )
+
+    assert "make reproduce" in make("PYTHON=none").stdout
+    done = make("reproduce", "PYTHON=none")
+    assert done.returncode and done.stdout == (
+        "no none: expected Python 3.11 to 3.13, such as make PYTHON=python3.12\n"
+    )
+    done = make("reproduce", f"PYTHON={sys.executable}")
+    assert done.returncode and "a $b has a dollar or a colon in its path" in done.stderr
+    assert not (folder / ".venv").exists()
 
 
 def results(data, names):

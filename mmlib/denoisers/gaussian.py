@@ -130,6 +130,23 @@ def write_cost(path: Path, fit) -> None:
     write_json(path.with_suffix(".json"), {name: getattr(fit, name) for name in names})
 
 
+def cost_of(name: str, denoiser) -> dict:
+    """`parameters`, `train_seconds` and `train_activations` of a fitted denoiser.
+
+    Raises:
+        ValueError: its file came before fits carried what they cost.
+    """
+    if denoiser.train_seconds is None:
+        raise ValueError(
+            f"{name} does not say what it cost: fit it again, by notebook 02 or, for a network, 03"
+        )
+    return {
+        "parameters": int(denoiser.parameters),
+        "train_seconds": float(denoiser.train_seconds),
+        "train_activations": int(denoiser.train_activations),
+    }
+
+
 def read_cost(path: Path) -> dict:
     """`train_seconds` and `train_activations` of what `write_cost` wrote; nothing where it wrote nothing."""
     beside = path.with_suffix(".json")

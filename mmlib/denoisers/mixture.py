@@ -208,8 +208,8 @@ class GaussianMixtureDenoiser:
         """
         with safe_open(path, "pt") as file:
             store.check_documents(file.metadata()["documents"], path)
-            mixture = cls.of_tensors({name: file.get_tensor(name) for name in file.keys()})
-        return replace(mixture, **read_cost(path))
+            found = cls.of_tensors({name: file.get_tensor(name) for name in file.keys()})
+        return replace(found, **read_cost(path))
 
 
 def _most(kept_m: Tensor) -> bool:

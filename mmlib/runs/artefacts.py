@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import PartialState
@@ -23,13 +24,14 @@ from mmlib.activations.corpora import (
     split_documents,
     stream_documents,
 )
-from mmlib.activations.extract import Plan, describe, extract, plan_extraction
+from mmlib.activations.extract import Plan, describe, plan_extraction, write_store
 from mmlib.activations.lm import LanguageModel, load_language_model
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
-from mmlib.files import code_digest, default_device, require
+from mmlib.denoisers.mixture import GaussianMixtureDenoiser
+from mmlib.files import code_digest, default_device, require, sha256
 from mmlib.runs import run as runs
 from mmlib.runs.presets import Preset
 from mmlib.runs.run import Run
@@ -196,6 +198,89 @@ def stored_source(
     return lambda start: shuffled_batches(stores[0], "train", batch, run.seed, start=start)
 
 
+KINDS = ("store", "pca", "mixture", "sae", "sae_grid", "networks", "copies")
+
+
+def load(run: Run, *names: str) -> SimpleNamespace:
+    """What notebooks 01 to 03 made for a run, by name. Every fit is checked against the run's store, and carries what it cost.
+
+    Args:
+        names: "store", "pca" (`PrincipalComponents`), "mixture" (`GaussianMixtureDenoiser`), "sae", "sae_grid" (SAEs by name),
+            "networks" (meta-models by the preset's names), "copies" (those kept during training, as "mlp_unet_activations",
+            among the networks), or some of the preset's recipes for these networks alone.
+    Returns:
+        An attribute for each; `store` always, and `networks` for all that are meta-models. Networks are on the default device.
+    Raises:
+        ValueError: an unknown name.
+        MissingInput: a piece is not there; the message names the notebook that makes it.
+        StoreError: a fit belongs to other documents, another language model or another layer.
+
+    In a notebook:
+
+        found = load(run, "store", "pca", "networks")
+        gaussian, mlp = found.pca.gaussian(), found.networks["mlp"]
+    """
+    size = run.preset
+    if unknown := [name for name in names if name not in KINDS and name not in size.recipes]:
+        raise ValueError(
+            f"unknown {', '.join(map(repr, unknown))}: expected some of {', '.join(KINDS)}, or of the "
+            f"recipes of preset {size.name}: {', '.join(size.recipes)}"
+        )
+    store = ActivationStore(run.store, size.layer)
+    readers = {
+        "pca": lambda: PrincipalComponents.load(_made(run.shared / "pca.safetensors"), store),
+        "mixture": lambda: GaussianMixtureDenoiser.load(
+            _made(run.shared / "mixture.safetensors"), store
+        ),
+        "sae": lambda: _sae(run.data / "sae", store),
+        "sae_grid": lambda: {
+            name: _sae(run.data / "sae_grid" / name, store) for name in size.sae_grid
+        },
+    }
+    found = SimpleNamespace(store=store)
+    for name in readers.keys() & names:
+        setattr(found, name, readers[name]())
+    if folders := _network_folders(size, names):
+        found.networks = {
+            name: _network(run.data / folder, store) for name, folder in folders.items()
+        }
+    return found
+
+
+def _made(path: Path) -> Path:
+    return require(path, "02_fit_baselines")
+
+
+def _sae(folder: Path, store: ActivationStore):
+    from mmlib.denoisers.sae import load_sae  # SAELens takes seconds to import
+
+    return load_sae(_made(folder), store)
+
+
+def _network_folders(size: Preset, names: Sequence[str]) -> dict[str, str]:
+    """Folders of the networks that are asked for, by name: of all recipes or of some, then of copies kept during training."""
+    asked = size.recipes if "networks" in names else [one for one in names if one in size.recipes]
+    folders = {name: name for name in asked}
+    if "copies" in names:
+        for name, recipe in size.recipes.items():
+            folders |= {f"{name}_{copy}": f"{name}/{copy}" for copy, _ in recipe.training.keep}
+    return folders
+
+
+def _network(folder: Path, store: ActivationStore) -> MetaModel:
+    """A trained network of the run, on the default device."""
+    maker = "02_fit_baselines" if folder.name == "denoising_sae" else "03_train_meta_model"
+    require(folder / "meta_model.json", maker)
+    model = MetaModel.from_pretrained(folder)
+    model.check_store(store)
+    return model.to(default_device())
+
+
+def mixture_digest(run: Run) -> str:
+    """12 hex digits that change with the run's mixture: trials that measure with it are known by them."""
+    return sha256(_made(run.shared / "mixture.safetensors"))[:12]
+
+
 def chosen_meta_model(run: runs.Run, name: str | None, store: ActivationStore) -> MetaModel:
     """The meta-model of an application: None is the run's own `gated_mlp`, another of its recipes goes by its name, anything else is a folder or
     the id of a Hub repository for `MetaModel.from_pretrained`. Of several layers it is the store's.
@@ -229,14 +314,14 @@ def text_stores(
     splits: Sequence[str] | None = None,
     tokens: int | None = None,
 ) -> dict[int, ActivationStore]:
-    """Stores of these texts, one a layer, all from one pass of the language model; it is made unless its file is there, and continued where an
+    """Stores of these texts, one a layer, all from one pass of the language model; it is made unless it is there, and continued where an
     extraction was interrupted.
 
     Standardise with the statistics of the store that the models were trained on, not with those of these: without
     training documents they have none.
 
     Args:
-        name: of the texts; with a hash of them, the layers and `tokens` it names the file.
+        name: of the texts; with a hash of them, the layers and `tokens` it names the folder.
         layers: block indices, each once.
         splits: of each document; None: all are test documents.
         tokens: at most so many of each document.
@@ -254,8 +339,8 @@ def text_stores(
         size.batch_tokens,
     )
     which = f"layer{layers[0]}" if len(layers) == 1 else "layers" + "-".join(map(str, layers))
-    path = run.shared / "texts" / f"{identity}-{which}{f'-{tokens}tokens' if tokens else ''}.h5"
-    extract(
+    path = run.shared / "texts" / f"{identity}-{which}{f'-{tokens}tokens' if tokens else ''}"
+    write_store(
         plan,
         lm,
         path,
@@ -266,6 +351,7 @@ def text_stores(
             created_by=extraction_command(size, plan.layers),
             seed=size.split_seed,
         ),
+        replace=True,
     )
     return {layer: ActivationStore(path, layer) for layer in layers}
 

@@ -34,7 +34,7 @@ from mmlib.training.resume import done, resume, save_state
 
 
 def _later(default):
-    """A field that came after cells of studies had been trained with its default: see `studies.Study.configuration`."""
+    """A field that came after trials of studies had been trained with its default: see `sweep.RecipeTrial.configuration`."""
     return field(default=default, metadata={"later": True})
 
 

@@ -56,7 +56,7 @@ def test_the_median_is_of_training_documents(make_store):
 
 
 def test_reductions_with_and_without_outliers_agree_with_the_comparison():
-    """All tokens: what `compare.evaluate` says. Without: what is left of the same draws when outliers are dropped from them."""
+    """All tokens: what `evaluate` says. Without: what is left of the same draws when outliers are dropped from them."""
     z = torch.randn(400, 4, generator=torch.Generator().manual_seed(1))
     documents = np.repeat(np.arange(6), (20, 20, 60, 80, 100, 120))
     outlier = np.zeros(400, dtype=bool)

@@ -129,21 +129,14 @@ CAPTIONS = {name: entry.caption for name, entry in FIGURES.items()}
 
 
 def draw(name: str, read: Callable[[str], dict | None]) -> Figure | None:
-    """A figure by its name; None where results that it needs are optional and missing.
+    """A figure by its name; None where results that it needs are missing.
 
     Args:
         read: gives results by the name of their file, None where there are none.
-
-    Raises:
-        FileNotFoundError: results of the main line are missing; it names the notebook that writes them.
     """
     entry = FIGURES[name]
-    found = {result: read(result) for result in (*entry.results, *entry.beside)}
-    missing = [result for result in entry.results if found[result] is None]
-    if set(missing) & set(OPTIONAL):
+    found = [read(result) for result in entry.results]
+    if any(result is None for result in found):
         return None
-    if missing:
-        writers = [NOTEBOOKS.get(result, "a study on a GPU") for result in missing]
-        raise FileNotFoundError(f"{name}: no results {missing}: expected those of {writers}")
-    beside = {result: found[result] for result in entry.beside if found[result]}
-    return entry.draw(*(found[result] for result in entry.results), **beside)
+    beside = {result: read(result) for result in entry.beside}
+    return entry.draw(*found, **{name: result for name, result in beside.items() if result})

@@ -5,46 +5,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mmlib.plots import (
-    BLACK,
-    BLUE,
-    GREEN,
-    LABELS,
-    LINES,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    TEXT_WIDTH,
-    columns,
-    curve,
-    forest,
-    height_axis,
-    in_legend,
-    legend_below,
-    named,
-    note,
-)
+from mmlib import plots
 
 _EDIT_LINES = {  # colour and dashes of an edit or of the method that repairs it
-    "additive": (BLACK, ()),
+    "additive": (plots.BLACK, ()),
     "norm_kept": ("0.5", (4, 1.5)),
-    "pca_k256": (ORANGE, (4, 1.5)),
-    "sae_clean": (GREEN, (1, 1)),
-    "gaussian": LINES["gaussian"],
-    "mixture": LINES["mixture"],
-    "gated_mlp": (PURPLE, (4, 1, 1, 1)),
-    "sdedit": (RED, ()),
-    "sdedit_dpm": (SKY, (1, 1)),
+    "pca_k256": (plots.ORANGE, (4, 1.5)),
+    "sae_clean": (plots.GREEN, (1, 1)),
+    "gaussian": plots.LINES["gaussian"],
+    "mixture": plots.LINES["mixture"],
+    "gated_mlp": (plots.PURPLE, (4, 1, 1, 1)),
+    "sdedit": (plots.RED, ()),
+    "sdedit_dpm": (plots.SKY, (1, 1)),
 }
 
-_LABELS = LABELS | {
+_LABELS = plots.LABELS | {
     "gated_mlp": "gated MLP, one step",
     "gaussian": "full Gaussian, one step",
     "mixture": "mixture, one step",
 }
 
-_SHORT = LABELS | {
+_SHORT = plots.LABELS | {
     "mixture": "mixture",
     "gaussian": "Gaussian",
     "gated_mlp": "gated MLP",
@@ -84,54 +65,55 @@ def _measure(concept: str) -> str:
 def steering(result: dict) -> Figure:
     """Fronts of concept against fluency, areas between fronts, and how much of an edit each repair leaves; of the first concept and σ."""
     figure, (fronts, areas, left) = plt.subplots(
-        1, 3, figsize=(TEXT_WIDTH, 3.3), width_ratios=(1.35, 0.9, 1)
+        1, 3, figsize=(plots.TEXT_WIDTH, 3.3), width_ratios=(1.35, 0.9, 1)
     )
-    concept, sigmas = result["rows"][0]["concept"], (None, result["sigmas"][0])
-    rows, geometry, area_rows = (
-        [row for row in result[part] if row["concept"] == concept and row["sigma"] in sigmas]
-        for part in ("rows", "geometry", "areas")
-    )
+    concept, sigmas = next(iter(result["rows"])), (None, result["sigmas"][0])
+    paths = _by_intervention(result["rows"][concept]["mean_difference"], sigmas)
+    geometry = _by_intervention(result["geometry"][concept], sigmas)
     meta_model, strongest = result["meta_model"]["name"], result["strengths"][-1]
-    names = dict.fromkeys(row["intervention"] for row in rows)
-    names.pop("sdedit_dpm", None)
+    names = [name for name in paths if name != "sdedit_dpm"]
     for name, marker in zip(names, "os^DvPX<>"):
-        mine = [row for row in rows if row["intervention"] == name]
-        path = [row for row in mine if row["direction"] == "mean_difference"]  # by strength
         dashes, style = _EDIT_LINES[name][1], {"marker": marker, "ms": 4, "lw": 1.1}
         style = {"colour": _EDIT_LINES[name][0], "dashes": dashes, **style}
-        _path(fronts, path, named(_LABELS[name], meta_model), **style)
-        known = [row for row in geometry if row["intervention"] == name and row["strength"] > 0]
-        _left(left, known, **style)
+        _path(fronts, paths[name], plots.named(_LABELS[name], meta_model), **style)
+        _left(left, [row for row in geometry[name] if row["strength"] > 0], **style)
         if name == "additive":
-            _strengths(fronts, path, strongest)
-    for row in rows:
-        always = row["intervention"] in ("additive", "sdedit")
-        if row["direction"] == "mean_difference" and (always or row["strength"] == strongest):
-            _cross(fronts, row, _EDIT_LINES[row["intervention"]][0])
+            _strengths(fronts, paths[name], strongest)
+    for name, path in paths.items():
+        for row in path:
+            if row["strength"] == strongest or name in ("additive", "sdedit"):
+                _cross(fronts, row, _EDIT_LINES[name][0])
     _origin(fronts)
     fronts.set(title=f"{_concept(concept)}, and its cost", ylabel="cost (nats per token)")
     fronts.set(xlabel=_measure(concept))
-    _areas(areas, [row for row in area_rows if row["against"] == "additive"], meta_model)
+    to_addition = [found["additive"] for found in result["areas"][concept].values()]
+    _areas(areas, [row for row in to_addition if row["sigma"] in sigmas], meta_model)
     left.axhline(1, color="0.8", lw=0.7, zorder=0)
     left.set(title="what is left of the edit", xlabel="strength (class differences)")
     left.set(ylabel="share left along its direction", ylim=(min(0, left.get_ylim()[0]), None))
     signs = _signs(f"95 % intervals, at × {strongest:g}\n(plain addition, SDEdit: at all)")
     handles = [*fronts.get_legend_handles_labels()[0], *signs]
-    legend_below(figure, 4, handles, handlelength=2.8, columnspacing=1.6)
+    plots.legend_below(figure, 4, handles, handlelength=2.8, columnspacing=1.6)
     return figure
+
+
+def _by_intervention(edits: dict[str, dict], sigmas: tuple) -> dict[str, list[dict]]:
+    """Rows by strength of each intervention, of those with one of these σ."""
+    rows = (list(by_strength.values()) for by_strength in edits.values())
+    return {row[0]["intervention"]: row for row in rows if row[0]["sigma"] in sigmas}
 
 
 def _path(ax: Axes, rows: list[dict], label: str, *, colour: str, **style) -> None:
     """Change against cost by strength, from the repair alone on, hollow; where nothing is to repair that is no steering."""
     start = [] if rows[0]["strength"] == 0 else [0]
-    changes, costs = ([*start, *values] for values in columns(rows, "change", "cost"))
+    changes, costs = ([*start, *values] for values in plots.columns(rows, "change", "cost"))
     ax.plot(changes, costs, color=colour, label=label, **style)
     ax.plot(changes[:1], costs[:1], color=colour, **style | {"mfc": "white", "ls": ""})
 
 
 def _left(ax: Axes, rows: list[dict], **style) -> None:
-    strength, along, interval = columns(rows, "strength", "along", "along_ci95")
-    curve(ax, strength, along, interval, bars={"lw": 0.6, "alpha": 0.6}, **style)
+    strength, along, interval = plots.columns(rows, "strength", "along", "along_ci95")
+    plots.curve(ax, strength, along, interval, bars={"lw": 0.6, "alpha": 0.6}, **style)
 
 
 def _strengths(ax: Axes, rows: list[dict], strongest: float) -> None:
@@ -139,7 +121,7 @@ def _strengths(ax: Axes, rows: list[dict], strongest: float) -> None:
         last = row["strength"] == strongest  # to the left, where no interval is in the way
         offset, place = ((-5, 3), ("right", "bottom")) if last else ((5, -2), ("left", "top"))
         style = dict(zip(("ha", "va"), place), fontsize=6.5)
-        note(ax, f"× {row['strength']:g}", (row["change"], row["cost"]), offset, **style)
+        plots.note(ax, f"× {row['strength']:g}", (row["change"], row["cost"]), offset, **style)
 
 
 def _cross(ax: Axes, row: dict, colour: str) -> None:
@@ -158,8 +140,8 @@ def _signs(intervals: str) -> list[Line2D]:
     """What marks of a front mean that all fronts share."""
     alone = {"marker": "o", "mfc": "white", "ms": 3.5, "ls": ""}
     return [
-        in_legend("nothing edited, the repair alone", **alone),
-        in_legend(intervals, marker="+", mew=0.8, ms=8, ls=""),
+        plots.in_legend("nothing edited, the repair alone", **alone),
+        plots.in_legend(intervals, marker="+", mew=0.8, ms=8, ls=""),
     ]
 
 
@@ -167,34 +149,34 @@ def _areas(ax: Axes, rows: list[dict], meta_model: str) -> None:
     for y, row in enumerate(rows):
         if row["area"] is None:
             style = {"ha": "center", "va": "center", "fontsize": 6.5}
-            note(ax, "no common level", (0.5, y), xycoords=ax.get_yaxis_transform(), **style)
+            plots.note(ax, "no common level", (0.5, y), xycoords=ax.get_yaxis_transform(), **style)
         else:
             colour = _EDIT_LINES[row["intervention"]][0]
-            forest(ax, row["area"], y, row["ci95"], colour=colour, size=4)
-    ax.axvline(0, color=BLACK, lw=0.8, zorder=0)
+            plots.forest(ax, row["area"], y, row["ci95"], colour=colour, size=4)
+    ax.axvline(0, color=plots.BLACK, lw=0.8, zorder=0)
     ax.set(title="area to plain addition")
     ax.set(xlabel="nats per token × measure\n(< 0: cheaper than it)")
-    height_axis(ax, [named(_SHORT[row["intervention"]], meta_model) for row in rows])
+    plots.height_axis(ax, [plots.named(_SHORT[row["intervention"]], meta_model) for row in rows])
 
 
 _STUDY_LINES = {  # intervention and rank of its σ, from the largest → colour, dashes, marker
-    ("additive", 0): (BLACK, (), "o"),
-    ("sae_clean", 0): (GREEN, (1, 1), "^"),
-    ("mixture", 0): (SKY, (4, 1, 1, 1), "D"),
-    ("sdedit", 0): (RED, (), "s"),
-    ("sdedit", 1): (ORANGE, (4, 1.5), "v"),
-    ("sdedit", 2): (PURPLE, (1, 1), "P"),
-    ("sdedit_mixture", 0): (BLUE, (6, 1.5), "X"),
+    ("additive", 0): (plots.BLACK, (), "o"),
+    ("sae_clean", 0): (plots.GREEN, (1, 1), "^"),
+    ("mixture", 0): (plots.SKY, (4, 1, 1, 1), "D"),
+    ("sdedit", 0): (plots.RED, (), "s"),
+    ("sdedit", 1): (plots.ORANGE, (4, 1.5), "v"),
+    ("sdedit", 2): (plots.PURPLE, (1, 1), "P"),
+    ("sdedit_mixture", 0): (plots.BLUE, (6, 1.5), "X"),
 }
 
 
 def steering_study(result: dict) -> Figure:
     """Fronts of concept against fluency, a row of panels a concept, a column a direction; hollow where the repair is alone."""
-    concepts = list(dict.fromkeys(row["concept"] for row in result["rows"]))
+    concepts = list(result["rows"])
     figure, panels = plt.subplots(
         len(concepts),
         len(_DIRECTIONS),
-        figsize=(TEXT_WIDTH, 0.9 + 1.9 * len(concepts)),
+        figsize=(plots.TEXT_WIDTH, 0.9 + 1.9 * len(concepts)),
         sharex="row",
         sharey="row",
         squeeze=False,
@@ -202,32 +184,31 @@ def steering_study(result: dict) -> Figure:
     handles = {}
     for concept, line in zip(concepts, panels):
         for direction, ax in zip(_DIRECTIONS, line):
-            panel = (concept, direction)
-            mine = [r for r in result["rows"] if (r["concept"], r["direction"]) == panel]
-            handles |= _fronts(ax, mine, result)
+            edits = result["rows"][concept].get(direction, {})
+            handles |= _fronts(ax, edits, result["sigmas"], result["meta_model"]["name"])
             _origin(ax)
             ax.set(xlabel=_measure(concept))
         line[0].set(ylabel=f"{_concept(concept)}\ncost (nats per token)")
     for direction, ax in zip(_DIRECTIONS, panels[0]):
         ax.set(title=_DIRECTIONS[direction])
     signs = _signs("95 % intervals, highest strength")
-    legend_below(figure, 3, [*handles.values(), *signs], handlelength=3.2)
+    plots.legend_below(figure, 3, [*handles.values(), *signs], handlelength=3.2)
     return figure
 
 
-def _fronts(ax: Axes, rows: list[dict], result: dict) -> dict[str, Line2D]:
+def _fronts(ax: Axes, edits: dict, sigmas: list[float], meta_model: str) -> dict[str, Line2D]:
     """A path for each intervention and σ of one panel; returns the handles by their labels."""
-    handles, sigmas = {}, sorted(result["sigmas"], reverse=True)
-    for name, sigma in dict.fromkeys((row["intervention"], row["sigma"]) for row in rows):
-        style = _STUDY_LINES.get((name, sigmas.index(sigma) if sigma in sigmas else 0))
+    handles, ranks = {}, {s: rank for rank, s in enumerate(sorted(sigmas, reverse=True))}
+    for rows in (list(by_strength.values()) for by_strength in edits.values()):
+        name, sigma = rows[0]["intervention"], rows[0]["sigma"]
+        style = _STUDY_LINES.get((name, ranks.get(sigma, 0)))
         if style is not None:  # one step of the mixture is drawn at the largest σ alone
             colour, dashes, marker = style
-            label = named(_LABELS[name], result["meta_model"]["name"])
+            label = plots.named(_LABELS[name], meta_model)
             label += "" if sigma is None else f", σ = {sigma:g}"
-            mine = [row for row in rows if (row["intervention"], row["sigma"]) == (name, sigma)]
-            changes, costs = columns(mine, "change", "cost")
+            changes, costs = plots.columns(rows, "change", "cost")
             look = {"color": colour, "marker": marker, "ms": 3.5}
             (handles[label],) = ax.plot(changes, costs, dashes=dashes, lw=1, label=label, **look)
             ax.plot(changes[:1], costs[:1], mfc="white", ls="", **look)
-            _cross(ax, mine[-1], colour)
+            _cross(ax, rows[-1], colour)
     return handles

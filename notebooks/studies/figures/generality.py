@@ -1,64 +1,48 @@
 """Figures of how far the comparison carries: to other amounts of compute, layers and texts. Notebooks 06 and 23."""
 
+from collections.abc import Iterator
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from mmlib.plots import (
-    BLACK,
-    BLUE,
-    GREEN,
-    LINES,
-    MARKERS,
-    OBJECTIVES,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    TEXT_WIDTH,
-    columns,
-    forest,
-    heat_map,
-    height_axis,
-    in_legend,
-    legend_below,
-    note,
-    percent,
-    percent_axis,
-)
+from mmlib import plots
 
 
 def scaling(result: dict) -> Figure:
     """Loss against compute by size, the law through the lower envelope, and where it would meet the claim."""
-    figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 3.4))
-    rows, reach = result["rows"], result["extrapolation"]
-    widths = sorted({row["d_model"] for row in rows})
-    styles = zip((SKY, ORANGE, GREEN, PURPLE, RED, BLUE, BLACK), "vD^so<>")
+    figure, ax = plt.subplots(figsize=(plots.TEXT_WIDTH, 3.4))
+    trials, reach = result["trials"], result["extrapolation"]
+    widths = sorted({trial["d_model"] for trial in trials.values()})
+    styles = zip(
+        (plots.SKY, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.RED, plots.BLUE, plots.BLACK),
+        "vD^so<>",
+    )
     for width, (colour, marker) in zip(widths, styles):
-        mine = [row for row in rows if row["d_model"] == width]
-        mine.sort(key=lambda row: row["compute"])
+        mine = [trial for trial in trials.values() if trial["d_model"] == width]
+        mine.sort(key=lambda trial: trial["compute"])
         label = f"width {width}, {mine[0]['parameters'] / 1e6:.2g} M"
         style = {"color": colour, "marker": marker, "ms": 4, "lw": 0.8}
-        ax.plot(*columns(mine, "compute", "loss"), label=label, **style)
-    best = [row for row in rows if row["name"] in result["envelope"]]
-    style = {"marker": "o", "ms": 8, "mfc": "none", "mec": BLACK, "mew": 0.8, "ls": ""}
-    ax.plot(*columns(best, "compute", "loss"), label="lower envelope", **style)
+        ax.plot(*plots.columns(mine, "compute", "loss"), label=label, **style)
+    best = [trial for name, trial in trials.items() if name in result["envelope"]]
+    style = {"marker": "o", "ms": 8, "mfc": "none", "mec": plots.BLACK, "mew": 0.8, "ls": ""}
+    ax.plot(*plots.columns(best, "compute", "loss"), label="lower envelope", **style)
     _law(ax, result["curve"], reach["largest_measured"])
     end = result["curve"]["compute"][-1]
     claimed = f"{100 * result['claim']:.0f} % below the Gaussian"
     for loss, text, (colour, dashes) in (
-        (result["references"]["mean"]["loss"], "mean only", LINES["mean"]),
-        (result["references"]["gaussian"]["loss"], "full Gaussian", LINES["gaussian"]),
-        (reach["loss"], claimed, (BLACK, (8, 2, 1, 2, 1, 2))),
+        (result["references"]["mean"]["loss"], "mean only", plots.LINES["mean"]),
+        (result["references"]["gaussian"]["loss"], "full Gaussian", plots.LINES["gaussian"]),
+        (reach["loss"], claimed, (plots.BLACK, (8, 2, 1, 2, 1, 2))),
     ):
         ax.axhline(loss, color=colour, dashes=dashes, lw=1)
-        note(ax, text, (end, loss), (0, 2), ha="right")
-    (losses,) = columns(rows, "loss")
+        plots.note(ax, text, (end, loss), (0, 2), ha="right")
+    (losses,) = plots.columns(trials.values(), "loss")
     ax.set(xscale="log", ylim=(0.9 * min(reach["loss"], *losses), 1.05 * max(losses)))
     ax.set(xlabel="compute C = 6·N·D (FLOP)")
-    ax.set(ylabel=f"{OBJECTIVES['flow_velocity']} per dimension, test")
-    legend_below(figure, 3, ax.get_legend_handles_labels()[0])
+    ax.set(ylabel=f"{plots.OBJECTIVES['flow_velocity']} per dimension, test")
+    plots.legend_below(figure, 3, ax.get_legend_handles_labels()[0])
     return figure
 
 
@@ -69,7 +53,7 @@ def _law(ax: Axes, found: dict, largest_measured: float) -> None:
     )
     label = "95 % over resamples of the cells"
     ax.fill_between(compute, low, high, color="0.5", alpha=0.25, lw=0, label=label)
-    measured, style = compute <= largest_measured, {"color": BLACK, "lw": 1.2}
+    measured, style = compute <= largest_measured, {"color": plots.BLACK, "lw": 1.2}
     label = r"$E + A\,C^{-\alpha}$"
     ax.plot(compute[measured], loss[measured], label=label, **style)
     label, style = "the same, extrapolated", {**style, "ls": (0, (4, 2))}
@@ -88,14 +72,25 @@ _IN_THE_GRID = ("layers", "texts", "layers and texts", "seeds")
 
 def robustness(result: dict) -> Figure:
     """Layers × texts over the Gaussian and over the mixture; then the other rows, with and without outliers, on both objectives."""
-    over = [row for row in result["rows"] if row["baseline"] == "gaussian"]
-    rows = [row for row in over if row["group"] not in _IN_THE_GRID]
+    rows = list(_over_the_gaussian(result["reductions"]))
     labels = list(dict.fromkeys((row["group"], row["label"]) for row in rows))
-    figure = plt.figure(figsize=(TEXT_WIDTH, 3.0 + 0.24 * len(labels)))
+    figure = plt.figure(figsize=(plots.TEXT_WIDTH, 3.0 + 0.24 * len(labels)))
     top, bottom = figure.subfigures(2, 1, height_ratios=(2.2, 0.8 + 0.24 * len(labels)))
     _layers_and_texts(top, result["grid"])
     _further_rows(bottom, rows, labels, result["claim"])
     return figure
+
+
+def _over_the_gaussian(reductions: dict[str, dict]) -> Iterator[dict]:
+    """Rows of the lower panel, with the names under which they stand."""
+    for group in (group for group in reductions if group not in _IN_THE_GRID):
+        for cell in reductions[group].values():
+            for objective, by_tokens in cell.items():
+                for tokens, by_method in by_tokens.items():
+                    for found in by_method.values():
+                        if "gaussian" in found:
+                            names = {"group": group, "objective": objective, "tokens": tokens}
+                            yield names | found["gaussian"]
 
 
 def _layers_and_texts(figure: SubFigure, grid: dict[str, dict]) -> None:
@@ -106,22 +101,24 @@ def _layers_and_texts(figure: SubFigure, grid: dict[str, dict]) -> None:
         "over_mixture": "small MLP over the mixture of Gaussians",
     }
     cells = {k: [[grid[text][layer][k] for text in texts] for layer in layers] for k in titles}
-    values = {k: np.array([columns(row, "reduction")[0] for row in cells[k]]) for k in titles}
+    values = {k: np.array([plots.columns(row, "reduction")[0] for row in cells[k]]) for k in titles}
     low, high = np.min(list(values.values())), np.max(list(values.values()))
     for ax, (key, title) in zip(figure.subplots(1, 2, sharey=True), titles.items()):
         words = [[_in_words(cell) for cell in row] for row in cells[key]]
-        image = heat_map(ax, values[key], words, low, high)
+        image = plots.heat_map(ax, values[key], words, low, high)
         ax.set(xticks=range(len(texts)), xticklabels=[_TEXTS.get(text, text) for text in texts])
         ax.set(yticks=range(len(layers)), yticklabels=[f"layer {layer}" for layer in layers])
         ax.set(title=title)
     bar = figure.colorbar(image, ax=figure.axes, pad=0.01, fraction=0.03)
-    percent_axis(bar.ax.yaxis)
+    plots.percent_axis(bar.ax.yaxis)
     bar.set_label("reduction, velocity loss")
     bar.outline.set_visible(False)
 
 
 def _in_words(cell: dict) -> str:
-    value, low, high = (percent(share, "+.1f") for share in (cell["reduction"], *cell["ci95"]))
+    value, low, high = (
+        plots.percent(share, "+.1f") for share in (cell["reduction"], *cell["ci95"])
+    )
     return f"{value} %\n[{low}, {high}]"
 
 
@@ -131,27 +128,34 @@ def _further_rows(
     ax = figure.subplots()
     for row in rows:
         side = 1 if row["objective"] == "ddpm_epsilon" else -1
-        style = {"colour": RED if side > 0 else BLUE, "marker": MARKERS[row["objective"]]}
+        style = {
+            "colour": plots.RED if side > 0 else plots.BLUE,
+            "marker": plots.MARKERS[row["objective"]],
+        }
         y = labels.index((row["group"], row["label"])) + 0.14 * side
         if row["tokens"] == "all":
-            forest(ax, row["reduction"], y, row["ci95"], **style)
+            plots.forest(ax, row["value"], y, row["ci95"], **style)
         else:
-            forest(ax, row["reduction"], y + 0.16 * side, size=3, mfc="white", **style)
+            plots.forest(ax, row["value"], y + 0.16 * side, size=3, mfc="white", **style)
     for i in range(1, len(labels)):
         if labels[i][0] != labels[i - 1][0]:
             ax.axhline(i - 0.5, color="0.8", lw=0.6)
-    ax.axvline(0, color=BLACK, lw=0.8)
-    ax.axvline(claim, color=BLACK, lw=1, ls="--")
-    note(ax, f"claimed {100 * claim:.0f} %", (claim, -0.5), (-3, -2), ha="right", va="top")
+    ax.axvline(0, color=plots.BLACK, lw=0.8)
+    ax.axvline(claim, color=plots.BLACK, lw=1, ls="--")
+    plots.note(ax, f"claimed {100 * claim:.0f} %", (claim, -0.5), (-3, -2), ha="right", va="top")
     ax.set(xlabel="reduction of the loss over the full Gaussian of the same training documents")
-    height_axis(ax, [_said(label) for _, label in labels])
-    percent_axis(ax.xaxis)
+    plots.height_axis(ax, [_said(label) for _, label in labels])
+    plots.percent_axis(ax.xaxis)
     handles = [
-        in_legend(OBJECTIVES[objective], colour, marker=MARKERS[objective], ms=4.5)
-        for objective, colour in zip(OBJECTIVES, (BLUE, RED))
+        plots.in_legend(
+            plots.OBJECTIVES[objective], colour, marker=plots.MARKERS[objective], ms=4.5
+        )
+        for objective, colour in zip(plots.OBJECTIVES, (plots.BLUE, plots.RED))
     ]
     style = {"marker": "o", "mfc": "white", "ms": 3, "ls": ""}
-    legend_below(figure, 3, [*handles, in_legend("hollow: without outliers", "0.3", **style)])
+    plots.legend_below(
+        figure, 3, [*handles, plots.in_legend("hollow: without outliers", "0.3", **style)]
+    )
 
 
 def _said(label: str) -> str:

@@ -5,65 +5,52 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from mmlib.plots import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    RED,
-    TEXT_WIDTH,
-    columns,
-    height_axis,
-    legend_below,
-    note,
-    percent_axis,
-)
+from mmlib import plots
 
 _SOLVERS = {
-    "euler": ("Euler", BLUE, "o"),
-    "heun": ("Heun", GREEN, "s"),
-    "dpm++": ("DPM-Solver++", RED, "^"),
+    "euler": ("Euler", plots.BLUE, "o"),
+    "heun": ("Heun", plots.GREEN, "s"),
+    "dpm++": ("DPM-Solver++", plots.RED, "^"),
 }
 
 
 def solvers(result: dict) -> Figure:
     """Fréchet distance of samples, and error of the end point, against the number of evaluations, for each solver."""
-    figure, (distances, errors) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.7))
+    figure, (distances, errors) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.7))
     found = result["solvers"]
     for name, (label, colour, marker) in _SOLVERS.items():
-        rows = [row for row in found["rows"] if row["solver"] == name]
-        rows.sort(key=lambda row: row["evaluations"])
+        rows = sorted(found["by_solver"][name].values(), key=lambda row: row["evaluations"])
         style = {"color": colour, "marker": marker, "ms": 4}
-        distances.plot(*columns(rows, "evaluations", "distance"), label=label, **style)
+        distances.plot(*plots.columns(rows, "evaluations", "distance"), label=label, **style)
         apart = [row for row in rows if row["endpoint_error"] > 0]
-        errors.plot(*columns(apart, "evaluations", "endpoint_error"), **style)
+        errors.plot(*plots.columns(apart, "evaluations", "endpoint_error"), **style)
     near = (0.95 * found["reference"], 1.05 * found["reference"])
     label = f"within 5 % of {found['most']} Euler steps"
     distances.axhspan(*near, color="0.85", lw=0, label=label)
-    style = {"color": BLACK, "lw": 0.8, "ls": ":"}
+    style = {"color": plots.BLACK, "lw": 0.8, "ls": ":"}
     distances.axhline(found["floor"], label="real training activations", **style)
     evaluations = {"xscale": "log", "xlabel": "evaluations of the network a sample"}
     distances.set(ylabel="Fréchet distance of z from test", **evaluations)
     errors.set(yscale="log", ylabel="error of the end point, relative", **evaluations)
-    legend_below(figure, 3)
+    plots.legend_below(figure, 3)
     return figure
 
 
 _STRAIGHT = {  # lines of what is measured at one size alone
-    "ours": {"color": BLUE, "ls": "-"},
-    "computed": {"color": BLACK, "ls": (0, (4, 2))},
-    "usual": {"color": ORANGE, "ls": ":"},
+    "ours": {"color": plots.BLUE, "ls": "-"},
+    "computed": {"color": plots.BLACK, "ls": (0, (4, 2))},
+    "usual": {"color": plots.ORANGE, "ls": ":"},
 }
 
 
 def throughput(result: dict) -> Figure:
     """Speed of extraction and of reading at three sizes of the store, beside the references."""
-    figure, (extraction, reading) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.5))
-    growth, rows = result["growth"], {row["name"]: row for row in result["rows"]}
+    figure, (extraction, reading) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.5))
+    growth, rows = result["growth"], result["measurements"]
     bare = rows["extraction to the store, against computing alone"]
     usual = rows["extraction to the store"]["reference"]
     batches = "shuffled batches, checksums on"
-    style = {"color": RED, "marker": "o", "ms": 4}
+    style = {"color": plots.RED, "marker": "o", "ms": 4}
     label = "all blocks to the middle one stored"
     extraction.plot(growth["tokens"], growth["tokens_per_second"], label=label, **style)
     for kind, rate, label in (
@@ -108,23 +95,25 @@ def gpu(rates: dict, budgets: dict) -> Figure:
         rates: of `mmlib_studies.benchmarks`.
         budgets: of `mmlib_studies.gpu`.
     """
-    figure, (speed, losses) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.9))
-    names = list(dict.fromkeys(row["name"] for row in rates["rows"]))
-    rows = [(names.index(row["name"]), row) for row in rates["rows"]]
-    _rates(speed, [pair for pair in rows if not pair[1]["compiled"]], BLUE, "o", "as it comes", -11)
-    _rates(speed, [pair for pair in rows if pair[1]["compiled"]], RED, "s", "compiled", 5)
-    height_axis(speed, [_ON_GPU.get(name, name) for name in names], margin=0.6)
+    figure, (speed, losses) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.9))
+    found = list(rates["rates"].values())
+    _rates(speed, [network.get("false") for network in found], plots.BLUE, "o", "as it comes", -11)
+    _rates(speed, [network.get("true") for network in found], plots.RED, "s", "compiled", 5)
+    plots.height_axis(speed, [_ON_GPU.get(name, name) for name in rates["rates"]], margin=0.6)
     speed.set(title=f"activations/s on an {rates['provenance']['device']}", xlim=(0, 1))
     speed.set(xlabel="share of an 8192³ product's rate")
-    percent_axis(speed.xaxis, symbol="%")
-    rows = [row for row in budgets["rows"] if row["objective"] == "flow_velocity"]
-    rows.sort(key=lambda row: -row["validation"])
+    plots.percent_axis(speed.xaxis, symbol="%")
+    trials = {n: t for n, t in budgets["trials"].items() if t["objective"] == "flow_velocity"}
+    names = sorted(trials, key=lambda name: -trials[name]["validation"])
+    rows = [trials[name] for name in names]
     heights, style = range(len(rows)), {"marker": "o", "ls": "", "ms": 4.5}
     label = "training documents"
-    losses.plot(*columns(rows, "train"), heights, color=BLUE, mfc="white", label=label, **style)
+    losses.plot(
+        *plots.columns(rows, "train"), heights, color=plots.BLUE, mfc="white", label=label, **style
+    )
     label = "validation documents"
-    losses.plot(*columns(rows, "validation"), heights, color=RED, label=label, **style)
-    labels = [_ON_GPU.get(row["name"], row["name"].replace("-", " ")) for row in rows]
+    losses.plot(*plots.columns(rows, "validation"), heights, color=plots.RED, label=label, **style)
+    labels = [_ON_GPU.get(name, name.replace("-", " ")) for name in names]
     losses.set(yticks=heights, yticklabels=labels)
     losses.set(xlabel="velocity loss", title="the same store, other settings")
     for axes in (speed, losses):
@@ -134,12 +123,13 @@ def gpu(rates: dict, budgets: dict) -> Figure:
 
 
 def _rates(
-    ax: Axes, rows: list[tuple[int, dict]], colour: str, marker: str, label: str, above: float
+    ax: Axes, rows: list[dict | None], colour: str, marker: str, label: str, above: float
 ) -> None:
     """Each network's share of the rate of a matrix product at its height, and its rate `above` it in points."""
-    shares = [row["fraction_of_matmul"]["8192"] for _, row in rows]
-    ax.plot(shares, [y for y, _ in rows], marker, color=colour, ms=5, label=label)
-    for share, (y, row) in zip(shares, rows):
+    known = {y: row for y, row in enumerate(rows) if row is not None}
+    shares = [row["fraction_of_matmul"]["8192"] for row in known.values()]
+    ax.plot(shares, list(known), marker, color=colour, ms=5, label=label)
+    for share, (y, row) in zip(shares, known.items()):
         rate = f"{EngFormatter(places=1)(row['activations_per_second'])}/s"
         side = "center" if share > 0.15 else "left"
-        note(ax, rate, (share, y), (0, above), ha=side, fontsize=6.5, color=colour)
+        plots.note(ax, rate, (share, y), (0, above), ha=side, fontsize=6.5, color=colour)

@@ -5,31 +5,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmlib.plots import (
-    BLACK,
-    BLUE,
-    GREEN,
-    LABELS,
-    LINES,
-    OBJECTIVES,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    TEXT_WIDTH,
-    columns,
-    forest,
-    height_axis,
-    in_legend,
-    legend_below,
-    note,
-    rate_axis,
-)
+from mmlib import plots
 
 
 def training(result: dict) -> Figure:
     """Training and validation loss of the networks against activations seen and against seconds."""
-    figure, axes = plt.subplots(2, 2, figsize=(TEXT_WIDTH, 4.2), sharey="row")
+    figure, axes = plt.subplots(2, 2, figsize=(plots.TEXT_WIDTH, 4.2), sharey="row")
     clocks = {"activations": "activations seen", "seconds": "seconds of training"}
     for row, names in zip(axes, (("mlp", "gated_mlp"), ("unet",))):
         references = result[names[0]]["references"]
@@ -37,49 +18,51 @@ def training(result: dict) -> Figure:
             for name in names:
                 _training_curve(ax, result[name]["log"], clock, name)
             for method in ("mean", "gaussian"):
-                colour, dashes = LINES[method]
-                style = {"color": colour, "dashes": dashes, "label": LABELS[method]}
+                colour, dashes = plots.LINES[method]
+                style = {"color": colour, "dashes": dashes, "label": plots.LABELS[method]}
                 ax.axhline(references[method], lw=1, **style)
             ax.set(xscale="log", xlabel=label)
         losses = [entry["loss"] for name in names for entry in result[name]["log"]]
         top = (3 if "unet" in names else 1.35) * references["mean"]
         row[0].set(ylim=(0.95 * min(references["gaussian"], *losses), top))
-        row[0].set(ylabel=f"{OBJECTIVES[result[names[0]]['objective']]} per dimension")
-        millions = [f"{LABELS[name]}: {result[name]['parameters'] / 1e6:.1f} M" for name in names]
+        row[0].set(ylabel=f"{plots.OBJECTIVES[result[names[0]]['objective']]} per dimension")
+        millions = [
+            f"{plots.LABELS[name]}: {result[name]['parameters'] / 1e6:.1f} M" for name in names
+        ]
         row[0].set_title(", ".join(f"{text} parameters" for text in millions), loc="left")
     neutral = [
         *(
-            in_legend(LABELS[n], LINES[n][0], dashes=LINES[n][1])
+            plots.in_legend(plots.LABELS[n], plots.LINES[n][0], dashes=plots.LINES[n][1])
             for n in ("mlp", "gated_mlp", "unet")
         ),
-        in_legend("training batches", alpha=0.5, lw=1),
-        in_legend("validation, averaged weights", marker="o", ms=3),
+        plots.in_legend("training batches", alpha=0.5, lw=1),
+        plots.in_legend("validation, averaged weights", marker="o", ms=3),
         *axes[0, 0].get_legend_handles_labels()[0],
     ]
-    legend_below(figure, 4, neutral)
+    plots.legend_below(figure, 4, neutral)
     return figure
 
 
 def _training_curve(ax: Axes, log: list[dict], clock: str, name: str) -> None:
-    colour, dashes = LINES[name]
+    colour, dashes = plots.LINES[name]
     measured = [entry for entry in log if "validation_loss" in entry]
     style = {"color": colour, "dashes": dashes}
-    ax.plot(*columns(log, clock, "loss"), alpha=0.35, lw=1, **style)
-    ax.plot(*columns(measured, clock, "validation_loss"), marker="o", ms=3, **style)
+    ax.plot(*plots.columns(log, clock, "loss"), alpha=0.35, lw=1, **style)
+    ax.plot(*plots.columns(measured, clock, "validation_loss"), marker="o", ms=3, **style)
 
 
 _VARIANTS = {
-    "published": (ORANGE, (), "s"),
-    "shared": (BLUE, (4, 1.5), "o"),
-    "gated": (RED, (), "D"),
-    "linear": (GREEN, (1, 1), "^"),
+    "published": (plots.ORANGE, (), "s"),
+    "shared": (plots.BLUE, (4, 1.5), "o"),
+    "gated": (plots.RED, (), "D"),
+    "linear": (plots.GREEN, (1, 1), "^"),
 }
 
 _RACE = {
-    "published settings": (BLACK, (1, 1)),
-    "published architecture, tuned": (ORANGE, (6, 1.5)),
-    "ours, to its end": (RED, (6, 1.5)),
-    "ours, to their target": (PURPLE, (4, 1.5)),
+    "published settings": (plots.BLACK, (1, 1)),
+    "published architecture, tuned": (plots.ORANGE, (6, 1.5)),
+    "ours, to its end": (plots.RED, (6, 1.5)),
+    "ours, to their target": (plots.PURPLE, (4, 1.5)),
 }
 
 _CLOCK = {"xlabel": "seconds, set-up included", "ylabel": "velocity loss, log of the training"}
@@ -87,15 +70,19 @@ _CLOCK = {"xlabel": "seconds, set-up included", "ylabel": "velocity loss, log of
 
 def recipes(result: dict) -> Figure:
     """Variants by learning rate and by seconds, the race to two targets, and what one change at a time does to ours."""
-    figure, ((rates, seconds), (race, changes)) = plt.subplots(2, 2, figsize=(TEXT_WIDTH, 5.2))
+    figure, ((rates, seconds), (race, changes)) = plt.subplots(
+        2, 2, figsize=(plots.TEXT_WIDTH, 5.2)
+    )
     mean = result["references"]["mean"]["flow_velocity"]
     for variant, (colour, dashes, marker) in _VARIANTS.items():
-        rows = [row for row in result["rates"][variant] if row["loss"] is not None]
+        rows = [row for row in result["rates"][variant].values() if row["loss"] is not None]
         style = {"color": colour, "dashes": dashes, "marker": marker, "ms": 4}
         label = result["variants"][variant]["name"]
-        rates.plot(*columns(rows, "rate", "loss"), label=label, **style)
+        rates.plot(*plots.columns(rows, "rate", "loss"), label=label, **style)
         _curves(seconds, result["curves"]["variants"][variant], colour, dashes)
-    rate_axis(rates, [row["rate"] for rows in result["rates"].values() for row in rows])
+    plots.rate_axis(
+        rates, [row["rate"] for rows in result["rates"].values() for row in rows.values()]
+    )
     rates.set(ylabel="velocity loss, validation", title="learning rate (one seed)")
     worst = max(row["loss"] for row in result["variants"].values())
     rates.set_ylim(top=min(rates.get_ylim()[1], 1.15 * worst))
@@ -104,7 +91,7 @@ def recipes(result: dict) -> Figure:
     _race(race, result, mean)
     _changes(changes, result["ablations"])
     handles = [handle for ax in (rates, race) for handle in ax.get_legend_handles_labels()[0]]
-    legend_below(figure, 3, handles)
+    plots.legend_below(figure, 3, handles)
     return figure
 
 
@@ -131,7 +118,7 @@ def _race(ax: Axes, result: dict, mean: float) -> None:
         ax.axhline(target, color="0.4", lw=0.8, ls=(0, (4, 2)))
         style = {"va": "top", "fontsize": 6.5, "color": "0.3", "annotation_clip": True}
         place = {"xycoords": ("axes fraction", "data")}
-        note(ax, f"target, {text}", (0, target), (2, -2), **place, **style)
+        plots.note(ax, f"target, {text}", (0, target), (2, -2), **place, **style)
     ax.set(xscale="log", title="the race to two targets", **_CLOCK)
     low, high = ax.get_xlim()
     steps = [step * 10.0**power for power in range(-4, 7) for step in (1, 3)]
@@ -145,11 +132,11 @@ def _changes(ax: Axes, found: dict) -> None:
     known = [(name, difference) for name, difference in rows.items() if difference is not None]
     known.sort(key=lambda item: -item[1])
     for y, (name, difference) in enumerate(known):
-        forest(ax, difference, y, colour=RED, mfc="white")
+        plots.forest(ax, difference, y, colour=plots.RED, mfc="white")
         values = found["seeds"][name]["values"] if name in found["seeds"] else []
-        ax.plot(values, [y] * len(values), marker="|", ms=9, mew=1.2, color=BLACK, ls="")
-    ax.axvline(0, color=BLACK, lw=0.8)
-    height_axis(ax, [name for name, _ in known], margin=0.6, rising=True)
+        ax.plot(values, [y] * len(values), marker="|", ms=9, mew=1.2, color=plots.BLACK, ls="")
+    ax.axvline(0, color=plots.BLACK, lw=0.8)
+    plots.height_axis(ax, [name for name, _ in known], margin=0.6, rising=True)
     ax.set(xlabel="loss, less that of ours", title="ours with one change (| every seed)")
     ax.margins(x=0.15)
 
@@ -157,7 +144,7 @@ def _changes(ax: Axes, found: dict) -> None:
 def unet_recipes(result: dict) -> Figure:
     """The UNet at equal seconds: by rate and width, by height of its image, and with its dimensions in order and permuted."""
     figure, (widths, heights, orders) = plt.subplots(
-        1, 3, figsize=(TEXT_WIDTH, 2.7), sharey=True, width_ratios=(1.4, 1, 1)
+        1, 3, figsize=(plots.TEXT_WIDTH, 2.7), sharey=True, width_ratios=(1.4, 1, 1)
     )
     unet, mean = result["unet"], result["references"]["mean"]["ddpm_epsilon"]
     far = 1.05 * mean  # what is above leaves the picture, to keep the rest apart
@@ -165,40 +152,42 @@ def unet_recipes(result: dict) -> Figure:
     by_height = _heights(heights, unet["heights"])
     seeds = [unet["orders"][order]["values"] for order in ("natural", "permuted")]
     for i, pair in enumerate(zip(*seeds)):
-        style = {"marker": "os^v<>"[i % 6], "ms": 4.5, "mfc": SKY, "mec": BLACK}
+        style = {"marker": "os^v<>"[i % 6], "ms": 4.5, "mfc": plots.SKY, "mec": plots.BLACK}
         orders.plot((0, 1), pair, color="0.4", lw=0.9, **style)
     orders.set(xticks=(0, 1), xticklabels=("natural", "permuted"), xlim=(-0.4, 1.4))
     orders.set(xlabel="order of the dimensions", title="a line a seed")
     for ax, label in ((widths, "mean only"), (heights, None), (orders, None)):
-        ax.axhline(mean, color=BLACK, lw=0.9, ls=":", label=label)
+        ax.axhline(mean, color=plots.BLACK, lw=0.9, ls=":", label=label)
     shown = [loss for loss in (*lowest, mean) if loss <= far] + by_height + seeds[0] + seeds[1]
     widths.set_ylim(min(shown) - 0.1 * np.ptp(shown), max(shown) + 0.3 * np.ptp(shown))
-    legend_below(figure, 4, widths.get_legend_handles_labels()[0])
+    plots.legend_below(figure, 4, widths.get_legend_handles_labels()[0])
     return figure
 
 
-def _widths(ax: Axes, rows: list[dict], far: float) -> list[float]:
+def _widths(ax: Axes, widths: dict[str, dict], far: float) -> list[float]:
     """Loss by learning rate, a curve a width; returns the lowest loss of each."""
-    widths, lowest = dict.fromkeys(tuple(row["channels"]) for row in rows), []
-    for channels, colour, marker in zip(widths, (BLUE, ORANGE, GREEN), "osD"):
-        mine = [row for row in rows if tuple(row["channels"]) == channels]
-        known = sorted((r for r in mine if r["loss"] is not None), key=lambda row: row["rate"])
-        rates, losses = columns(known, "rate", "loss")
+    lowest = []
+    for (channels, rows), colour, marker in zip(
+        widths.items(), (plots.BLUE, plots.ORANGE, plots.GREEN), "osD"
+    ):
+        known = [row for row in rows.values() if row["loss"] is not None]
+        known.sort(key=lambda row: row["rate"])
+        rates, losses = plots.columns(known, "rate", "loss")
         lowest.append(min(losses))
         above = f" (from {lowest[-1]:.3f}, above)" if lowest[-1] > far else ""
-        label = f"channels {', '.join(map(str, channels))}{above}"
+        label = f"channels {channels.replace('+', ', ')}{above}"
         ax.plot(rates, losses, color=colour, marker=marker, ms=4, lw=1, label=label)
-    rate_axis(ax, [row["rate"] for row in rows])
+    plots.rate_axis(ax, [row["rate"] for rows in widths.values() for row in rows.values()])
     ax.set(ylabel="ε loss, validation", title="rate and width")
     return lowest
 
 
-def _heights(ax: Axes, rows: list[dict]) -> list[float]:
+def _heights(ax: Axes, rows: dict[str, dict]) -> list[float]:
     """Loss by the height of the image; returns these losses."""
-    rows = [row for row in rows if row["loss"] is not None]
-    heights, losses = columns(rows, "height", "loss")
-    ax.plot(range(len(rows)), losses, color=PURPLE, marker="o", ms=5, ls="")
+    known = [row for row in rows.values() if row["loss"] is not None]
+    heights, losses = plots.columns(known, "height", "loss")
+    ax.plot(range(len(known)), losses, color=plots.PURPLE, marker="o", ms=5, ls="")
     labels = ["own" if height is None else str(height) for height in heights]
-    ax.set(xticks=range(len(rows)), xticklabels=labels, xlim=(-0.6, len(rows) - 0.4))
+    ax.set(xticks=range(len(known)), xticklabels=labels, xlim=(-0.6, len(known) - 0.4))
     ax.set(xlabel="height of the image", title="layout")
     return losses

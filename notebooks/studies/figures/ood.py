@@ -7,39 +7,27 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from mmlib.plots import (
-    BLUE,
-    GREEN,
-    PURPLE,
-    RED,
-    SKY,
-    TEXT_WIDTH,
-    forest,
-    height_axis,
-    legend_below,
-    named,
-    shaded_text,
-)
+from mmlib import plots
 
 _SCORES = {  # name, colour, marker
-    "mahalanobis": ("Mahalanobis distance (Gaussian)", BLUE, "s"),
-    "sae": ("SAE, reconstruction error", GREEN, "^"),
-    "mixture": ("mixture of Gaussians, likelihood", SKY, "D"),
-    "denoise_mixture": ("mixture of Gaussians, denoising loss", PURPLE, "v"),
-    "denoise_gated_mlp": ("gated MLP, denoising loss", RED, "o"),
+    "mahalanobis": ("Mahalanobis distance (Gaussian)", plots.BLUE, "s"),
+    "sae": ("SAE, reconstruction error", plots.GREEN, "^"),
+    "mixture": ("mixture of Gaussians, likelihood", plots.SKY, "D"),
+    "denoise_mixture": ("mixture of Gaussians, denoising loss", plots.PURPLE, "v"),
+    "denoise_gated_mlp": ("gated MLP, denoising loss", plots.RED, "o"),
 }
 
 
 def typicality(result: dict) -> Figure:
     """AUROC of five scores on every shifted set, with intervals by document."""
-    sets, rows = result["sets"], {(row["set"], row["score"]): row for row in result["rows"]}
-    figure, ax = plt.subplots(figsize=(TEXT_WIDTH, 0.8 + 0.27 * len(sets)))
+    sets, found = result["sets"], result["auroc"]
+    figure, ax = plt.subplots(figsize=(plots.TEXT_WIDTH, 0.8 + 0.27 * len(sets)))
     for j, (score, (label, colour, marker)) in enumerate(_SCORES.items()):
         style = {"colour": colour, "marker": marker, "size": 3.2, "width": 0.9}
         for i, name in enumerate(sets):
-            row, y = rows[name, score], i + 0.15 * (j - (len(_SCORES) - 1) / 2)
+            row, y = found[name][score], i + 0.15 * (j - (len(_SCORES) - 1) / 2)
             bar = {"solid_capstyle": "butt"}
-            forest(ax, row["auroc"], y, row["ci95"], bar=bar, **style)
+            plots.forest(ax, row["auroc"], y, row["ci95"], bar=bar, **style)
         ax.plot(
             [],
             [],
@@ -47,19 +35,21 @@ def typicality(result: dict) -> Figure:
             marker=marker,
             ms=3.2,
             ls="",
-            label=named(label, result["meta_model"]),
+            label=plots.named(label, result["meta_model"]),
         )
     ax.axvline(0.5, color="0.4", lw=0.8, ls=":")
-    groups = [found["group"] for found in sets.values()]
+    groups = [row["group"] for row in sets.values()]
     for i in range(1, len(groups)):
         inside = groups[i] == groups[i - 1]
         ax.axhline(i - 0.5, color="0.85" if inside else "0.4", lw=0.5 if inside else 0.8)
-    height_axis(ax, [named(found["title"], result["meta_model"]) for found in sets.values()])
+    plots.height_axis(
+        ax, [plots.named(row["title"], result["meta_model"]) for row in sets.values()]
+    )
     ax.tick_params(axis="y", length=0)
-    lowest = min(0.5, *(rows[name, score]["ci95"][0] for name in sets for score in _SCORES))
+    lowest = min(0.5, *(found[name][score]["ci95"][0] for name in sets for score in _SCORES))
     ax.set(xlim=(lowest - 0.02, 1.02))
     ax.set(xlabel="AUROC against test documents (½: not told apart; below: taken for more typical)")
-    legend_below(figure, 2)
+    plots.legend_below(figure, 2)
     return figure
 
 
@@ -73,7 +63,7 @@ def typicality_passage(result: dict) -> Figure:
     passage, names = result["passage"], ("denoise_gated_mlp", "mixture")
     lines = passage_lines(passage["strings"], passage["segments"])
     height = 0.6 + 0.135 * len(names) * (len(lines) + 1)
-    figure, axes = plt.subplots(len(names), 1, figsize=(TEXT_WIDTH, height))
+    figure, axes = plt.subplots(len(names), 1, figsize=(plots.TEXT_WIDTH, height))
     for ax, name in zip(axes, names):
         for row, (title, tokens) in enumerate(lines):
             style = {"ha": "right", "va": "center", "fontsize": 6.5, "style": "italic"}
@@ -81,9 +71,9 @@ def typicality_passage(result: dict) -> Figure:
             for i, column, text in tokens:
                 shade = {"color": colormaps["Oranges"](_SHADE * passage["ranks"][name][i])}
                 place = (column, row + 0.5, len(text), 0.92)
-                shaded_text(ax, text, *place, shade=shade, fontsize=6.2)
+                plots.shaded_text(ax, text, *place, shade=shade, fontsize=6.2)
         ax.set(xlim=(0, COLUMNS), ylim=(len(lines), 0))
-        ax.set(title=named(_SCORES[name][0], result["meta_model"]))
+        ax.set(title=plots.named(_SCORES[name][0], result["meta_model"]))
         ax.axis("off")
     shades = ScalarMappable(cmap=ListedColormap(colormaps["Oranges"](np.linspace(0, _SHADE, 256))))
     bar = figure.colorbar(shades, ax=axes, location="bottom", fraction=0.03, aspect=60, pad=0.02)

@@ -5,35 +5,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmlib.plots import (
-    BLACK,
-    BLUE,
-    GREEN,
-    LABELS,
-    LINES,
-    RED,
-    TEXT_WIDTH,
-    columns,
-    curve,
-    forest,
-    height_axis,
-    in_legend,
-    legend_below,
-    note,
-    percent_axis,
-)
+from mmlib import plots
 
 _SAMPLED = {  # label, colour, marker, dashes
-    "real": ("real (test)", BLACK, ".", "-"),
-    "gaussian": ("Gaussian", BLUE, "x", "--"),
-    "gated_mlp": ("gated MLP", RED, "+", "-"),
+    "real": ("real (test)", plots.BLACK, ".", "-"),
+    "gaussian": ("Gaussian", plots.BLUE, "x", "--"),
+    "gated_mlp": ("gated MLP", plots.RED, "+", "-"),
 }
 
 
 def samples(result: dict) -> Figure:
     """Generated against real activations: first principal components, norms, Fréchet distance."""
     figure, (scatter, norms, distance) = plt.subplots(
-        1, 3, figsize=(TEXT_WIDTH, 2.6), width_ratios=(1.1, 1, 1.25)
+        1, 3, figsize=(plots.TEXT_WIDTH, 2.6), width_ratios=(1.1, 1, 1.25)
     )
     handles = []
     for name, (label, colour, marker, dash) in _SAMPLED.items():
@@ -41,7 +25,7 @@ def samples(result: dict) -> Figure:
         scatter.plot(*points, marker, color=colour, ms=2.5, mew=0.6, alpha=0.6)
         style = {"color": colour, "lw": 1.3, "ls": dash}
         norms.stairs(histogram["density"], histogram["edges"], **style)
-        handles.append(in_legend(label, colour, marker=marker, ms=5, ls=dash))
+        handles.append(plots.in_legend(label, colour, marker=marker, ms=5, ls=dash))
     scatter.set(title="principal components", xlabel="PC 1 of z", ylabel="PC 2 of z")
     norms.set(title="norms", xlabel="norm of z", ylabel="density")
     figure.legend(handles=handles, loc="outside lower left", ncol=3)
@@ -52,11 +36,11 @@ def samples(result: dict) -> Figure:
 def _distances(ax: Axes, rows: dict[str, dict]) -> None:
     order = sorted(rows, key=lambda name: rows[name]["distance"])
     distances = [rows[name]["distance"] for name in order]
-    labels = ["real (training)" if name == "floor" else LABELS[name] for name in order]
-    colours = ["0.6" if name == "floor" else LINES[name][0] for name in order]
+    labels = ["real (training)" if name == "floor" else plots.LABELS[name] for name in order]
+    colours = ["0.6" if name == "floor" else plots.LINES[name][0] for name in order]
     ax.barh(labels, distances, color=colours, height=0.6)
     for y, distance in enumerate(distances):
-        note(ax, f"{distance:.0f}", (distance, y), (2, 0), va="center")
+        plots.note(ax, f"{distance:.0f}", (distance, y), (2, 0), va="center")
     ax.set(title="distance from test documents", xlabel="Fréchet distance of z")
     ax.margins(x=0.15)
 
@@ -67,11 +51,11 @@ def dimensions(samples: dict[str, np.ndarray]) -> Figure:
     Args:
         samples: name in the legend → standardised activations z (n, d); at most three.
     """
-    figure, axes = plt.subplots(2, 4, figsize=(TEXT_WIDTH, 3.2))
+    figure, axes = plt.subplots(2, 4, figsize=(plots.TEXT_WIDTH, 3.2))
     d, bins = next(iter(samples.values())).shape[1], np.linspace(-4, 4, 41)
     for ax, dimension in zip(axes.flat, np.linspace(0, d - 1, 8).astype(int)):
         for (name, z_nd), colour, dash in zip(
-            samples.items(), (BLACK, BLUE, GREEN), ("-", "--", "-")
+            samples.items(), (plots.BLACK, plots.BLUE, plots.GREEN), ("-", "--", "-")
         ):
             style = {"histtype": "step", "color": colour, "ls": dash, "label": name}
             ax.hist(np.asarray(z_nd[:, dimension]), bins, density=True, **style)
@@ -84,30 +68,30 @@ def dimensions(samples: dict[str, np.ndarray]) -> Figure:
 def density(result: dict) -> Figure:
     """Log-likelihood of test activations by method, and the distribution over tokens of its difference to the Gaussian's."""
     figure, (means, differences) = plt.subplots(
-        1, 2, figsize=(TEXT_WIDTH, 2.6), width_ratios=(1, 1.15)
+        1, 2, figsize=(plots.TEXT_WIDTH, 2.6), width_ratios=(1, 1.15)
     )
     rows = sorted(result["rows"].items(), key=lambda item: item[1]["mean"])
     for y, (name, row) in enumerate(rows):
-        colour, dashes = LINES[name]
+        colour, dashes = plots.LINES[name]
         marker = "o" if row["kind"] == "exact" else "s"
-        forest(means, row["mean"], y, row["ci95"], colour=colour, marker=marker)
-        forest(means, row["median"], y, colour=colour, **_MEDIAN)
+        plots.forest(means, row["mean"], y, row["ci95"], colour=colour, marker=marker)
+        plots.forest(means, row["median"], y, colour=colour, **_MEDIAN)
         if name not in ("gaussian", "mean"):
             over = row["over_gaussian"]["quantiles"]
             share = np.linspace(0.005, 0.995, len(over))
-            differences.plot(over, share, color=colour, dashes=dashes, label=LABELS[name])
-    height_axis(means, [LABELS[name] for name, _ in rows], margin=0.6, rising=True)
+            differences.plot(over, share, color=colour, dashes=dashes, label=plots.LABELS[name])
+    plots.height_axis(means, [plots.LABELS[name] for name, _ in rows], margin=0.6, rising=True)
     means.set(xlabel="nats per dimension")
-    differences.axvline(0, color=BLACK, lw=0.8)
+    differences.axvline(0, color=plots.BLACK, lw=0.8)
     differences.set(xlabel="nats per dimension over the full Gaussian", ylim=(0, 1))
     differences.set(ylabel="share of test tokens below")
-    percent_axis(differences.yaxis)
+    plots.percent_axis(differences.yaxis)
     handles = [
-        in_legend("exact", marker="o", ms=4.5, lw=1.4),
-        in_legend("along the ODE", marker="s", ms=4.5, lw=1.4),
-        in_legend("median token", marker="|", ms=9, mew=1.2, ls=""),
+        plots.in_legend("exact", marker="o", ms=4.5, lw=1.4),
+        plots.in_legend("along the ODE", marker="s", ms=4.5, lw=1.4),
+        plots.in_legend("median token", marker="|", ms=9, mew=1.2, ls=""),
     ]
-    legend_below(figure, 4, [*handles, *differences.get_legend_handles_labels()[0]])
+    plots.legend_below(figure, 4, [*handles, *differences.get_legend_handles_labels()[0]])
     return figure
 
 
@@ -122,38 +106,38 @@ _REPLACED = {
 
 def lm_loss(result: dict) -> Figure:
     """Δ LM loss under one-step estimates against σ, and under every replacement against its FVU."""
-    figure, (by_sigma, by_fvu) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.6), sharey=True)
-    styles = {"noisy": ("0.6", (1, 1)), **LINES}
+    figure, (by_sigma, by_fvu) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 3.6), sharey=True)
+    styles = {"noisy": ("0.6", (1, 1)), **plots.LINES}
     rows = [
-        (method, [row for row in result[part] if row["method"] == method])
+        (method, list(result[part].get(method, {}).values()))
         for part, methods in (("denoisers", styles), ("denoisers_common_subset", ("unet",)))
         for method in methods
     ]
     for place, (method, found) in enumerate(entry for entry in rows if entry[1]):
         colour, dashes = styles[method]
         style = {"dashes": dashes, "marker": "o", "ms": 3}
-        label = _REPLACED.get(method, LABELS.get(method))
+        label = _REPLACED.get(method, plots.LABELS.get(method))
         _deltas(by_sigma, found, 0.008 * (place - 4), colour=colour, label=label, **style)
-        fvu, delta = columns(found, "fvu", "delta")
+        fvu, delta = plots.columns(found, "fvu", "delta")
         by_fvu.plot(fvu, delta, color=colour, lw=0.9, **style)
-    for row, dashes in zip(result["ablations"], ((5, 1, 1, 1, 1, 1), (1, 2))):
-        style = {"lw": 0.8, "dashes": dashes, "label": _REPLACED[row["method"]]}
-        by_sigma.axhline(row["delta"], color=BLACK, **style)
+    for method, dashes in (("mean_ablation", (5, 1, 1, 1, 1, 1)), ("zero_ablation", (1, 2))):
+        style = {"lw": 0.8, "dashes": dashes, "label": _REPLACED[method]}
+        by_sigma.axhline(result["ablations"][method]["delta"], color=plots.BLACK, **style)
     _reconstructions(by_fvu, result["reconstructions"])
     by_sigma.set(yscale="log", ylabel="Δ LM loss (nats per token)", xticks=(0.1, 0.3, 0.5, 0.7))
     by_sigma.set(xlabel="noise level σ (beside it: intervals, ▼ where below 0)")
     by_fvu.set(xscale="log", xlabel="fraction of variance unexplained (FVU)")
-    legend_below(figure, 5)
+    plots.legend_below(figure, 5)
     return figure
 
 
 def _deltas(ax: Axes, rows: list[dict], shift: float, *, colour: str, **style) -> None:
     """Points at σ itself; the intervals of several methods stand side by side, shifted."""
-    sigma, delta, interval = map(np.array, columns(rows, "sigma", "delta", "ci95"))
-    curve(ax, sigma, delta, colour=colour, lw=1.1, **style)
+    sigma, delta, interval = map(np.array, plots.columns(rows, "sigma", "delta", "ci95"))
+    plots.curve(ax, sigma, delta, colour=colour, lw=1.1, **style)
     marks = {"marker": "_", "ms": 3, "ls": "", "zorder": 2.1}  # above all curves
     bars = {"lw": 0.8, "caps": 3}
-    curve(ax, sigma + shift, delta, interval, colour=colour, bars=bars, **marks)
+    plots.curve(ax, sigma + shift, delta, interval, colour=colour, bars=bars, **marks)
     below = interval.min(1) <= 0  # where a logarithmic axis has no place for the end
     at, bottom = (sigma + shift)[below], np.zeros(below.sum())
     place = {"transform": ax.get_xaxis_transform(), "clip_on": False}
@@ -163,10 +147,10 @@ def _deltas(ax: Axes, rows: list[dict], shift: float, *, colour: str, **style) -
 
 def _reconstructions(ax: Axes, found: dict) -> None:
     """Reconstructions of clean activations: PCA-k with its k, and SAEs."""
-    fvu, delta, ks = columns(found["pca"], "fvu", "delta", "k")
+    fvu, delta, ks = plots.columns(found["pca"].values(), "fvu", "delta", "k")
     style = {"color": "0.55", "lw": 2.2, "marker": "s", "ms": 4, "zorder": 1}
     ax.plot(fvu, delta, label="PCA-k, no noise", **style)
     for x, y, k in zip(fvu, delta, ks):
-        note(ax, f"{k}", (x, y), (3, -8), fontsize=6.5, color="0.35")
-    style = {"color": GREEN, "marker": "D", "ms": 5, "mec": BLACK, "mew": 0.5, "ls": ""}
-    ax.plot(*columns(found["sae"], "fvu", "delta"), label="SAEs, no noise", **style)
+        plots.note(ax, f"{k}", (x, y), (3, -8), fontsize=6.5, color="0.35")
+    style = {"color": plots.GREEN, "marker": "D", "ms": 5, "mec": plots.BLACK, "mew": 0.5, "ls": ""}
+    ax.plot(*plots.columns(found["sae"].values(), "fvu", "delta"), label="SAEs, no noise", **style)

@@ -5,19 +5,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmlib.plots import BLACK, BLUE, GREEN, ORANGE, SKY, TEXT_WIDTH, curve, note
+from mmlib import plots
 
 
 def activations(result: dict) -> Figure:
     """Anatomy of the stored activations: norms by position, spread and kurtosis by dimension, PCA spectrum."""
-    figure, ((norms, spread), (tails, spectrum)) = plt.subplots(2, 2, figsize=(TEXT_WIDTH, 4.4))
+    figure, ((norms, spread), (tails, spectrum)) = plt.subplots(
+        2, 2, figsize=(plots.TEXT_WIDTH, 4.4)
+    )
     _norms(norms, result["norm_by_position"])
-    spread.plot(np.sort(result["std"])[::-1], color=BLUE)
+    spread.plot(np.sort(result["std"])[::-1], color=plots.BLUE)
     spread.set(title="spread by dimension", ylabel="standard deviation", yscale="log")
     values = np.sort(result["kurtosis"])[::-1]
-    tails.plot(values, color=BLUE)
-    tails.axhline(0, color=BLACK, lw=0.8, ls=":")
-    note(tails, "a Gaussian's: 0", (0.35 * len(values), 0), (0, -3), va="top")
+    tails.plot(values, color=plots.BLUE)
+    tails.axhline(0, color=plots.BLACK, lw=0.8, ls=":")
+    plots.note(tails, "a Gaussian's: 0", (0.35 * len(values), 0), (0, -3), va="top")
     tails.set(title="tails by dimension", ylabel="excess kurtosis")
     tails.set_yscale("symlog", linthresh=1)
     for ax in (spread, tails):
@@ -28,9 +30,9 @@ def activations(result: dict) -> Figure:
 
 def _norms(ax: Axes, quantiles: dict) -> None:
     ends = np.transpose([quantiles["q01"], quantiles["q99"]])
-    band = {"color": SKY, "alpha": 0.45, "label": "1–99 %"}
+    band = {"color": plots.SKY, "alpha": 0.45, "label": "1–99 %"}
     at, median = quantiles["position"], quantiles["q50"]
-    curve(ax, at, median, ends, colour=BLUE, band=band, label="median")
+    plots.curve(ax, at, median, ends, colour=plots.BLUE, band=band, label="median")
     ax.set(title="norm by position in the window", yscale="log")
     ax.set(xlabel="position (tokens after <bos>)", ylabel="norm of the activation")
     ax.legend(loc="lower right", ncol=2)
@@ -39,23 +41,25 @@ def _norms(ax: Axes, quantiles: dict) -> None:
 
 def _spectrum(ax: Axes, variances: np.ndarray, rank: float) -> None:
     share = variances.cumsum() / variances.sum()
-    ax.plot(np.arange(1, len(variances) + 1), share, color=BLUE)
-    ax.axvline(rank, color=BLACK, lw=0.8, ls=":")
-    note(ax, f"effective rank {rank:.0f}", (rank, 0.05), (4, 0))
+    ax.plot(np.arange(1, len(variances) + 1), share, color=plots.BLUE)
+    ax.axvline(rank, color=plots.BLACK, lw=0.8, ls=":")
+    plots.note(ax, f"effective rank {rank:.0f}", (rank, 0.05), (4, 0))
     ax.set(title="PCA spectrum", xlabel="components", ylabel="share of variance", ylim=(0, 1.02))
 
 
 def baselines(result: dict) -> Figure:
     """Reconstruction of clean activations by PCA-k and SAEs, and how often the latents of the main one fire."""
-    figure, (fvu, firing) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.6), width_ratios=(1.5, 1))
+    figure, (fvu, firing) = plt.subplots(
+        1, 2, figsize=(plots.TEXT_WIDTH, 2.6), width_ratios=(1.5, 1)
+    )
     pca, sae = result["pca"], result["sae"]
-    fvu.plot(pca["k"], pca["fvu"], color=ORANGE, marker="o", ms=3, label="PCA-k")
+    fvu.plot(pca["k"], pca["fvu"], color=plots.ORANGE, marker="o", ms=3, label="PCA-k")
     _saes(fvu, sae, list(result["sae_grid"].values()))
     fvu.set(title="clean activations of validation documents", ylabel="FVU", ylim=(0, 1.02))
     fvu.set(xlabel="components or active latents", xscale="log")
     fvu.legend(loc="lower left", title="larger: more latents", alignment="left", title_fontsize=7.5)
     frequency = np.asarray(sae["frequency"])
-    firing.hist(np.log10(frequency[frequency > 0]), bins=40, color=GREEN)
+    firing.hist(np.log10(frequency[frequency > 0]), bins=40, color=plots.GREEN)
     firing.set(title=f"SAE latents ({100 * sae['dead']:.1f} % silent here)")
     firing.set(xlabel="log₁₀ share of activations", ylabel="latents")
     return figure
@@ -70,11 +74,11 @@ _SAE_MARKERS = {
 
 def _saes(ax: Axes, main: dict, grid: list[dict]) -> None:
     """FVU against L0: the main SAE full, those of the grid hollow; a point grows with the number of latents."""
-    for row, face in (*((row, "none") for row in grid), (main, GREEN)):
+    for row, face in (*((row, "none") for row in grid), (main, plots.GREEN)):
         marker, size = _SAE_MARKERS[row["kind"]][0], 2 + 2 * np.sqrt(row["latents"] / 2048)
-        ax.plot(row["l0"], row["fvu"], color=GREEN, marker=marker, ms=size, mfc=face, ls="")
+        ax.plot(row["l0"], row["fvu"], color=plots.GREEN, marker=marker, ms=size, mfc=face, ls="")
     seen, seen_small = (f"{row['train_activations'] / 1e6:.2g} M" for row in (main, grid[0]))
-    style = {"color": GREEN, "ms": 5, "ls": ""}
+    style = {"color": plots.GREEN, "ms": 5, "ls": ""}
     ax.plot([], [], marker="D", label=f"TopK SAE, {seen} seen", **style)
     for kind in dict.fromkeys(row["kind"] for row in grid):
         marker, name = _SAE_MARKERS[kind]
@@ -83,12 +87,12 @@ def _saes(ax: Axes, main: dict, grid: list[dict]) -> None:
 
 def independence(result: dict) -> Figure:
     """Joint firing of the SAE's latents against independence, and the tails of whitened coordinates against a Gaussian's."""
-    figure, (joint, tails) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.5))
+    figure, (joint, tails) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.5))
     found, whitened = result["independence"]["coactivation"], result["independence"]["whitened"]
     histogram = found["histogram"]
     for name, colour, dash, label in (
-        ("null", BLACK, "--", "shifted apart"),
-        ("data", GREEN, "-", "as they are"),
+        ("null", plots.BLACK, "--", "shifted apart"),
+        ("data", plots.GREEN, "-", "as they are"),
     ):
         style = {"color": colour, "ls": dash, "lw": 1.3, "label": label}
         joint.stairs(histogram[name], histogram["edges"], **style)
@@ -96,10 +100,15 @@ def independence(result: dict) -> Figure:
     joint.set(xlabel="log₂ (joint rate / product of rates)")
     joint.legend()
     component = np.arange(1, len(whitened["kurtosis"]) + 1)
-    tails.plot(component, whitened["kurtosis"], ".", color=BLUE, ms=2.5, label="as it is")
-    style = {"color": ORANGE, "ms": 2.5, "mew": 0.6, "label": "every token scaled to one norm"}
+    tails.plot(component, whitened["kurtosis"], ".", color=plots.BLUE, ms=2.5, label="as it is")
+    style = {
+        "color": plots.ORANGE,
+        "ms": 2.5,
+        "mew": 0.6,
+        "label": "every token scaled to one norm",
+    }
     tails.plot(component, whitened["norm_kurtosis"], "x", **style)
-    tails.axhline(0, color=BLACK, lw=0.8, ls=":", label="a Gaussian's")
+    tails.axhline(0, color=plots.BLACK, lw=0.8, ls=":", label="a Gaussian's")
     tails.set(title="whitened principal components", ylabel="excess kurtosis")
     tails.set(xlabel="component", xscale="log")
     tails.set_yscale("symlog", linthresh=1)

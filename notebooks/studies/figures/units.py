@@ -5,40 +5,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from mmlib.plots import (
-    BLACK,
-    BLUE,
-    GREEN,
-    LABELS,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    TEXT_WIDTH,
-    columns,
-    curve,
-    forest,
-    height_axis,
-    in_legend,
-    legend_below,
-    named,
-    shaded_text,
-)
+from mmlib import plots
 
 _UNITS = {  # of a dictionary: label, colour
-    "gated_mlp": ("meta-neurons, gated MLP (ours)", RED),
-    "mlp": ("meta-neurons, MLP (paper)", ORANGE),
-    "unet": ("meta-neurons, UNet (article)", PURPLE),
-    "untrained": ("meta-neurons, MLP untrained", BLACK),
+    "gated_mlp": ("meta-neurons, gated MLP (ours)", plots.RED),
+    "mlp": ("meta-neurons, MLP (paper)", plots.ORANGE),
+    "unet": ("meta-neurons, UNet (article)", plots.PURPLE),
+    "untrained": ("meta-neurons, MLP untrained", plots.BLACK),
     "random": ("random directions", "0.45"),
     "random_silu": ("random SiLU features", "0.65"),
-    "raw": ("dimensions", BLUE),
+    "raw": ("dimensions", plots.BLUE),
     "lm_neurons": ("neurons of the block's MLP", "#7A5C00"),
-    "pca": ("principal components", SKY),
-    "sae": ("SAE latents", GREEN),
+    "pca": ("principal components", plots.SKY),
+    "sae": ("SAE latents", plots.GREEN),
     "sae_dense": ("SAE latents before TopK", "#00513B"),
-    "mixture": (LABELS["mixture"], "#8C4B6E"),
-    "mean_difference": ("difference of class means", BLACK),
+    "mixture": (plots.LABELS["mixture"], "#8C4B6E"),
+    "mean_difference": ("difference of class means", plots.BLACK),
 }
 
 _PAIR = {"full": {"marker": "o"}, "hollow": {"marker": "s", "mfc": "white"}}  # of a dictionary
@@ -46,31 +28,36 @@ _PAIR = {"full": {"marker": "o"}, "hollow": {"marker": "s", "mfc": "white"}}  # 
 
 def probing(result: dict) -> Figure:
     """Held-out AUC of one-unit probes by dictionary, with all units and with equally many candidates; and against the noise level."""
-    figure, (kinds, noise) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 3.3), width_ratios=(1.35, 1))
-    rows = sorted(result["rows"], key=lambda row: row["all"]["mean"])
-    for y, row in enumerate(rows):
-        style = {"colour": _UNITS[row["name"]][1], "width": 1.3}
+    figure, (kinds, noise) = plt.subplots(
+        1, 2, figsize=(plots.TEXT_WIDTH, 3.3), width_ratios=(1.35, 1)
+    )
+    found = result["dictionaries"]
+    names = sorted(found, key=lambda name: found[name]["all"]["mean"])
+    for y, name in enumerate(names):
+        style = {"colour": _UNITS[name][1], "width": 1.3}
         for key, shift, marks in (("all", 0.17, "full"), ("few", -0.17, "hollow")):
-            found = row[key]
-            forest(kinds, found["mean"], y + shift, found["ci95"], **_PAIR[marks], **style)
-    _references(kinds, result, len(rows))
-    titles = {name: named(label, result["meta_model"]) for name, (label, _) in _UNITS.items()}
-    labels = [f"{titles[row['name']]} ({row['units']:,})" for row in rows]
-    height_axis(kinds, labels, margin=0.6, rising=True)
+            row = found[name][key]
+            plots.forest(kinds, row["mean"], y + shift, row["ci95"], **_PAIR[marks], **style)
+    _references(kinds, result, len(names))
+    titles = {name: plots.named(label, result["meta_model"]) for name, (label, _) in _UNITS.items()}
+    labels = [f"{titles[name]} ({found[name]['units']:,})" for name in names]
+    plots.height_axis(kinds, labels, margin=0.6, rising=True)
     kinds.set(xlabel=f"mean AUC over {len(result['tasks'])} tasks, held out")
     for name, marker in (("gated_mlp", "o"), ("mlp", "s"), ("untrained", "^"), ("raw", "v")):
-        found = [row for row in result["by_sigma"] if row["name"] == name]
-        if found:  # results of before the paper's MLP was read at every σ lack it
+        if (
+            name in result["by_sigma"]
+        ):  # results of before the paper's MLP was read at every σ lack it
+            style = {"colour": _UNITS[name][1], "marker": marker, "ms": 3.5}
             label = titles[name] + (", with that noise" if name == "raw" else "")
-            _by_sigma(noise, found, _UNITS[name][1], marker, label)
+            _by_sigma(noise, name, list(result["by_sigma"][name].values()), label, style)
     label = f"{result['candidates']} at random"
     noise.plot([], [], color="0.4", dashes=(3, 1.5), label=label)
-    sigmas = sorted({row["sigma"] for row in result["by_sigma"]})
+    sigmas = sorted({row["sigma"] for rows in result["by_sigma"].values() for row in rows.values()})
     noise.set(xlabel="σ at which units are read", ylabel="mean AUC", xscale="log")
     noise.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas])
     noise.minorticks_off()
     handles = [handle for ax in (kinds, noise) for handle in ax.get_legend_handles_labels()[0]]
-    legend_below(figure, 3, handles)
+    plots.legend_below(figure, 3, handles)
     return figure
 
 
@@ -85,23 +72,24 @@ def _references(ax: Axes, result: dict, n: int) -> None:
         ("dense", (1, 1), "fitted: all dimensions"),
     ):
         mean = result["references"][name]["mean"]
-        ax.axvline(mean, color=BLACK, lw=0.9, dashes=dashes, label=label)
-    for (name, value), colour, marker in zip(result["published"].items(), (RED, GREEN), "vD"):
+        ax.axvline(mean, color=plots.BLACK, lw=0.9, dashes=dashes, label=label)
+    for (name, value), colour, marker in zip(
+        result["published"].items(), (plots.RED, plots.GREEN), "vD"
+    ):
         style = {"color": colour, "marker": marker, "mfc": "none", "ms": 4.5, "ls": ""}
         label = f"published, other model: {name}"
         ax.plot(value, n - 0.35, clip_on=False, label=label, **style)
 
 
-def _by_sigma(ax: Axes, rows: list[dict], colour: str, marker: str, label: str) -> None:
+def _by_sigma(ax: Axes, name: str, rows: list[dict], label: str, style: dict) -> None:
     """AUC against σ with all units, and dashed with few; there are no more dimensions than candidates."""
-    style = {"colour": colour, "marker": marker, "ms": 3.5}
     kinds = {"all": {"dashes": ()}, "few": {"dashes": (3, 1.5), "mfc": "white"}}
-    for key in ("all",) if rows[0]["name"] == "raw" else kinds:
-        mean, interval = columns((row[key] for row in rows), "mean", "ci95")
-        (sigma,) = columns(rows, "sigma")
+    for key in ("all",) if name == "raw" else kinds:
+        mean, interval = plots.columns((row[key] for row in rows), "mean", "ci95")
+        (sigma,) = plots.columns(rows, "sigma")
         bars = {"lw": 0.7}
-        curve(ax, sigma, mean, interval, bars=bars, lw=1.1, zorder=2.1, **style, **kinds[key])
-    ax.plot([], [], color=colour, marker=marker, ms=3.5, label=label)
+        plots.curve(ax, sigma, mean, interval, bars=bars, lw=1.1, zorder=2.1, **style, **kinds[key])
+    plots.curve(ax, [], [], label=label, **style)
 
 
 def clamping(result: dict) -> Figure:
@@ -109,38 +97,38 @@ def clamping(result: dict) -> Figure:
     found = result["clamping"]
     if "skipped" in found:
         return _said(f"No unit was clamped. {found['skipped']}")
-    figure, panels = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.9), sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.9), sharey=True)
     titles = {"unscaled": "clamped to the positive mean", "scaled": "all changes at one norm"}
     for ax, (scale, title) in zip(panels, titles.items()):
-        rows = [row for row in reversed(found["effects"]) if row["scale"] == scale]
-        for y, row in enumerate(rows):
-            _clamped(ax, row, y)
-        ax.axvline(0, color=BLACK, lw=0.8)
-        labels = [named(_UNITS[row["name"]][0], result["meta_model"]) for row in rows]
-        ax.set(yticks=range(len(rows)), yticklabels=labels)
+        names = [name for name in reversed(found["effects"]) if scale in found["effects"][name]]
+        for y, name in enumerate(names):
+            _clamped(ax, found["effects"][name][scale], name, y)
+        ax.axvline(0, color=plots.BLACK, lw=0.8)
+        labels = [plots.named(_UNITS[name][0], result["meta_model"]) for name in names]
+        ax.set(yticks=range(len(names)), yticklabels=labels)
         ax.set(title=title, xlabel="share of the gap between the classes")
     signs = {"ms": 4.5, "ls": ""}
     handles = [
-        in_legend("unit chosen for the task", **_PAIR["full"], **signs),
-        in_legend("random units of the same density", **_PAIR["hollow"], **signs),
-        in_legend("direction fitted to it", marker="D", **signs),
+        plots.in_legend("unit chosen for the task", **_PAIR["full"], **signs),
+        plots.in_legend("random units of the same density", **_PAIR["hollow"], **signs),
+        plots.in_legend("direction fitted to it", marker="D", **signs),
     ]
-    legend_below(figure, 3, handles)
+    plots.legend_below(figure, 3, handles)
     return figure
 
 
-def _clamped(ax: Axes, row: dict, y: float) -> None:
-    style = {"colour": _UNITS[row["name"]][1], "width": 1.3}
+def _clamped(ax: Axes, row: dict, name: str, y: float) -> None:
+    style = {"colour": _UNITS[name][1], "width": 1.3}
     for key, shift, marks in (("best", 0.17, "full"), ("controls", -0.17, "hollow")):
         if key in row:
-            fitted = {"marker": "D"} if row["name"] == "mean_difference" else {}
+            fitted = {"marker": "D"} if name == "mean_difference" else {}
             effect, interval = row[key]["effect"], row[key]["ci95"]
-            forest(ax, effect, y + shift, interval, **_PAIR[marks] | fitted, **style)
+            plots.forest(ax, effect, y + shift, interval, **_PAIR[marks] | fitted, **style)
 
 
 def _said(text: str) -> Figure:
     """In place of a figure, why there is none."""
-    figure = plt.figure(figsize=(TEXT_WIDTH, 0.8))
+    figure = plt.figure(figsize=(plots.TEXT_WIDTH, 0.8))
     figure.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
     return figure
 
@@ -154,26 +142,27 @@ _OPAQUE = 0.85  # opacity at a unit's largest value
 
 def unit_contexts(result: dict, units: int = 8, lines: int = 3) -> Figure:
     """Tokens in context at which chosen meta-neurons, and some that no task chose, are largest; shaded by the unit's value."""
-    chosen = [unit for unit in result["units"] if unit["auc"] is not None]
-    others = [unit for unit in result["units"] if unit["auc"] is None]
+    found = [(task, unit) for task, mine in result["units"].items() for unit in mine.values()]
+    chosen = [pair for pair in found if pair[1]["auc"] is not None]
+    others = [pair for pair in found if pair[1]["auc"] is None]
     shown = [*chosen[: units - min(2, len(others))], *others[:2]]
     height = _LINE * (len(shown) * (lines + 1.6) + 1)
-    figure = plt.figure(figsize=(TEXT_WIDTH, height), layout="constrained")
+    figure = plt.figure(figsize=(plots.TEXT_WIDTH, height), layout="constrained")
     # inches are laid out by hand; a figure made without an engine would be given one by savefig
     figure.set_layout_engine("none")
     ax = figure.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, TEXT_WIDTH), ylim=(height, 0))
+    ax.set(xlim=(0, plots.TEXT_WIDTH), ylim=(height, 0))
     ax.axis("off")
     y = 0.7 * _LINE
-    for unit in shown:
+    for task, unit in shown:
         style = {"fontsize": _SIZE + 0.4, "va": "center", "weight": "bold"}
-        ax.text(0.05, y, _facts(unit), **style)
+        ax.text(0.05, y, _facts(task, unit), **style)
         for context in unit["contexts"][:lines]:
             y += _LINE
-            _shaded_line(ax, context, y, 0.6 * TEXT_WIDTH)
+            _shaded_line(ax, context, y, 0.6 * plots.TEXT_WIDTH)
         y += 1.6 * _LINE
     for i in range(21):  # what the shade means
-        shade = {"color": ORANGE, "alpha": _OPAQUE * i / 20, "lw": 0}
+        shade = {"color": plots.ORANGE, "alpha": _OPAQUE * i / 20, "lw": 0}
         at = (3 + 0.05 * i, y - 0.4 * _LINE)
         ax.add_patch(plt.Rectangle(at, 0.05, 0.6 * _LINE, **shade))
     style = {"fontsize": _SIZE, "va": "center"}
@@ -182,12 +171,12 @@ def unit_contexts(result: dict, units: int = 8, lines: int = 3) -> Figure:
     return figure
 
 
-def _facts(unit: dict) -> str:
+def _facts(task: str, unit: dict) -> str:
     judged = "" if unit["auc"] is None else f"   AUC {unit['auc']:.2f}"
     density = f"density {unit['density']:.2f}" if unit["density"] >= 0.005 else "density < 0.005"
     index = f"{'−' * (unit['sign'] < 0)}{unit['index']}"
     texts = (
-        f"{unit['task']}{judged}",
+        f"{task}{judged}",
         f"block {unit['block']}, unit {index}",
         density,
         f"selectivity {unit['selectivity']:.2f}",
@@ -202,10 +191,10 @@ def _shaded_line(ax: Axes, context: dict, y: float, centre: float) -> None:
     x = centre - _CHARACTER * sum(map(len, pieces[: context["at"]]))
     for i, (piece, value) in enumerate(zip(pieces, context["values"])):
         width = _CHARACTER * len(piece)
-        if x >= 0.05 and x + width <= TEXT_WIDTH - 0.05:
-            shade = {"color": ORANGE, "alpha": _OPAQUE * value}
+        if x >= 0.05 and x + width <= plots.TEXT_WIDTH - 0.05:
+            shade = {"color": plots.ORANGE, "alpha": _OPAQUE * value}
             style = {"fontsize": _SIZE, "weight": "bold" if i == context["at"] else "normal"}
-            shaded_text(ax, piece, x, y, width, 0.9 * _LINE, shade=shade, **style)
+            plots.shaded_text(ax, piece, x, y, width, 0.9 * _LINE, shade=shade, **style)
         x += width
 
 

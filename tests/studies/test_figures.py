@@ -1,0 +1,115 @@
+"""Figures: the list of all, what their captions promise, and that they draw what results say."""
+
+import json
+import re
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.text import Text
+
+from mmlib.plots import set_style
+from mmlib.runs.run import ROOT
+from mmlib_studies import figures
+from mmlib_studies.figures.ood import COLUMNS, passage_lines
+
+
+def read(name):
+    """Published results, None where there are none."""
+    folder = ROOT / "results" if name.startswith("gpu/") else ROOT / "results" / "default"
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+@pytest.fixture(autouse=True)
+def _style():
+    set_style()
+    yield
+    plt.close("all")
+
+
+def words(figure):
+    return {text.get_text() for text in figure.findobj(Text)}
+
+
+def test_drawing_loads_no_torch():
+    code = "import sys; from mmlib_studies import figures; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_every_figure_is_committed_as_vector_and_image(name):
+    assert (ROOT / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert (ROOT / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_notebook_31_draws_every_figure_of_the_list():
+    notebook = json.loads((ROOT / "notebooks" / "31_figures.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"]]
+    drawn = [name for cell in cells for name in re.findall(r'^draw\("(\w+)"\)$', cell)]
+    assert sorted(drawn) == sorted(figures.FIGURES)
+
+
+def test_every_result_of_the_list_has_a_notebook_that_writes_it():
+    for name, entry in figures.FIGURES.items():
+        for result in (*entry.results, *entry.beside):
+            assert result.startswith("gpu/") or result in figures.NOTEBOOKS, name
+    for result, notebook in figures.NOTEBOOKS.items():
+        text = (ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8")
+        assert f'run.write(\\"{result}\\"' in text
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_a_caption_says_what_is_drawn_and_what_it_shows_without_numbers(name):
+    caption = figures.CAPTIONS[name]
+    assert len(re.findall(r"\.(?= |$)", caption)) == 2 and not re.search(r"\d", caption)
+
+
+@pytest.mark.parametrize("name", ["baselines", "unet_recipes", "gpu"])
+def test_a_figure_is_drawn_by_its_name(name):
+    assert len(figures.draw(name, read).axes) >= 2
+    assert figures.draw(name, lambda result: None) is None
+
+
+def test_what_stands_beside_results_is_drawn_where_it_is():
+    with_seeds = figures.draw("reductions", read)
+    without = figures.draw("reductions", lambda name: None if name == "replication" else read(name))
+    assert "each training seed" in words(with_seeds) - words(without)
+
+
+def test_a_mark_for_ends_below_0_takes_no_room_from_the_axes():
+    figure = figures.draw("lm_loss", read)
+    figure.canvas.draw()
+    assert all(ax.get_position().height > 0.6 for ax in figure.axes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["steering", "steering_study", "probing", "clamping", "typicality", "typicality_passage"],
+)
+def test_another_meta_model_than_ours_is_named_where_it_is_drawn(name):
+    def renamed(result):
+        found, other = read(result), "path/to/Zyx"
+        is_name = isinstance(found["meta_model"], str)
+        return found | {"meta_model": other if is_name else found["meta_model"] | {"name": other}}
+
+    shown = words(figures.draw(name, renamed))
+    assert any("Zyx" in text for text in shown)
+    assert not any("gated MLP" in text or "path/" in text for text in shown)
+
+
+def test_where_nothing_was_clamped_the_figure_says_why():
+    assert words(figures.clamping({"clamping": {"skipped": "No latent fires."}})) == {
+        "No unit was clamped. No latent fires."
+    }
+
+
+def test_lines_of_a_passage_end_at_the_margin_and_with_a_segment():
+    wide = "x" * (COLUMNS - 4)
+    lines = passage_lines(["a\n", "bc", wide, "d", "e"], ["one", "one", "one", "one", "two"])
+    assert lines == [
+        ("one", [(0, 0, "a↵"), (1, 2, "bc"), (2, 4, wide)]),
+        ("", [(3, 0, "d")]),
+        ("two", [(4, 0, "e")]),
+    ]

@@ -10,6 +10,7 @@ import torch
 
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PRESETS, SteeringStudySize
+from mmlib.runs.results import keyed_results
 from mmlib_studies import figures
 from mmlib_studies.steering import grid as steering_study
 from mmlib_studies.steering.grid import Findings, SteeringStudy, combinations
@@ -193,9 +194,8 @@ def test_findings_are_those_that_were_planted(study):
         steering_study.verdict(interval)
         for interval in ([0.1, 0.2], [-0.2, -0.1], [-0.1, 0.1], None)
     ] == ["higher", "lower", "undecided", "not compared"]
-    figure = figures.steering_study(
-        {"rows": findings.rows(), "sigmas": SIZE.sigmas, "meta_model": {"name": "gated_mlp"}}
-    )
+    drawn = {"rows": findings.rows(), "sigmas": SIZE.sigmas, "meta_model": {"name": "gated_mlp"}}
+    figure = figures.steering_study(keyed_results("steering_study", drawn))
     assert [ax.get_title() for ax in figure.axes[:3]] == [
         "difference of means",
         "SAE latent",

@@ -156,13 +156,12 @@ class ActivationStore:
         )
         self.document_rows = np.array(documents["rows"], dtype=np.int64)
         self.first_row = np.cumsum(self.document_rows) - self.document_rows
-        facts = {key: self.manifest[key] for key in ("format", "format_version", "created_by")}
-        self.attributes = {**identity, **facts}
+        told = ("format", "format_version", "created_by")
+        self.attributes = {**identity, **{key: self.manifest[key] for key in told}}
         self.model, self.corpus = identity["model"], identity["corpus"]
         self.d, self.dtype, self.n = identity["d"], identity["dtype"], self.manifest["rows"]
-        self.layers, self.layer = identity["layers"], layer
-        if layer is None:
-            self.layer = self.layers[0]
+        self.layers = identity["layers"]
+        self.layer = self.layers[0] if layer is None else layer
         if self.layer not in self.layers:
             raise StoreError(
                 f"{self.path} holds layers {self.layers}, not layer {layer}: run 01_extract_activations for that layer"
@@ -267,9 +266,8 @@ class ActivationStore:
                 f"{self.path} has no documents in split {split!r}: expected one of {sorted(set(self.splits))}"
             )
         first, last = documents[0], documents[-1]
-        return range(
-            int(self.first_row[first]), int(self.first_row[last] + self.document_rows[last])
-        )
+        stop = self.first_row[last] + self.document_rows[last]
+        return range(int(self.first_row[first]), int(stop))
 
     def rows_of(self, document: int | str, positions: slice = slice(None)) -> range:
         """The rows of a document, by index or title, or of consecutive positions in it.
@@ -365,8 +363,8 @@ class ActivationStore:
     @property
     def bytes(self) -> int:
         """Size of all files."""
-        parts = sum(entry["size"] for entry in self.manifest["parts"])
-        return parts + sum((self.path / name).stat().st_size for name in (MANIFEST, VIRTUAL))
+        names = MANIFEST, VIRTUAL, *(entry["file"] for entry in self.manifest["parts"])
+        return sum((self.path / name).stat().st_size for name in names)
 
     def summary(self) -> dict[str, str]:
         """What the store holds, for a reader."""
@@ -401,8 +399,7 @@ def verify(folder: Path) -> list[str]:
     with tqdm(total=chunks, desc=f"verifying {Path(folder).name}", unit=" chunks", delay=2) as bar:
         problems = []
         for name, rows in whole._columns.items():
-            fits = partial(_fits, whole, name)
-            problems += _problems(folder, rows, fits, bar)
+            problems += _problems(folder, rows, partial(_fits, whole, name), bar)
         for store in stores:
             problems += _wrong_values(store, bar)
             store.close()
@@ -443,10 +440,8 @@ def _wrong_values(store: ActivationStore, bar: tqdm) -> list[str]:
 
     found = list(_problems(store.path, store.activations, finite, bar))
     spread = np.abs(moments.mean) + np.sqrt(moments.variance)
-    same = (
-        np.allclose(store.variance, moments.variance, rtol=1e-9, atol=0)
-        and (np.abs(store.mean - moments.mean) <= 1e-9 * spread).all()
-    )
+    same = np.allclose(store.variance, moments.variance, rtol=1e-9, atol=0)
+    same &= bool((np.abs(store.mean - moments.mean) <= 1e-9 * spread).all())
     if found or same:
         return found
     return [

@@ -30,8 +30,8 @@ def extract_command(arguments: list[str]) -> None:
     from mmlib.activations.extract import describe, write_store
     from mmlib.activations.lm import load_language_model
     from mmlib.files import default_device
-    from mmlib.runs.artefacts import documents_of, extraction_command, prepare
     from mmlib.runs.run import start
+    from mmlib.runs.texts import documents_of, extraction_command, prepare
 
     parser = _parser(
         "extract", extract_command, "python -m mmlib extract --preset smoke --layers 4 8"

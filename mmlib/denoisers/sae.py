@@ -200,8 +200,9 @@ class SAEDenoiser:
     def __init__(self, sae: "SAE", fed: str):
         self.sae, self.fed = sae, fed
         self.parameters = sum(p.numel() for p in sae.parameters())
-        self.train_seconds = sae.cfg.metadata.train_seconds  # None: not known
-        self.train_activations = sae.cfg.metadata.train_activations
+        known = sae.cfg.metadata if hasattr(sae, "cfg") else None  # of SAELens, or another's
+        self.train_seconds = known and known.train_seconds  # None: not known
+        self.train_activations = known and known.train_activations
 
     @torch.inference_mode()
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
@@ -231,9 +232,10 @@ class MixedDenoiser:
     ):
         self.inner, self.also = inner, tuple(also)
         self.parameters = inner.parameters + sum(denoiser.parameters for denoiser in self.also)
-        seconds = [denoiser.train_seconds for denoiser in (inner, *self.also)]
+        # a denoiser that fits nothing, or somebody else's, need not say what it cost
+        seconds = [getattr(denoiser, "train_seconds", None) for denoiser in (inner, *self.also)]
         self.train_seconds = None if None in seconds else sum(seconds)
-        self.train_activations = inner.train_activations  # the others see no more of them
+        self.train_activations = getattr(inner, "train_activations", None)
         self.weights = {level.sigma: self._fit(level.sigma, z_nd, generator) for level in levels}
 
     def _terms(self, x_nd: Tensor, sigma: float) -> list[Tensor]:

@@ -132,7 +132,7 @@ def load(
         FileNotFoundError: there is nothing of the kind.
         CheckpointError: it is damaged or incomplete, or lacks its standardisation.
 
-    >>> import tempfile, mmlib
+    >>> import tempfile, torch, mmlib
     >>> model = mmlib.fit(torch.randn(200, 4), "gaussian", progress=False)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     again = load(model.save(Path(folder) / "gaussian"))

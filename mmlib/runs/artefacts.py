@@ -1,4 +1,4 @@
-"""Stores beside the run's own, for studies and applications: of other texts, each extracted once, or of the same under another split."""
+"""What notebooks 01 to 03 make for a run: loaded by name, each checked against the run's store, or trained."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -15,188 +15,20 @@ from mmlib.activations.batches import (
     shuffled_batches,
     streamed_batches,
 )
-from mmlib.activations.corpora import (
-    SELF,
-    Document,
-    corpus_identity,
-    is_stream,
-    load_documents,
-    split_documents,
-    stream_documents,
-)
-from mmlib.activations.extract import Plan, describe, plan_extraction, write_store
-from mmlib.activations.lm import LanguageModel, load_language_model
+from mmlib.activations.corpora import corpus_identity, is_stream, stream_documents
+from mmlib.activations.extract import describe
+from mmlib.activations.lm import load_language_model
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
 from mmlib.files import code_digest, default_device, require, sha256
-from mmlib.runs import run as runs
 from mmlib.runs.presets import Preset
 from mmlib.runs.run import Run
+from mmlib.runs.texts import documents_of, extraction_command, prepare
 from mmlib.training.recipe import new_model
 from mmlib.training.train import train
-
-
-def documents_of(run: runs.Run, lm: LanguageModel) -> list[Document]:
-    """The documents of a run's corpus."""
-    size = run.preset
-    options = {"cache": run.cache, "lm": lm, "seed": size.split_seed, "tokens": size.window - 1}
-    if size.corpus == SELF:
-        return load_documents(SELF, limit=size.sampled_documents, **options)
-    documents = load_documents(size.corpus, limit=size.documents + 1, **options)
-    if len(documents) > size.documents:
-        print(
-            f"{size.corpus} has more than the {size.documents:,} documents that preset {size.name} reads: these are the first",
-            flush=True,
-        )
-    return documents[: size.documents]
-
-
-def extraction_command(size: Preset, layers: Sequence[int]) -> str:
-    """The nearest command line that makes a store of this preset with its overrides."""
-    return (
-        f"python -m mmlib extract --preset {size.name} --model {size.model} "
-        f"--corpus {size.corpus} --layers {' '.join(map(str, layers))}"
-    )
-
-
-def prepare(
-    size: Preset, lm: LanguageModel, documents: list[Document], layers: Sequence[int] | None = None
-) -> Plan:
-    """The plan of a preset: its split, window and layer, or `layers` in its stead."""
-    splits = split_documents(
-        documents, size.validation_documents, size.test_documents, size.split_seed
-    )
-    return plan_extraction(
-        documents,
-        splits,
-        lm,
-        layers or size.layer,
-        size.window,
-        size.document_tokens,
-        size.batch_tokens,
-    )
-
-
-def live_source(
-    run: Run, stores: list[ActivationStore], batch: int
-) -> tuple[Callable[[int], Iterator[Tensor]], str]:
-    """Batches of a run's own text for `train`, from the language model instead of the store, and an identity of that source.
-
-    A corpus of known size is read epoch after epoch, its training documents only; a streamed one (`hf:…`) once, without the documents
-    that the store holds out. Each of several processes reads every batch whole, so more of them train no faster on what is read.
-
-    Raises:
-        StoreError: the store is of another language model, of other documents than the corpus has now, or of other windows.
-    """
-    size, state = run.preset, PartialState(cpu=default_device() == "cpu")
-    with state.main_process_first():
-        lm = load_language_model(
-            size.model, dtype=size.dtype, device=str(state.device), cache=run.cache
-        )
-        documents = documents_of(run, lm)
-    store = stores[0]
-    store.check_source(model=lm.identity, d=lm.width)
-    plan = prepare(size, lm, documents, [one.layer for one in stores])
-    facts = describe(
-        lm,
-        corpus_identity(size.corpus, documents),
-        plan,
-        created_by=extraction_command(size, plan.layers),
-        seed=size.split_seed,
-    )
-    facts["dtype"] = plan.dtype
-    for key in ("dtype", "corpus", "tokenizer", "window", "batch_tokens", "device"):
-        if facts[key] != store.attributes.get(key):
-            raise StoreError(
-                f"live batches would be of {key} {facts[key]}, {store.path} is of {store.attributes.get(key)}: "
-                "run 01_extract_activations again, on this machine"
-            )
-    identity = json.dumps([facts, code_digest("activations/batches", "runs/artefacts")])
-    if not is_stream(size.corpus):
-        return lambda start: live_batches(plan, lm, "train", batch, run.seed, start=start), identity
-    held_out = set(store.titles[store.splits != "train"])
-
-    def stream(start: int) -> Iterator[Tensor]:
-        wanted = (
-            document for document in stream_documents(size.corpus) if document.title not in held_out
-        )
-        return streamed_batches(
-            wanted, plan, lm, batch, run.seed, start=start, document_tokens=size.document_tokens
-        )
-
-    return stream, identity
-
-
-def folder_name(name: str, stores: list[ActivationStore], live: bool) -> str:
-    """What a trained recipe is called: "mlp", "mlp-live", "mlp-layers-4-8-13"."""
-    return (
-        name
-        + (f"-layers-{'-'.join(str(store.layer) for store in stores)}" if len(stores) > 1 else "")
-        + "-live" * live
-    )
-
-
-def train_recipe(
-    run: runs.Run,
-    name: str,
-    stores: ActivationStore | list[ActivationStore],
-    *,
-    tracker: str | None = None,
-    live: bool = False,
-) -> tuple[MetaModel, list[dict]]:
-    """Train what the run's preset calls `name`; notebook 03 and the command line share it.
-
-    Args:
-        stores: one, or several of one layer each, which give one network conditioned on the layer.
-        live: batches come from the language model itself, see `live.live_source`.
-    Raises:
-        ValueError: the preset has no such recipe (the message lists those there are), or it cannot have several layers.
-    """
-    if name not in run.preset.trainable:
-        raise ValueError(
-            f"unknown recipe {name!r}: preset {run.preset.name} has {', '.join(run.preset.trainable)}"
-        )
-    stores = stores if isinstance(stores, list) else [stores]
-    recipe, several = run.preset.trainable[name], len(stores) > 1
-    skip = recipe.linear_skip and not several
-    components = (
-        PrincipalComponents.load(
-            require(run.shared / "pca.safetensors", "02_fit_baselines"), stores[0]
-        )
-        if skip
-        else None
-    )
-    model = new_model(recipe, Origin.of(*stores), run.seed, components and components.gaussian())
-    validation = [store.read(store.rows("validation")) for store in stores]
-    batches, source = (
-        live_source(run, stores, recipe.training.batch)
-        if live
-        else (stored_source(run, stores, recipe.training.batch), "")
-    )
-    log = train(
-        model,
-        recipe.training,
-        batches,
-        model.normaliser(torch.stack(validation) if several else validation[0]),
-        run.data / folder_name(name, stores, live),
-        seed=run.seed,
-        source=source,
-        tracker=tracker,
-    )
-    return model, log
-
-
-def stored_source(
-    run: runs.Run, stores: list[ActivationStore], batch: int
-) -> Callable[[int], Iterator[Tensor]]:
-    """Batches of a run's store, of one layer or several, for `train`."""
-    if len(stores) > 1:
-        return lambda start: multi_layer_batches(stores, "train", batch, run.seed, start=start)
-    return lambda start: shuffled_batches(stores[0], "train", batch, run.seed, start=start)
-
 
 KINDS = ("store", "pca", "mixture", "sae", "sae_grid", "networks", "copies")
 
@@ -281,7 +113,7 @@ def mixture_digest(run: Run) -> str:
     return sha256(_made(run.shared / "mixture.safetensors"))[:12]
 
 
-def chosen_meta_model(run: runs.Run, name: str | None, store: ActivationStore) -> MetaModel:
+def chosen_meta_model(run: Run, name: str | None, store: ActivationStore) -> MetaModel:
     """The meta-model of an application: None is the run's own `gated_mlp`, another of its recipes goes by its name, anything else is a folder or
     the id of a Hub repository for `MetaModel.from_pretrained`. Of several layers it is the store's.
 
@@ -304,67 +136,117 @@ def chosen_meta_model(run: runs.Run, name: str | None, store: ActivationStore) -
     return model
 
 
-def text_stores(
-    run: runs.Run,
-    name: str,
-    documents: list[Document],
-    lm: LanguageModel,
-    layers: Sequence[int],
-    *,
-    splits: Sequence[str] | None = None,
-    tokens: int | None = None,
-) -> dict[int, ActivationStore]:
-    """Stores of these texts, one a layer, all from one pass of the language model; it is made unless it is there, and continued where an
-    extraction was interrupted.
+def live_source(
+    run: Run, stores: list[ActivationStore], batch: int
+) -> tuple[Callable[[int], Iterator[Tensor]], str]:
+    """Batches of a run's own text for `train`, from the language model instead of the store, and an identity of that source.
 
-    Standardise with the statistics of the store that the models were trained on, not with those of these: without
-    training documents they have none.
+    A corpus of known size is read epoch after epoch, its training documents only; a streamed one (`hf:…`) once, without the documents
+    that the store holds out. Each of several processes reads every batch whole, so more of them train no faster on what is read.
+
+    Raises:
+        StoreError: the store is of another language model, of other documents than the corpus has now, or of other windows.
+    """
+    size, state = run.preset, PartialState(cpu=default_device() == "cpu")
+    with state.main_process_first():
+        lm = load_language_model(
+            size.model, dtype=size.dtype, device=str(state.device), cache=run.cache
+        )
+        documents = documents_of(run, lm)
+    store = stores[0]
+    store.check_source(model=lm.identity, d=lm.width)
+    plan = prepare(size, lm, documents, [one.layer for one in stores])
+    facts = describe(
+        lm,
+        corpus_identity(size.corpus, documents),
+        plan,
+        created_by=extraction_command(size, plan.layers),
+        seed=size.split_seed,
+    )
+    facts["dtype"] = plan.dtype
+    for key in ("dtype", "corpus", "tokenizer", "window", "batch_tokens", "device"):
+        if facts[key] != store.attributes.get(key):
+            raise StoreError(
+                f"live batches would be of {key} {facts[key]}, {store.path} is of {store.attributes.get(key)}: "
+                "run 01_extract_activations again, on this machine"
+            )
+    identity = json.dumps(
+        [facts, code_digest("activations/batches", "runs/artefacts", "runs/texts")]
+    )
+    if not is_stream(size.corpus):
+        return lambda start: live_batches(plan, lm, "train", batch, run.seed, start=start), identity
+    held_out = set(store.titles[store.splits != "train"])
+
+    def stream(start: int) -> Iterator[Tensor]:
+        wanted = (
+            document for document in stream_documents(size.corpus) if document.title not in held_out
+        )
+        return streamed_batches(
+            wanted, plan, lm, batch, run.seed, start=start, document_tokens=size.document_tokens
+        )
+
+    return stream, identity
+
+
+def folder_name(name: str, stores: list[ActivationStore], live: bool) -> str:
+    """What a trained recipe is called: "mlp", "mlp-live", "mlp-layers-4-8-13"."""
+    return (
+        name
+        + (f"-layers-{'-'.join(str(store.layer) for store in stores)}" if len(stores) > 1 else "")
+        + "-live" * live
+    )
+
+
+def train_recipe(
+    run: Run,
+    name: str,
+    stores: ActivationStore | list[ActivationStore],
+    *,
+    tracker: str | None = None,
+    live: bool = False,
+) -> tuple[MetaModel, list[dict]]:
+    """Train what the run's preset calls `name`; notebook 03 and the command line share it.
 
     Args:
-        name: of the texts; with a hash of them, the layers and `tokens` it names the folder.
-        layers: block indices, each once.
-        splits: of each document; None: all are test documents.
-        tokens: at most so many of each document.
+        stores: one, or several of one layer each, which give one network conditioned on the layer.
+        live: batches come from the language model itself, see `live.live_source`.
     Raises:
-        ValueError: no such layer, or one twice.
+        ValueError: the preset has no such recipe (the message lists those there are), or it cannot have several layers.
     """
-    size, identity = run.preset, corpus_identity(name, documents)
-    plan = plan_extraction(
-        documents,
-        list(splits or ["test"] * len(documents)),
-        lm,
-        list(layers),
-        size.window,
-        tokens,
-        size.batch_tokens,
+    if name not in run.preset.trainable:
+        raise ValueError(
+            f"unknown recipe {name!r}: preset {run.preset.name} has {', '.join(run.preset.trainable)}"
+        )
+    stores = stores if isinstance(stores, list) else [stores]
+    recipe, several = run.preset.trainable[name], len(stores) > 1
+    skip = recipe.linear_skip and not several
+    components = (
+        PrincipalComponents.load(_made(run.shared / "pca.safetensors"), stores[0]) if skip else None
     )
-    which = f"layer{layers[0]}" if len(layers) == 1 else "layers" + "-".join(map(str, layers))
-    path = run.shared / "texts" / f"{identity}-{which}{f'-{tokens}tokens' if tokens else ''}"
-    write_store(
-        plan,
-        lm,
-        path,
-        attributes=describe(
-            lm,
-            identity,
-            plan,
-            created_by=extraction_command(size, plan.layers),
-            seed=size.split_seed,
-        ),
-        replace=True,
+    model = new_model(recipe, Origin.of(*stores), run.seed, components and components.gaussian())
+    validation = [store.read(store.rows("validation")) for store in stores]
+    batches, source = (
+        live_source(run, stores, recipe.training.batch)
+        if live
+        else (stored_source(run, stores, recipe.training.batch), "")
     )
-    return {layer: ActivationStore(path, layer) for layer in layers}
+    log = train(
+        model,
+        recipe.training,
+        batches,
+        model.normaliser(torch.stack(validation) if several else validation[0]),
+        run.data / folder_name(name, stores, live),
+        seed=run.seed,
+        source=source,
+        tracker=tracker,
+    )
+    return model, log
 
 
-def text_store(
-    run: runs.Run,
-    name: str,
-    documents: list[Document],
-    lm: LanguageModel,
-    layer: int,
-    *,
-    splits: Sequence[str] | None = None,
-    tokens: int | None = None,
-) -> ActivationStore:
-    """`text_stores` of one layer."""
-    return text_stores(run, name, documents, lm, [layer], splits=splits, tokens=tokens)[layer]
+def stored_source(
+    run: Run, stores: list[ActivationStore], batch: int
+) -> Callable[[int], Iterator[Tensor]]:
+    """Batches of a run's store, of one layer or several, for `train`."""
+    if len(stores) > 1:
+        return lambda start: multi_layer_batches(stores, "train", batch, run.seed, start=start)
+    return lambda start: shuffled_batches(stores[0], "train", batch, run.seed, start=start)

@@ -10,7 +10,7 @@ from mmlib.activations.corpora import Document
 from mmlib.activations.lm import LanguageModel
 from mmlib.activations.store import ActivationStore, StoreError, verify
 from mmlib.runs import run as runs
-from mmlib.runs.artefacts import text_store, text_stores
+from mmlib.runs.texts import text_store, text_stores
 from mmlib_studies.robustness import resplit_store
 
 

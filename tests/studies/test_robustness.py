@@ -1,5 +1,7 @@
 """Whitening, outliers, reductions and fresh test documents by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -240,6 +242,8 @@ def test_an_sae_that_copies_its_input_is_mixed_to_the_mean_model(make_store):
     """Its estimate is x times a number, so the mix is the least-squares multiple of x: (1 − σ)/((1 − σ)² + σ²) for unit variance."""
 
     class Copy(torch.nn.Linear):
+        cfg = SimpleNamespace(metadata=SimpleNamespace(train_seconds=None, train_activations=None))
+
         def forward(self, x):
             return x
 

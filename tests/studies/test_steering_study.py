@@ -202,9 +202,8 @@ def test_findings_are_those_that_were_planted(sweep, trials_of, few_resamples):
         steering_study.verdict(interval)
         for interval in ([0.1, 0.2], [-0.2, -0.1], [-0.1, 0.1], None)
     ] == ["higher", "lower", "undecided", "not compared"]
-    figure = figures.steering_study(
-        {"rows": findings.rows(), "sigmas": SIZE.sigmas, "meta_model": {"name": "gated_mlp"}}
-    )
+    drawn = {"rows": findings.rows(), "sigmas": SIZE.sigmas, "meta_model": {"name": "gated_mlp"}}
+    figure = figures.steering_study(keyed_results("steering_study", drawn))
     assert [ax.get_title() for ax in figure.axes[:3]] == [
         "difference of means",
         "SAE latent",

@@ -60,12 +60,6 @@ class Entry:
     results: tuple[str, ...]
     beside: tuple[str, ...] = ()
 
-    @property
-    def caption(self) -> str:
-        """What is drawn, and what that shows."""
-        drawn = self.draw.__doc__.partition("\n\n")[0]
-        return f"{' '.join(drawn.split())} {SHOWS[self.draw.__name__]}"
-
 
 _ENTRIES = (
     Entry(activations, ("activations",)),
@@ -94,38 +88,6 @@ _ENTRIES = (
     Entry(gpu, ("gpu/benchmarks", "gpu/budgets")),
 )
 FIGURES = {entry.draw.__name__: entry for entry in _ENTRIES}
-
-# what a reader of the committed figures sees in them, as the last sentence of each caption
-SHOWS = {
-    "activations": "A few dimensions are far wider and have far heavier tails than the rest.",
-    "baselines": "With as many active units, an SAE leaves less variance unexplained than PCA.",
-    "independence": "Latents fire together more often, and less often, than independent ones "
-    "would, and most of the heavy tails go where every token is scaled to one norm.",
-    "training": "The MLPs fall below the full Gaussian, while the UNet stays near the mean alone.",
-    "loss_by_noise": "Methods differ at middle noise levels, and at the ends none can win.",
-    "reductions": "The baseline decides on which side of the claimed share a reduction lies.",
-    "floors": "The same losses give other percentages for each best possible loss, which is unknown.",
-    "samples": "The gated MLP gets the norms nearly right, which the full Gaussian does not, "
-    "although its distance is the smaller one.",
-    "density": "The mixture of Gaussians gives test tokens the highest mean likelihood.",
-    "throughput": "Storing costs little beside computing, and shuffled batches are read about as "
-    "fast as a plain file in sequence.",
-    "solvers": "Few evaluations come as near to the test documents as a great many do.",
-    "lm_loss": "A replacement costs the language model the more, the less variance it explains.",
-    "scaling": "The loss falls smoothly, and where the law would meet the claim is uncertain.",
-    "robustness": "On each layer and text the MLP is far from the claim and behind the mixture.",
-    "recipes": "Ours reaches the losses of the published architecture in a fraction of the time.",
-    "unet_recipes": "No width, rate or layout brings the UNet far below the mean alone.",
-    "typicality": "No score is best on every set, and likelihood under a mixture is often ahead.",
-    "typicality_passage": "Both scores darken code, other languages and shuffled words.",
-    "probing": "With all units, meta-neurons are not shown to be ahead of SAE latents or dimensions.",
-    "unit_contexts": "Units that no task chose are largest at tokens of one kind, too.",
-    "clamping": "The fitted direction moves the answer most surely, and random units hardly do.",
-    "steering": "No repair is shown to be cheaper than plain addition at an equal gain.",
-    "steering_study": "Projection lowers the fluency before it adds to the concept.",
-    "gpu": "Large MLPs come near the rate of a product, and wider blocks lower the loss.",
-}
-CAPTIONS = {name: entry.caption for name, entry in FIGURES.items()}
 
 
 def draw(name: str, read: Callable[[str], dict | None]) -> Figure | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import Normaliser, Tokens
+from mmlib.activations.tokens import Tokens
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPSize, UNetSize
 from mmlib.evaluation import losses as compare
@@ -97,10 +97,7 @@ class Trainings:
     @cached_property
     def validation(self) -> Tokens:
         """The tokens of validation documents."""
-        rows = self.store.rows("validation")
-        z_nd = Normaliser.of(self.store)(self.store.read(rows))
-        document_n = self.store.column("document", rows)
-        return Tokens(z_nd, document_n - document_n[0], self.store.column("position", rows))
+        return self.store.tokens("validation")
 
     def loss(self, denoiser, objective: str) -> float:
         """The plain loss of a denoiser on validation documents: the same tokens and noise for all of an objective."""

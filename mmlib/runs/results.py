@@ -224,6 +224,6 @@ def cell_that_writes(name: str, notebook: Path) -> str | None:
     if not notebook.exists():
         return None
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if f'run.write("{name}"' in "".join(cell["source"]):
+        if re.search(rf'run\.write\(\s*"{re.escape(name)}"', "".join(cell["source"])):
             return cell.get("id")
     return None

@@ -103,7 +103,7 @@ def test_every_file_that_a_notebook_writes_has_a_schema_and_its_cell():
     found = {}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         source = "".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
-        found |= dict.fromkeys(re.findall(r'run\.write\("(\w+)"', source), path)
+        found |= dict.fromkeys(re.findall(r'run\.write\(\s*"(\w+)"', source), path)
     assert len(found) == 17 and set(found) <= set(results.tables())
     assert all(results.cell_that_writes(name, path) for name, path in found.items())
     assert results.cell_that_writes("recipes/one-trial", found["recipes"]) is None

@@ -52,7 +52,7 @@ class Entry:
 
     Attributes:
         draw: takes the results in their order, and those `beside` by keyword.
-        results: names of results files; a GPU's, the same for every run, have their folder before them.
+        results: names of results files; those of a GPU are the same for every run.
         beside: results that the figure also shows where a run has them.
     """
 

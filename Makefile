@@ -58,9 +58,12 @@ clean: ## forget all runs; keeps .venv and the converted language model
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
-# The first line runs on any Python. A folder is the lock of an installation: file systems without file locks have it too.
+# The check runs on any Python. A folder is the lock of an installation: file systems without file locks have it too.
 $(READY): requirements.txt pyproject.toml notebooks/pyproject.toml
-	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "$(PYTHON) is Python %d.%d: expected 3.11 to 3.13, such as make PYTHON=python3.12" % v)'
+	@command -v "$(PYTHON)" > /dev/null || { echo "no $(PYTHON): expected Python 3.11 to 3.13, such as make PYTHON=python3.12"; exit 1; }
+	@"$(PYTHON)" -c 'import os, sys; v = sys.version_info[:2]; at = os.getcwd(); \
+	  sys.exit("$(PYTHON) is Python %d.%d: expected 3.11 to 3.13, such as make PYTHON=python3.12" % v if not (3, 11) <= v <= (3, 13) else \
+	    "%s has a dollar or a colon in its path, which pip cannot install from: move it" % at if "$$" in at or ":" in at else None)'
 	@if mkdir .venv.lock 2> /dev/null; then \
 	  trap 'rmdir .venv.lock' EXIT; trap 'exit 1' HUP INT TERM; \
 	  echo "installing the pinned packages into .venv: about two minutes and 3 GB"; \

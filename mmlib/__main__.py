@@ -27,11 +27,11 @@ def extract_command(arguments: list[str]) -> None:
     from accelerate import PartialState
 
     from mmlib.activations.corpora import corpus_identity
-    from mmlib.activations.extract import describe, extract, extract_shards
+    from mmlib.activations.extract import describe, write_store
     from mmlib.activations.lm import load_language_model
     from mmlib.files import default_device
-    from mmlib.runs.artefacts import documents_of, extraction_command, prepare
     from mmlib.runs.run import start
+    from mmlib.runs.texts import documents_of, extraction_command, prepare
 
     parser = _parser(
         "extract", extract_command, "python -m mmlib extract --preset smoke --layers 4 8"
@@ -47,7 +47,10 @@ def extract_command(arguments: list[str]) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="left out: the run's store for one layer, activations-layers-….h5 beside it for several",
+        help="a folder; left out: the run's store for one layer, activations-layers-… beside it for several",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="replace a store of other contents that is there"
     )
     given = parser.parse_args(arguments)
     layers = given.layers or [None]
@@ -81,10 +84,7 @@ def extract_command(arguments: list[str]) -> None:
         created_by=extraction_command(run.preset, plan.layers),
         seed=run.preset.split_seed,
     )
-    if state.num_processes == 1:
-        extract(plan, lm, path, attributes=attributes)
-    else:
-        extract_shards(plan, lm, path, attributes=attributes, state=state)
+    write_store(plan, lm, path, attributes=attributes, replace=given.replace, state=state)
     state.print(os.path.relpath(path))
     state.destroy_process_group()
 
@@ -152,10 +152,8 @@ def verify_command(arguments: list[str]) -> None:
     """Print the summary of a store and verify it; ends with status 1 if anything is wrong."""
     from mmlib.activations.store import ActivationStore, verify
 
-    parser = _parser(
-        "verify", verify_command, "python -m mmlib verify data/runs/smoke/activations.h5"
-    )
-    parser.add_argument("path", type=Path, help="of the store")
+    parser = _parser("verify", verify_command, "python -m mmlib verify data/runs/smoke/activations")
+    parser.add_argument("path", type=Path, help="folder of the store")
     path = parser.parse_args(arguments).path
     problems = verify(path)
     if not problems:
@@ -170,7 +168,7 @@ def verify_command(arguments: list[str]) -> None:
         }.items():
             print(f"{key:>15}: {value}")
         print(
-            f"{'verified':>15}: seal, checksums, finite values, documents and positions, statistics"
+            f"{'verified':>15}: manifest, digests, checksums, finite values, documents and positions, statistics"
         )
     else:
         sys.exit(f"{len(problems)} problems:\n" + "\n".join(problems))
@@ -299,12 +297,12 @@ def run_command(arguments: list[str]) -> None:
     parser = _parser("run", run_command, "python -m mmlib run main --preset smoke", NAMES)
     for name, about in (
         ("only", "run the named notebooks, due or not, and nothing that they need"),
-        ("compare", "then show how far the results are from the published ones"),
+        ("compare", "then show how far results at the default preset are from the published ones"),
         ("publish", "run nothing: put a finished default run in place of what is in git"),
     ):
         parser.add_argument(f"--{name}", action="store_true", help=about)
     parser.add_argument(
-        "--folder", type=Path, help="with --compare: results of another machine; nothing is run"
+        "--folder", type=Path, help="results of another machine: compare these, and run nothing"
     )
     parser.add_argument("--keep", metavar="NAME", help="write results/default/NAME.json of them")
     given = parser.parse_args(arguments)
@@ -323,8 +321,10 @@ def run_command(arguments: list[str]) -> None:
                 pipeline.run(list(wanted), given.preset)
                 pipeline.summary(list(wanted), given.preset)
             print(published.where(given.preset))
-        if given.compare:
+        if given.folder or (given.compare and given.preset == runs.PUBLISHED):
             folder = given.folder or runs.DATA / "results" / given.preset
+            if not given.folder and published.same(folder):
+                return print("these are the published results")
             found = published.compare(folder, runs.ROOT / "results" / runs.PUBLISHED)
             print(f"\n{published.as_text(found)}")
             if given.keep:

@@ -27,6 +27,10 @@ class MissingInput(FileNotFoundError):
     """A file that another notebook makes is not there; the message names the notebook."""
 
 
+class StoreError(ValueError):
+    """A store that must not be used: damaged, unfinished, or made from something else than was asked for."""
+
+
 class DiskFull(OSError):
     """The disk filled up while it was written to; the message says what is safe."""
 
@@ -220,14 +224,14 @@ def machine_rates(folder: Path) -> dict[str, float]:
     import torch
 
     def product(dtype: torch.dtype) -> float:
-        a = torch.randn(1024, 1024).to(dtype)
+        a = torch.randn(512, 512).to(dtype)  # milliseconds: the best of many misses other processes
         a @ a
         seconds, end = math.inf, time.perf_counter() + 1
         while time.perf_counter() < end:
             began = time.perf_counter()
             a @ a
             seconds = min(seconds, time.perf_counter() - began)
-        return round(2 * 1024**3 / seconds / 1e9, 1)
+        return round(2 * 512**3 / seconds / 1e9, 1)
 
     block = os.urandom(32_000_000)
     with tempfile.TemporaryFile(dir=folder) as file:

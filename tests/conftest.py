@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.activations.writer import DocumentRows, StoreWriter
+from mmlib.activations.writer import DocumentRows, Layout, StoreWriter
+from mmlib.evaluation import intervals
 
 
 def pytest_addoption(parser):
@@ -43,6 +44,7 @@ def make_store(tmp_path):
         splits=("train", "validation", "test"),
         stop_after=None,
         next_row=0,
+        part_bytes=20_000,  # one chunk of the smallest, so that most stores have several parts
         **attributes,
     ):
         """stop_after: be interrupted after so many rows. next_row: where writing is expected to begin."""
@@ -57,18 +59,26 @@ def make_store(tmp_path):
         )
         document = np.repeat(np.arange(len(documents)), [x.rows for x in documents])
         position = np.concatenate([np.arange(x.rows) for x in documents])
-        path = tmp_path / f"store-{layer}-{seed}.h5"
-        with StoreWriter(
-            path, documents, [layer], d, dtype, {**ATTRIBUTES, **attributes}
-        ) as writer:
-            assert writer.next_row == next_row
-            for part in np.array_split(
-                np.arange(next_row, n if stop_after is None else stop_after), 7
-            ):  # blocks that cross documents and splits
-                writer.append({layer: values[part]}, part, document[part], position[part])
-            if stop_after is not None:
-                raise KeyboardInterrupt
-            writer.finish()
+        path = tmp_path / f"store-{layer}-{seed}"
+        layout = Layout(documents, [layer], d, dtype, {**ATTRIBUTES, **attributes}, part_bytes)
+        writer = StoreWriter(path, layout, replace=True)
+        assert writer.next_row == next_row
+        for part in np.array_split(
+            np.arange(next_row, n if stop_after is None else stop_after), 7
+        ):  # blocks that cross documents and splits
+            writer.append({layer: values[part]}, part, document[part], position[part])
+        if stop_after is not None:
+            raise KeyboardInterrupt
+        writer.finish()
         return path, values
 
     return make
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """A fifth of the resamples behind each interval, for tests that draw thousands of intervals or look at none."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 400)
+    intervals.resampled.cache_clear()
+    yield
+    intervals.resampled.cache_clear()

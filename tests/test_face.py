@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from letters import Letters
 from toy_fits import activations
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import mmlib
 from mmlib import __main__ as command
+from mmlib.activations.corpora import Document
+from mmlib.activations.lm import LanguageModel, edited_block
+from mmlib.activations.store import StoreError
 
 
 def test_importing_it_is_quick_and_loads_no_torch():
@@ -77,3 +82,29 @@ def test_the_commands_fit_evaluate_and_explain_themselves(tmp_path, monkeypatch,
         command.COMMANDS["fit"](["acts.pt", "--groups", "test_documents.npy", "--out", "x"])
     with pytest.raises(SystemExit, match="h: there is no file nowhere.pt"):
         command.COMMANDS["fit"](["nowhere.pt", "--out", "x"])
+
+
+def test_from_texts_to_an_edited_language_model(tmp_path):
+    """extract → fit → evaluate → an edit of the very stream that was read."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gpt2", vocab_size=64, n_embd=16, n_layer=3, n_head=2)
+    lm = LanguageModel(AutoModelForCausalLM.from_config(config).eval(), Letters(), "tiny@0")
+    texts = [Document(f"text {i}", "some words of no sense " * (6 + i)) for i in range(20)]
+    folder = tmp_path / "acts"
+    store = mmlib.extract(
+        lm, texts, folder, layers=[1], window=32, validation=4, test=6, progress=False
+    )
+    model = (
+        mmlib.fit(store, "gaussian", validation=0.3, progress=False).check(store).check(lm, layer=1)
+    )
+    table = mmlib.evaluate({"gaussian": model}, store, rows=20, progress=False)
+    assert table.attrs["interval"] == "95 %, by group: 6 groups"
+    with pytest.raises(StoreError, match="layer 1 .* layer 2"):
+        model.check(lm, layer=2)
+    ids = torch.arange(4, 20).view(1, 16)
+    with torch.no_grad():
+        clean = lm.model(ids).logits
+        with edited_block(lm.model, 1, model.hook(sigma=0.3, steps=2)):
+            edited = lm.model(ids).logits
+    assert not torch.allclose(edited[:, 1:], clean[:, 1:], atol=1e-4)
+    assert torch.allclose(edited[:, 0], clean[:, 0], atol=1e-5)

@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import papermill
 import pytest
 
 from mmlib.__main__ import COMMANDS
+from mmlib.files import processor
 from mmlib.runs import pipeline
 from mmlib.runs import run as runs
 
@@ -63,7 +65,7 @@ MAIN = ["01", "02", "03", "04", "05", "07", "08", "09", "31"]
         ("mmlib/evaluation/frechet.py", ["05", "09", "31"]),
         ("notebooks/studies/figures/losses.py", ["31"]),
         ("notebooks/05_sample_quality.ipynb", ["05", "09", "31"]),
-        ("notebooks/studies/claims.py", ["09", "31"]),
+        ("notebooks/studies/claims/ledger.py", ["09", "31"]),
         ("requirements.txt", MAIN),
         ("README.md", []),
     ],
@@ -137,7 +139,7 @@ def test_the_command_says_what_is_due_and_why(ran, monkeypatch, capsys):
         ("plan --preset huge", "unknown preset 'huge': expected one of smoke, default"),
         ("plan --what-if mmlib/none.py", "no file mmlib/none.py: expected a path in the repo"),
         ("run --publish", r"01_extract_activations is due \(it never ran here\): make reproduce"),
-        ("run --compare --folder nowhere", "nowhere has no results of another run"),
+        ("run --folder nowhere", "nowhere has no results of another run"),
     ],
 )
 def test_wrong_calls_are_refused_in_words(ran, wrong, message):
@@ -154,6 +156,30 @@ def test_every_notebook_is_in_the_plan_and_says_at_its_head_what_it_needs():
         assert all(order.index(name) < i for name in needs)
         head = json.loads(pipeline.path_of(notebook).read_text())["cells"][0]["source"]
         assert pipeline.needs_line(notebook) in "".join(head).splitlines()
+
+
+def test_make_refuses_in_a_line_what_cannot_work_and_helps_without_anything(tmp_path):
+    folder = tmp_path / "a $b"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.txt", "pyproject.toml", "notebooks/pyproject.toml"):
+        target = folder / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(runs.ROOT / name, target)
+
+    def make(*arguments):
+        outside = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+        return subprocess.run(
+            ["make", *arguments], cwd=folder, capture_output=True, text=True, env=outside
+        )
+
+    assert "make reproduce" in make("PYTHON=none").stdout
+    done = make("reproduce", "PYTHON=none")
+    assert done.returncode and done.stdout == (
+        "no none: expected Python 3.11 to 3.13, such as make PYTHON=python3.12\n"
+    )
+    done = make("reproduce", f"PYTHON={sys.executable}")
+    assert done.returncode and "a $b has a dollar or a colon in its path" in done.stderr
+    assert not (folder / ".venv").exists()
 
 
 def results(data, names):
@@ -190,11 +216,12 @@ def finished(tmp_path_factory):
 def test_a_run_keeps_its_times_and_a_second_one_does_nothing(finished):
     shown = mmlib("run", "03", "--preset", "smoke", data=finished).stdout
     assert "nothing to do" in shown
+    times = json.loads((finished / "results" / "smoke" / "run_times.json").read_text())
+    machines = times["machines"].values()
     (this,) = (
-        m
-        for m in json.loads((finished / "results/smoke/run_times.json").read_text())["machines"]
-        if m.items() >= {"cores": os.cpu_count()}.items() and "rates" in m
+        m for m in machines if m["cores"] == os.cpu_count() and m["processor"] == processor()
     )
+    assert set(this["rates"]) == {"float32", "bfloat16", "disk"}
     assert {"01_extract_activations", "03_train_meta_model"} <= set(this["notebooks"])
 
 
@@ -234,21 +261,27 @@ def test_the_command_line_trains_what_the_notebook_trained(finished):
 
 
 @pytest.mark.notebooks
-@pytest.mark.parametrize("where", ["root", "notebooks", "a folder"])
-def test_a_notebook_finds_its_kernel_and_mmlib_from_any_folder(where, tmp_path):
-    """By papermill and by nbval, at the root of the file system, beside it, and at a path with a space."""
-    path = pipeline.path_of("09_claims")
-    folder = {"root": Path("/"), "notebooks": path.parent}.get(where, tmp_path / where)
-    if not folder.exists():
-        folder.mkdir()
-        path = Path(shutil.copy(path, folder))
-    outside = {k: v for k, v in os.environ.items() if k != "PRESET"}
-    outside["MMLIB_DATA"] = str(tmp_path / "data")
-    papermill = (sys.executable, "-m", "papermill", "--no-progress-bar")
-    for command in (
-        (*papermill, path, tmp_path / "out.ipynb"),
-        (*NBVAL, "--rootdir", tmp_path, path),
-    ):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=outside)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+@pytest.mark.parametrize("where", ["/", "a folder"])
+def test_a_notebook_finds_its_kernel_and_mmlib_from_any_folder(where, tmp_path, monkeypatch):
+    """By papermill started at the root of the file system, and at a path with a space; `make test` starts them beside it."""
+    monkeypatch.setenv("MMLIB_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("PRESET", "default")
+    (tmp_path / "a folder").mkdir()
+    monkeypatch.chdir(tmp_path / where)
+    output = tmp_path / "a folder" / "out.ipynb"
+    papermill.execute_notebook(
+        pipeline.path_of("09_claims"), output, progress_bar=False, kernel_name="python3"
+    )
+    assert (tmp_path / "data" / "results" / "default" / "claims.json").exists()
+
+
+@pytest.mark.notebooks
+def test_nbval_runs_a_notebook_at_a_path_with_a_space_from_the_root(tmp_path):
+    (tmp_path / "a folder").mkdir()
+    path = shutil.copy(pipeline.path_of("09_claims"), tmp_path / "a folder")
+    outside = {**os.environ, "PRESET": "default", "MMLIB_DATA": str(tmp_path / "data")}
+    done = subprocess.run(
+        [*NBVAL, "--rootdir", tmp_path, path], cwd="/", capture_output=True, text=True, env=outside
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "data" / "results" / "default" / "claims.json").exists()

@@ -24,7 +24,14 @@ from torch import Tensor
 from mmlib.activations.corpora import Document
 from mmlib.activations.extract import Plan
 from mmlib.activations.lm import LanguageModel
-from mmlib.activations.store import DTYPES, ActivationStore, StoreError, from_numpy, to_numpy
+from mmlib.activations.store import (
+    CHUNK_ROWS,
+    DTYPES,
+    ActivationStore,
+    StoreError,
+    from_numpy,
+    to_numpy,
+)
 from mmlib.activations.windows import (
     Block,
     block_rows,
@@ -160,7 +167,7 @@ def shuffled_batches(
     """
     rows, source = store.rows(split), store.activations
     chunks = list(source.chunks(rows.start, rows.stop))
-    largest = int(np.diff(source.starts).max())
+    largest = min(CHUNK_ROWS, store.n)
     row_bytes, scratch = store.d * source.dtype.itemsize, threading.local()
     buffer_rows = largest * max(1, buffer_bytes // (largest * (row_bytes + ORDER_BYTES)))
     per_epoch = len(rows) // batch
@@ -168,7 +175,7 @@ def shuffled_batches(
         raise StoreError(f"split {split!r} has {len(rows)} rows, fewer than one batch of {batch}")
 
     def piece(chunk: int, first: int, end: int) -> Piece:
-        low = int(source.starts[chunk])
+        low = chunk * CHUNK_ROWS
 
         def read() -> np.ndarray:
             if not hasattr(scratch, "rows"):  # one a thread, for the sake of the allocator
@@ -202,14 +209,14 @@ def multi_layer_batches(
     """
     first = stores[0]
     for store in stores[1:]:
-        if (
-            (store.documents, store.n, store.d, store.dtype)
-            != (first.documents, first.n, first.d, first.dtype)
-            or not np.array_equal(store.activations.starts, first.activations.starts)
-            or not np.array_equal(store.document_rows, first.document_rows)
-        ):
+        if (store.documents, store.n, store.d, store.dtype) != (
+            first.documents,
+            first.n,
+            first.d,
+            first.dtype,
+        ) or not np.array_equal(store.document_rows, first.document_rows):
             raise StoreError(
-                f"{store.path} does not have the rows of {first.path}, or not in the same chunks: extract the layers together"
+                f"{store.path} does not have the rows of {first.path}: extract the layers together"
             )
     for parts in zip(
         *(

@@ -1,30 +1,32 @@
 """Language model × documents → store. Runs only the blocks up to the last one asked for, on packed windows.
 
     python -m mmlib extract --preset default                          what notebook 01 extracts
-    torchrun --nproc-per-node 2 -m mmlib extract --layers 4 8 13      by several processes or machines with a shared disk, a shard each
+    torchrun --nproc-per-node 2 -m mmlib extract --layers 4 8 13      by several processes or machines with a shared disk
 
-Several machines need the same packages and kind of device; torchrun gives each process one CPU thread unless OMP_NUM_THREADS says more. Killed or interrupted at any moment, the same command (with as many processes) continues where the last whole chunk ended.
+Several machines need the same packages and kind of device; torchrun gives each process one CPU thread unless OMP_NUM_THREADS says more.
+Killed at any moment, the same command continues with the parts that miss, by as many processes as one likes.
 """
 
-import json
+import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from mmlib.activations.corpora import SPLITS, Document
+from mmlib.activations.corpora import SPLITS, Document, corpus_identity, split_documents
 from mmlib.activations.lm import PROGRESS, LanguageModel, residual_blocks, resolve_layer
-from mmlib.activations.store import ActivationStore, StoreError, verify
+from mmlib.activations.store import CHUNK_ROWS, DTYPES, ActivationStore, StoreError
 from mmlib.activations.windows import (
     Block,
     Rows,
@@ -35,7 +37,7 @@ from mmlib.activations.windows import (
     read_block,
     tokenize,
 )
-from mmlib.activations.writer import DocumentRows, StoreWriter, join_shards
+from mmlib.activations.writer import PART_BYTES, DocumentRows, Layout, StoreWriter, examine
 from mmlib.files import code_digest, require_disk
 
 BATCH_TOKENS = 4096  # positions in one forward pass, unless told otherwise
@@ -53,7 +55,6 @@ class Plan:
     dtype: str
     window: int
     batch_tokens: int
-    first_document: int = 0  # in the whole extraction, of which this may be a share
 
     @property
     def tokens(self) -> int:
@@ -62,13 +63,9 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """Size on disk: activations, three integers a row, checksums."""
-        width = {"bfloat16": 2, "float16": 2, "float32": 4}[self.dtype]
-        return (
-            int(1.001 * self.tokens * (len(self.layers) * self.d * width + 12))
-            + 500 * len(self.documents)
-            + 100_000
-        )
+        """Size on disk: activations, three integers a row, checksums, moments of every 1,024 training rows."""
+        row = len(self.layers) * self.d * (DTYPES[self.dtype].itemsize + 16 / CHUNK_ROWS) + 12
+        return int(1.001 * self.tokens * row) + 500 * len(self.documents) + 100_000
 
     @cached_property
     def windows(self) -> list[Window]:
@@ -92,58 +89,37 @@ class Plan:
             f"about {self.tokens / speed / 60:.1f} minutes at {speed:,.0f} tokens/s"
         )
 
-    def rows(self, lm: LanguageModel, start: int = 0, rooms: int = 0) -> Iterator[Rows]:
-        """Activations from row `start` on, block by block.
+    def rows(self, lm: LanguageModel, span: range | None = None, rooms: int = 0) -> Iterator[Rows]:
+        """Activations of the rows of `span`, or of all, block by block; a block that crosses its ends is read whole.
 
         Args:
             rooms: use the memory of a block's activations again, so many blocks later; 0: never.
         """
+        span = range(self.tokens) if span is None else span
         largest, dtype = max(map(block_rows, self.blocks)), getattr(torch, self.dtype)
         room = [
             {layer: torch.empty(largest, self.d, dtype=dtype) for layer in self.layers}
             for _ in range(rooms)
         ]
-        at = 0
+        end = 0
         for i, block in enumerate(self.blocks):
-            end = at + block_rows(block)
-            if end > start:
-                yield read_block(
-                    block, lm, self.layers, self.batch_tokens, room[i % rooms] if rooms else None
-                )[max(0, start - at) :]
-            at = end
+            start, end = end, end + block_rows(block)
+            if end > span.start and start < span.stop:
+                where = room[i % rooms] if rooms else None
+                rows = read_block(block, lm, self.layers, self.batch_tokens, where)
+                yield rows[max(0, span.start - start) : span.stop - start]
 
-    def share(self, index: int, count: int) -> "Plan":
-        """The documents of one of `count` processes: a run of near-equal tokens that ends where a block does.
-
-        Raises:
-            ValueError: the documents cannot be divided among so many.
-        """
-        ends = [
-            (block[-1].document + 1, tokens)
-            for block, tokens in zip(
-                self.blocks, np.cumsum([block_rows(block) for block in self.blocks])
-            )
-            if block[-1].ends_document
-        ]
-        cuts = [
-            0,
-            *(
-                min(ends, key=lambda end: abs(end[1] - self.tokens * i / count))[0]
-                for i in range(1, count)
-            ),
-            len(self.documents),
-        ]
-        if any(a >= b for a, b in zip(cuts, cuts[1:])):
-            raise ValueError(
-                f"{len(self.documents)} documents with {self.tokens:,} tokens cannot be divided among {count} processes: use fewer"
-            )
-        part = slice(cuts[index], cuts[index + 1])
-        return replace(
-            self,
-            documents=self.documents[part],
-            token_ids=self.token_ids[part],
-            first_document=cuts[index],
-        )
+    def identity(self, lm: LanguageModel) -> dict:
+        """What of the plan decides the values, for the store to keep."""
+        texts = xxhash.xxh3_128()
+        for ids in self.token_ids:
+            texts.update(np.int64(len(ids)).tobytes() + ids.astype("<i4").tobytes())
+        return {
+            "window": self.window,
+            "batch_tokens": self.batch_tokens,
+            "opening_token": lm.opening_token,
+            "token_ids": texts.hexdigest(),
+        }
 
 
 def plan_extraction(
@@ -205,148 +181,174 @@ def describe(lm: LanguageModel, corpus: str, plan: Plan, *, created_by: str, see
         "batch_tokens": plan.batch_tokens,
         "seed": seed,
         "device": lm.device_name,
-        "packages": json.dumps(packages),
+        "packages": packages,
         "code": code,
         "created_by": created_by,
     }
 
 
 def extract(
-    plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, progress: bool = True
-) -> None:
-    """Write the store that `plan` describes; the file is written while the next block is read.
-
-    What an interrupted extraction with the same plan and attributes left is continued; a finished one that verifies is left as it is.
+    lm: LanguageModel,
+    documents: Sequence[Document],
+    folder: Path | str,
+    *,
+    layers: Sequence[int] | int | None = None,
+    window: int = 256,
+    splits: Sequence[str] | None = None,
+    validation: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+    document_tokens: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    corpus: str = "documents",
+    replace: bool = False,
+    progress: bool = True,
+) -> ActivationStore:
+    """Activations of a language model on documents, as a store in a folder; what is there already is continued or kept.
 
     Args:
-        attributes: recorded in the file, see `describe`.
+        lm: see `mmlib.activations.lm.load_language_model`.
+        documents: see `mmlib.activations.corpora.load_documents`.
+        layers: block indices from 0; None: the middle block.
+        window: positions that the model reads at once, the opening token included.
+        splits: "train", "validation" or "test" for each document; None: drawn, stratified by length.
+        validation, test: how many documents are drawn for these splits; None: a tenth each.
+        seed: of the draw.
+        document_tokens: at most so many tokens of each document; None: all.
+        batch_tokens: positions in one forward pass.
+        corpus: a name for the documents; a hash of them is added.
+        replace: replace a store of other contents in `folder`, instead of refusing it.
+    Returns:
+        The store, opened at the first of the layers.
+    Raises:
+        ValueError: no such layer, unknown splits, or too few documents.
+        StoreError: the folder holds a store of other contents, or an activation is NaN or infinite.
+        OSError: the disk lacks room.
+
+    >>> store = extract(load_language_model("gpt2", cache=Path("data")), documents, "acts", layers=[6])  # doctest: +SKIP
+    >>> store.tokens("test").z.shape  # doctest: +SKIP
+    torch.Size([20481, 768])
+    """
+    documents, tenth = list(documents), len(documents) // 10
+    if splits is None:
+        validation, test = (tenth if n is None else n for n in (validation, test))
+        splits = split_documents(documents, validation, test, seed)
+    if len(splits) != len(documents) or not set(splits) <= set(SPLITS):
+        raise ValueError(
+            f"{len(splits)} splits {sorted(set(splits))} for {len(documents)} documents: expected one of {', '.join(SPLITS)} for each"
+        )
+    plan = plan_extraction(
+        documents, list(splits), lm, layers, window, document_tokens, batch_tokens
+    )
+    attributes = describe(
+        lm, corpus_identity(corpus, documents), plan, created_by="mmlib.extract", seed=seed
+    )
+    return write_store(plan, lm, folder, attributes=attributes, replace=replace, progress=progress)
+
+
+def write_store(
+    plan: Plan,
+    lm: LanguageModel,
+    folder: Path | str,
+    *,
+    attributes: Mapping,
+    replace: bool = False,
+    progress: bool = True,
+    part_bytes: int = PART_BYTES,
+    state: PartialState | None = None,
+) -> ActivationStore:
+    """Write the store that `plan` describes, part by part; a part is written while the next block is read.
+
+    Parts of the same plan and attributes that are there and whole are kept, whoever wrote them; so is a finished store.
+    Each of several processes writes a run of the parts that miss: runs, since a block of text that two processes share is read by both.
+
+    Args:
+        attributes: recorded in the store, see `describe`; all but `created_by` must be those of what is there.
+        replace: remove a store of other contents that is there, with a word, instead of refusing it.
+        part_bytes: size of a part, about.
+        state: of the processes, all of which call this; None: one process, or those that torchrun has started.
     Raises:
         OSError: the disk lacks room for it, found before any work is done; or `DiskFull`, if it fills up later.
-        StoreError: an activation is NaN or infinite, or another process writes this store.
+        StoreError: the folder holds a store of other contents, or one of the former format; an activation is NaN or infinite; or
+            the processes have other devices, packages, models or texts, or do not share the folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if _is_there(plan, path, attributes):
-        return print(f"{path.name} is there already, with the same contents", flush=True)
-    _require_room(plan, [path.with_name(path.name + ".partial")])
+    folder = Path(folder)
+    if state is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        state = PartialState(cpu=lm.model.device.type == "cpu")
+    facts = {"model": lm.identity, "tokenizer": lm.tokenizer_identity, **attributes}
+    facts |= plan.identity(lm)
+    layout = Layout(plan.documents, plan.layers, plan.d, plan.dtype, facts, part_bytes)
+    if state:
+        _check_processes({**layout.identity, "folder": _mark(folder, state)})
+    due, finished = _agree(state, lambda: _due(plan, layout, folder, replace))
+    index, count = (state.process_index, state.num_processes) if state else (0, 1)
+    while due:
+        mine = np.array_split(due, count)[index].tolist()
+        _write(plan, lm, StoreWriter(folder, layout, due=mine), progress and index == 0)
+        if state:
+            state.wait_for_everyone()
+        due = _agree(
+            state, lambda: layout.missing(folder)
+        )  # by another start that was replacing at the same time
+    if finished and index == 0:
+        print(f"{folder.name} is there already, with the same contents", flush=True)
+    if not finished:
+        _agree(state, StoreWriter(folder, layout, due=[]).finish)
+    return ActivationStore(folder)
+
+
+def _due(plan: Plan, layout: Layout, folder: Path, replace: bool) -> tuple[list[int], bool]:
+    """Parts to write, and whether the store is finished; refuses what the disk cannot hold."""
+    due, finished = examine(folder, layout, replace)
+    left = sum(len(layout.rows_of(part)) for part in due)
+    require_disk(folder, plan.bytes * left // layout.n, "extraction")
+    if 0 < left < layout.n:
+        print(f"continuing after {layout.n - left:,} of {layout.n:,} tokens", flush=True)
+    return due, finished
+
+
+def _write(plan: Plan, lm: LanguageModel, writer: StoreWriter, progress: bool) -> None:
+    """Read the rows that are due, and write each block on a thread while the next is read."""
+    rows_due = sum(map(len, writer.spans))
     with (
-        StoreWriter(path, plan.documents, plan.layers, plan.d, plan.dtype, attributes) as writer,
         ThreadPoolExecutor(1) as thread,
         tqdm(
-            total=plan.tokens,
-            initial=writer.next_row,
-            desc="extracting",
-            unit=" tokens",
-            disable=not progress,
-            **PROGRESS,
+            total=rows_due, desc="extracting", unit=" tokens", disable=not progress, **PROGRESS
         ) as bar,
     ):
-        if writer.next_row:
-            print(f"continuing after {writer.next_row:,} of {plan.tokens:,} tokens", flush=True)
         writing = None
-        for rows in plan.rows(
-            lm, writer.next_row, rooms=2
-        ):  # one is written while the other is read
-            if writing:
-                writing.result()  # raises what went wrong in it
-            writing = thread.submit(
-                writer.append, rows.activations, rows.token_ids, rows.document, rows.position
-            )
-            bar.update(len(rows))
+        for span in writer.spans:
+            for rows in plan.rows(lm, span, rooms=2):
+                if writing:
+                    writing.result()  # raises what went wrong in it
+                columns = rows.token_ids, rows.document, rows.position
+                writing = thread.submit(writer.append, rows.activations, *columns)
+                bar.update(len(rows))
         if writing:
             writing.result()
-        writer.finish()
 
 
-def _is_there(plan: Plan, path: Path, attributes: dict) -> bool:
-    if not path.exists():
-        return False
-    try:
-        store = ActivationStore(path, plan.layers[0])
-        listing = list(zip(store.titles, store.splits, store.document_rows.tolist()))
-        known = (
-            {key: store.attributes.get(key) for key in attributes},
-            store.attributes["layers"].tolist(),
-            store.dtype,
-            listing,
-        )
-        store.close()
-    except StoreError as error:
-        print(f"replacing what is there: {error}", flush=True)
-        return False
-    wanted = (
-        attributes,
-        plan.layers,
-        plan.dtype,
-        [(x.title, x.split, x.rows) for x in plan.documents],
-    )
-    names = [key for key in attributes if attributes[key] != known[0][key]] + [
-        name
-        for name, a, b in zip(("layers", "dtype", "documents"), known[1:], wanted[1:])
-        if a != b
-    ]
-    problems = [f"it is of other {', '.join(names)}"] if names else verify(path)
-    for problem in problems:
-        print(f"replacing what is there: {problem}", flush=True)
-    return not problems
-
-
-def _require_room(plan: Plan, paths: list[Path]) -> None:
-    """Refuse what the disk cannot hold besides `paths`, which an earlier run has written of it."""
-    there = sum(path.stat().st_blocks * 512 for path in paths if path.exists())
-    require_disk(paths[0].parent, plan.bytes - there, "extraction")
-
-
-def extract_shards(
-    plan: Plan, lm: LanguageModel, path: Path, *, attributes: dict, state: PartialState
-) -> None:
-    """As `extract`, by all processes of `state`: each writes a shard beside `path`, which joins them.
-
-    Raises:
-        StoreError: the processes have other devices, packages, models or texts, or do not share the folder; found before any work.
-        Whatever else `extract` raises.
-    """
-    count = state.num_processes
-    shards = [
-        path.with_name(f"{path.stem}.shard-{i}-of-{count}{path.suffix}") for i in range(count)
-    ]
-    mine = state.process_index
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _check_processes(
-        {**attributes, "documents": repr(plan.documents), "folder": _mark(path, state)}
-    )
+def _agree(state: PartialState | None, work: Callable):
+    """What `work` gives the first process, in all of them; its errors too."""
+    if state is None or state.num_processes == 1:
+        return work()
+    found = [None]
     if state.is_main_process:
-        _require_room(plan, shards + [shard.with_name(shard.name + ".partial") for shard in shards])
-        if others := sorted(
-            {*path.parent.glob(f"{path.stem}.shard-*")}
-            - {*shards, *(shard.with_name(shard.name + ".partial") for shard in shards)}
-        ):
-            print(
-                f"shards of another number of processes lie here and are not used: {', '.join(file.name for file in others)}",
-                flush=True,
-            )
-    state.wait_for_everyone()
-    share = plan.share(mine, count)
-    extract(
-        share,
-        lm,
-        shards[mine],
-        attributes={
-            **attributes,
-            "shard": f"{mine} of {count}",
-            "first_document": share.first_document,
-        },
-        progress=state.is_main_process,
-    )
-    state.wait_for_everyone()
-    if state.is_main_process:
-        join_shards(path, shards)
-    state.wait_for_everyone()
+        try:
+            found = [work()]
+        except (StoreError, OSError) as error:
+            found = [error]
+    (found,) = broadcast_object_list(found)
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
-def _mark(path: Path, state: PartialState) -> str:
-    """What the first process wrote beside `path`, as this one reads it: "" if it cannot."""
-    mark = path.with_name(path.name + ".folder")
+def _mark(folder: Path, state: PartialState) -> str:
+    """What the first process wrote into the folder, as this one reads it: "" if it cannot."""
+    mark = folder.with_name(folder.name + ".mark")
     if state.is_main_process:
+        mark.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(uuid.uuid4().hex, encoding="utf-8")
     state.wait_for_everyone()
     found = mark.read_text(encoding="utf-8") if mark.exists() else ""
@@ -357,7 +359,7 @@ def _mark(path: Path, state: PartialState) -> str:
 
 
 def _check_processes(facts: dict[str, str]) -> None:
-    """Refuse processes whose facts differ: their shards could not be joined."""
+    """Refuse processes whose facts differ: their parts would not be of one store."""
     known = gather_object([{key: str(value) for key, value in facts.items()}])
     if differing := [key for key in facts if len({one[key] for one in known}) > 1]:
         seen = "; ".join(sorted({str({key: one[key][:80] for key in differing}) for one in known}))

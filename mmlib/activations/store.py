@@ -1,57 +1,52 @@
-"""The bytes of a store: where rows lie in the file, their checksums, and the seal over everything else.
+"""The store of activations: a folder of HDF5 parts, each written whole, and a manifest that is written last.
 
-An HDF5 file may begin with a user block that HDF5 ignores. Ours holds the seal, plain text that is written last:
+    activations/
+      part-00000.h5 …    rows, about 30 MB a file; at most 2,000 files
+      activations.h5     all parts as one, by HDF5's virtual datasets
+      manifest.json      what decides the values, and each file's name, size and digest: the sign that the store is finished
 
-    mmlib.activations 2
-    size 907743456
-    rows activations/layer_08 17408 898867200          name, first byte, number of bytes; one line for each dataset of rows
-    …
-    seal 5f3c…                                          XXH3-128 of the lines above and of every byte outside those rows and this block
+Bare h5py reads the whole in five lines. The folder may be moved; bfloat16 is kept as its 16 bits:
 
-Rows are checked chunk by chunk as they are read, against checksums that the seal covers; so no bit of the file is unguarded, and
-opening a store reads its metadata only.
-
-The HDF5 store of activations, format version 2: what is in it, and how it is read and verified.
-
-    /activations/layer_LL    (n, d)  values exactly as the language model computed them, one dataset a layer. Attribute `dtype`:
-                                     "float32", "float16", or "bfloat16" kept as its 16 bits in uint16 (no HDF5 type for it is
-                                     portable): float32 value = (bits << 16).view(float32).
-    /token_ids               (n,)    int32, the token at whose position the activation was read
-    /document                (n,)    int32, index into /documents plus attribute `first_document` (0; in a shard, the documents before it)
-    /position                (n,)    int32, index of the token in its document, from 0
-    /documents/title         (D,)    UTF-8 strings
-    /documents/split         (D,)    "train", "validation" or "test"
-    /documents/first_row     (D,)    int64, and /documents/rows (D,): a document's rows lie side by side
-    /statistics/layer_LL/mean, variance   (d,) float64, over the rows of training documents only
-    /checksums/…             uint64  XXH3-64 of every 1024 rows of the dataset of that name (the last may be fewer)
-    attributes of /: format, format_version, layers, d, dtype, chunk_rows, train_rows, first_document, and what the extraction was told and
-        used: model, tokenizer, corpus, layer_convention, hook_point, window, batch_tokens, seed, device, packages, code, created_by
-    user block (the first 16 KiB): the seal, text that covers every other byte of the file; see `layout.py`
-
-Documents are ordered train, validation, test, so each split is one run of rows. The opening <bos> of a window is left out. Datasets
-are little-endian, contiguous and uncompressed, in the file format of HDF5 1.10: they can be mapped. Checksums guard against accident,
-not against malice.
-
-Several processes write a shard each, a store of its own with attribute `shard`, "i of N". An index file then joins the shards in
-their order by virtual datasets; it has no checksums of rows, and attribute `shards`, "NAME DIGEST" of each. Another reader of HDF5 shows
-zeros in place of a missing shard; this one refuses.
-
-Bare h5py reads a store of bfloat16 in five lines; of another dtype, the dataset holds the values themselves:
-
-    with h5py.File("activations.h5") as file:
+    with h5py.File("activations/activations.h5") as file:
         bits = file["activations/layer_08"][:1000].astype("uint32") << 16
         activations = bits.view("float32")           # (1000, d)
         documents = file["document"][:1000]
         mean = file["statistics/layer_08/mean"][:]
 
-and `python -m mmlib verify activations.h5` prints a summary and verifies every byte.
+`activations.h5` holds, and each part holds of its own run of rows what is marked *:
+
+    /activations/layer_LL *  (n, d)  values exactly as the language model computed them, a dataset a layer. Attribute `dtype`:
+                                     "float32", "float16", or "bfloat16", whose 16 bits are kept in uint16 (HDF5 has no portable
+                                     type for it): float32 value = (bits << 16).view(float32). NaN where a part is missing
+    /token_ids *             (n,)    int32, the token at whose position the activation was read; -1 where a part is missing
+    /document *              (n,)    int32, index into /documents
+    /position *              (n,)    int32, index of the token in its document, from 0
+    /documents/title, split  (D,)    UTF-8 strings; the split is "train", "validation" or "test"
+    /documents/first_row, rows (D,)  int64; the rows of a document lie side by side
+    /statistics/layer_LL/mean, variance   (d,) float64, over the rows of training documents only
+    attributes of /: what the extraction was told and used
+
+Documents are ordered train, validation, test, so each split is one run of rows. The opening <bos> of a window is left out. Datasets
+are little-endian, contiguous and uncompressed, in the file format of HDF5 1.10: they can be mapped.
+
+How a part is guarded. An HDF5 file may begin with a user block that HDF5 ignores. In a part it holds one line of JSON: the identity
+of the store, the places of the datasets in the file, and a digest (XXH3-128) of the line itself and of every byte outside the rows.
+Among those bytes are the checksums of the rows: `/checksums/NAME`, the XXH3-64 of every 1,024 rows. So no bit is unguarded, and a
+part can be opened without reading its rows: they are checked as they are read. `/moments/layer_LL` (chunks, 2, d) holds mean and
+variance of the training rows of each 1,024, from which /statistics are merged in the order of the rows. The manifest carries the
+digests of all parts, of `activations.h5` and of itself. Digests guard against accident, not against malice.
+
+Parts end at multiples of 1,024 rows of the whole store. So the chunks that are shuffled are the same whatever the parts' size, and
+none lies in two files. A part's bytes depend on the plan of the extraction alone, so parts can be written in any order, by any
+number of processes, again after a kill, and without a file lock. `python -m mmlib verify FOLDER` reads every byte.
 """
 
 import hashlib
+import io
+import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from io import FileIO
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
 
@@ -62,23 +57,27 @@ import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-FORMAT, FORMAT_VERSION = "mmlib.activations", 2
+from mmlib.activations.tokens import Normaliser, Tokens
+from mmlib.files import StoreError
 
+FORMAT, FORMAT_VERSION = "mmlib.activations", 3
 
-BLOCK = 16384  # bytes of the user block: room for the seal of about 250 layers
-
+MANIFEST, VIRTUAL = "manifest.json", "activations.h5"
 
 CHUNK_ROWS = 1024  # rows under one checksum
 
-
 DTYPES = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-
 
 COLUMNS = ("token_ids", "document", "position")
 
+OPEN_PARTS = 512  # files at most, half of what a process may usually open
 
-class StoreError(ValueError):
-    """A store that must not be used: damaged, unfinished, or made from something else than was asked for."""
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError)
+
+
+def part_name(index: int) -> str:
+    """File name of a part."""
+    return f"part-{index:05d}.h5"
 
 
 def layer_name(layer: int) -> str:
@@ -96,226 +95,245 @@ def chunk_count(rows: int) -> int:
     return -(-rows // CHUNK_ROWS)
 
 
-@dataclass(frozen=True)
-class Seal:
-    """What the user block says: the size of the file, its datasets of rows (name, first byte, bytes), the digest of the rest."""
+def seal(content: dict, body: Iterable[bytes] = (), indent: int | None = None) -> bytes:
+    """JSON whose last entry, `digest`, is the XXH3-128 of the other entries and of `body`."""
 
-    size: int
-    rows: tuple[tuple[str, int, int], ...]
-    digest: str
+    def text(entries: dict) -> bytes:
+        return (json.dumps(entries, ensure_ascii=False, indent=indent) + "\n").encode()
 
-    @classmethod
-    def of(cls, path: Path, rows: tuple[tuple[str, int, int], ...]) -> "Seal":
-        """The seal of a file whose datasets of rows are `rows`, from its bytes."""
-        size = path.stat().st_size
-        return cls(
-            size,
-            rows,
-            digest_outside(path, [(first, n) for _, first, n in rows], _header(size, rows)),
-        )
-
-    def text(self) -> bytes:
-        """The user block.
-
-        Raises:
-            StoreError: there are too many layers for it.
-        """
-        text = _header(self.size, self.rows) + f"seal {self.digest}\n".encode()
-        if len(text) > BLOCK:
-            raise StoreError(
-                f"the seal of {len(self.rows)} datasets needs {len(text)} bytes, {BLOCK} are reserved: store fewer layers a file"
-            )
-        return text.ljust(BLOCK, b"\0")
-
-    def place(self, path: Path, name: str) -> int:
-        """First byte of a dataset of rows.
-
-        Raises:
-            StoreError: the file has none of that name.
-        """
-        for known, first, _ in self.rows:
-            if known == name:
-                return first
-        raise StoreError(
-            f"{path} has no rows {name!r}, only {', '.join(known for known, _, _ in self.rows)}"
-        )
+    state = xxhash.xxh3_128(text(content))
+    for block in body:
+        state.update(block)
+    return text({**content, "digest": state.hexdigest()})
 
 
-def _header(size: int, rows: tuple[tuple[str, int, int], ...]) -> bytes:
-    lines = [
-        f"{FORMAT} {FORMAT_VERSION}",
-        f"size {size}",
-        *(f"rows {name} {first} {n}" for name, first, n in rows),
-    ]
-    return ("\n".join(lines) + "\n").encode()
+def outside(file, start: int, holes: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes of a file, or of its content in memory, from `start` on, but for the holes (first byte, bytes)."""
+    in_memory = isinstance(file, memoryview)
+    at, size = start, len(file) if in_memory else os.fstat(file.fileno()).st_size
+    for first, length in sorted(map(tuple, holes)) + [(size, 0)]:
+        while at < min(first, size):
+            end = min(first, size, at + 2**24)
+            yield file[at:end] if in_memory else os.pread(file.fileno(), end - at, at)
+            at = end
+        at = first + length
 
 
-def digest_outside(path: Path, holes: list[tuple[int, int]], before: bytes = b"") -> str:
-    """XXH3-128 of `before` and of a file's bytes outside the user block and outside `holes` (first byte, bytes)."""
-    state = xxhash.xxh3_128(before)
-    with open(path, "rb") as file:
-        at, size = BLOCK, os.fstat(file.fileno()).st_size
-        for first, length in sorted(holes) + [(size, 0)]:
-            file.seek(at)
-            while at < first:
-                block = file.read(min(2**24, first - at))
-                if not block:
-                    break
-                state.update(block)
-                at += len(block)
-            at = first + length
-    return state.hexdigest()
+def is_rows(name: str) -> bool:
+    """Whether a dataset of a part has checksums of its own."""
+    return name.startswith("activations/") or name in COLUMNS
 
 
-def read_seal(path: Path) -> Seal:
-    """The seal of a finished store, after checking everything that it covers.
+class Part:
+    """One part, open to be read. Its header and all bytes outside its rows are checked; rows are checked as they are read.
 
     Raises:
-        StoreError: the file is truncated, damaged, unfinished, no store, or of another format version.
+        StoreError: the file is missing, damaged, truncated or no part; the message names it.
     """
-    with open(path, "rb") as file:
-        block, size = file.read(BLOCK), os.fstat(file.fileno()).st_size
-    if len(block) < BLOCK:
-        raise StoreError(f"{path} is truncated to {size} bytes, or no store: extract it again")
-    if not block.strip(b"\0"):
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        try:
+            self.file = open(path, "rb", buffering=0)
+        except FileNotFoundError as error:
+            raise StoreError(f"{path} is missing: keep all parts of a store together") from error
+        try:
+            start = os.pread(self.file.fileno(), 2**16, 0)
+            if b"\n" not in start:  # of very many layers
+                start = os.pread(self.file.fileno(), 2**22, 0)
+            line = start.partition(b"\n")[0] + b"\n"
+            self.header = json.loads(line)
+            self.places = {name: tuple(place) for name, place in self.header["places"].items()}
+            content = {key: value for key, value in self.header.items() if key != "digest"}
+            holes = [place for name, place in self.places.items() if is_rows(name)]
+            if seal(content, outside(self.file, len(line), holes)) != line:
+                raise ValueError("its digest is another")
+            if self.header["size"] != os.fstat(self.file.fileno()).st_size:
+                raise ValueError("its size is another")
+        except _MALFORMED as error:
+            raise StoreError(
+                f"{path} is damaged, truncated or no part of a store ({error}): extract it again, "
+                "parts that are whole are kept"
+            ) from error
+        self.identity, self.rows = self.header["identity"], self.header["rows"]
+        self.checksums = {
+            name: self.array(f"checksums/{name}", "<u8") for name in self.places if is_rows(name)
+        }
+
+    def __del__(self):
+        if hasattr(self, "file"):
+            self.file.close()
+
+    def array(self, name: str, dtype: str) -> np.ndarray:
+        """A dataset outside the rows, flat; empty if there is none."""
+        first, size = self.places.get(name, (0, 0))
+        return np.frombuffer(os.pread(self.file.fileno(), size, first), dtype)
+
+    def read_chunk(self, name: str, chunk: int, into: np.ndarray) -> None:
+        """Fill `into` with a chunk's rows.
+
+        Raises:
+            StoreError: they fail their checksum, or the file ends before they do.
+        """
+        first = self.places[name][0] + chunk * CHUNK_ROWS * (into.nbytes // len(into))
+        got = os.preadv(self.file.fileno(), [into.data.cast("B")], first)
+        if got != into.nbytes or checksum(into) != int(self.checksums[name][chunk]):
+            low = chunk * CHUNK_ROWS
+            raise StoreError(
+                f"{self.path}: {name}, rows {low} to {low + len(into)} of this part fail their checksum: "
+                "the file is damaged, extract it again; parts that are whole are kept"
+            )
+
+    def check(self) -> None:
+        """Read all rows.
+
+        Raises:
+            StoreError: some fail their checksum.
+        """
+        for name, checksums in self.checksums.items():
+            row_bytes = self.places[name][1] // self.rows
+            for chunk in range(len(checksums)):
+                rows = min(CHUNK_ROWS, self.rows - chunk * CHUNK_ROWS)
+                self.read_chunk(name, chunk, np.empty((rows, row_bytes), np.uint8))
+
+
+def refuse_former(path: Path) -> None:
+    """Refuse what an earlier version wrote: a store was one HDF5 file, whose user block held a seal.
+
+    Raises:
+        StoreError: `path` is such a file, another file, or a folder with such a file and no manifest.
+    """
+    if path.is_dir():
+        files = [] if (path / MANIFEST).exists() else sorted(path.glob("*.h5"))
+    else:
+        files = [path] if path.exists() else []
+    for file in files:
+        with open(file, "rb") as opened:
+            start = opened.read(64)
+        if start.startswith(f"{FORMAT} ".encode()):
+            try:
+                with h5py.File(file, "r", locking=False) as former:
+                    made_by = str(former.attrs["created_by"])
+            except (OSError, KeyError):
+                made_by = ""
+            command = made_by if made_by.startswith("python") else "python -m mmlib extract"
+            raise StoreError(
+                f"{file} is a store of the former format, {start.split(chr(10).encode())[0].decode()}, one file; "
+                f"this code reads version {FORMAT_VERSION}, a folder of parts. Make it again: {command}"
+            )
+    if files == [path]:
+        raise StoreError(f"{path} is a file: expected the folder of a store, with {MANIFEST} in it")
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a finished store, after checking its digest.
+
+    Raises:
+        StoreError: there is no finished store, or it is damaged or of another format version.
+    """
+    refuse_former(folder)
+    if not (folder / MANIFEST).exists():
+        begun = any(folder.glob("part-*.h5*"))
         raise StoreError(
-            f"{path} was not finished: run the extraction again, it continues where this one stopped"
+            f"{folder} was not finished: run the extraction again, it continues with the parts that miss"
+            if begun
+            else f"{folder} holds no store: expected a folder with {MANIFEST} in it"
         )
-    lines = block.rstrip(b"\0").decode("ascii", "replace").splitlines()
-    name, _, version = lines[0].partition(" ")
-    if name == FORMAT and version != str(FORMAT_VERSION):
-        raise StoreError(
-            f"{path} is {FORMAT} version {version}: this code reads version {FORMAT_VERSION}, extract it again"
-        )
-    if name != FORMAT:
-        raise StoreError(
-            f"{path} does not begin with the seal of {FORMAT} version {FORMAT_VERSION}: it is of version 1, damaged or no store; extract it again"
-        )
+    text = (folder / MANIFEST).read_bytes()
     try:
-        rows = tuple(
-            (name, int(first), int(n))
-            for _, name, first, n in (line.split(" ") for line in lines[2:-1])
-        )
-        seal = Seal(int(lines[1].removeprefix("size ")), rows, lines[-1].removeprefix("seal "))
-    except (ValueError, IndexError) as error:
-        raise StoreError(f"the seal of {path} is damaged: extract it again") from error
-    if size != seal.size:
+        found = json.loads(text)
+        version = found.get("format"), found.get("format_version")
+        content = {key: value for key, value in found.items() if key != "digest"}
+        if version == (FORMAT, FORMAT_VERSION) and seal(content, indent=1) == text:
+            return found
+    except _MALFORMED:
+        version = ()
+    if version and version[0] == FORMAT and version[1] != FORMAT_VERSION:
         raise StoreError(
-            f"{path} has {size:,} bytes, its seal says {seal.size:,}: it is truncated or was added to; extract it again"
+            f"{folder} is {FORMAT} version {version[1]}: this code reads version {FORMAT_VERSION}, extract it again"
         )
-    if seal.text() != block or seal != Seal.of(path, rows):
-        raise StoreError(
-            f"{path} is damaged or was changed after it was written (its seal is broken): extract it again"
-        )
-    return seal
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of one dataset in one file."""
-
-    path: Path
-    file: FileIO
-    first_byte: int
-    rows: int
-    checksums: np.ndarray  # (chunks,) uint64
+    raise StoreError(f"{folder / MANIFEST} is damaged or was changed: run the extraction again")
 
 
 class CheckedRows:
-    """Rows of one dataset, in one file or in several one after the other; no row is given out before its chunk was checked."""
+    """Rows of one dataset through all parts. No row is given out before its chunk was checked.
 
-    def __init__(self, name: str, parts: list[Part], width: tuple[int, ...], dtype: np.dtype):
-        self.name, self.width, self.dtype = name, width, dtype
-        self._bytes, self._parts = int(np.prod(width)) * dtype.itemsize, parts
-        self._first_row = np.cumsum([0, *(part.rows for part in parts)])
-        self._first_chunk = np.cumsum([0, *(chunk_count(part.rows) for part in parts)])
-        firsts = [
-            np.arange(0, part.rows, CHUNK_ROWS, dtype=np.int64) + row
-            for part, row in zip(parts, self._first_row)
-        ]
-        self.starts = np.concatenate([*firsts, self._first_row[-1:]])  # (chunks + 1,) first rows
+    Args:
+        width: shape of a row, (d,) or ().
+        part: opens a part by its index.
+    """
 
-    def path(self, chunk: int) -> Path:
-        """The file that holds a chunk."""
-        return self._parts[int(np.searchsorted(self._first_chunk, chunk, "right")) - 1].path
+    def __init__(self, name, width, dtype, n, part_rows, part: Callable[[int], Part]):
+        self.name, self.width, self.dtype, self.n = name, width, dtype, n
+        self._part_chunks, self._part = part_rows // CHUNK_ROWS, part
+
+    def bounds(self, chunk: int) -> tuple[int, int]:
+        """First and end row of a chunk."""
+        return chunk * CHUNK_ROWS, min(self.n, (chunk + 1) * CHUNK_ROWS)
 
     def chunks(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """(chunk, first row, end row) of the chunks that overlap rows start to stop, clipped to them."""
-        for chunk in range(
-            np.searchsorted(self.starts, start, "right") - 1,
-            np.searchsorted(self.starts, stop, "left"),
-        ):
-            yield (
-                int(chunk),
-                max(start, int(self.starts[chunk])),
-                min(stop, int(self.starts[chunk + 1])),
-            )
+        for chunk in range(start // CHUNK_ROWS, chunk_count(stop)):
+            first, end = self.bounds(chunk)
+            yield chunk, max(start, first), min(stop, end)
 
     def read_chunk(self, chunk: int, into: np.ndarray | None = None) -> np.ndarray:
         """One whole chunk, (rows, …), in `into` if that is given.
 
         Raises:
-            StoreError: it fails its checksum, or the file ends before it does.
+            StoreError: it fails its checksum, or its part is missing or damaged.
         """
-        which = int(np.searchsorted(self._first_chunk, chunk, "right")) - 1
-        part, index = self._parts[which], chunk - int(self._first_chunk[which])
-        rows = int(self.starts[chunk + 1] - self.starts[chunk])
-        values = np.empty((rows, *self.width), self.dtype) if into is None else into[:rows]
-        got = os.preadv(
-            part.file.fileno(),
-            [values.data.cast("B")],
-            part.first_byte + index * CHUNK_ROWS * self._bytes,
-        )
-        if got != values.nbytes or checksum(values) != int(part.checksums[index]):
-            raise StoreError(
-                f"{part.path}: {self.name}, rows {self.starts[chunk]} to {self.starts[chunk + 1]} fail their checksum: "
-                "the file is damaged, extract it again"
-            )
-        return values
+        first, end = self.bounds(chunk)
+        if into is None:
+            into = np.empty((end - first, *self.width), self.dtype)
+        part, index = divmod(chunk, self._part_chunks)
+        self._part(part).read_chunk(self.name, index, into[: end - first])
+        return into[: end - first]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Consecutive rows, (stop − start, …), which must be there.
 
         Raises:
-            StoreError: a chunk fails its checksum.
+            StoreError: as `read_chunk`.
         """
         values = np.empty((stop - start, *self.width), self.dtype)
         for chunk, first, end in self.chunks(start, stop):
-            if first == self.starts[chunk] and end == self.starts[chunk + 1]:
+            low = chunk * CHUNK_ROWS
+            if (first, end) == self.bounds(chunk):
                 self.read_chunk(chunk, values[first - start :])
             else:
-                low = int(self.starts[chunk])
-                values[first - start : end - start] = self.read_chunk(chunk)[
-                    first - low : end - low
-                ]
+                part = self.read_chunk(chunk)[first - low : end - low]
+                values[first - start : end - start] = part
         return values
 
 
 def to_numpy(values: Tensor) -> np.ndarray:
     """The same bits, bfloat16 as uint16."""
-    return (
-        values.view(torch.int16).numpy().view(np.uint16)
-        if values.dtype == torch.bfloat16
-        else values.numpy()
-    )
+    if values.dtype == torch.bfloat16:
+        return values.view(torch.int16).numpy().view(np.uint16)
+    return values.numpy()
 
 
 def from_numpy(values: np.ndarray) -> Tensor:
     """The inverse of `to_numpy`."""
-    return (
-        torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-        if values.dtype == np.uint16
-        else torch.from_numpy(values)
-    )
+    if values.dtype == np.uint16:
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
 
 
 def as_float(values: np.ndarray) -> np.ndarray:
     """Stored values as float32; bfloat16 comes as its 16 bits."""
-    return (
-        (values.astype(np.uint32) << 16).view(np.float32)
-        if values.dtype == np.uint16
-        else values.astype(np.float32)
-    )
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def moments_of(rows_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and population variance of one or more rows, (d,) each, in float64."""
+    centred = rows_nd.astype(np.float64)
+    mean = centred.mean(0)
+    centred -= mean
+    return mean, np.einsum("nd,nd->d", centred, centred) / len(rows_nd)
 
 
 class RunningMoments:
@@ -326,12 +344,8 @@ class RunningMoments:
 
     def update(self, rows_nd: np.ndarray) -> None:
         """Merge a block of rows, (n, d)."""
-        if not len(rows_nd):
-            return
-        centred = rows_nd.astype(np.float64)
-        mean = centred.mean(0)
-        centred -= mean
-        self.merge(len(rows_nd), mean, np.einsum("nd,nd->d", centred, centred) / len(rows_nd))
+        if len(rows_nd):
+            self.merge(len(rows_nd), *moments_of(rows_nd))
 
     def merge(self, n: int, mean: np.ndarray, variance: np.ndarray) -> None:
         """Merge n rows of known mean and population variance, (d,) each."""
@@ -346,85 +360,111 @@ class RunningMoments:
         return self._m2 / max(1, self.count)
 
 
-class ActivationStore:
-    """One layer of a finished store, read-only. Opening checks the seal; rows are checked as they are read.
+def row_numbers(rows, n: int, where: object) -> np.ndarray:
+    """Rows 0 to n − 1, given as numbers in any order, as a slice or range, or as a mask: (rows,) int64.
 
     Raises:
-        StoreError: the file is damaged, truncated, unfinished, of another format version, or lacks the layer.
+        IndexError: there are no such rows, a mask has another length, or these are no row numbers.
+    """
+    if isinstance(rows, slice):
+        return np.arange(n)[rows]
+    given = np.asarray(rows)
+    if given.dtype == bool and given.shape == (n,):
+        return np.flatnonzero(given)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise IndexError(
+            f"rows of type {given.dtype} and shape {given.shape} were asked for: expected row numbers, (rows,), "
+            f"or a mask of all {n} rows of {where}"
+        )
+    if given.size and not 0 <= given.min() <= given.max() < n:
+        raise IndexError(
+            f"rows {given.min()} to {given.max()} were asked for, {where} has {n}: there are no others"
+        )
+    return given.astype(np.int64)
+
+
+class ActivationStore:
+    """One layer of a finished store, read-only. Opening checks the manifest; parts and rows are checked as they are read.
+
+    Args:
+        folder: of the store.
+        layer: block index; None: the first that is stored.
+    Raises:
+        StoreError: the store is damaged, unfinished, of another format, or lacks a part or the layer.
     """
 
-    def __init__(self, path: Path, layer: int | None = None):
-        self.path, self._open_files = Path(path), {}
-        self.seal = read_seal(self.path)
-        with h5py.File(self.path, "r") as file:
-            self.attributes = dict(file.attrs)
-            layers = [int(known) for known in self.attributes["layers"]]
-            self.layer = layers[0] if layer is None else layer
-            if self.layer not in layers:
-                raise StoreError(
-                    f"{self.path} holds layers {layers}, not layer {layer}: run 01_extract_activations for that layer"
-                )
-            statistics = file[f"statistics/{layer_name(self.layer)}"]
-            self.mean, self.variance = statistics["mean"][:], statistics["variance"][:]
-            if self.attributes["chunk_rows"] != CHUNK_ROWS:
-                raise StoreError(
-                    f"{self.path} has a checksum every {self.attributes['chunk_rows']} rows: this code reads {CHUNK_ROWS}"
-                )
-            documents = file["documents"]
-            self.titles, self.splits = documents["title"].asstr()[:], documents["split"].asstr()[:]
-            self.first_row, self.document_rows = documents["first_row"][:], documents["rows"][:]
-        self.model, self.corpus = self.attributes["model"], self.attributes["corpus"]
-        self.d, self.dtype, self.n = (
-            int(self.attributes["d"]),
-            self.attributes["dtype"],
-            int(self.document_rows.sum()),
+    def __init__(self, folder: Path, layer: int | None = None):
+        self.path = Path(folder)
+        self.manifest = read_manifest(self.path)
+        identity, documents = self.manifest["identity"], self.manifest["documents"]
+        self.titles, self.splits = (
+            np.array(documents[key] + [None], dtype=object)[:-1] for key in ("title", "split")
         )
-        name = f"activations/{layer_name(self.layer)}"
-        parts = self._parts(
-            (name, *COLUMNS),
-            self._shards() if "shards" in self.attributes else [(self.path, self.seal)],
-        )
-        self.activations = CheckedRows(name, parts[name], (self.d,), DTYPES[self.dtype])
+        self.document_rows = np.array(documents["rows"], dtype=np.int64)
+        self.first_row = np.cumsum(self.document_rows) - self.document_rows
+        facts = {key: self.manifest[key] for key in ("format", "format_version", "created_by")}
+        self.attributes = {**identity, **facts}
+        self.model, self.corpus = identity["model"], identity["corpus"]
+        self.d, self.dtype, self.n = identity["d"], identity["dtype"], self.manifest["rows"]
+        self.layers, self.layer = identity["layers"], layer
+        if layer is None:
+            self.layer = self.layers[0]
+        if self.layer not in self.layers:
+            raise StoreError(
+                f"{self.path} holds layers {self.layers}, not layer {layer}: run 01_extract_activations for that layer"
+            )
+        self.mean, self.variance = self._statistics()
+        self._check_sizes()
+        part_rows, part = identity["part_rows"], self._parts()
+        name, dtype = f"activations/{layer_name(self.layer)}", DTYPES[self.dtype]
+        self.activations = CheckedRows(name, (self.d,), dtype, self.n, part_rows, part)
         self._columns = {
-            column: CheckedRows(column, parts[column], (), np.dtype("<i4")) for column in COLUMNS
+            column: CheckedRows(column, (), np.dtype("<i4"), self.n, part_rows, part)
+            for column in COLUMNS
         }
 
-    def _shards(self) -> list[tuple[Path, Seal]]:
-        """The files that an index joins, as it knew them."""
-        shards = []
-        for line in self.attributes["shards"]:
-            name, _, digest = line.rpartition(" ")
-            path = self.path.with_name(name)
-            if not path.exists():
-                raise StoreError(
-                    f"{self.path} joins {self.attributes['shards'].size} files, of which {name} is missing: keep them in one folder"
-                )
-            shards.append((path, read_seal(path)))
-            if shards[-1][1].digest != digest:
-                raise StoreError(
-                    f"{path} is not the file that {self.path.name} joins: extract them together"
-                )
-        return shards
+    def __reduce__(self):
+        """Opened again where it is unpickled, as in the workers of a DataLoader."""
+        return type(self), (self.path, self.layer)
 
-    def _parts(
-        self, names: tuple[str, ...], files: list[tuple[Path, Seal]]
-    ) -> dict[str, list[Part]]:
-        """Where each file has the rows of each dataset; the files stay open."""
-        parts = {name: [] for name in names}
-        for path, sealed in files:
-            self._open_files[path] = open(path, "rb", buffering=0)
-            with h5py.File(path, "r") as file:
-                for name in names:
-                    parts[name].append(
-                        Part(
-                            path,
-                            self._open_files[path],
-                            sealed.place(path, name),
-                            len(file[name]),
-                            file[f"checksums/{name}"][:],
-                        )
-                    )
-        return parts
+    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        file, virtual = self.path / VIRTUAL, self.manifest["virtual"]
+        content = file.read_bytes() if file.exists() else b""
+        if xxhash.xxh3_128_hexdigest(content) != virtual["digest"]:
+            raise StoreError(
+                f"{file} is damaged, missing or of another store: run the extraction again"
+            )
+        with h5py.File(io.BytesIO(content), "r") as opened:
+            group = opened[f"statistics/{layer_name(self.layer)}"]
+            return group["mean"][:], group["variance"][:]
+
+    def _check_sizes(self) -> None:
+        """Refuse a store that lacks a part, before anything is computed with it."""
+        for entry in self.manifest["parts"]:
+            path = self.path / entry["file"]
+            size = path.stat().st_size if path.exists() else None
+            if size != entry["size"]:
+                what = "is missing" if size is None else f"has {size:,} bytes"
+                raise StoreError(
+                    f"{path} {what}, of the {entry['size']:,} bytes that {MANIFEST} lists: keep all parts together, "
+                    "or run the extraction again"
+                )
+
+    def _parts(self) -> Callable[[int], Part]:
+        """What opens a part, and keeps it open; it does not hold the store."""
+        folder, entries = self.path, self.manifest["parts"]
+
+        @lru_cache(OPEN_PARTS)
+        def part(index: int) -> Part:
+            opened = Part(folder / entries[index]["file"])
+            if opened.header["digest"] != entries[index]["digest"]:
+                raise StoreError(
+                    f"{opened.path} is not the part that {MANIFEST} lists: run the extraction again"
+                )
+            return opened
+
+        self.part = part
+        return part
 
     @property
     def documents(self) -> str:
@@ -462,15 +502,19 @@ class ActivationStore:
             raise StoreError(f"{self.path} holds activations of width {self.d}, not {d}")
 
     def rows(self, split: str) -> range:
-        """The run of rows that a split occupies."""
+        """The run of rows that a split occupies.
+
+        Raises:
+            StoreError: there are no such documents; the message lists the splits.
+        """
         documents = np.flatnonzero(self.splits == split)
         if not len(documents):
             raise StoreError(
                 f"{self.path} has no documents in split {split!r}: expected one of {sorted(set(self.splits))}"
             )
+        first, last = documents[0], documents[-1]
         return range(
-            int(self.first_row[documents[0]]),
-            int(self.first_row[documents[-1]] + self.document_rows[documents[-1]]),
+            int(self.first_row[first]), int(self.first_row[last] + self.document_rows[last])
         )
 
     def rows_of(self, document: int | str, positions: slice = slice(None)) -> range:
@@ -501,12 +545,10 @@ class ActivationStore:
         """First and end row."""
         if rows is None:
             return 0, self.n
-        if rows.step not in (None, 1):
+        if not isinstance(rows, (range, slice)) or rows.step not in (None, 1):
             raise IndexError(f"{rows}: expected consecutive rows; `take` gives any")
-        start, stop = (
-            0 if rows.start is None else rows.start,
-            self.n if rows.stop is None else rows.stop,
-        )
+        start = 0 if rows.start is None else rows.start
+        stop = self.n if rows.stop is None else rows.stop
         if not 0 <= start <= stop <= self.n:
             raise IndexError(
                 f"rows {start} to {stop} were asked for, {self.path} has {self.n}: there are no others"
@@ -514,150 +556,141 @@ class ActivationStore:
         return start, stop
 
     def take(self, rows: np.ndarray) -> Tensor:
-        """Raw activations of chosen rows in any order, (n, d), read chunk by chunk.
+        """Raw activations of chosen rows, (rows, d), read chunk by chunk.
 
+        Args:
+            rows: row numbers in any order, or a mask of all rows of the store, (n,) bool.
         Raises:
+            IndexError: the store has no such row, or a mask has another length.
             StoreError: a chunk fails its checksum.
-            IndexError: the store has no such row.
         """
-        rows = np.asarray(rows)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < self.n:
-            raise IndexError(
-                f"rows {rows.min()} to {rows.max()} were asked for, {self.path} has {self.n}"
-            )
-        order, starts = np.argsort(rows, kind="stable"), self.activations.starts
+        rows = row_numbers(rows, self.n, self.path)
+        order, chunks = np.argsort(rows, kind="stable"), rows // CHUNK_ROWS
         values = np.empty((len(rows), self.d), self.activations.dtype)
-        chunks = np.searchsorted(starts, rows, "right") - 1
         for part in np.split(order, np.flatnonzero(np.diff(chunks[order])) + 1):
             if len(part):
                 chunk = int(chunks[part[0]])
-                values[part] = self.activations.read_chunk(chunk)[rows[part] - starts[chunk]]
+                values[part] = self.activations.read_chunk(chunk)[rows[part] - chunk * CHUNK_ROWS]
         return from_numpy(values)
 
     def column(self, name: str, rows: range | slice | None = None) -> np.ndarray:
         """`token_ids`, `document` or `position` of consecutive rows (all rows if None), (n,)."""
         start, stop = self._consecutive(rows)
         if name == "document":  # known from the table
-            return (np.searchsorted(self.first_row, np.arange(start, stop), "right") - 1).astype(
-                np.int32
-            )
+            found = np.searchsorted(self.first_row, np.arange(start, stop), "right") - 1
+            return found.astype(np.int32)
+        if name not in self._columns:
+            raise KeyError(f"no column {name!r}: expected one of {', '.join(COLUMNS)}")
         return self._columns[name].read(start, stop)
 
-    def expected(self, name: str, rows: range, found: np.ndarray) -> np.ndarray:
-        """What a column must hold if it fits the table of documents; token ids need only be none below 0."""
-        document = self.column("document", rows)
-        if name == "document":
-            return document + int(self.attributes["first_document"])
-        return (
-            np.arange(rows.start, rows.stop) - self.first_row[document]
-            if name == "position"
-            else np.maximum(found, 0)
-        )
+    def tokens(self, split: str, rows: np.ndarray | slice | None = None) -> Tokens:
+        """The standardised activations of a split, with the document and position of each row.
+
+        Args:
+            split: "train", "validation" or "test".
+            rows: of the split, counted from 0, in any order; or a mask of its rows. None: all.
+        Returns:
+            z (n, d) float32, standardised by the store's training statistics; document (n,), an index into `titles`; position (n,).
+        Raises:
+            StoreError: no such split, a damaged part, or a dimension that never varies.
+            IndexError: the split has no such rows.
+        """
+        run = self.rows(split)
+        document, position = self.column("document", run), self.column("position", run)
+        if rows is None:
+            return Tokens(Normaliser.of(self)(self.read(run)), document, position)
+        chosen = row_numbers(rows, len(run), f"split {split!r} of {self.path}")
+        z = Normaliser.of(self)(self.take(run.start + chosen))
+        return Tokens(z, document[chosen], position[chosen])
 
     @property
     def identities(self) -> dict:
         """What a results file says of the activations it was made from."""
         return {"language_model": self.model, "corpus": self.corpus, "layer": self.layer}
 
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        parts = sum(entry["size"] for entry in self.manifest["parts"])
+        return parts + sum((self.path / name).stat().st_size for name in (MANIFEST, VIRTUAL))
+
     def summary(self) -> dict[str, str]:
         """What the store holds, for a reader."""
         split_rows = ", ".join(f"{s} {len(self.rows(s)):,}" for s in dict.fromkeys(self.splits))
-        size = sum(path.stat().st_size for path in {self.path, *self._open_files})
         return {
             "model": self.model,
             "corpus": self.corpus,
-            "layers": str([int(x) for x in self.attributes["layers"]]),
+            "layers": str(self.layers),
             "shape": f"{self.n:,} × {self.d}",
             "dtype": self.dtype,
             "documents": str(len(self.titles)),
             "rows by split": split_rows,
-            "size": f"{size / 1e9:.2f} GB",
+            "size": f"{self.bytes / 1e9:.2f} GB in {len(self.manifest['parts'])} parts",
         }
 
     def close(self) -> None:
-        """Close the files."""
-        for file in self._open_files.values():
-            file.close()
+        """Close the files; they are opened again if more is read."""
+        self.part.cache_clear()
 
 
-def layers_of(path: Path) -> list[int]:
-    """The layers that a file holds; it is not checked."""
-    with h5py.File(path, "r") as file:
-        return [int(layer) for layer in file.attrs["layers"]]
+def verify(folder: Path) -> list[str]:
+    """Read every byte of a store. The list of what is wrong: empty for a sound one.
 
-
-def verify(path: Path) -> list[str]:
-    """Read every byte of a store, its shards included. The list of what is wrong: empty for a sound one.
-
-    Checked: seals, all checksums, finite values, documents and positions in order, and statistics against the rows.
+    Checked: the manifest, all digests and checksums, finite values, documents and positions in order, and statistics against the rows.
     """
     try:
-        read_seal(path)
-        stores = [ActivationStore(path, layer) for layer in layers_of(path)]
-    except (StoreError, FileNotFoundError) as error:
+        stores = [ActivationStore(folder)]
+        stores += [ActivationStore(folder, layer) for layer in stores[0].layers[1:]]
+    except StoreError as error:
         return [str(error)]
-    problems = [
-        problem
-        for shard in stores[0]._open_files
-        if shard != stores[0].path
-        for problem in verify(shard)
-    ]
-    chunks, whole = stores[0].activations.starts, stores[0]
+    whole, chunks = stores[0], range(chunk_count(stores[0].n))
     progress = tqdm(
-        total=(len(stores) + len(COLUMNS)) * (len(chunks) - 1),
-        desc=f"verifying {Path(path).name}",
+        total=(len(stores) + len(COLUMNS)) * len(chunks),
+        desc=f"verifying {Path(folder).name}",
         unit=" chunks",
         delay=2,
     )
-    for name, rows in whole._columns.items():
-        problems += _chunk_problems(
-            rows,
-            progress,
-            lambda chunk, values: (
-                None
-                if np.array_equal(
-                    values, whole.expected(name, range(*chunks[chunk : chunk + 2]), values)
-                )
-                else "do not fit the table of documents"
-            ),
-        )
-    for store in stores:
-        moments, train_rows = RunningMoments(store.d), int(store.attributes["train_rows"])
 
-        def check(chunk: int, values: np.ndarray) -> str | None:
+    def problems_of(rows: CheckedRows, check: Callable[[range, np.ndarray], str | None]):
+        for chunk in chunks:
+            progress.update()
+            try:
+                bounds = range(*rows.bounds(chunk))
+                if wrong := check(bounds, rows.read_chunk(chunk)):
+                    yield f"{folder}: {rows.name}, rows {bounds.start} to {bounds.stop} {wrong}"
+            except StoreError as error:
+                yield str(error)
+
+    problems = []
+    for name, rows in whole._columns.items():
+
+        def fits(bounds: range, found: np.ndarray) -> str | None:
+            due = np.maximum(found, 0)  # of a token id
+            if name != "token_ids":
+                due = document = whole.column("document", bounds)
+                if name == "position":
+                    due = np.arange(bounds.start, bounds.stop) - whole.first_row[document]
+            return None if np.array_equal(found, due) else "do not fit the table of documents"
+
+        problems += problems_of(rows, fits)
+    for store in stores:
+        moments, train_rows = RunningMoments(store.d), store.manifest["train_rows"]
+
+        def finite(bounds: range, values: np.ndarray) -> str | None:
             values = as_float(values)
-            moments.update(values[: max(0, train_rows - int(chunks[chunk]))])
+            moments.update(values[: max(0, train_rows - bounds.start)])
             return None if np.isfinite(values).all() else "have values that are not finite"
 
-        found = _chunk_problems(store.activations, progress, check)
+        found = list(problems_of(store.activations, finite))
+        spread = np.abs(moments.mean) + np.sqrt(moments.variance)
         if not found and not (
             np.allclose(store.variance, moments.variance, rtol=1e-9, atol=0)
-            and (
-                np.abs(store.mean - moments.mean)
-                <= 1e-9 * (np.abs(moments.mean) + np.sqrt(moments.variance))
-            ).all()
+            and (np.abs(store.mean - moments.mean) <= 1e-9 * spread).all()
         ):
             found = [
-                f"{path}: the statistics of layer {store.layer} are not those of its training rows"
+                f"{folder}: the statistics of layer {store.layer} are not those of its training rows"
             ]
         problems += found
         store.close()
     progress.close()
     return list(dict.fromkeys(problems))
-
-
-def _chunk_problems(
-    rows: CheckedRows, progress: tqdm, check: Callable[[int, np.ndarray], str | None]
-) -> list[str]:
-    """What is wrong with the chunks of one dataset: their checksums, and what `check` says of their values."""
-    problems = []
-    for chunk in range(len(rows.starts) - 1):
-        progress.update()
-        try:
-            if wrong := check(chunk, rows.read_chunk(chunk)):
-                problems.append(
-                    f"{rows.path(chunk)}: {rows.name}, rows {rows.starts[chunk]} to {rows.starts[chunk + 1]} {wrong}"
-                )
-        except StoreError as error:
-            problems.append(str(error))
-    return problems

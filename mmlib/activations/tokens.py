@@ -1,12 +1,23 @@
 """Raw activations h and standardised ones z: every loss of this repository is measured on z."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.files import StoreError
+
+
+class Statistics(Protocol):
+    """What standardises: an `ActivationStore`, or anything with mean and variance of one layer, (d,) each."""
+
+    path: Path
+    layer: int
+    mean: np.ndarray
+    variance: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,7 @@ class Normaliser:
     std_ld: Tensor
 
     @classmethod
-    def of(cls, *stores: ActivationStore) -> "Normaliser":
+    def of(cls, *stores: Statistics) -> "Normaliser":
         """From the statistics of stores, one a layer.
 
         Raises:
@@ -75,18 +86,28 @@ class Normaliser:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Standardised activations of n tokens and where they come from; documents are the units of all intervals."""
+    """Standardised activations of n tokens and where they come from; documents are the units of all intervals.
 
-    z_nd: Tensor
-    document_n: np.ndarray
-    position_n: np.ndarray  # in the document
+    Args:
+        z: (n, d) float32.
+        document: (n,) the document of each row, as its store numbers them.
+        position: (n,) of the token in its document, from 0.
+
+    >>> tokens = Tokens(torch.zeros(3, 2), np.array([0, 0, 1]), np.array([0, 1, 0]))
+    >>> len(tokens), tokens[tokens.document == 0].z.shape
+    (3, torch.Size([2, 2]))
+    """
+
+    z: Tensor
+    document: np.ndarray
+    position: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.z_nd)
+        return len(self.z)
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Tokens":
-        return Tokens(self.z_nd[rows], self.document_n[rows], self.position_n[rows])
+        return Tokens(self.z[rows], self.document[rows], self.position[rows])
 
-    def altered(self, z_nd: Tensor) -> "Tokens":
+    def altered(self, z: Tensor) -> "Tokens":
         """Other activations at the same tokens."""
-        return replace(self, z_nd=z_nd)
+        return replace(self, z=z)

@@ -11,9 +11,9 @@ from mmlib.denoisers.fitted import (
     Fitted,
     FittedPCA,
     Unsupported,
-    checked_sigma,
     seeded,
 )
+from mmlib.denoisers.noise import checked_sigma
 
 
 class Edit:

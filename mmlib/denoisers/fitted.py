@@ -27,8 +27,7 @@ from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.likelihood import SMOOTHING, smoothed
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib.denoisers.networks import count_parameters
-from mmlib.denoisers.noise import Denoiser, sdedit
+from mmlib.denoisers.noise import Denoiser, checked_sigma, sdedit
 from mmlib.denoisers.sae import SAEDenoiser
 
 AT_ONCE = 4096  # rows taken together
@@ -57,6 +56,12 @@ class Cost:
     parameters: int
     seconds: float = 0.0
     activations: int = 0
+
+    @classmethod
+    def of(cls, denoiser) -> "Cost":
+        """What a denoiser of this repository carries."""
+        seconds, activations = denoiser.train_seconds, denoiser.train_activations
+        return cls(int(denoiser.parameters), seconds or 0.0, activations or 0)
 
 
 class Fitted:
@@ -115,6 +120,16 @@ class Fitted:
     def parameters(self) -> int:
         """Free numbers."""
         return self.cost.parameters
+
+    @property
+    def train_seconds(self) -> float:
+        """Of the fit."""
+        return self.cost.seconds
+
+    @property
+    def train_activations(self) -> int:
+        """That the fit saw."""
+        return self.cost.activations
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
         """ẑ (n, d) from x (n, d), unchecked."""
@@ -352,7 +367,7 @@ class FittedNetwork(Fitted):
         """A meta-model of one layer under the common protocol."""
         if len(model.layers) > 1:
             raise ValueError(f"a meta-model of layers {list(model.layers)}: name one, layer=…")
-        return cls(model, model.origin, cost or Cost(count_parameters(model.network)), **more)
+        return cls(model, model.origin, cost or Cost.of(model), **more)
 
     def to(self, device: str) -> "FittedNetwork":
         """Move the network."""
@@ -382,29 +397,6 @@ class FittedNetwork(Fitted):
 KINDS = {
     kind.kind: kind for kind in (FittedGaussian, FittedPCA, FittedMixture, FittedSAE, FittedNetwork)
 }
-
-
-def checked_sigma(sigma: float | Values, n: int = 1) -> np.ndarray:
-    """σ as an array of one number, or of n.
-
-    Raises:
-        ValueError: a value is not between 0 and 1, both left out, or there are neither one nor n of them.
-
-    >>> checked_sigma(300)
-    Traceback (most recent call last):
-    ...
-    ValueError: σ = 300.0: expected a noise level between 0 and 1, both left out (a time step t of 1000 is σ = t/1000)
-    """
-    values = np.atleast_1d(np.asarray(sigma.detach().cpu() if torch.is_tensor(sigma) else sigma))
-    if values.dtype.kind not in "fiu" or values.shape not in ((1,), (n,)):
-        raise ValueError(f"σ = {sigma!r}: expected one noise level{f', or {n}' if n > 1 else ''}")
-    values = values.astype(float)
-    if not ((values > 0) & (values < 1)).all():
-        wrong = values[~((values > 0) & (values < 1))][0]
-        raise ValueError(
-            f"σ = {wrong}: expected a noise level between 0 and 1, both left out (a time step t of 1000 is σ = t/1000)"
-        )
-    return values
 
 
 def seeded(seed: int) -> torch.Generator:

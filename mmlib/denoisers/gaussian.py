@@ -5,7 +5,8 @@ g = (1 − σ) λ / ((1 − σ)² λ + σ²). No linear method has a lower mean 
 """
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mmlib.activations.store import ActivationStore
 from mmlib.denoisers.noise import noise_process
-from mmlib.files import written_whole
+from mmlib.files import read_json, write_json, written_whole
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class GaussianDenoiser:
     basis_dd: Tensor  # columns are eigenvectors
     eigenvalues_d: Tensor
     parameters: int  # free numbers
+    train_seconds: float | None = None  # of the fit; None: not known
+    train_activations: int | None = None  # that the fit saw
 
     def gain(self, sigma: float) -> Tensor:
         """g(σ), (d,)."""
@@ -89,6 +92,8 @@ class Projection:
     mean_d: Tensor
     components_dk: Tensor
     fed: str
+    train_seconds: float | None = None
+    train_activations: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -116,7 +121,37 @@ def clean_input(x_nd: Tensor, sigma: float, fed: str) -> Tensor:
 
 def standard_normal(d: int) -> GaussianDenoiser:
     """The mean model: posterior mean under N(0, I)."""
-    return GaussianDenoiser(torch.zeros(d), torch.eye(d), torch.ones(d), 0)
+    return GaussianDenoiser(torch.zeros(d), torch.eye(d), torch.ones(d), 0, 0.0, 0)
+
+
+def write_cost(path: Path, fit) -> None:
+    """Write what a fit cost beside its weights, as JSON: two fits of the same data then have the same weights, byte for byte."""
+    names = ("parameters", "train_seconds", "train_activations")
+    write_json(path.with_suffix(".json"), {name: getattr(fit, name) for name in names})
+
+
+def cost_of(name: str, denoiser) -> dict:
+    """`parameters`, `train_seconds` and `train_activations` of a fitted denoiser.
+
+    Raises:
+        ValueError: its file came before fits carried what they cost.
+    """
+    if denoiser.train_seconds is None:
+        raise ValueError(
+            f"{name} does not say what it cost: fit it again, by notebook 02 or, for a network, 03"
+        )
+    return {
+        "parameters": int(denoiser.parameters),
+        "train_seconds": float(denoiser.train_seconds),
+        "train_activations": int(denoiser.train_activations),
+    }
+
+
+def read_cost(path: Path) -> dict:
+    """`train_seconds` and `train_activations` of what `write_cost` wrote; nothing where it wrote nothing."""
+    beside = path.with_suffix(".json")
+    cost = read_json(beside) if beside.exists() else {}
+    return {name: cost[name] for name in ("train_seconds", "train_activations") if name in cost}
 
 
 @dataclass(frozen=True)
@@ -126,6 +161,14 @@ class PrincipalComponents:
     mean_d: Tensor
     axes_dd: Tensor  # columns
     variances_d: Tensor
+    train_seconds: float | None = None
+    train_activations: int | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Free numbers of the mean and the covariance."""
+        d = len(self.mean_d)
+        return d + d * (d + 1) // 2
 
     @classmethod
     def fit(cls, z_nd: Tensor) -> "PrincipalComponents":
@@ -138,21 +181,24 @@ class PrincipalComponents:
             raise ValueError(
                 f"{len(z_nd)} activations cannot determine {z_nd.shape[1]} components: extract more"
             )
+        began = time.perf_counter()
         pca = PCA(svd_solver="covariance_eigh").fit(z_nd.numpy())
         mean, axes, variances = (
             torch.from_numpy(array.copy()).float()
             for array in (pca.mean_, pca.components_.T, pca.explained_variance_)
         )
-        return cls(mean, axes.contiguous(), variances)
+        seconds = time.perf_counter() - began
+        return cls(mean, axes.contiguous(), variances, seconds, len(z_nd))
 
     def save(self, path: Path, documents: str) -> None:
-        """Write as safetensors, with the identity of the documents it was fitted to."""
+        """Write as safetensors, with the identity of the documents it was fitted to; what it cost is in JSON beside it."""
         with written_whole(path) as partial:
             save_file(
                 {"mean": self.mean_d, "axes": self.axes_dd, "variances": self.variances_d},
                 partial,
                 {"documents": documents},
             )
+        write_cost(path, self)
 
     @classmethod
     def load(cls, path: Path, store: ActivationStore) -> "PrincipalComponents":
@@ -163,7 +209,8 @@ class PrincipalComponents:
         """
         with safe_open(path, "pt") as file:
             store.check_documents(file.metadata()["documents"], path)
-            return cls(*(file.get_tensor(name) for name in ("mean", "axes", "variances")))
+            tensors = (file.get_tensor(name) for name in ("mean", "axes", "variances"))
+            return cls(*tensors, **read_cost(path))
 
     def scores(self, z_nd: Tensor, k: int) -> Tensor:
         """Coordinates of activations along the first k axes, (n, k)."""
@@ -171,8 +218,14 @@ class PrincipalComponents:
 
     def gaussian(self) -> GaussianDenoiser:
         """The full-covariance Gaussian."""
-        d = len(self.mean_d)
-        return GaussianDenoiser(self.mean_d, self.axes_dd, self.variances_d, d + d * (d + 1) // 2)
+        return GaussianDenoiser(
+            self.mean_d,
+            self.axes_dd,
+            self.variances_d,
+            self.parameters,
+            self.train_seconds,
+            self.train_activations,
+        )
 
     def probabilistic(self, k: int) -> GaussianDenoiser:
         """Probabilistic PCA (Tipping and Bishop 1999, eq. 8): the variances beyond the first k are replaced by their mean."""
@@ -180,10 +233,10 @@ class PrincipalComponents:
         if k >= d:
             return self.gaussian()
         variances[k:] = variances[k:].mean()
-        return GaussianDenoiser(
-            self.mean_d, self.axes_dd, variances, d + d * k + 1 - k * (k - 1) // 2
-        )
+        parameters = d + d * k + 1 - k * (k - 1) // 2
+        return replace(self.gaussian(), eigenvalues_d=variances, parameters=parameters)
 
     def projection(self, k: int, fed: str) -> Projection:
         """PCA-k as people use it."""
-        return Projection(self.mean_d, self.axes_dd[:, :k].contiguous(), fed)
+        axes_dk = self.axes_dd[:, :k].contiguous()
+        return Projection(self.mean_d, axes_dk, fed, self.train_seconds, self.train_activations)

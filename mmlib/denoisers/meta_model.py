@@ -53,6 +53,8 @@ class MetaModel:
     ):
         self.network, self.normaliser, self.process = network, normaliser, noise_process(objective)
         self.language_model, self.layers, self.documents = language_model, tuple(layers), documents
+        self.train_seconds: float | None = None  # of training; None: not known
+        self.train_activations: int | None = None  # that training saw
 
     @classmethod
     def for_store(cls, network: nn.Module, objective: str, *stores: ActivationStore) -> "MetaModel":
@@ -82,6 +84,11 @@ class MetaModel:
         return self.normaliser.d
 
     @property
+    def parameters(self) -> int:
+        """Of the network."""
+        return count_parameters(self.network)
+
+    @property
     def layer(self) -> int:
         """The block index of a model of one layer.
 
@@ -99,8 +106,7 @@ class MetaModel:
     @property
     def _several(self) -> bool:
         """Whether the network takes the layer as an input."""
-        config = getattr(self.network, "config", None)
-        return bool(config and config.get("multi_layer_n_layers"))
+        return bool(dict(getattr(self.network, "config", {})).get("multi_layer_n_layers"))
 
     @property
     def device(self) -> torch.device:
@@ -112,6 +118,11 @@ class MetaModel:
         self.network.to(device)
         return self
 
+    def costing(self, seconds: float | None, activations: int | None) -> "MetaModel":
+        """This model, which now carries what its training cost."""
+        self.train_seconds, self.train_activations = seconds, activations
+        return self
+
     def at(self, layer: int) -> "MetaModel":
         """The model of one of its layers; it shares the network.
 
@@ -120,7 +131,7 @@ class MetaModel:
         """
         if layer not in self.layers:
             raise ValueError(f"layer {layer}: this meta-model was trained on {list(self.layers)}")
-        return MetaModel(
+        one = MetaModel(
             self.network,
             self.process.objective,
             self.normaliser.at(self.layers.index(layer)),
@@ -128,13 +139,13 @@ class MetaModel:
             [layer],
             self.documents,
         )
+        return one.costing(self.train_seconds, self.train_activations)
 
     def check_store(self, store: ActivationStore, *, same_documents: bool = True) -> None:
         """Refuse a store that this model was not made for.
 
         Args:
-            same_documents: also refuse other documents or another split of them, where the store's test documents may be this
-                model's training documents.
+            same_documents: also refuse other documents or another split of them: the store's test documents may be this model's training ones.
         Raises:
             StoreError: it holds another language model, layer or width, or other documents.
         """
@@ -387,7 +398,8 @@ class MetaModel:
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         with written_whole(folder / "meta_model.json") as partial_file:
-            partial_file.write_text(json.dumps(identity, indent=1) + "\n")
+            cost = {"seconds": self.train_seconds, "activations": self.train_activations}
+            partial_file.write_text(json.dumps({**identity, "training": cost}, indent=1) + "\n")
 
     @classmethod
     def from_pretrained(
@@ -421,7 +433,7 @@ class MetaModel:
             )
         network = load_network(NETWORKS[facts["network"]], folder / "network")
         numbers = read_weights(folder / "normaliser.safetensors")
-        return cls(
+        model = cls(
             network,
             facts["objective"],
             Normaliser(numbers["mean"], numbers["std"]),
@@ -429,6 +441,8 @@ class MetaModel:
             facts["layers"],
             facts["documents"],
         )
+        cost = facts.get("training", {})
+        return model.costing(cost.get("seconds"), cost.get("activations"))
 
 
 def _rows(hidden: Tensor, n: int) -> Tensor:

@@ -13,8 +13,9 @@ component's n_k tokens, as if ν more had been seen (a conjugate prior, as in Fr
 """
 
 import math
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmlib.activations.store import ActivationStore
-from mmlib.denoisers.gaussian import GaussianDenoiser
+from mmlib.denoisers.gaussian import GaussianDenoiser, read_cost, write_cost
 from mmlib.denoisers.likelihood import SMOOTHING, smoothed
 from mmlib.files import written_whole
 
@@ -64,6 +65,8 @@ class GaussianMixtureDenoiser:
 
     log_weights_k: Tensor
     components: tuple[GaussianDenoiser, ...]
+    train_seconds: float | None = None  # of the fit and the choice; None: not known
+    train_activations: int | None = None  # that the fit saw
 
     @property
     def parameters(self) -> int:
@@ -177,9 +180,10 @@ class GaussianMixtureDenoiser:
         return z_nd
 
     def save(self, path: Path, documents: str) -> None:
-        """Write as safetensors, with the identity of the documents it was fitted to."""
+        """Write as safetensors, with the identity of the documents it was fitted to; what it cost is in JSON beside it."""
         with written_whole(path) as partial:
             save_file(self.tensors(), partial, {"documents": documents})
+        write_cost(path, self)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its numbers, each stacked over components, by name; `of_tensors` takes them."""
@@ -204,7 +208,8 @@ class GaussianMixtureDenoiser:
         """
         with safe_open(path, "pt") as file:
             store.check_documents(file.metadata()["documents"], path)
-            return cls.of_tensors({name: file.get_tensor(name) for name in file.keys()})
+            found = cls.of_tensors({name: file.get_tensor(name) for name in file.keys()})
+        return replace(found, **read_cost(path))
 
 
 def _most(kept_m: Tensor) -> bool:
@@ -275,6 +280,7 @@ def fit_mixture(
             f"{len(z_train_nd)} activations cannot determine {max(size.components)} components in {z_train_nd.shape[1]} dimensions: "
             "extract more"
         )
+    began = time.perf_counter()
     x_nd, outcomes = smoothed(z_validation_nd, torch.Generator().manual_seed(seed)), []
     best = (-math.inf, None, None, None)
 
@@ -319,7 +325,8 @@ def fit_mixture(
                 ClusterMoments.of(z_train_nd, label_n).mixture(last[3]), label_n, last[3], step + 1
             )
             best = max(best, last, key=lambda trial: trial[0])
-    return best[1], outcomes
+    seconds = time.perf_counter() - began
+    return replace(best[1], train_seconds=seconds, train_activations=len(z_train_nd)), outcomes
 
 
 def _clusters(z_nd: Tensor, k: int, seed: int) -> Tensor:

@@ -264,6 +264,29 @@ def make_solver(process: "FlowMatching | DDPM", solver: str, **config):
     return process.solvers[solver](**config)
 
 
+def checked_sigma(sigma: "float | np.ndarray | Tensor | list[float]", n: int = 1) -> np.ndarray:
+    """σ as an array of one number, or of n.
+
+    Raises:
+        ValueError: a value is not between 0 and 1, both left out, or there are neither one nor n of them.
+
+    >>> checked_sigma(300)
+    Traceback (most recent call last):
+    ...
+    ValueError: σ = 300.0: expected a noise level between 0 and 1, both left out (a time step t of 1000 is σ = t/1000)
+    """
+    values = np.atleast_1d(np.asarray(sigma.detach().cpu() if torch.is_tensor(sigma) else sigma))
+    if values.dtype.kind not in "fiu" or values.shape not in ((1,), (n,)):
+        raise ValueError(f"σ = {sigma!r}: expected one noise level{f', or {n}' if n > 1 else ''}")
+    values = values.astype(float)
+    if not ((values > 0) & (values < 1)).all():
+        wrong = values[~((values > 0) & (values < 1))][0]
+        raise ValueError(
+            f"σ = {wrong}: expected a noise level between 0 and 1, both left out (a time step t of 1000 is σ = t/1000)"
+        )
+    return values
+
+
 def sdedit(denoiser: Denoiser, z_nd: Tensor, noise_nd: Tensor, sigma: float, steps: int) -> Tensor:
     """SDEdit (Meng et al. 2022) by any denoiser, such as a mixture in closed form, (n, d): z is noised to σ and comes back to 0 by Euler's steps
     of flow matching. The velocity is (x − ẑ)/σ for the denoiser's estimate ẑ.

@@ -3,6 +3,7 @@
 SAELens is imported where it is used: that takes seconds, and without it everything but SAEs works.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,7 @@ def train_sae(
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
+    began = time.perf_counter()
     torch.manual_seed(seed)
     sae = SAE_KINDS[size.kind](d, size, device)
     config = SAETrainerConfig(
@@ -127,7 +129,10 @@ def train_sae(
         autocast=bf16_pays(device),  # as the MLPs train
         logger=sae_lens().LoggingConfig(log_to_wandb=False),
     )
-    return SAETrainer(config, sae, batches).fit().eval().to("cpu")
+    trained = SAETrainer(config, sae, batches).fit().eval().to("cpu")
+    trained.cfg.metadata.train_seconds = time.perf_counter() - began
+    trained.cfg.metadata.train_activations = size.steps * size.batch
+    return trained
 
 
 def drawn_batches(gaussian: GaussianDenoiser, batch: int, seed: int) -> Iterator[Tensor]:
@@ -195,6 +200,9 @@ class SAEDenoiser:
     def __init__(self, sae: "SAE", fed: str):
         self.sae, self.fed = sae, fed
         self.parameters = sum(p.numel() for p in sae.parameters())
+        known = sae.cfg.metadata if hasattr(sae, "cfg") else None  # of SAELens, or another's
+        self.train_seconds = known and known.train_seconds  # None: not known
+        self.train_activations = known and known.train_activations
 
     @torch.inference_mode()
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
@@ -224,6 +232,10 @@ class MixedDenoiser:
     ):
         self.inner, self.also = inner, tuple(also)
         self.parameters = inner.parameters + sum(denoiser.parameters for denoiser in self.also)
+        # a denoiser that fits nothing, or somebody else's, need not say what it cost
+        seconds = [getattr(denoiser, "train_seconds", None) for denoiser in (inner, *self.also)]
+        self.train_seconds = None if None in seconds else sum(seconds)
+        self.train_activations = getattr(inner, "train_activations", None)
         self.weights = {level.sigma: self._fit(level.sigma, z_nd, generator) for level in levels}
 
     def _terms(self, x_nd: Tensor, sigma: float) -> list[Tensor]:

@@ -10,10 +10,9 @@
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,7 +29,7 @@ from mmlib.denoisers.fitted import (
     FittedNetwork,
     FittedSAE,
 )
-from mmlib.denoisers.gaussian import PrincipalComponents, Projection
+from mmlib.denoisers.gaussian import PrincipalComponents, Projection, read_cost
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
 from mmlib.denoisers.sae import SAEDenoiser, read_sae
@@ -133,7 +132,7 @@ def load(
         FileNotFoundError: there is nothing of the kind.
         CheckpointError: it is damaged or incomplete, or lacks its standardisation.
 
-    >>> import tempfile, mmlib
+    >>> import tempfile, torch, mmlib
     >>> model = mmlib.fit(torch.randn(200, 4), "gaussian", progress=False)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     again = load(model.save(Path(folder) / "gaussian"))
@@ -147,7 +146,8 @@ def load(
         sae = read_sae(path)
         documents = getattr(sae.cfg.metadata, "documents", None) or ""
         origin = _origin_of(standardise, documents, path)
-        return FittedSAE(SAEDenoiser(sae, "mean_estimate"), origin, _cost(sae))
+        denoiser = SAEDenoiser(sae, "mean_estimate")
+        return FittedSAE(denoiser, origin, Cost.of(denoiser))
     if path.is_file() and path.suffix == ".safetensors":
         return _load_file(path, standardise)
     if path.is_dir() and not any((path / n).exists() for n in ("meta_model.json", "config.yaml")):
@@ -156,10 +156,6 @@ def load(
         )
     model = MetaModel.from_pretrained(source)
     return FittedNetwork.of(model if layer is None else model.at(layer))
-
-
-def _cost(module: torch.nn.Module) -> Cost:
-    return Cost(sum(parameter.numel() for parameter in module.parameters()))
 
 
 def _origin_of(
@@ -186,12 +182,13 @@ def _load_file(path: Path, standardise: "Fitted | Normaliser | ActivationStore |
     with safe_open(path, "pt") as file:
         origin = _origin_of(standardise, (file.metadata() or {}).get("documents", ""), path)
     if set(tensors) == set(MIXTURE):
-        mixture = GaussianMixtureDenoiser.of_tensors(tensors)
-        return FittedMixture(mixture, origin, Cost(mixture.parameters))
+        mixture = replace(GaussianMixtureDenoiser.of_tensors(tensors), **read_cost(path))
+        return FittedMixture(mixture, origin, Cost.of(mixture))
     if set(tensors) == set(COMPONENTS):
-        components = PrincipalComponents(*(tensors[name] for name in COMPONENTS))
+        numbers = (tensors[name] for name in COMPONENTS)
+        components = PrincipalComponents(*numbers, **read_cost(path))
         gaussian = components.gaussian()
-        return FittedGaussian(gaussian, origin, Cost(gaussian.parameters), components)
+        return FittedGaussian(gaussian, origin, Cost.of(gaussian), components)
     raise CheckpointError(
         f"{path} holds {', '.join(sorted(tensors)[:5])}: expected principal components or a mixture"
     )

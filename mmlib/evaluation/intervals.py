@@ -94,7 +94,7 @@ def bootstrap_interval(
 
 
 def _resamples(statistic: Statistic, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(values, standard errors) of the statistic in each resample, (1 + resamples,) each, those of the documents themselves first.
+    """(values, standard errors) of the statistic in each resample, (1 + resamples,) each; first in the documents themselves.
 
     Raises:
         NotFinite: a value is not finite, or one is with a document left out.
@@ -104,7 +104,8 @@ def _resamples(statistic: Statistic, groups: Sequence[int]) -> tuple[np.ndarray,
     values_r = statistic(weights_rd)
     if not np.isfinite(values_r).all():
         raise NotFinite(
-            f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of {sum(groups)} documents"
+            f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of "
+            f"{sum(groups)} documents"
         )
     errors_r = jackknife_errors(statistic, weights_rd)
     if not np.isfinite(errors_r[0]):
@@ -123,8 +124,10 @@ def _distances(values_r: np.ndarray, errors_r: np.ndarray) -> np.ndarray:
 
 
 def p_value(statistic: Statistic, groups: Sequence[int]) -> float:
-    """Two-sided p-value of the statistic being 0, by the test that `bootstrap_interval` inverts: the share of resamples whose studentised
-    distance from the estimate is as large as that of 0, at least 1 in `RESAMPLES` + 1; 1 for a statistic that is 0 however documents are drawn.
+    """Two-sided p-value of the statistic being 0, by the test that `bootstrap_interval` inverts.
+
+    It is the share of resamples whose studentised distance from the estimate is as large as the distance of 0, at least 1 in
+    `RESAMPLES` + 1; and 1 for a statistic that is 0 however documents are drawn.
 
     Args:
         groups: numbers of documents, as `bootstrap_interval` takes them.
@@ -141,7 +144,9 @@ def p_value(statistic: Statistic, groups: Sequence[int]) -> float:
 
 
 def holm(p_m: Sequence[float]) -> np.ndarray:
-    """p-values adjusted for being many (Holm 1979), (m,): at most 0.05 where a hypothesis is rejected with all errors together at 5 %.
+    """p-values adjusted for being many (Holm 1979), (m,).
+
+    At most 0.05 where a hypothesis is rejected with all errors together at 5 %.
 
     >>> holm([0.01, 0.04, 0.03]).round(6).tolist()
     [0.03, 0.06, 0.06]
@@ -154,7 +159,9 @@ def holm(p_m: Sequence[float]) -> np.ndarray:
 def ratio_interval(
     above_d: np.ndarray, below_d: np.ndarray, *, positive: bool = False
 ) -> tuple[float, float]:
-    """95 % interval of Σ above / Σ below over documents, paired: a mean loss over tokens, a share, a ratio of two methods' losses.
+    """95 % interval of Σ above / Σ below over documents, paired.
+
+    Such as a mean loss over tokens, a share, or a ratio of two methods' losses.
 
     Args:
         above_d, below_d: sums of each document, (documents,).

@@ -38,7 +38,10 @@ Draw = Callable[
 
 
 class DocumentLosses(NamedTuple):
-    """Losses of one method, summed over (token, level) pairs, and the number of these pairs: (documents,) each, none without any."""
+    """Losses of one method by document: sums over (token, level) pairs, and how many there are, (documents,) each.
+
+    Documents without any pair are left out.
+    """
 
     sums_d: np.ndarray
     counts_d: np.ndarray
@@ -116,7 +119,7 @@ class TokenLosses:
         """Sums by level and document over the draws that all of the methods have seen.
 
         Args:
-            document_n: number of each token's document, from 0; numbers that no token has are allowed.
+            document_n: number of each token's document, counted from any; some in between may have no token.
             methods: left out: all.
             mask: which tokens count, (n,) bool; draws of the others are left out, none are drawn in their place.
         Raises:
@@ -126,9 +129,11 @@ class TokenLosses:
         stride = max((self.every[name] for name in methods), default=1)
         if odd := [name for name in methods if stride % self.every[name]]:
             raise ValueError(
-                f"{', '.join(odd)} saw every {self.every[odd[0]]}th draw, another method every {stride}th: expected the first to divide the second"
+                f"{', '.join(odd)} saw every {self.every[odd[0]]}th draw, another method every {stride}th: "
+                "expected the first to divide the second"
             )
-        rows_ln, n_documents = self.rows_ln[:, ::stride], int(document_n.max()) + 1
+        rows_ln, document_n = self.rows_ln[:, ::stride], document_n - document_n.min()
+        n_documents = int(document_n.max()) + 1
         kept = [slice(None) if mask is None else mask[rows] for rows in rows_ln]
         document_ln = [document_n[rows[k]] for rows, k in zip(rows_ln, kept)]
 
@@ -203,6 +208,21 @@ def token_losses(
     )
 
 
+def spread_draws(z_nd: Tensor, objective: str, per_level: int, seed: int) -> Draw:
+    """Tokens spread evenly over all, and noise for them.
+
+    A function of (seed, objective, number of the level), and of how many tokens there are and are drawn.
+    """
+
+    def draw(i: int, level: Level) -> tuple[np.ndarray, Tensor]:
+        rng = np.random.default_rng([seed, i, len(objective)])
+        rows_n = spread_rows(len(z_nd), per_level, rng)
+        noise = rng.standard_normal((per_level, z_nd.shape[1]), dtype=np.float32)
+        return rows_n, torch.from_numpy(noise)
+
+    return draw
+
+
 def grid_losses(
     methods: Mapping[str, Denoiser],
     z_nd: Tensor,
@@ -214,8 +234,7 @@ def grid_losses(
 ) -> TokenLosses:
     """Losses on the evaluation grid of one objective.
 
-    Each level draws its own tokens, evenly spread over all, and noise for them: a function of (seed, objective, level) and of how many
-    tokens there are and are drawn.
+    Each level draws tokens and noise of its own, see `spread_draws`.
 
     Args:
         z_nd: standardised activations.
@@ -226,20 +245,15 @@ def grid_losses(
     """
     if odd := [name for name, stride in (every or {}).items() if stride < 1 or per_level % stride]:
         raise ValueError(
-            f"{per_level} tokens a level, every {every[odd[0]]}th for {', '.join(odd)}: expected the second to divide the first"
+            f"{per_level} tokens a level, every {every[odd[0]]}th for {', '.join(odd)}: "
+            "expected the second to divide the first"
         )
-
-    def draw(i: int, level: Level) -> tuple[np.ndarray, Tensor]:
-        rng = np.random.default_rng([seed, i, len(objective)])
-        rows_n = spread_rows(len(z_nd), per_level, rng)
-        noise = rng.standard_normal((per_level, z_nd.shape[1]), dtype=np.float32)
-        return rows_n, torch.from_numpy(noise)
 
     return token_losses(
         methods,
         z_nd,
         noise_process(objective).grid(),
-        draw,
+        spread_draws(z_nd, objective, per_level, seed),
         every=every,
         progress=f"losses on {objective}",
     )
@@ -257,17 +271,18 @@ def evaluate(
 ) -> Losses:
     """Losses of methods on the evaluation grid of one objective, summed by level and document.
 
-    At each of the 100 levels `per_level` tokens are drawn, evenly spread over all, with noise of their own; all methods see the same
-    tokens and noise. So a document's share of the draws is its share of the tokens, and a token may be drawn at several levels. The grid is
-    σ = (i + ½)/100 for "flow_velocity" and t = 5, 15, …, 995 of 1000 for "ddpm_epsilon"; levels weigh equally in every mean.
+    At each of the 100 levels `per_level` tokens are drawn, evenly spread over all, with noise of their own. All methods see
+    the same tokens and noise. So a document's share of the draws is its share of the tokens, and a token may be drawn at
+    several levels. The grid is σ = (i + ½)/100 for "flow_velocity" and t = 5, 15, …, 995 of 1000 for "ddpm_epsilon". Levels
+    weigh equally in every mean.
 
     Args:
-        methods: any callables (x (n, d), σ) → ẑ (n, d) of standardised activations, x = (1 − σ) z + σ ε, whatever the objective.
-        tokens: standardised activations (n, d) and the number of each one's document, from 0. Positions are not read.
+        methods: any callables (x (n, d), σ) → ẑ (n, d) of standardised activations; x = (1 − σ) z + σ ε for both objectives.
+        tokens: standardised activations (n, d) and the number of each one's document. Positions are not read.
         objective: "flow_velocity" or "ddpm_epsilon".
         per_level: tokens drawn at each level.
         every: methods see only every so manieth of the tokens drawn, for methods that are slow.
-        mask: which tokens count, (n,) bool; the others are drawn and denoised all the same, so the draws stay what they are.
+        mask: which tokens count, (n,) bool; the others are drawn and denoised too, so the draws stay what they are.
     Returns:
         `Losses`: sums and counts, (levels, documents).
     Raises:
@@ -282,10 +297,8 @@ def evaluate(
     ((100, 6), 1.0)
     """
     strides = {name: every for name in methods}
-    found = grid_losses(
-        methods, tokens.z_nd, objective, per_level=per_level, seed=seed, every=strides
-    )
-    return found.by_document(tokens.document_n, mask=mask)
+    found = grid_losses(methods, tokens.z, objective, per_level=per_level, seed=seed, every=strides)
+    return found.by_document(tokens.document, mask=mask)
 
 
 def loss_interval(losses: Losses, method: str) -> tuple[float, float]:
@@ -304,7 +317,7 @@ def reduction_interval(
 
 
 def loss_rows(losses: Losses, objective: str, budgets: Mapping[str, dict]) -> list[dict]:
-    """One row a method: loss with interval, the loss without extreme levels, the mean over documents, and the budget."""
+    """One row per method: loss with interval, without extreme levels, mean over documents, and the budget."""
     inner_low, inner_high = losses.sigma_l >= LEAST_SIGMA, losses.sigma_l <= MOST_SIGMA
     rows = []
     for method in losses.sums:
@@ -327,7 +340,7 @@ def loss_rows(losses: Losses, objective: str, budgets: Mapping[str, dict]) -> li
 def reduction_rows(
     losses: Losses, objective: str, methods: list[str], baselines: list[str]
 ) -> list[dict]:
-    """1 − L_method / L_baseline with its paired interval, the same without the lowest noise, and the verdict on the claim."""
+    """1 − L_method / L_baseline with its paired interval, without extreme levels, and the verdict on the claim."""
     rows = []
     without = {
         "below_0.05": losses.sigma_l >= LEAST_SIGMA,
@@ -367,10 +380,11 @@ def closed_form_check(
 ) -> dict:
     """The Gaussian's sampled loss (method "gaussian") beside its closed form on all test tokens, exact over the noise.
 
-    The Monte-Carlo error comes of the noise and of which tokens are drawn, not of which documents there are, so it is taken from how far each
-    document's sampled loss departs from that document's own closed form. Clusters are the tokens of one document at one level, for each level
-    draws anew; their departures have mean 0, and are not centred. Whole documents as clusters would not do: with few and unequal ones z is
-    bounded by the root of their effective number, or, with departures centred, too often large.
+    The Monte-Carlo error comes of the noise and of which tokens are drawn, not of which documents there are. So it is taken
+    from how far each document's sampled loss departs from that document's own closed form. Clusters are the tokens of one
+    document at one level, for each level draws anew; their departures have mean 0, and are not centred. Whole documents as
+    clusters would not do: with few and unequal ones z is bounded by the root of their effective number, or, with departures
+    centred, too often large.
 
     Args:
         tokens: all test tokens, as given to `evaluate`.
@@ -378,7 +392,7 @@ def closed_form_check(
         sampled, closed_form, relative_difference, standard_error of the difference, z: the difference in standard errors.
     """
     exact_ld = _expected_losses(gaussian, objective, tokens, losses.counts_ld.shape)
-    tokens_d = np.bincount(tokens.document_n, minlength=exact_ld.shape[1])
+    tokens_d = np.bincount(tokens.document - tokens.document.min())
     sampled = losses.mean("gaussian")
     exact = float((exact_ld.mean(0) * tokens_d).sum() / tokens_d.sum())
     departure_ld = losses.sums["gaussian"] - losses.counts_ld * exact_ld
@@ -395,10 +409,11 @@ def closed_form_check(
 def _expected_losses(
     gaussian: GaussianDenoiser, objective: str, tokens: Tokens, shape: tuple[int, int]
 ) -> np.ndarray:
-    """The Gaussian's loss at each level on the tokens of each document, exact over the noise, (levels, documents); 0 without tokens."""
+    """The Gaussian's loss by level and document, exact over the noise, (levels, documents); 0 without tokens."""
     grid, exact_ld = noise_process(objective).grid(), np.zeros(shape)
-    for document in np.unique(tokens.document_n):
-        z_nd = tokens.z_nd[tokens.document_n == document]
+    document_n = tokens.document - tokens.document.min()
+    for document in np.unique(document_n):
+        z_nd = tokens.z[document_n == document]
         power_d = ((z_nd - gaussian.mean_d) @ gaussian.basis_dd).double().square().mean(0)
         exact_ld[:, document] = [
             level.weight * gaussian.expected_mse(level.sigma, power_d) for level in grid

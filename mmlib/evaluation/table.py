@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 
 from mmlib.activations.arrays import Rows, Values, rows_of
-from mmlib.activations.batches import spread_rows
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.fitted import Fitted, refuse_mistaken
-from mmlib.denoisers.noise import LEVELS, Denoiser, Level, noise_process
+from mmlib.denoisers.noise import LEVELS, Denoiser, noise_process
 from mmlib.evaluation.intervals import LEAST_DOCUMENTS
-from mmlib.evaluation.losses import Losses, loss_interval, reduction_interval, token_losses
+from mmlib.evaluation.losses import (
+    Losses,
+    loss_interval,
+    reduction_interval,
+    spread_draws,
+    token_losses,
+)
 
 OBJECTIVES = {"velocity": "flow_velocity", "epsilon": "ddpm_epsilon"}
 
@@ -218,13 +223,7 @@ def _losses(
     progress: bool,
 ) -> Losses:
     grid = noise_process(objective).grid()[LEVELS // levels // 2 :: LEVELS // levels]
-
-    def draw(i: int, level: Level) -> tuple[np.ndarray, Tensor]:
-        rng = np.random.default_rng([seed, i, len(objective)])
-        rows_n = spread_rows(len(z_nd), per_level, rng)
-        noise = rng.standard_normal((per_level, z_nd.shape[1]), dtype=np.float32)
-        return rows_n, torch.from_numpy(noise)
-
+    draw = spread_draws(z_nd, objective, per_level, seed)
     said = f"losses on {objective}" if progress else None
     return token_losses(methods, z_nd, grid, draw, progress=said).by_document(group_n)
 

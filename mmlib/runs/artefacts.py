@@ -1,8 +1,9 @@
-"""Stores beside the run's own, for studies and applications: of other texts, each extracted once, or of the same under another split."""
+"""What notebooks 01 to 03 make for a run: loaded by name, each checked against the run's store, or trained."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import PartialState
@@ -14,68 +15,125 @@ from mmlib.activations.batches import (
     shuffled_batches,
     streamed_batches,
 )
-from mmlib.activations.corpora import (
-    SELF,
-    Document,
-    corpus_identity,
-    is_stream,
-    load_documents,
-    split_documents,
-    stream_documents,
-)
-from mmlib.activations.extract import Plan, describe, extract, plan_extraction
-from mmlib.activations.lm import LanguageModel, load_language_model
+from mmlib.activations.corpora import corpus_identity, is_stream, stream_documents
+from mmlib.activations.extract import describe
+from mmlib.activations.lm import load_language_model
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
-from mmlib.files import code_digest, default_device, require
-from mmlib.runs import run as runs
+from mmlib.denoisers.mixture import GaussianMixtureDenoiser
+from mmlib.files import code_digest, default_device, require, sha256
 from mmlib.runs.presets import Preset
 from mmlib.runs.run import Run
+from mmlib.runs.texts import documents_of, extraction_command, prepare
 from mmlib.training.recipe import new_model
 from mmlib.training.train import train
 
+KINDS = ("store", "pca", "mixture", "sae", "sae_grid", "networks", "copies")
 
-def documents_of(run: runs.Run, lm: LanguageModel) -> list[Document]:
-    """The documents of a run's corpus."""
+
+def load(run: Run, *names: str) -> SimpleNamespace:
+    """What notebooks 01 to 03 made for a run, by name. Every fit is checked against the run's store, and carries what it cost.
+
+    Args:
+        names: "store", "pca" (`PrincipalComponents`), "mixture" (`GaussianMixtureDenoiser`), "sae", "sae_grid" (SAEs by name),
+            "networks" (meta-models by the preset's names), "copies" (those kept during training, as "mlp_unet_activations",
+            among the networks), or some of the preset's recipes for these networks alone.
+    Returns:
+        An attribute for each; `store` always, and `networks` for all that are meta-models. Networks are on the default device.
+    Raises:
+        ValueError: an unknown name.
+        MissingInput: a piece is not there; the message names the notebook that makes it.
+        StoreError: a fit belongs to other documents, another language model or another layer.
+
+    In a notebook:
+
+        found = load(run, "store", "pca", "networks")
+        gaussian, mlp = found.pca.gaussian(), found.networks["mlp"]
+    """
     size = run.preset
-    options = {"cache": run.cache, "lm": lm, "seed": size.split_seed, "tokens": size.window - 1}
-    if size.corpus == SELF:
-        return load_documents(SELF, limit=size.sampled_documents, **options)
-    documents = load_documents(size.corpus, limit=size.documents + 1, **options)
-    if len(documents) > size.documents:
-        print(
-            f"{size.corpus} has more than the {size.documents:,} documents that preset {size.name} reads: these are the first",
-            flush=True,
+    if unknown := [name for name in names if name not in KINDS and name not in size.recipes]:
+        raise ValueError(
+            f"unknown {', '.join(map(repr, unknown))}: expected some of {', '.join(KINDS)}, or of the "
+            f"recipes of preset {size.name}: {', '.join(size.recipes)}"
         )
-    return documents[: size.documents]
+    store = ActivationStore(run.store, size.layer)
+    readers = {
+        "pca": lambda: PrincipalComponents.load(_made(run.shared / "pca.safetensors"), store),
+        "mixture": lambda: GaussianMixtureDenoiser.load(
+            _made(run.shared / "mixture.safetensors"), store
+        ),
+        "sae": lambda: _sae(run.data / "sae", store),
+        "sae_grid": lambda: {
+            name: _sae(run.data / "sae_grid" / name, store) for name in size.sae_grid
+        },
+    }
+    found = SimpleNamespace(store=store)
+    for name in readers.keys() & names:
+        setattr(found, name, readers[name]())
+    if folders := _network_folders(size, names):
+        found.networks = {
+            name: _network(run.data / folder, store) for name, folder in folders.items()
+        }
+    return found
 
 
-def extraction_command(size: Preset, layers: Sequence[int]) -> str:
-    """The nearest command line that makes a store of this preset with its overrides."""
-    return (
-        f"python -m mmlib extract --preset {size.name} --model {size.model} "
-        f"--corpus {size.corpus} --layers {' '.join(map(str, layers))}"
+def _made(path: Path) -> Path:
+    return require(path, "02_fit_baselines")
+
+
+def _sae(folder: Path, store: ActivationStore):
+    from mmlib.denoisers.sae import load_sae  # SAELens takes seconds to import
+
+    return load_sae(_made(folder), store)
+
+
+def _network_folders(size: Preset, names: Sequence[str]) -> dict[str, str]:
+    """Folders of the networks that are asked for, by name: of all recipes or of some, then of copies kept during training."""
+    asked = size.recipes if "networks" in names else [one for one in names if one in size.recipes]
+    folders = {name: name for name in asked}
+    if "copies" in names:
+        for name, recipe in size.recipes.items():
+            folders |= {f"{name}_{copy}": f"{name}/{copy}" for copy, _ in recipe.training.keep}
+    return folders
+
+
+def _network(folder: Path, store: ActivationStore) -> MetaModel:
+    """A trained network of the run, on the default device."""
+    maker = "02_fit_baselines" if folder.name == "denoising_sae" else "03_train_meta_model"
+    require(folder / "meta_model.json", maker)
+    model = MetaModel.from_pretrained(folder)
+    model.check_store(store)
+    return model.to(default_device())
+
+
+def mixture_digest(run: Run) -> str:
+    """12 hex digits that change with the run's mixture: trials that measure with it are known by them."""
+    return sha256(_made(run.shared / "mixture.safetensors"))[:12]
+
+
+def chosen_meta_model(run: Run, name: str | None, store: ActivationStore) -> MetaModel:
+    """The meta-model of an application: None is the run's own `gated_mlp`, another of its recipes goes by its name, anything else is a folder or
+    the id of a Hub repository for `MetaModel.from_pretrained`. Of several layers it is the store's.
+
+    A published checkpoint does not say what it was trained on: only then are the store's documents taken for new ones.
+
+    Raises:
+        StoreError: it was made for another language model, layer or width, or trained on other documents than the store's.
+        FileNotFoundError: there is none.
+    """
+    own = name is None or name in run.preset.recipes
+    model = MetaModel.from_pretrained(
+        require(run.data / (name or "gated_mlp"), "03_train_meta_model")
+        if own
+        else Path(name)
+        if Path(name).is_dir()
+        else name
     )
-
-
-def prepare(
-    size: Preset, lm: LanguageModel, documents: list[Document], layers: Sequence[int] | None = None
-) -> Plan:
-    """The plan of a preset: its split, window and layer, or `layers` in its stead."""
-    splits = split_documents(
-        documents, size.validation_documents, size.test_documents, size.split_seed
-    )
-    return plan_extraction(
-        documents,
-        splits,
-        lm,
-        layers or size.layer,
-        size.window,
-        size.document_tokens,
-        size.batch_tokens,
-    )
+    model = model.at(store.layer) if len(model.layers) > 1 else model
+    model.check_store(store, same_documents=own or bool(model.documents))
+    return model
 
 
 def live_source(
@@ -112,7 +170,9 @@ def live_source(
                 f"live batches would be of {key} {facts[key]}, {store.path} is of {store.attributes.get(key)}: "
                 "run 01_extract_activations again, on this machine"
             )
-    identity = json.dumps([facts, code_digest("activations/batches", "runs/artefacts")])
+    identity = json.dumps(
+        [facts, code_digest("activations/batches", "runs/artefacts", "runs/texts")]
+    )
     if not is_stream(size.corpus):
         return lambda start: live_batches(plan, lm, "train", batch, run.seed, start=start), identity
     held_out = set(store.titles[store.splits != "train"])
@@ -138,7 +198,7 @@ def folder_name(name: str, stores: list[ActivationStore], live: bool) -> str:
 
 
 def train_recipe(
-    run: runs.Run,
+    run: Run,
     name: str,
     stores: ActivationStore | list[ActivationStore],
     *,
@@ -161,11 +221,7 @@ def train_recipe(
     recipe, several = run.preset.trainable[name], len(stores) > 1
     skip = recipe.linear_skip and not several
     components = (
-        PrincipalComponents.load(
-            require(run.shared / "pca.safetensors", "02_fit_baselines"), stores[0]
-        )
-        if skip
-        else None
+        PrincipalComponents.load(_made(run.shared / "pca.safetensors"), stores[0]) if skip else None
     )
     model = new_model(recipe, Origin.of(*stores), run.seed, components and components.gaussian())
     validation = [store.read(store.rows("validation")) for store in stores]
@@ -188,97 +244,9 @@ def train_recipe(
 
 
 def stored_source(
-    run: runs.Run, stores: list[ActivationStore], batch: int
+    run: Run, stores: list[ActivationStore], batch: int
 ) -> Callable[[int], Iterator[Tensor]]:
     """Batches of a run's store, of one layer or several, for `train`."""
     if len(stores) > 1:
         return lambda start: multi_layer_batches(stores, "train", batch, run.seed, start=start)
     return lambda start: shuffled_batches(stores[0], "train", batch, run.seed, start=start)
-
-
-def chosen_meta_model(run: runs.Run, name: str | None, store: ActivationStore) -> MetaModel:
-    """The meta-model of an application: None is the run's own `gated_mlp`, another of its recipes goes by its name, anything else is a folder or
-    the id of a Hub repository for `MetaModel.from_pretrained`. Of several layers it is the store's.
-
-    A published checkpoint does not say what it was trained on: only then are the store's documents taken for new ones.
-
-    Raises:
-        StoreError: it was made for another language model, layer or width, or trained on other documents than the store's.
-        FileNotFoundError: there is none.
-    """
-    own = name is None or name in run.preset.recipes
-    model = MetaModel.from_pretrained(
-        require(run.data / (name or "gated_mlp"), "03_train_meta_model")
-        if own
-        else Path(name)
-        if Path(name).is_dir()
-        else name
-    )
-    model = model.at(store.layer) if len(model.layers) > 1 else model
-    model.check_store(store, same_documents=own or bool(model.documents))
-    return model
-
-
-def text_stores(
-    run: runs.Run,
-    name: str,
-    documents: list[Document],
-    lm: LanguageModel,
-    layers: Sequence[int],
-    *,
-    splits: Sequence[str] | None = None,
-    tokens: int | None = None,
-) -> dict[int, ActivationStore]:
-    """Stores of these texts, one a layer, all from one pass of the language model; it is made unless its file is there, and continued where an
-    extraction was interrupted.
-
-    Standardise with the statistics of the store that the models were trained on, not with those of these: without
-    training documents they have none.
-
-    Args:
-        name: of the texts; with a hash of them, the layers and `tokens` it names the file.
-        layers: block indices, each once.
-        splits: of each document; None: all are test documents.
-        tokens: at most so many of each document.
-    Raises:
-        ValueError: no such layer, or one twice.
-    """
-    size, identity = run.preset, corpus_identity(name, documents)
-    plan = plan_extraction(
-        documents,
-        list(splits or ["test"] * len(documents)),
-        lm,
-        list(layers),
-        size.window,
-        tokens,
-        size.batch_tokens,
-    )
-    which = f"layer{layers[0]}" if len(layers) == 1 else "layers" + "-".join(map(str, layers))
-    path = run.shared / "texts" / f"{identity}-{which}{f'-{tokens}tokens' if tokens else ''}.h5"
-    extract(
-        plan,
-        lm,
-        path,
-        attributes=describe(
-            lm,
-            identity,
-            plan,
-            created_by=extraction_command(size, plan.layers),
-            seed=size.split_seed,
-        ),
-    )
-    return {layer: ActivationStore(path, layer) for layer in layers}
-
-
-def text_store(
-    run: runs.Run,
-    name: str,
-    documents: list[Document],
-    lm: LanguageModel,
-    layer: int,
-    *,
-    splits: Sequence[str] | None = None,
-    tokens: int | None = None,
-) -> ActivationStore:
-    """`text_stores` of one layer."""
-    return text_stores(run, name, documents, lm, [layer], splits=splits, tokens=tokens)[layer]

@@ -224,7 +224,7 @@ def measured_times(preset: str) -> tuple[list[dict], dict]:
     """All machines whose times are known, and the one of them that is like this: a new one, last, where none is."""
     paths = [times_file(preset, home) for home in (runs.DATA, runs.ROOT)]
     found = next((read_json(path)["machines"] for path in paths if path.exists()), {})
-    machines = list(found.values())
+    machines = list(found.values()) if isinstance(found, dict) else []  # else of an old version
     this = {"processor": processor(), "cores": os.cpu_count()}
     if not any(machine.items() >= this.items() for machine in machines):
         machines.append({**this, "notebooks": {}})

@@ -74,6 +74,16 @@ def _is_time(key: str) -> bool:
     return key.endswith(("seconds", "minutes", "per_second", "_gib"))
 
 
+def same(folder: Path) -> bool:
+    """Whether every results file of the folder, if there are any, is the published one."""
+    published = runs.ROOT / "results" / runs.PUBLISHED
+    return all(
+        read_json(path)["provenance"] == read_json(published / path.name)["provenance"]
+        for path in folder.glob("*.json")
+        if path.stem not in NOT_COMPARED and (published / path.name).exists()
+    )
+
+
 def compare(folder: Path, published: Path) -> dict:
     """Numbers of a run beside the published ones, over all results files that both have.
 
@@ -164,7 +174,7 @@ def keep(found: dict, folder: Path, name: str) -> Path:
     facts = {
         "preset": runs.PUBLISHED,
         "seed": 0,
-        "command": f"python -m mmlib run --compare --folder FOLDER --keep {name}",
+        "command": f"python -m mmlib run --folder FOLDER --keep {name}",
         "processor": processor(),
         "commit_of_the_other_run": read_json(of_it)["provenance"]["commit"],
     }

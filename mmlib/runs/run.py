@@ -64,15 +64,13 @@ class Run:
     @property
     def store(self) -> Path:
         """The activation store; the error of a missing one names notebook 01."""
-        return require(self.shared / "activations.h5", "01_extract_activations")
+        return require(self.shared / "activations", "01_extract_activations")
 
     def store_of(self, layers: list[int] | None) -> Path:
-        """Where `mmlib.activations.extract` puts a store: that of notebook 01 for one layer (or the preset's), a file of its own for several."""
+        """Where `mmlib.activations.extract` puts a store: that of notebook 01 for one layer (or the preset's), a folder of its own for several."""
         several = layers and len(layers) > 1
         return self.shared / (
-            "activations-layers-" + "-".join(map(str, layers)) + ".h5"
-            if several
-            else "activations.h5"
+            "activations-layers-" + "-".join(map(str, layers)) if several else "activations"
         )
 
     @property

@@ -1,15 +1,22 @@
-"""Studies made of cells: small trainings, each with one small file of results. Run again, a study does only the cells that are missing.
+"""A sweep: many small trials, a file each. Run again, it computes only the trials whose files are missing or have another configuration.
 
-A cell is one recipe with one seed on one store. Its outcome is results/RUN/STUDY/CELL.json, which holds the configuration that it came
-from; a cell whose file has another configuration is trained again. The code is not part of it: remove the files to have all cells anew.
+A trial is any callable with a configuration, as JSON can hold it. Its outcome is results/RUN/SWEEP/TRIAL.json, which also holds that
+configuration. The code is no part of a configuration: remove the files to have all trials anew.
+
+    sweep = Sweep(run, "widths", "06_scaling")
+    trials = [Trial(f"width{w}", {"width": w}, lambda folder, w=w: {"loss": loss_of(w)}) for w in (64, 128)]
+    outcomes = sweep.outcomes(trials)  # {"width64": {"loss": …, "configuration": …}, …}
+
+`RecipeTrial` makes such a trial of a recipe that is trained with one seed on one store.
 """
 
 import json
 import re
 import shutil
+import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -23,25 +30,149 @@ from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import GaussianDenoiser, PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import count_parameters
-from mmlib.denoisers.noise import Denoiser
-from mmlib.files import default_device, processor, read_json
+from mmlib.files import bf16_pays, default_device, processor, read_json
 from mmlib.runs import run as runs
-from mmlib.training.recipe import Recipe, new_model
-from mmlib.training.train import Training, TrainingDiverged, train
+from mmlib.training.recipe import Recipe, network_of, new_model
+from mmlib.training.train import train
 
 STANDARDISED = "standardised"
+PROBED_STEPS = 3  # of a training, by which its length is estimated
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One recipe with one seed on one store.
+class Trial:
+    """One computation of a sweep.
 
     Args:
         name: of its file: letters, digits, dots, hyphens and underscores.
+        configuration: everything that decides the outcome, as JSON can hold it.
+        compute: gives the outcome, as JSON can hold it; called with a folder of its own, which is removed once the outcome is written.
+        identities: of the language model and its texts, as a store records them, for the provenance.
+        kind, cost: trials of one kind take seconds in proportion to their cost.
+        probe: seconds that it will take, from a short measurement; asked only where no trial of its kind has been timed here.
+    Raises:
+        ValueError: the name cannot be that of a file.
+    """
+
+    name: str
+    configuration: Mapping[str, object]
+    compute: Callable[[Path], dict]
+    identities: Mapping[str, object] = field(default_factory=dict)
+    kind: str = ""
+    cost: float = 1.0
+    probe: Callable[[], float] | None = None
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(
+                f"trial {self.name!r}: expected letters, digits, dots, hyphens and underscores, since it names a file"
+            )
+
+
+def this_machine() -> dict:
+    """What the seconds of an outcome depend on."""
+    threads = torch.get_num_threads()
+    return {"device": default_device(), "threads": threads, "processor": processor()}
+
+
+class Sweep:
+    """Where the outcomes of trials are, and which of them are still to be computed.
+
+    Args:
+        name: of its folder in results/.
+        notebook: that runs it.
+    """
+
+    def __init__(self, run: runs.Run, name: str, notebook: str):
+        self.run, self.name, self.notebook = run, name, notebook
+
+    def path(self, trial: Trial) -> Path:
+        """Where the outcome of a trial is written."""
+        return self.run.results / self.name / f"{trial.name}.json"
+
+    def known(self, trial: Trial) -> dict | None:
+        """The outcome of a trial, if it is there with the same configuration."""
+        path = self.run.found(f"{self.name}/{trial.name}")
+        outcome = read_json(path) if path.exists() else None
+        return outcome if outcome and outcome["configuration"] == as_json(trial) else None
+
+    def outcome(self, trial: Trial) -> dict:
+        """Of one trial: what is known, or else what it gives now."""
+        if found := self.known(trial):
+            return found
+        folder = self.run.data / "studies" / self.name / trial.name
+        content = {"configuration": as_json(trial), **trial.compute(folder)}
+        self.run.write(
+            f"{self.name}/{trial.name}",
+            {**content, "machine": this_machine()},
+            self.notebook,
+            target="studies",
+            **trial.identities,
+        )
+        shutil.rmtree(folder, ignore_errors=True)  # checkpoints: the seed makes them again
+        return read_json(self.path(trial))
+
+    def outcomes(self, trials: Sequence[Trial]) -> dict[str, dict]:
+        """Outcome by name; those that are missing are computed, after a word on how many.
+
+        Raises:
+            ValueError: two trials have one name.
+        """
+        if len(names := {trial.name for trial in trials}) < len(trials):
+            raise ValueError(f"{len(trials)} trials have {len(names)} names: expected one each")
+        print(self.describe(trials), flush=True)
+        return {
+            trial.name: self.outcome(trial) for trial in tqdm(trials, desc=self.name, unit="trial")
+        }
+
+    def describe(self, trials: Sequence[Trial]) -> str:
+        """How many trials are left, and about how many minutes they take on this machine."""
+        left = sum(self.known(trial) is None for trial in trials)
+        minutes = self.minutes(trials)
+        about = "" if minutes is None else f", about {minutes:.0f} minutes on this machine"
+        return f"{self.name}: {left} of {len(trials)} trials left{about}"
+
+    def minutes(self, trials: Sequence[Trial]) -> float | None:
+        """Minutes that the trials which are left will take, by those that were timed on this machine, else by a probe of one of
+        each kind; None if there is neither."""
+        outcomes = [(trial, self.known(trial)) for trial in trials]
+        left = [trial for trial, outcome in outcomes if outcome is None]
+        seconds = {}
+        for kind in {trial.kind for trial in left}:
+            timed = [
+                outcome["seconds"] / trial.cost
+                for trial, outcome in outcomes
+                if trial.kind == kind and outcome and _timed_here(outcome)
+            ]
+            probed = next((one for one in left if one.kind == kind and one.probe), None)
+            if not timed and probed is None:
+                return None
+            seconds[kind] = statistics.median(timed) if timed else probed.probe() / probed.cost
+        return sum(seconds[trial.kind] * trial.cost for trial in left) / 60
+
+
+def as_json(trial: Trial) -> dict:
+    """The configuration of a trial, as its file gives it back."""
+    return json.loads(json.dumps(trial.configuration))
+
+
+def _timed_here(outcome: dict) -> bool:
+    return "seconds" in outcome and outcome.get("machine") == this_machine()
+
+
+@dataclass(frozen=True)
+class RecipeTrial:
+    """A recipe that is trained with one seed on one store.
+
+    Args:
+        name: of its file, as a `Trial`'s.
         coordinates: name of the coordinates that the network sees.
         transform: takes standardised activations (n, d) to those coordinates; None where they are the same.
+        validation_rows: measure validation losses during training on so many rows, spread evenly; None: as `train` does. The noise
+            that `train` puts on them depends on the batch, so two trainings of unlike batches compare only if it is the smaller
+            batch, or less.
     Raises:
-        ValueError: the name cannot be that of a file, or coordinates have a name and no transform, or the other way round.
+        ValueError: coordinates have a name and no transform, or the other way round.
     """
 
     name: str
@@ -50,304 +181,151 @@ class Cell:
     seed: int = 0
     coordinates: str = STANDARDISED
     transform: Callable[[Tensor], Tensor] | None = None
+    validation_rows: int | None = None
 
     def __post_init__(self):
-        _require_file_name(self.name)
         if (self.coordinates == STANDARDISED) != (self.transform is None):
             raise ValueError(
-                f"cell {self.name}: coordinates {self.coordinates!r} {'need a' if self.transform is None else 'take no'} transform"
+                f"trial {self.name}: coordinates {self.coordinates!r} {'need a' if self.transform is None else 'take no'} transform"
             )
-
-    @property
-    def steps(self) -> int:
-        """Of the training."""
-        return self.recipe.training.steps
 
     @property
     def activations(self) -> int:
         """Seen in training."""
         return self.recipe.training.steps * self.recipe.training.batch
 
-    @property
-    def configuration(self) -> dict:
-        """What decides its outcome besides the store and the evaluation.
+    def configuration(self, evaluation: Mapping[str, object]) -> dict:
+        """What decides the outcome.
 
-        Settings that came later than some cells are left out where they have their default: those cells had it.
+        Settings that came later than some trials are left out where they have their default: those trials had it.
+
+        Args:
+            evaluation: everything that decides what is measured of the trained model, besides this trial.
         """
         recipe, training = asdict(self.recipe), self.recipe.training
-        for field in fields(training):
-            if field.metadata.get("later") and getattr(training, field.name) == field.default:
-                del recipe["training"][field.name]
-        return {"recipe": recipe, "seed": self.seed, "coordinates": self.coordinates}
+        for one in fields(training):
+            if one.metadata.get("later") and getattr(training, one.name) == one.default:
+                del recipe["training"][one.name]
+        rows = {"validation_rows": self.validation_rows} if self.validation_rows else {}
+        return {
+            "recipe": recipe,
+            "seed": self.seed,
+            "coordinates": self.coordinates,
+            "documents": self.store.documents,
+            **self.store.identities,
+            "evaluation": evaluation,
+            **rows,
+        }
 
     def seen(self, activations_nd: Tensor) -> Tensor:
         """What the network sees of raw activations, (n, d): standardised by training statistics, then transformed."""
         z_nd = Normaliser.of(self.store)(activations_nd)
         return self.transform(z_nd) if self.transform else z_nd
 
+    def gaussian(self) -> GaussianDenoiser | None:
+        """That a recipe with a linear skip adds to, fitted to the training documents in the trial's coordinates; None for others."""
+        if not self.recipe.linear_skip:
+            return None
+        train_nd = self.seen(self.store.read(self.store.rows("train")))
+        return PrincipalComponents.fit(train_nd).gaussian()
 
-@dataclass(frozen=True)
-class FittedCell:
-    """A denoiser that no loop of ours trains, with one seed on one store: fitted in closed form, or by another library.
+    def train(
+        self, folder: Path, gaussian: GaussianDenoiser | None = None
+    ) -> tuple[MetaModel, list[dict]]:
+        """The trained model, in the trial's coordinates, and the log of its training.
 
-    Args:
-        name: of its file, as a `Cell`'s.
-        settings: all that decides the fit besides the store and the seed, as JSON can hold it.
-        fit: gives the denoiser, of standardised activations, with the number of its `parameters`.
-        activations: seen by the fit.
-    Raises:
-        ValueError: the name cannot be that of a file.
-    """
-
-    name: str
-    store: ActivationStore
-    seed: int
-    settings: dict
-    fit: Callable[[], Denoiser]
-    activations: int
-    steps = 0  # of a training loop
-
-    def __post_init__(self):
-        _require_file_name(self.name)
-
-    @property
-    def configuration(self) -> dict:
-        """What decides its outcome besides the store and the evaluation."""
-        return {"settings": self.settings, "seed": self.seed}
-
-
-def _require_file_name(name: str) -> None:
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise ValueError(
-            f"cell {name!r}: expected letters, digits, dots, hyphens and underscores, since it names a file"
-        )
-
-
-class Study:
-    """The cells of one study, and where their outcomes are.
-
-    Args:
-        name: of its folder in results/.
-        notebook: that runs it.
-        evaluate: called with a cell and its trained model (of a `FittedCell`, its denoiser), gives what is to be kept of it, as JSON can hold it.
-        evaluation: everything that decides what `evaluate` gives besides the cell: a part of the configuration.
-        one_pass: refuse cells that would see an activation twice, which mixes compute with reuse.
-        trials: cells are trials of recipes. An outcome then also has `setup_seconds`, of what was fitted before training; `log`, the
-            entries of the training's log that have a validation loss, as columns; and a training that diverged is an outcome as well,
-            with `diverged` in place of losses.
-        validation_rows: measure validation losses during training on so many rows, spread evenly; None: as `train` does. The noise
-            that `train` puts on them depends on the batch, so two trainings of unlike batches compare only if it is the smaller
-            batch, or less.
-    """
-
-    def __init__(
-        self,
-        run: runs.Run,
-        name: str,
-        notebook: str,
-        evaluate: Callable[[Cell | FittedCell, Denoiser], dict],
-        evaluation: dict,
-        *,
-        one_pass: bool = True,
-        trials: bool = False,
-        validation_rows: int | None = None,
-    ):
-        self.run, self.name, self.notebook, self.evaluate, self.evaluation, self.one_pass = (
-            run,
-            name,
-            notebook,
-            evaluate,
-            evaluation,
-            one_pass,
-        )
-        self.trials, self.validation_rows = trials, validation_rows
-
-    def path(self, cell: Cell | FittedCell) -> Path:
-        """Where the outcome of a cell is written."""
-        return self.run.results / self.name / f"{cell.name}.json"
-
-    def configuration(self, cell: Cell | FittedCell) -> dict:
-        """What decides the outcome of a cell, as JSON gives it back."""
-        further = {"validation_rows": self.validation_rows} if self.validation_rows else {}
-        return json.loads(
-            json.dumps(
-                {
-                    **cell.configuration,
-                    "documents": cell.store.documents,
-                    **cell.store.identities,
-                    "evaluation": self.evaluation,
-                    **further,
-                }
-            )
-        )
-
-    def known(self, cell: Cell | FittedCell) -> dict | None:
-        """The outcome of a cell, if it is there with the same configuration."""
-        path = self.run.found(f"{self.name}/{cell.name}")
-        outcome = read_json(path) if path.exists() else None
-        return outcome if outcome and outcome["configuration"] == self.configuration(cell) else None
-
-    def describe(self, cells: list[Cell | FittedCell]) -> str:
-        """What is left to do."""
-        left = [cell for cell in cells if self.known(cell) is None]
-        return (
-            f"{self.name}: {len(left)} of {len(cells)} cells left to train, {sum(cell.steps for cell in left):,} steps, "
-            f"{sum(cell.activations for cell in left):,} activations"
-        )
-
-    def outcomes(self, cells: list[Cell | FittedCell]) -> dict[str, dict]:
-        """Outcome by cell; those that are missing are trained and evaluated, after a word on how many.
-
+        Args:
+            gaussian: what `gaussian` gives, for a recipe with a linear skip.
         Raises:
-            ValueError: two cells have one name, or one asks for more activations than its store has for training.
+            ValueError: the recipe adds to a Gaussian and none is given.
         """
-        if len({cell.name for cell in cells}) < len(cells):
-            raise ValueError(
-                f"{len(cells)} cells have {len({cell.name for cell in cells})} names: expected one each"
-            )
-        for cell in cells:
-            if self.one_pass and cell.activations > (there := len(cell.store.rows("train"))):
-                raise ValueError(
-                    f"cell {cell.name} takes {cell.activations:,} activations, {there:,} are there for training: none may come twice"
-                )
-        print(self.describe(cells), flush=True)
-        return {cell.name: self.outcome(cell) for cell in tqdm(cells, desc=self.name, unit="cell")}
+        training, store = self.recipe.training, self.store
+        model = new_model(self.recipe, Origin.of(store), self.seed, gaussian)
+        if self.transform:  # the network's input is made here: nothing is left to standardise
+            model.normaliser = Normaliser(torch.zeros(1, store.d), torch.ones(1, store.d))
 
-    def outcome(self, cell: Cell | FittedCell) -> dict:
-        """Of one cell: what is known, or else what training and evaluating it now gives."""
-        return self.known(cell) or (
-            self._fitted(cell) if isinstance(cell, FittedCell) else self._trained(cell)
+        def batches(start: int) -> Iterator[Tensor]:
+            raw = shuffled_batches(store, "train", training.batch, self.seed, start=start)
+            return map(self.seen, raw) if self.transform else raw
+
+        validation_nd = self.seen(store.read(store.rows("validation")))
+        if rows := self.validation_rows:
+            validation_nd = validation_nd[:: max(1, len(validation_nd) // rows)][:rows]
+        log = train(
+            model, training, batches, validation_nd, folder, seed=self.seed, source=self.coordinates
+        )
+        return model, log
+
+    def trial(
+        self,
+        evaluate: Callable[["RecipeTrial", MetaModel], dict],
+        evaluation: Mapping[str, object],
+        compute: Callable[[Path], dict] | None = None,
+    ) -> Trial:
+        """The trial of a sweep that trains this and keeps what `evaluate` gives of the trained model.
+
+        Args:
+            compute: in place of that.
+        """
+        return Trial(
+            self.name,
+            self.configuration(evaluation),
+            compute or (lambda folder: trained_and_measured(self, evaluate, folder)),
+            self.store.identities,
+            type(self.recipe.size).__name__,
+            self.activations * self._parameters(),
+            lambda: seconds_a_step(self.recipe, self.store.d) * self.recipe.training.steps,
         )
 
-    def _fitted(self, cell: FittedCell) -> dict:
-        began = time.perf_counter()
-        denoiser = cell.fit()
-        return self._written(
-            cell,
-            {
-                "parameters": denoiser.parameters,
-                "activations": cell.activations,
-                "seconds": round(time.perf_counter() - began, 4),
-                **self.evaluate(cell, denoiser),
-            },
-        )
-
-    def _written(self, cell: Cell | FittedCell, found: dict) -> dict:
-        """The outcome of a cell, from its file."""
-        machine = {
-            "device": default_device(),
-            "threads": torch.get_num_threads(),
-            "processor": processor(),
-        }
-        content = {"configuration": self.configuration(cell), **found, "machine": machine}
-        self.run.write(
-            f"{self.name}/{cell.name}",
-            content,
-            self.notebook,
-            target="studies",
-            **cell.store.identities,
-        )
-        return read_json(self.path(cell))
-
-    def _trained(self, cell: Cell) -> dict:
-        folder = self.run.data / "studies" / self.name / cell.name
-        gaussian, setup_seconds = fitted_gaussian(cell)
-        try:
-            model, log = train_cell(cell, folder, gaussian, self.validation_rows)
-        except TrainingDiverged as reason:
-            if not self.trials:
-                raise
-            path = folder / "log.jsonl"
-            log = (
-                [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-                if path.exists()
-                else []
-            )
-            content = {
-                "activations": cell.activations,
-                "diverged": str(reason),
-                "seconds": log[-1]["seconds"] if log else 0.0,
-            }
-        else:
-            model.to(default_device())
-            content = {
-                "parameters": count_parameters(model.network),
-                "activations": cell.activations,
-                "seconds": log[-1]["seconds"],
-                "validation_loss": log[-1]["validation_loss"],
-                **self.evaluate(cell, model),
-            }
-        if self.trials:
-            content |= {"setup_seconds": setup_seconds, "log": validated(log)}
-        outcome = self._written(cell, content)
-        shutil.rmtree(folder)  # hundreds of megabytes, and the seed makes it again
-        return outcome
+    def _parameters(self) -> int:
+        with torch.device("meta"):
+            return count_parameters(network_of(self.recipe.size, self.store.d))
 
 
-def validated(log: list[dict]) -> dict[str, list]:
-    """Steps, seconds and losses of the entries that have a validation loss, a list each."""
-    entries = [entry for entry in log if "validation_loss" in entry]
+def trained_and_measured(
+    trial: RecipeTrial,
+    evaluate: Callable[[RecipeTrial, MetaModel], dict],
+    folder: Path,
+    gaussian: GaussianDenoiser | None = None,
+) -> dict:
+    """The outcome of training a recipe: parameters, activations seen, seconds, the last validation loss, and what `evaluate` gives."""
+    model, log = trial.train(folder, gaussian)
+    model.to(default_device())
     return {
-        key: [round(entry[key], 5) for entry in entries]
-        for key in ("step", "seconds", "loss", "validation_loss")
+        "parameters": count_parameters(model.network),
+        "activations": trial.activations,
+        "seconds": log[-1]["seconds"],
+        "validation_loss": log[-1]["validation_loss"],
+        **evaluate(trial, model),
     }
 
 
-def fitted_gaussian(cell: Cell) -> tuple[GaussianDenoiser | None, float]:
-    """The Gaussian that a cell with a linear skip adds to, fitted to its training documents, and the seconds that took; else (None, 0)."""
-    if not cell.recipe.linear_skip:
-        return None, 0.0
-    began = time.perf_counter()
-    gaussian = PrincipalComponents.fit(
-        cell.seen(cell.store.read(cell.store.rows("train")))
-    ).gaussian()
-    return gaussian, round(time.perf_counter() - began, 4)
+def seconds_a_step(recipe: Recipe, d: int) -> float:
+    """Seconds of a training step on this machine: the median over a few forward and backward passes on noise."""
+    device, training = default_device(), recipe.training
+    numbers = Normaliser(torch.zeros(1, d), torch.ones(1, d))
+    model = MetaModel(network_of(recipe.size, d), training.objective, numbers, "", [0], "")
+    model.to(device).network.train()
+    generator, seconds = torch.Generator().manual_seed(0), []
+    z_nd = torch.randn(training.batch, d, generator=generator).to(device)
+    for _ in range(1 + PROBED_STEPS):
+        began = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled=training.bf16 and bf16_pays(device)):
+            loss = model.loss(z_nd, generator, levels=training.levels)
+        loss.backward()
+        loss.item()  # waits for a GPU
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])  # the first pass also sets up
 
 
-def train_cell(
-    cell: Cell,
-    folder: Path,
-    gaussian: GaussianDenoiser | None = None,
-    validation_rows: int | None = None,
-) -> tuple[MetaModel, list[dict]]:
-    """The trained model of a cell, in the cell's coordinates, and the log of its training.
+def require_one_pass(trials: Sequence[RecipeTrial]) -> None:
+    """Refuse trials that would see an activation twice, which mixes compute with reuse.
 
-    Args:
-        gaussian: that a recipe with a linear skip adds to, in the cell's coordinates.
-        validation_rows: see `Study`.
     Raises:
-        ValueError: the recipe adds to a Gaussian and none is given.
+        ValueError: one asks for more activations than its store has for training.
     """
-    training, store = cell.recipe.training, cell.store
-    model = new_model(cell.recipe, Origin.of(store), cell.seed, gaussian)
-    if (
-        cell.transform
-    ):  # what the network sees is made here, so there is nothing left for the model to standardise
-        model.normaliser = Normaliser(torch.zeros(1, store.d), torch.ones(1, store.d))
-
-    def batches(start: int) -> Iterator[Tensor]:
-        raw = shuffled_batches(store, "train", training.batch, cell.seed, start=start)
-        return map(cell.seen, raw) if cell.transform else raw
-
-    validation_nd = cell.seen(store.read(store.rows("validation")))
-    if validation_rows:
-        validation_nd = validation_nd[:: max(1, len(validation_nd) // validation_rows)][
-            :validation_rows
-        ]
-    log = train(
-        model, training, batches, validation_nd, folder, seed=cell.seed, source=cell.coordinates
-    )
-    return model, log
-
-
-def measured_at_the_end(training: Training) -> Training:
-    """The same training with its validation loss measured once, at its end, and no state to resume from: cells take minutes at most."""
-    never = training.log_every * (training.steps // training.log_every + 1)
-    return replace(training, validate_every=never, save_every=never)
-
-
-def watched(training: Training, entries: int = 40) -> Training:
-    """The same training with its validation loss measured about so many times, at equal distances, and no state to resume from."""
-    every = max(1, training.steps // entries)
-    never = every * (training.steps // every + 1)
-    return replace(training, log_every=every, validate_every=every, save_every=never)
+    for trial in trials:
+        if trial.activations > (there := len(trial.store.rows("train"))):
+            raise ValueError(
+                f"trial {trial.name} takes {trial.activations:,} activations, {there:,} are there for training: none may come twice"
+            )

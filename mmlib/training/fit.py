@@ -7,7 +7,6 @@ for follow the number of rows and the width; a mixture too large for the memory 
 
 import io
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
@@ -33,7 +32,6 @@ from mmlib.denoisers.fitted import (
 )
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.mixture import MixtureSize, fit_mixture
-from mmlib.denoisers.networks import count_parameters
 from mmlib.denoisers.sae import SAEDenoiser, SAESize, train_sae
 from mmlib.files import default_device
 from mmlib.training.budget import Budget, Method, PCASize, Size, sized, with_steps
@@ -233,33 +231,23 @@ class Job:
         if size is not None:
             facts = {**facts, "size": asdict(size)}
         z_nd = self.origin.normaliser(self.raw_nd)
-        began = time.perf_counter()
         components = PrincipalComponents.fit(z_nd) if self.n > self.d else None
         if isinstance(size, Recipe):
             del z_nd
             return self._network(size, components, facts)
-        if not isinstance(size, (MixtureSize, SAESize)):
-            kind, denoiser = (
-                (FittedGaussian, components.gaussian())
-                if size is None
-                else (
-                    FittedPCA,
-                    components.projection(min(size.components, self.d), "mean_estimate"),
-                )
-            )
-            cost = Cost(denoiser.parameters, time.perf_counter() - began, self.n)
-            return kind(denoiser, self.origin, cost, components, facts)
-        began = time.perf_counter()
         if isinstance(size, MixtureSize):
-            mixture, tried = self._mixture(z_nd, size)
-            cost = Cost(mixture.parameters, time.perf_counter() - began, self.n)
+            kind, (denoiser, tried) = FittedMixture, self._mixture(z_nd, size)
             facts = {**facts, "tried": tried}
-            return FittedMixture(mixture, self.origin, cost, components, facts)
-        batches = row_batches(z_nd, size.batch, self.seed)
-        sae = train_sae(batches, self.d, size, seed=self.seed, device=self.device)
-        denoiser, seconds = SAEDenoiser(sae, "mean_estimate"), time.perf_counter() - began
-        cost = Cost(denoiser.parameters, seconds, size.steps * size.batch)
-        return FittedSAE(denoiser, self.origin, cost, components, facts)
+        elif isinstance(size, SAESize):
+            batches = row_batches(z_nd, size.batch, self.seed)
+            sae = train_sae(batches, self.d, size, seed=self.seed, device=self.device)
+            kind, denoiser = FittedSAE, SAEDenoiser(sae, "mean_estimate")
+        elif isinstance(size, PCASize):
+            k = min(size.components, self.d)
+            kind, denoiser = FittedPCA, components.projection(k, "mean_estimate")
+        else:
+            kind, denoiser = FittedGaussian, components.gaussian()
+        return kind(denoiser, self.origin, Cost.of(denoiser), components, facts)
 
     def _mixture(self, z_nd: Tensor, size: MixtureSize):
         z_checked_nd = self.origin.normaliser(self.checked_nd)
@@ -283,10 +271,8 @@ class Job:
                 seed=self.seed,
                 device=self.device,
             )
-        cost = Cost(count_parameters(model.network), log[-1]["seconds"], log[-1]["activations"])
         facts = {**facts, "validation_loss": log[-1]["validation_loss"]}
-        model.to(self.device)
-        return FittedNetwork.of(model, cost, components=components, facts=facts)
+        return FittedNetwork.of(model.to(self.device), components=components, facts=facts)
 
 
 def row_batches(h_nd: Tensor, batch: int, seed: int, start: int = 0) -> Iterator[Tensor]:

@@ -1,9 +1,10 @@
-"""From a recipe to an untrained model; and from a name to a trained one."""
+"""A recipe: a denoiser's size and how it is trained; and untrained models of it."""
 
 import copy
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import GaussianDenoiser
@@ -19,14 +20,32 @@ from mmlib.denoisers.networks import (
 )
 from mmlib.training.train import Training
 
+Size = MLPSize | UNetSize | SparseSize
+
 
 @dataclass(frozen=True)
 class Recipe:
     """A denoiser and how it is trained."""
 
-    size: MLPSize | UNetSize | SparseSize
+    size: Size
     training: Training
     linear_skip: bool = False  # the network adds to the closed-form Gaussian's prediction
+
+
+def network_of(size: Size, d: int, layers: int | None = None) -> nn.Module:
+    """A network of that size for activations of width d, with random weights.
+
+    Args:
+        layers: of the language model, for an MLP that is conditioned on the layer; None: it knows one layer.
+    """
+    if isinstance(size, MLPSize):
+        return MLPDenoiser(
+            d, size.d_model, size.d_mlp, size.layers, layers, gated_skip=size.gated_skip
+        )
+    if isinstance(size, SparseSize):
+        return SparseDenoiser(d, size.latents, size.k, size.level_gain)
+    order = size.order and list(size.order)
+    return UNetDenoiser(d, size.channels, size.layers_per_block, size.height, order)
 
 
 def new_model(
@@ -49,17 +68,7 @@ def new_model(
             f"{n_layers} layers: only an MLP without a linear skip is conditioned on the layer"
         )
     torch.manual_seed(seed)
-    if isinstance(size, MLPSize):
-        several = max(origin.layers) + 1 if n_layers > 1 else None
-        network = MLPDenoiser(
-            d, size.d_model, size.d_mlp, size.layers, several, gated_skip=size.gated_skip
-        )
-    elif isinstance(size, SparseSize):
-        network = SparseDenoiser(d, size.latents, size.k, size.level_gain)
-    else:
-        network = UNetDenoiser(
-            d, size.channels, size.layers_per_block, size.height, size.order and list(size.order)
-        )
+    network = network_of(size, d, max(origin.layers) + 1 if n_layers > 1 else None)
     if recipe.linear_skip:
         if gaussian is None:
             raise ValueError(
@@ -72,20 +81,12 @@ def new_model(
 def untrained(model: MetaModel, seed: int) -> MetaModel:
     """The same architecture with random weights; the Gaussian below a network with a linear skip stays."""
     torch.manual_seed(seed)
-    network = model.network
-    skipped = isinstance(network, LinearSkip)
-    inner = network.inner if skipped else network
-    fresh = type(inner)(
-        **{key: value for key, value in inner.config.items() if not key.startswith("_")}
-    )
-    if skipped:
-        outer = copy.deepcopy(network)
-        outer.inner, fresh = fresh, outer
-    return MetaModel(
-        fresh.eval(),
-        model.process.objective,
-        model.normaliser,
-        model.language_model,
-        model.layers,
-        "",
-    ).to(str(model.device))
+    trained = model.network
+    inner = trained.inner if isinstance(trained, LinearSkip) else trained
+    settings = {key: value for key, value in inner.config.items() if not key.startswith("_")}
+    network = type(inner)(**settings)
+    if inner is not trained:
+        skip = copy.deepcopy(trained)
+        skip.inner, network = network, skip
+    known = (model.process.objective, model.normaliser, model.language_model, model.layers)
+    return MetaModel(network.eval(), *known, documents="").to(str(model.device))

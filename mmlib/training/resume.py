@@ -51,6 +51,7 @@ def resume(run: "TrainingRun") -> None:
     path = run.folder / "state.safetensors"
     if done(run):
         run.log = _read_log(run)
+        run.model.costing(run.log[-1]["seconds"], run.log[-1]["activations"])
         run.network.load_state_dict(MetaModel.from_pretrained(run.folder).network.state_dict())
         run.network.eval().to("cpu")
         return run.accelerator.print("already trained with these settings, data and code")

@@ -34,7 +34,7 @@ from mmlib.training.resume import done, resume, save_state
 
 
 def _later(default):
-    """A field that came after cells of studies had been trained with its default: see `studies.Study.configuration`."""
+    """A field that came after trials of studies had been trained with its default: see `sweep.RecipeTrial.configuration`."""
     return field(default=default, metadata={"later": True})
 
 
@@ -179,6 +179,7 @@ def train(
             bar.update()
             step, last = run.step, run.step == settings.steps
             for name in [name for name, kept in settings.keep if kept == step and run.main]:
+                model.costing(run.seconds, step * settings.batch)
                 with run.averaged_weights():
                     model.save_pretrained(folder / name, {"steps": step, "of": settings.steps})
             if step % settings.log_every == 0 or last:
@@ -429,6 +430,7 @@ class TrainingRun:
         """Keep the averaged weights, save the model, drop the state."""
         self.ema.copy_to(self.parameters)
         self.network.eval().to("cpu")
+        self.model.costing(self.log[-1]["seconds"], self.log[-1]["activations"])
         if self.main:
             self.model.save_pretrained(
                 self.folder,

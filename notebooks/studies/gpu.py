@@ -128,8 +128,8 @@ class Documents:
         chosen = spread_rows(
             len(rows), min(count or len(rows), len(rows)), np.random.default_rng(SEED)
         )
-        self.z_nd = Normaliser.of(store)(store.take(rows.start + chosen))
-        self.document_n = np.unique(store.column("document", rows)[chosen], return_inverse=True)[1]
+        self.z = Normaliser.of(store)(store.take(rows.start + chosen))
+        self.document = np.unique(store.column("document", rows)[chosen], return_inverse=True)[1]
 
 
 def losses_on(documents: Documents, methods: dict, objective: str) -> compare.Losses:
@@ -140,8 +140,8 @@ def losses_on(documents: Documents, methods: dict, objective: str) -> compare.Lo
 def density_of(model: MetaModel, components: PrincipalComponents, documents: Documents) -> dict:
     """Log-likelihood of test tokens along the probability-flow ODE beside the Gaussian's, in nats per dimension of the raw activation; see notebook 07."""
     rng = np.random.default_rng(SEED)
-    chosen = spread_rows(len(documents.z_nd), DENSITY_TOKENS, rng)
-    z_nd, to_raw = documents.z_nd[chosen], -float(model.normaliser.std_ld.double().log().mean())
+    chosen = spread_rows(len(documents.z), DENSITY_TOKENS, rng)
+    z_nd, to_raw = documents.z[chosen], -float(model.normaliser.std_ld.double().log().mean())
     found = model.log_likelihood(
         z_nd, generator=torch.Generator().manual_seed(SEED), steps=32, probes=4
     )
@@ -153,7 +153,7 @@ def density_of(model: MetaModel, components: PrincipalComponents, documents: Doc
     )
     gain_n, document_n = (
         (found.nats_per_dimension_n - exact_n).numpy(),
-        np.unique(documents.document_n[chosen], return_inverse=True)[1],
+        np.unique(documents.document[chosen], return_inverse=True)[1],
     )
     sums, counts = np.bincount(document_n, gain_n), np.bincount(document_n)
     return {
@@ -203,7 +203,7 @@ class GPUStudy:
                 model,
                 settings,
                 lambda step: resident_batches(self.rows_nd, settings.batch, SEED),
-                self.splits["validation"].z_nd,
+                self.splits["validation"].z,
                 Path(folder),
                 seed=SEED,
             )

@@ -14,6 +14,8 @@ from scipy import stats
 from scipy.linalg.blas import ssyrk
 from torch import Tensor
 
+LATENTS = 500  # the most frequent of an SAE, whose pairs are tested
+
 SHIFTS = 39  # with this many, beyond all of them on one side is a two-sided 5 %: (1 + 0)/(1 + 39) = 2.5 % a side
 
 

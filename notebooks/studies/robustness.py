@@ -1,6 +1,6 @@
 """Does the verdict hold elsewhere: at other layers, on other texts, in other coordinates, without outliers, on fresh documents, with other seeds?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,24 +13,17 @@ from mmlib.activations.batches import spread_rows
 from mmlib.activations.corpora import SPLITS
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
-from mmlib.activations.writer import DocumentRows, StoreWriter
+from mmlib.activations.writer import DocumentRows, Layout, StoreWriter
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser, MixtureSize, fit_mixture
+from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.noise import Denoiser, noise_process
 from mmlib.denoisers.sae import MixedDenoiser, SAEDenoiser
 from mmlib.evaluation.claim import verdict
 from mmlib.evaluation.losses import Losses, grid_losses, reduction_interval
-
-LAID_OUT = (
-    "first_document",
-    "format",
-    "format_version",
-    "layers",
-    "d",
-    "dtype",
-    "train_rows",
-    "chunk_rows",
-)  # attributes that a writer sets itself
+from mmlib.runs.sweep import RecipeTrial
+from mmlib.training.recipe import Recipe
+from mmlib.training.train import Training
 
 
 def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> ActivationStore:
@@ -38,13 +31,13 @@ def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> 
 
     Args:
         splits: of each document, in the store's order.
+        path: folder of the copy; a copy of anything else that is there is replaced.
     Raises:
-        StoreError: the store is an index of shards, or has another number of documents, or a split is unknown.
+        StoreError: the store has another number of documents, or a split is unknown.
     """
-    if "shards" in store.attributes or len(splits) != len(store.titles):
+    if len(splits) != len(store.titles):
         raise StoreError(
-            f"{store.path} holds {len(store.titles)} documents{' in shards' if 'shards' in store.attributes else ''}, {len(splits)} splits are given: "
-            "expected one file, and one split a document"
+            f"{store.path} holds {len(store.titles)} documents, {len(splits)} splits are given: expected one a document"
         )
     if unknown := sorted(set(splits) - set(SPLITS)):
         raise StoreError(
@@ -54,37 +47,96 @@ def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> 
     documents = [
         DocumentRows(str(store.titles[i]), splits[i], int(store.document_rows[i])) for i in order
     ]
-    attributes = {key: value for key, value in store.attributes.items() if key not in LAID_OUT} | {
-        "created_by": f"another split of {store.path.name}"
+    attributes = {
+        **store.manifest["identity"],
+        "copied_from": store.manifest["digest"],
+        "created_by": f"another split of {store.path.name}",
     }
-    if path.exists():
-        there = ActivationStore(path)
-        rows = [
-            (title, split, int(n))
-            for title, split, n in zip(there.titles, there.splits, there.document_rows)
-        ]
-        same = (there.layer, there.dtype, rows) == (
-            store.layer,
-            store.dtype,
-            [(d.title, d.split, d.rows) for d in documents],
-        )
-        if same and all(there.attributes.get(key) == value for key, value in attributes.items()):
-            return there
-        there.close()
-    with StoreWriter(path, documents, [store.layer], store.d, store.dtype, attributes) as writer:
-        start, done = writer.next_row, 0
-        for new, (old, document) in enumerate(zip(order, documents)):
-            if start < done + document.rows:
-                rows = store.rows_of(old, slice(max(0, start - done), None))
+    layout = Layout(documents, [store.layer], store.d, store.dtype, attributes)
+    writer = StoreWriter(path, layout, replace=True)
+    for new, old in enumerate(order):
+        first = int(layout.first_row[new])
+        for span in writer.spans:
+            due = slice(max(0, span.start - first), max(0, span.stop - first))
+            if rows := store.rows_of(old, due):
                 writer.append(
                     {store.layer: store.read(rows)},
                     store.column("token_ids", rows),
                     np.full(len(rows), new),
                     store.column("position", rows),
                 )
-            done += document.rows
+    if not writer.finished:
         writer.finish()
     return ActivationStore(path)
+
+
+@dataclass(frozen=True)
+class RobustnessSize:
+    """What is trained on each layer, and how closely it is measured on which texts."""
+
+    # 11.5 million parameters at d = 640, one pass, a minute
+    recipe: Recipe = Recipe(
+        MLPSize(layers=3, d_model=640, d_mlp=1280),
+        Training(
+            "flow_velocity",
+            steps=1014,
+            batch=512,
+            lr=2e-3,
+            ema=0.99,
+            weight_decay=0.05,
+            levels=64,
+            validate_every=1020,
+            save_every=1020,
+        ),
+    )
+    corpora: tuple[tuple[str, int, int], ...] = (
+        ("newsgroups", 400, 256),
+        ("self", 40, 255),
+    )  # (name, documents, tokens of each at most)
+    tokens: int = 300  # test tokens at each noise level
+    tokens_mixture: int = 100  # of these, what the slow mixture sees
+
+
+SIZES = {
+    "smoke": RobustnessSize(
+        recipe=Recipe(
+            MLPSize(layers=1, d_model=64, d_mlp=128),
+            Training(
+                "flow_velocity",
+                steps=20,
+                batch=256,
+                lr=2e-3,
+                ema=0.9,
+                levels=64,
+                validate_every=30,
+                save_every=30,
+            ),
+        ),
+        corpora=(("self", 40, 16),),
+        tokens=50,
+        tokens_mixture=25,
+    ),
+    "default": RobustnessSize(),
+    "gpu": RobustnessSize(),
+}
+
+FURTHER_SEEDS = (1, 2)  # beside the run's own, on its own layer
+
+
+def trials(
+    size: RobustnessSize,
+    stores: Mapping[int, ActivationStore],
+    middle: int,
+    seed: int,
+    whitening: Callable[[Tensor], Tensor],
+) -> list[RecipeTrial]:
+    """The small network on every layer; and on the middle one with further seeds, and in whitened coordinates."""
+    found = [RecipeTrial(f"layer{one}", size.recipe, at, seed) for one, at in stores.items()]
+    for other in (seed + more for more in FURTHER_SEEDS):
+        name = f"layer{middle}-seed{other}"
+        found.append(RecipeTrial(name, size.recipe, stores[middle], other))
+    name, coordinates = f"layer{middle}-whitened", ("whitened", whitening)
+    return [*found, RecipeTrial(name, size.recipe, stores[middle], seed, *coordinates)]
 
 
 OUTLIER_FACTOR = 3.0  # of the median norm of the training activations

@@ -5,7 +5,7 @@ pass and four of the backward one (Kaplan et al. 2020, section 2.1).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.optimize
@@ -14,10 +14,37 @@ from torch import nn
 from mmlib.activations.store import ActivationStore
 from mmlib.denoisers.networks import MLPSize
 from mmlib.evaluation import claim as claimed
-from mmlib.runs.presets import Preset
-from mmlib.runs.sweep import Cell, measured_at_the_end
+from mmlib.runs.sweep import RecipeTrial
 from mmlib.training.recipe import Recipe
 from mmlib.training.train import Training
+
+
+@dataclass(frozen=True)
+class ScalingSize:
+    """The grid of trainings, and how closely each is measured."""
+
+    widths: tuple[int, ...] = (80, 160, 320, 640, 1280)  # d_model: 0.25 to 44 million parameters
+    budgets: tuple[tuple[int, int], ...] = (
+        (127, 256),
+        (254, 256),
+        (254, 512),
+        (507, 512),
+        (1014, 512),
+    )  # (steps, batch), up to one pass
+    levels: int = 64  # noise levels shared by the rows of a batch
+    tokens: int = 300  # test tokens at each noise level
+
+
+SIZES = {
+    "smoke": ScalingSize(
+        widths=(8, 16, 32, 64, 128),
+        budgets=((4, 128), (8, 128), (12, 256), (24, 256)),
+        levels=32,
+        tokens=50,
+    ),
+    "default": ScalingSize(),
+    "gpu": ScalingSize(),
+}
 
 UNIT = 1e12  # FLOP
 
@@ -54,6 +81,12 @@ def learning_rate(d_model: int) -> float:
     return RATE * RATE_WIDTH / d_model
 
 
+def measured_at_the_end(training: Training) -> Training:
+    """The same training with its validation loss measured once, at its end, and no state to resume from: trials take minutes at most."""
+    never = training.log_every * (training.steps // training.log_every + 1)
+    return replace(training, validate_every=never, save_every=never)
+
+
 def recipe(d_model: int, steps: int, batch: int, levels: int, factor: float = 1.0) -> Recipe:
     """The paper's MLP of a width, with a whole schedule for so many steps.
 
@@ -77,37 +110,35 @@ def recipe(d_model: int, steps: int, batch: int, levels: int, factor: float = 1.
     )
 
 
-def cells(size: Preset, store: ActivationStore, seed: int) -> list[Cell]:
+def trials(size: ScalingSize, store: ActivationStore, seed: int) -> list[RecipeTrial]:
     """Every width with every budget."""
     return [
-        _cell(size, store, seed, width, budget)
-        for width in size.scaling_widths
-        for budget in size.scaling_budgets
+        _trial(size, store, seed, width, budget) for width in size.widths for budget in size.budgets
     ]
 
 
-def trial_cells(size: Preset, store: ActivationStore, seed: int) -> list[Cell]:
+def rate_trials(size: ScalingSize, store: ActivationStore, seed: int) -> list[RecipeTrial]:
     """The smallest and the middle width at the smallest and the largest budget, with multiples of the rule's learning rate."""
-    widths = (size.scaling_widths[0], size.scaling_widths[len(size.scaling_widths) // 2])
     return [
-        _cell(size, store, seed, width, budget, factor)
-        for width in widths
-        for budget in (size.scaling_budgets[0], size.scaling_budgets[-1])
+        _trial(size, store, seed, width, budget, factor)
+        for width in (size.widths[0], size.widths[len(size.widths) // 2])
+        for budget in (size.budgets[0], size.budgets[-1])
         for factor in FACTORS
     ]
 
 
-def _cell(
-    size: Preset,
+def _trial(
+    size: ScalingSize,
     store: ActivationStore,
     seed: int,
     width: int,
     budget: tuple[int, int],
     factor: float | None = None,
-) -> Cell:
+) -> RecipeTrial:
     steps, batch = budget
     name = f"width{width}-{steps * batch}" + ("" if factor is None else f"-rate{factor:g}")
-    return Cell(name, recipe(width, steps, batch, size.scaling_levels, factor or 1.0), store, seed)
+    chosen = recipe(width, steps, batch, size.levels, factor or 1.0)
+    return RecipeTrial(name, chosen, store, seed)
 
 
 def parameters_of_time(network: nn.Module) -> int:

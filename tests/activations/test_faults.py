@@ -3,11 +3,13 @@
 pytest -m faults --faults 50        kills and torn writes of each kind; `make test` does a few
 """
 
+import contextlib
 import errno
 import itertools
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -20,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmlib.activations import extract as extraction
 from mmlib.activations.corpora import Document
-from mmlib.activations.extract import describe, extract, plan_extraction
+from mmlib.activations.extract import describe, plan_extraction, write_store
 from mmlib.activations.lm import LanguageModel
 from mmlib.activations.store import ActivationStore, StoreError, verify
 from mmlib.activations.windows import read_block
@@ -55,34 +57,46 @@ def tiny_plan():
     ), lm
 
 
-def extract_tiny(path, die_at=None):
-    """In a process of its own. die_at: be killed in the middle of that write, or before that fsync or rename."""
+PART_BYTES = 300_000  # four chunks: 37 parts
+
+
+def write_tiny(path, **options):
     plan, lm = tiny_plan()
+    facts = describe(lm, "letters@1", plan, created_by="a test") | options.pop("attributes", {})
+    options = {"progress": False, "part_bytes": PART_BYTES, **options}
+    return write_store(plan, lm, path, attributes=facts, **options)
+
+
+def die_at_event(die_at):
+    """Be killed before that fsync or rename from now on, with half of what was to be synced. Returns what counts them."""
     events = itertools.count()
 
     def fatal(call):
         def wrapped(file, *arguments):
             if next(events) == die_at:
-                if call is real["pwrite"]:
-                    call(
-                        file, arguments[0][: len(arguments[0]) // 2], arguments[1]
-                    )  # half of it reaches the file
+                with contextlib.suppress(OSError, TypeError):  # a folder, or a name
+                    os.ftruncate(file, os.fstat(file).st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(file, *arguments)
 
         return wrapped
 
-    real = {name: getattr(os, name) for name in ("pwrite", "fsync", "replace")}
-    for name, call in real.items():
-        setattr(os, name, fatal(call))
-    extract(
-        plan,
-        lm,
-        path,
-        attributes=describe(lm, "letters@1", plan, created_by="a test"),
-        progress=False,
-    )
-    path.with_name("events").write_text(str(next(events)))
+    os.fsync, os.replace = fatal(os.fsync), fatal(os.replace)
+    return events
+
+
+def extract_tiny(path, die_at=None, barrier=None, replace=False):
+    """In a process of its own. die_at: be killed before that fsync or rename; barrier: begin when all have come."""
+    events = die_at_event(die_at)
+    if barrier:
+        barrier.wait()
+    write_tiny(path, replace=replace)
+    if not barrier:
+        path.with_name("events").write_text(str(next(events)))
+
+
+def contents(path):
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -98,27 +112,26 @@ def finish(processes, path):
     child.start()
     child.join(120)
     assert child.exitcode == 0
-    return path.read_bytes()
+    return contents(path)
 
 
 @pytest.fixture(scope="module")
 def whole(processes, tmp_path_factory):
-    """The bytes of a store whose extraction nobody disturbed, how long that took, and its number of writes, fsyncs and renames."""
+    """The files of a store whose extraction nobody disturbed, how long that took, and its number of fsyncs and renames."""
     folder = tmp_path_factory.mktemp("whole")
-    finish(processes, folder / "first.h5")  # the first child also waits for the libraries
+    finish(processes, folder / "first")  # the first child also waits for the libraries
     began = time.monotonic()
-    content = finish(processes, folder / "activations.h5")
+    content = finish(processes, folder / "activations")
+    assert content == contents(folder / "first") and len(content) == 39
     return content, time.monotonic() - began, int((folder / "events").read_text())
 
 
 def check_what_a_kill_left(path, content):
-    assert not path.exists() or path.read_bytes() == content
-    partial = path.with_name(path.name + ".partial")
-    if (
-        partial.exists() and partial.read_bytes() != content
-    ):  # whole, sealed and about to be renamed is fine too
-        with pytest.raises(StoreError, match="not finished|seal"):
-            ActivationStore(partial)
+    """Whole files under their names, and no manifest before everything else is there."""
+    found = contents(path) if path.exists() else {}
+    left = {name: data for name, data in found.items() if not name.endswith(".partial")}
+    assert left.items() <= content.items()
+    assert "manifest.json" not in left or left == content
 
 
 def killed_after(processes, path, seconds):
@@ -137,33 +150,27 @@ def test_killed_at_random_moments_it_continues_and_ends_byte_identical(
     content, duration, events = whole
     rng, continued = random.Random(0), 0
     for i in range(kills := request.config.getoption("--faults")):
-        path = tmp_path / f"{i}" / "activations.h5"
+        path = tmp_path / f"{i}" / "activations"
         for _ in range(rng.choice((1, 2))):  # once, or again while it continues
             while not killed_after(processes, path, rng.uniform(0.1, 1) * duration):
                 duration /= 2  # the machine has become faster since it was measured
-                path.unlink()
+                shutil.rmtree(path)
             check_what_a_kill_left(path, content)
         assert finish(processes, path) == content
-        continued += (
-            int(path.with_name("events").read_text()) < events - 10
-        )  # fewer writes than from the beginning
+        continued += int(path.with_name("events").read_text()) < events - 10  # fewer files
     assert continued >= kills // 4
 
 
-def test_killed_in_the_middle_of_a_write_it_continues_and_ends_byte_identical(
+def test_killed_at_any_fsync_or_rename_it_continues_and_ends_byte_identical(
     processes, whole, tmp_path, request
 ):
     content, _, events = whole
     n = request.config.getoption("--faults")
-    moments = [
-        0,
-        events - 3,
-        events - 2,
-        events - 1,
-        *random.Random(1).sample(range(1, events - 2), n),
-    ]  # the last: sealing and renaming
+    assert events == 3 * 39  # a file is synced, renamed, and its folder synced
+    last = [events - back for back in (7, 4, 3, 2, 1)]  # a part's rename, and around the manifests
+    moments = [0, *last, *random.Random(1).sample(range(1, events - 7), n)]
     for moment in moments:
-        path = tmp_path / f"{moment}" / "activations.h5"
+        path = tmp_path / f"{moment}" / "activations"
         child = processes.Process(target=extract_tiny, args=(path, moment), daemon=True)
         child.start()
         child.join(120)
@@ -172,59 +179,100 @@ def test_killed_in_the_middle_of_a_write_it_continues_and_ends_byte_identical(
         assert finish(processes, path) == content
 
 
-def test_single_flipped_bits_anywhere_are_all_reported(whole, tmp_path, request):
-    content, rng = bytearray(whole[0]), random.Random(2)
-    path = tmp_path / "flipped.h5"
-    places = [
-        0,
-        20,
-        16383,
-        16384,
-        16390,
-        17000,
-        len(content) - 1,
-    ]  # seal, its padding, HDF5's own structure, the last byte
-    for byte in places + [
-        rng.randrange(len(content)) for _ in range(max(10, request.config.getoption("--faults")))
-    ]:
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A whole store to be damaged."""
+    path = tmp_path / "copy"
+    path.mkdir()
+    for name, content in whole[0].items():
+        (path / name).write_bytes(content)
+    return path
+
+
+def test_single_flipped_bits_anywhere_are_all_reported(whole, copy, request):
+    rng, n = random.Random(2), max(10, request.config.getoption("--faults"))
+    part = whole[0]["part-00007.h5"]
+    block, rows = part.index(b"\x89HDF"), part.index(b"OHDR")
+    places = [("part-00007.h5", at) for at in (0, 1, block - 1, block, block + 9, rows, -1)]
+    places += [("part-00036.h5", -1), ("activations.h5", 8), ("activations.h5", -1)]
+    places += [("manifest.json", 30), ("manifest.json", -1)]
+    for name in rng.choices(list(whole[0]), map(len, whole[0].values()), k=n):
+        places.append((name, rng.randrange(len(whole[0][name]))))
+    for name, byte in places:
+        content = bytearray(whole[0][name])
         content[byte] ^= (bit := 1 << rng.randrange(8))
-        path.write_bytes(content)
-        assert verify(path), f"bit {bit} of byte {byte}"
-        content[byte] ^= bit
-    path.write_bytes(content)
-    assert verify(path) == []
+        (copy / name).write_bytes(content)
+        problems = verify(copy)
+        assert problems and name in problems[0], f"bit {bit} of byte {byte} of {name}: {problems}"
+        (copy / name).write_bytes(whole[0][name])
+    assert verify(copy) == []
 
 
-def test_files_cut_anywhere_are_all_refused(whole, tmp_path, request):
-    content, rng = whole[0], random.Random(3)
-    for length in [0, 100, 16384, len(content) - 1] + [
-        rng.randrange(len(content)) for _ in range(max(10, request.config.getoption("--faults")))
-    ]:
-        (tmp_path / "cut.h5").write_bytes(content[:length])
-        with pytest.raises(StoreError, match="truncated"):
-            ActivationStore(tmp_path / "cut.h5")
+def test_files_cut_anywhere_are_all_refused_by_name(whole, copy, request):
+    rng, n = random.Random(3), max(10, request.config.getoption("--faults"))
+    for name in ["manifest.json", "activations.h5", *rng.choices(list(whole[0]), k=n)]:
+        size = len(whole[0][name])
+        for length in (0, rng.randrange(size), size - 1, None):
+            (copy / name).unlink() if length is None else os.truncate(copy / name, length)
+            gone = length is None and name == "manifest.json"
+            with pytest.raises(StoreError, match="not finished" if gone else name):
+                ActivationStore(copy)
+            (copy / name).write_bytes(whole[0][name])
+
+
+def test_what_is_damaged_is_written_again_and_nothing_else(whole, copy, capsys):
+    for name in ("part-00003.h5", "activations.h5", "manifest.json"):
+        content = bytearray(whole[0][name])
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+    (copy / "part-00020.h5").unlink()
+    written = (copy / "part-00004.h5").stat().st_mtime_ns
+    write_tiny(copy)
+    shown = capsys.readouterr().out
+    assert "replacing what is there: " in shown and "part-00003.h5" in shown
+    assert "continuing after" in shown and "part-00004" not in shown
+    assert contents(copy) == whole[0] and (copy / "part-00004.h5").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("before", ["nothing", "another store", "another that is unfinished"])
+def test_two_that_begin_at_the_same_moment_both_end_with_a_right_store(
+    processes, whole, tmp_path, before
+):
+    path = tmp_path / "activations"
+    if before != "nothing":
+        write_tiny(path, attributes={"corpus": "another@1"})
+    if before == "another that is unfinished":
+        (path / "manifest.json").unlink()
+    barrier = processes.Barrier(2)
+    arguments = (path, None, barrier, before != "nothing")
+    both = [processes.Process(target=extract_tiny, args=arguments) for _ in range(2)]
+    for child in both:
+        child.start()
+    for child in both:
+        child.join(120)
+    assert [child.exitcode for child in both] == [0, 0]
+    assert contents(path) == whole[0] and verify(path) == []
 
 
 def fill_up_then_continue(path, whole, monkeypatch, capsys, fill, free):
     """Extract while the disk fills up, then again with room: the same store as if nothing had been."""
-    plan, lm = tiny_plan()
     calls = itertools.count()
 
     def reading(*arguments):
-        if next(calls) == 30:
+        if next(calls) == 60:
             fill()
         return read_block(*arguments)
 
     monkeypatch.setattr(extraction, "read_block", reading)
-    facts = describe(lm, "letters@1", plan, created_by="a test")
     with pytest.raises(
         DiskFull, match="the disk is full: .* rows, which are safe; free some space and run again"
     ):
-        extract(plan, lm, path, attributes=facts)
-    assert not path.exists()
+        write_tiny(path)
+    check_what_a_kill_left(path, whole[0])
+    assert 3 < len(list(path.iterdir())) < 30 and not list(path.glob("*.partial"))
     free()
-    extract(plan, lm, path, attributes=facts)
-    assert "continuing after" in capsys.readouterr().out and path.read_bytes() == whole[0]
+    write_tiny(path)
+    assert "continuing after" in capsys.readouterr().out and contents(path) == whole[0]
 
 
 def test_a_full_disk_leaves_a_store_that_continues(whole, tmp_path, monkeypatch, capsys):
@@ -246,7 +294,7 @@ def test_a_full_disk_leaves_a_store_that_continues(whole, tmp_path, monkeypatch,
 
     try:
         fill_up_then_continue(
-            disk / "activations.h5",
+            disk / "activations",
             whole,
             monkeypatch,
             capsys,
@@ -261,16 +309,16 @@ def test_a_full_disk_leaves_a_store_that_continues(whole, tmp_path, monkeypatch,
 def test_a_write_that_finds_no_room_leaves_a_store_that_continues(
     whole, tmp_path, monkeypatch, capsys, code
 ):
-    real = os.pwrite
+    real = os.fsync
 
     def full(*arguments):
         raise OSError(code, os.strerror(code))
 
     fill_up_then_continue(
-        tmp_path / "activations.h5",
+        tmp_path / "activations",
         whole,
         monkeypatch,
         capsys,
-        lambda: setattr(os, "pwrite", full),
-        lambda: setattr(os, "pwrite", real),
+        lambda: setattr(os, "fsync", full),
+        lambda: setattr(os, "fsync", real),
     )

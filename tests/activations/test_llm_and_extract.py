@@ -1,6 +1,5 @@
 """Residual blocks of the common architectures, and extraction on tiny random-weight models."""
 
-import json
 import shutil
 import threading
 from collections import Counter
@@ -17,7 +16,7 @@ from mmlib.activations import lm as llm
 from mmlib.activations import windows
 from mmlib.activations.batches import live_batches, multi_layer_batches, streamed_batches
 from mmlib.activations.corpora import Document
-from mmlib.activations.extract import describe, extract, plan_extraction
+from mmlib.activations.extract import describe, extract, plan_extraction, write_store
 from mmlib.activations.store import CHUNK_ROWS, ActivationStore, StoreError, verify
 from mmlib.activations.windows import block_rows, cut_blocks, cut_windows, read_block
 from mmlib.activations.writer import StoreWriter
@@ -198,8 +197,8 @@ def test_padding_is_little_when_texts_are_short(monkeypatch, lm):
 
 def test_stored_rows_are_what_the_model_computes_for_each_window_alone(lm, tmp_path):
     plan = plan_extraction(DOCUMENTS, SPLITS, lm, 1, window=16, batch_tokens=80)
-    extract(plan, lm, tmp_path / "a.h5", attributes={"model": lm.identity, "corpus": "c"})
-    store = ActivationStore(tmp_path / "a.h5")
+    write_store(plan, lm, tmp_path / "a", attributes={"model": lm.identity, "corpus": "c"})
+    store = ActivationStore(tmp_path / "a")
     assert [row.split for row in plan.documents] == [
         "train",
         "validation",
@@ -222,20 +221,20 @@ def test_stored_rows_are_what_the_model_computes_for_each_window_alone(lm, tmp_p
 
 def test_several_layers_are_stored_by_one_pass_and_trained_on_together(lm, tmp_path):
     """From text to one meta-model of two layers: the rows of each layer are those of an extraction of it alone."""
-    extract(
+    write_store(
         plan_extraction(DOCUMENTS, SPLITS, lm, [0, 2], window=16),
         lm,
-        tmp_path / "both.h5",
+        tmp_path / "both",
         attributes={"model": "tiny@1", "corpus": "toy@1"},
     )
-    extract(
+    write_store(
         plan_extraction(DOCUMENTS, SPLITS, lm, 2, window=16),
         lm,
-        tmp_path / "one.h5",
+        tmp_path / "one",
         attributes={"model": "tiny@1", "corpus": "toy@1"},
     )
-    stores = [ActivationStore(tmp_path / "both.h5", layer) for layer in (0, 2)]
-    alone = ActivationStore(tmp_path / "one.h5")
+    stores = [ActivationStore(tmp_path / "both", layer) for layer in (0, 2)]
+    alone = ActivationStore(tmp_path / "one")
     assert torch.equal(stores[1].read(range(alone.n)), alone.read(range(alone.n)))
     training = Training(
         "flow_velocity",
@@ -266,19 +265,19 @@ def test_full_disk_is_refused_before_any_work(lm, tmp_path, monkeypatch):
     plan = plan_extraction(DOCUMENTS, SPLITS, lm, 1, window=16)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=plan.bytes - 1))
     with pytest.raises(OSError, match="extraction needs .* GB .* are free"):
-        extract(plan, lm, tmp_path / "a.h5", attributes={})
-    assert not list(tmp_path.iterdir())
+        write_store(plan, lm, tmp_path / "a", attributes={"corpus": "c"})
+    assert not list((tmp_path / "a").iterdir())
 
 
 def test_a_store_says_what_its_values_depend_on(lm, tmp_path):
     plan = plan_extraction(DOCUMENTS, SPLITS, lm, 1, window=16)
-    extract(
+    write_store(
         plan,
         lm,
-        tmp_path / "a.h5",
+        tmp_path / "a",
         attributes=describe(lm, "c@1", plan, created_by="a test", seed=3),
     )
-    known = ActivationStore(tmp_path / "a.h5").attributes
+    known = ActivationStore(tmp_path / "a").attributes
     assert {
         "format",
         "format_version",
@@ -297,6 +296,10 @@ def test_a_store_says_what_its_values_depend_on(lm, tmp_path):
         "created_by",
         "layers",
         "d",
+        "token_ids",
+        "opening_token",
+        "documents",
+        "split",
     } <= set(known)
     assert (
         known["model"] == "tiny@0"
@@ -304,15 +307,15 @@ def test_a_store_says_what_its_values_depend_on(lm, tmp_path):
         and known["seed"] == 3
         and known["window"] == 16
     )
-    assert known["created_by"] == "a test" and "torch" in json.loads(known["packages"])
+    assert known["created_by"] == "a test" and "torch" in known["packages"]
 
 
 def test_a_document_without_tokens_has_no_rows(lm, tmp_path):
     plan = plan_extraction(
         [Document("empty", ""), *DOCUMENTS], ["train", *SPLITS], lm, 1, window=16
     )
-    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
-    store = ActivationStore(tmp_path / "a.h5")
+    write_store(plan, lm, tmp_path / "a", attributes={"model": "m", "corpus": "c"})
+    store = ActivationStore(tmp_path / "a")
     assert (
         verify(store.path) == []
         and len(store.rows_of("empty")) == 0
@@ -326,8 +329,8 @@ def test_activations_that_are_not_finite_leave_no_store(lm, tmp_path):
     with torch.no_grad():
         lm.model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(StoreError, match="NaN or infinity in layer 1 at document 'b', position 0"):
-        extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
-    assert [file.name for file in tmp_path.iterdir()] == ["a.h5.partial"]
+        write_store(plan, lm, tmp_path / "a", attributes={"model": "m", "corpus": "c"})
+    assert not list((tmp_path / "a").iterdir())
 
 
 LONG = [
@@ -343,13 +346,17 @@ def long_plan(lm, layer=1, **options):
     return plan_extraction(LONG, LONG_SPLITS, lm, layer, window=32, batch_tokens=200, **options)
 
 
+def contents(path):
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
 def test_an_extraction_interrupted_by_the_keyboard_is_continued_and_ends_byte_identical(
     lm, tmp_path, monkeypatch, capsys
 ):
     plan = long_plan(lm)
     assert plan.tokens > 5 * CHUNK_ROWS
     facts = describe(lm, "c@1", plan, created_by="a test")
-    extract(plan, lm, tmp_path / "whole.h5", attributes=facts)
+    write_store(plan, lm, tmp_path / "whole", attributes=facts, part_bytes=1)
     calls = iter(range(10**6))
 
     def interrupted(*arguments):
@@ -359,15 +366,16 @@ def test_an_extraction_interrupted_by_the_keyboard_is_continued_and_ends_byte_id
 
     monkeypatch.setattr(extraction, "read_block", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        extract(plan, lm, tmp_path / "a.h5", attributes=facts)
-    assert not (tmp_path / "a.h5").exists()
+        write_store(plan, lm, tmp_path / "a", attributes=facts, part_bytes=1)
+    assert not (tmp_path / "a" / "manifest.json").exists()
+    assert 1 <= len(contents(tmp_path / "a")) < plan.tokens // CHUNK_ROWS
     first = next(calls)
-    extract(plan, lm, tmp_path / "a.h5", attributes=facts)
+    write_store(plan, lm, tmp_path / "a", attributes=facts, part_bytes=1)
     assert "continuing after" in capsys.readouterr().out and next(calls) - first < len(plan.blocks)
-    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
 
 
-def test_the_file_is_written_while_the_next_block_is_read(lm, tmp_path, monkeypatch):
+def test_a_part_is_written_while_the_next_block_is_read(lm, tmp_path, monkeypatch):
     plan, events, write, ahead = long_plan(lm), [], StoreWriter.append, threading.Semaphore(0)
 
     def slow(self, *arguments):
@@ -386,54 +394,116 @@ def test_the_file_is_written_while_the_next_block_is_read(lm, tmp_path, monkeypa
 
     monkeypatch.setattr(StoreWriter, "append", slow)
     monkeypatch.setattr(extraction, "read_block", reading)
-    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
+    write_store(plan, lm, tmp_path / "a", attributes={"model": "m", "corpus": "c"})
     assert events[:4] == ["read", "read", "written", "read"] and events[-2:] == [
         "written",
         "written",
     ]
 
 
-def test_a_finished_extraction_is_not_done_again_unless_damaged_or_different(lm, tmp_path, capsys):
-    plan = long_plan(lm)
-    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
-    content, written = (tmp_path / "a.h5").read_bytes(), (tmp_path / "a.h5").stat().st_mtime_ns
-    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
-    assert (
-        "is there already" in capsys.readouterr().out
-        and (tmp_path / "a.h5").stat().st_mtime_ns == written
-    )
-    damaged = bytearray(content)
+def test_a_finished_extraction_is_not_done_again_unless_damaged_or_to_be_replaced(
+    lm, tmp_path, capsys
+):
+    plan, path = long_plan(lm), tmp_path / "a"
+
+    def write(model="m", **options):
+        facts = {"model": model, "corpus": "c"}
+        store = write_store(plan, lm, path, attributes=facts, part_bytes=1, **options)
+        return store, capsys.readouterr().out
+
+    store, shown = write()
+    content, written = contents(path), (path / "manifest.json").stat().st_mtime_ns
+    assert "is there already" not in shown and store.n == plan.tokens
+    assert "is there already, with the same contents" in write()[1]
+    assert (path / "manifest.json").stat().st_mtime_ns == written
+    damaged = bytearray(content["part-00002.h5"])
     damaged[-1000] ^= 1
-    (tmp_path / "a.h5").write_bytes(damaged)
-    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
-    assert (tmp_path / "a.h5").read_bytes() == content
-    assert "replacing what is there" in capsys.readouterr().out
-    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "another", "corpus": "c"})
-    assert "replacing what is there: it is of other model" in capsys.readouterr().out
-    assert ActivationStore(tmp_path / "a.h5").model == "another"
+    (path / "part-00002.h5").write_bytes(damaged)
+    assert "replacing what is there: " in write()[1] and contents(path) == content
+    with pytest.raises(
+        StoreError, match=r"a finished store of other model \(m → another\): go back"
+    ):
+        write("another")
+    assert contents(path) == content
+    store, shown = write("another", replace=True)
+    assert r"store of other model (m → another)" in shown and store.model == "another"
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_shares_of_several_processes_hold_the_rows_of_one(lm, count):
-    """Bit for bit: shares end where blocks do, so every batch has the same shape."""
+CHANGES = {
+    "window": dict(window=16),
+    "batch_tokens": dict(batch_tokens=400),
+    "token_ids": dict(documents=[Document(d.title, d.text.upper()) for d in LONG]),
+    "documents": dict(documents=[Document(d.title + "'", d.text) for d in LONG]),
+    "split": dict(splits=LONG_SPLITS[::-1]),
+    "layers": dict(layers=[0]),
+    "corpus": dict(corpus="others"),
+    "seed": dict(seed=1),
+}
+
+
+@pytest.mark.parametrize("what", [*CHANGES, "opening_token", "dtype", "model", "tokenizer"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_decides_the_values_is_compared_and_named(lm, tmp_path, what, finished):
+    options = dict(documents=LONG, splits=LONG_SPLITS, window=32, batch_tokens=200, progress=False)
+    path, options = tmp_path / "a", {**options, "layers": [1], "corpus": "letters"}
+    before = extract(lm, folder=path, **options)
+    assert before.corpus.startswith("letters@") and before.layer == 1
+    if not finished:
+        (path / "manifest.json").unlink()
+    content = contents(path)
+    if what == "opening_token":
+        lm.tokenizer.bos_token_id = 3
+    if what == "tokenizer":
+        lm.tokenizer.get_vocab = lambda: {"z": 0}
+    if what == "model":
+        lm = llm.LanguageModel(lm.model, lm.tokenizer, "tiny@1")
+    if what == "dtype":
+        lm.model.to(torch.bfloat16)
+    options |= CHANGES.get(what, {})
+    kind = "a finished" if finished else "an unfinished"
+    with pytest.raises(StoreError, match=rf"holds {kind} store of other .*\b{what} \(.* → .*\)"):
+        extract(lm, folder=path, **options)
+    assert contents(path) == content
+    after, fresh = (
+        extract(lm, folder=folder, **options, replace=True) for folder in (path, tmp_path / "b")
+    )
+    assert torch.equal(after.read(slice(None)), fresh.read(slice(None)))
+    assert contents(path) == contents(tmp_path / "b")
+
+
+def test_extract_draws_splits_and_refuses_what_cannot_be(lm, tmp_path):
+    store = extract(lm, LONG, tmp_path / "a", window=32, progress=False)
+    assert [list(store.splits).count(split) for split in ("train", "validation", "test")] == [
+        24,
+        3,
+        3,
+    ]
+    assert store.layer == 0 and len(store.tokens("test")) == len(store.rows("test"))
+    for options, message in (
+        (dict(splits=["train"]), "1 splits .* for 30 documents: expected one of train, validation"),
+        (dict(splits=["dev"] * 30), r"30 splits \['dev'\] for 30 documents"),
+        (dict(validation=20, test=10), "30 documents cannot give 20 for validation and 10"),
+        (dict(layers=[7]), "layer 7: this model has 3 blocks"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extract(lm, LONG, tmp_path / "b", **options)
+
+
+def test_rows_of_a_span_are_those_of_the_whole_bit_for_bit(lm):
+    """A block that crosses the ends of a span is read whole, so every batch has the same shape."""
     plan = long_plan(lm)
     whole = torch.cat([rows.activations[1] for rows in plan.rows(lm)])
-    shares = [plan.share(i, count) for i in range(count)]
-    assert [x for share in shares for x in share.documents] == plan.documents
-    assert torch.equal(
-        torch.cat([rows.activations[1] for share in shares for rows in share.rows(lm)]), whole
-    )
-    sizes = [share.tokens for share in shares]
-    assert max(sizes) < 1.3 * plan.tokens / count
-    with pytest.raises(ValueError, match="cannot be divided among 40 processes"):
-        plan.share(0, 40)
+    for span in (range(0, 100), range(1024, 2048), range(3000, plan.tokens), range(777, 778)):
+        rows = list(plan.rows(lm, span))
+        assert torch.equal(torch.cat([one.activations[1] for one in rows]), whole[span])
+        assert sum(map(len, rows)) == len(span)
 
 
 @pytest.mark.parametrize("layer", [1, [0, 2]])
 def test_live_batches_have_the_rows_of_the_store_bit_for_bit(lm, tmp_path, layer):
     plan = long_plan(lm, layer)
-    extract(plan, lm, tmp_path / "a.h5", attributes={"model": "m", "corpus": "c"})
-    stores = [ActivationStore(tmp_path / "a.h5", one) for one in plan.layers]
+    write_store(plan, lm, tmp_path / "a", attributes={"model": "m", "corpus": "c"})
+    stores = [ActivationStore(tmp_path / "a", one) for one in plan.layers]
     rows = stores[0].rows("train")
     stored = torch.stack([store.read(rows) for store in stores])
     per_epoch = len(rows) // 50

@@ -1,5 +1,8 @@
-"""The HDF5 store: bits kept, statistics, splits, shuffled batches, and every file that must be refused."""
+"""The store: bits kept, statistics, splits, shuffled batches, and everything that must be refused."""
 
+import pickle
+import platform
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -10,31 +13,53 @@ import pytest
 import torch
 
 from mmlib.activations.batches import multi_layer_batches, shuffled_batches, spread_rows
-from mmlib.activations.store import BLOCK, ActivationStore, StoreError, from_numpy, verify
-from mmlib.activations.writer import (
-    DocumentRows,
-    RunningMoments,
-    StoreWriter,
-    finite_rows,
-    join_shards,
-)
+from mmlib.activations.store import ActivationStore, RunningMoments, StoreError, from_numpy, verify
+from mmlib.activations.tokens import Normaliser
+from mmlib.activations.writer import DocumentRows, Layout, StoreWriter, finite_rows
+
+BITS = {"bfloat16": torch.int16, "float16": torch.int16, "float32": torch.int32}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_values_are_kept_bit_for_bit(make_store, dtype):
-    path, values = make_store(dtype=dtype)
-    store = ActivationStore(path, 1)
-    bits = torch.int16 if dtype == "bfloat16" else torch.int32
-    assert torch.equal(store.read(range(0, store.n)).view(bits), values.view(bits)) and store.read(
-        range(0, 1)
-    ).dtype == getattr(torch, dtype)
+@pytest.mark.parametrize("part_bytes", [20_000, 70_000, 10**6])
+def test_values_are_kept_bit_for_bit(make_store, dtype, part_bytes):
+    path, values = make_store(dtype=dtype, part_bytes=part_bytes)
+    store, bits = ActivationStore(path, 1), BITS[dtype]
+    assert torch.equal(store.read(range(store.n)).view(bits), values.view(bits))
+    assert store.read(range(0, 1)).dtype == getattr(torch, dtype)
 
 
-def test_bare_h5py_reads_bfloat16_as_documented(make_store):
+def test_bare_h5py_reads_the_whole_in_five_lines(make_store):
+    """As the docstring of the store says, and after its folder has moved."""
     path, values = make_store()
-    with h5py.File(path) as file:
-        bits = file["activations/layer_01"][:100].astype("uint32") << 16
-    assert np.array_equal(bits.view("float32"), values[:100].float().numpy())
+    store = ActivationStore(path)
+    path = path.rename(path.with_name("moved"))
+    with h5py.File(path / "activations.h5") as file:
+        bits = file["activations/layer_01"][:].astype("uint32") << 16
+        activations = bits.view("float32")
+        documents = file["document"][:]
+        mean = file["statistics/layer_01/mean"][:]
+        assert file["activations/layer_01"].attrs["dtype"] == "bfloat16"
+        assert file["documents/title"].asstr()[:].tolist() == store.titles.tolist()
+        assert file.attrs["model"] == "toy@1" and file["token_ids"].shape == (4200,)
+    assert len(list(path.glob("part-*.h5"))) == 5
+    assert np.array_equal(activations, values.float().numpy())
+    assert np.array_equal(documents, store.column("document")) and np.array_equal(mean, store.mean)
+    assert torch.equal(ActivationStore(path).read(range(4200)), values)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
+def test_a_missing_part_reads_as_nan_in_bare_h5py_and_is_refused_here(make_store, dtype):
+    path, values = make_store(dtype=dtype)
+    (path / "part-00001.h5").unlink()
+    with h5py.File(path / "activations.h5") as file:
+        missing = from_numpy(file["activations/layer_01"][:])
+        rows = slice(*np.flatnonzero(file["document"][:] == -1)[[0, -1]] + [0, 1])
+    assert missing[rows].isnan().all() and rows.start % 1024 == 0
+    assert torch.equal(missing[: rows.start], values[: rows.start])
+    assert torch.equal(missing[rows.stop :], values[rows.stop :])
+    with pytest.raises(StoreError, match="part-00001.h5 is missing"):
+        ActivationStore(path)
 
 
 def test_splits_are_runs_of_whole_documents(make_store):
@@ -43,11 +68,19 @@ def test_splits_are_runs_of_whole_documents(make_store):
     assert set(store.splits[store.column("document", store.rows("test"))]) == {"test"}
 
 
-def test_statistics_are_of_training_rows_only(make_store):
-    path, values = make_store()
+@pytest.mark.parametrize("part_bytes", [20_000, 10**6])
+def test_statistics_are_of_training_rows_only(make_store, part_bytes):
+    path, values = make_store(part_bytes=part_bytes)
     store, train = ActivationStore(path), values[:3000].double()
     assert np.allclose(store.mean, train.mean(0).numpy(), rtol=1e-12)
     assert np.allclose(store.variance, train.var(0, unbiased=False).numpy(), rtol=1e-12)
+    merged = RunningMoments(8)
+    for rows in (values[:3000].float().numpy()[:, None].reshape(3000, 8)[:].reshape(-1, 8),):
+        for first in range(0, 3000, 1024):
+            merged.update(rows[first : first + 1024])
+    assert np.array_equal(store.mean, merged.mean) and np.array_equal(
+        store.variance, merged.variance
+    )
 
 
 def test_moments_are_stable_where_the_naive_formula_is_not():
@@ -61,8 +94,54 @@ def test_moments_are_stable_where_the_naive_formula_is_not():
 
 def test_take_reads_scattered_rows(make_store):
     path, values = make_store()
-    rows = np.array([0, 5, 1023, 1024, 2500, 4199])
+    rows = np.array([4199, 0, 5, 1023, 1024, 5, 2500])
     assert torch.equal(ActivationStore(path).take(rows), values[rows])
+    assert ActivationStore(path).take([]).shape == (0, 8)
+
+
+def test_a_mask_is_a_mask_and_other_rows_are_refused(make_store):
+    path, values = make_store()
+    store = ActivationStore(path)
+    mask = np.arange(store.n) % 3 == 0
+    assert torch.equal(store.take(mask), values[mask])
+    for rows, message in (
+        (mask[:-1], r"type bool and shape \(4199,\).*mask of all 4200 rows"),
+        (np.array([0.0, 1.0]), "type float64"),
+        (np.array([[0, 1]]), r"shape \(1, 2\)"),
+        (np.array([4200, 0]), "rows 0 to 4200 were asked for"),
+        (np.array([-1, 0]), "rows -1 to 0 were asked for"),
+    ):
+        with pytest.raises(IndexError, match=message):
+            store.take(rows)
+    with pytest.raises(IndexError, match="mask of all 700 rows of split 'test'"):
+        store.tokens("test", mask)
+    with pytest.raises(KeyError, match="no column 'token': expected one of token_ids"):
+        store.column("token")
+
+
+def test_tokens_are_standardised_and_say_where_they_come_from(make_store):
+    path, values = make_store()
+    store = ActivationStore(path)
+    tokens, z = store.tokens("test"), Normaliser.of(store)(values[3500:])
+    assert torch.equal(tokens.z, z) and tokens.z.dtype == torch.float32
+    assert tokens.document.tolist() == [4] * 350 + [5] * 350
+    assert tokens.position.tolist() == [*range(350), *range(350)]
+    assert store.titles[tokens.document[-1]] == "test 1"
+    for rows in (np.array([699, 3, 350]), slice(10, 400, 7), np.arange(700) % 5 == 0, range(3)):
+        some, kept = store.tokens("test", rows), np.arange(700)[rows]
+        assert torch.equal(some.z, z[kept]) and np.array_equal(some.position, tokens.position[kept])
+        assert np.array_equal(some.document, tokens[kept].document)
+    with pytest.raises(IndexError, match="rows 0 to 700 were asked for, split 'test'"):
+        store.tokens("test", np.array([0, 700]))
+
+
+def test_a_store_is_opened_again_in_another_process(make_store):
+    path, values = make_store()
+    store = ActivationStore(path, 1)
+    store.read(range(10))
+    assert torch.equal(pickle.loads(pickle.dumps(store)).read(range(4200)), values)
+    store.close()
+    assert torch.equal(store.read(range(10)), values[:10])
 
 
 @pytest.mark.parametrize("batch, buffer_bytes", [(64, 2**29), (64, 20_000), (700, 20_000)])
@@ -103,25 +182,37 @@ def test_spread_rows_cover_evenly():
         spread_rows(10, 11, np.random.default_rng(0))
 
 
-def writer(path):
-    return StoreWriter(
-        path,
-        [DocumentRows("article", "train", 4)],
+def layout(rows=4, dtype="float32", **attributes):
+    return Layout(
+        [DocumentRows("article", "train", rows)],
         [0],
         2,
-        "float32",
-        {"model": "m", "corpus": "c"},
+        dtype,
+        {"model": "m", "corpus": "c", **attributes},
     )
+
+
+def writer(path, rows=4, dtype="float32", **options):
+    return StoreWriter(path, layout(rows, dtype), **options)
+
+
+def test_batches_do_not_depend_on_the_parts(make_store):
+    """A function of (seed, step) alone: the chunks are those of the whole store."""
+    streams = []
+    for part_bytes in (20_000, 70_000, 10**6):
+        path, _ = make_store(part_bytes=part_bytes)
+        store = ActivationStore(path)
+        streams.append(shuffled_batches(store, "train", 64, seed=3, buffer_bytes=40_000))
+        streams[-1] = [next(streams[-1]) for _ in range(60)]
+    assert all(torch.equal(a, b) for other in streams[1:] for a, b in zip(streams[0], other))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_activations_are_refused_with_their_place(tmp_path, bad):
     values = torch.ones(4, 2)
     values[2, 1] = bad
-    with (
-        writer(tmp_path / "a.h5") as w,
-        pytest.raises(StoreError, match="'article', position 2, token 12"),
-    ):
+    w = writer(tmp_path / "a")
+    with pytest.raises(StoreError, match="'article', position 2, token 12"):
         w.append({0: values}, np.arange(10, 14), np.zeros(4, int), np.arange(4))
 
 
@@ -131,108 +222,181 @@ def test_every_bfloat16_that_is_not_finite_is_known_by_its_bits():
 
 
 def test_unfinished_store_is_refused(tmp_path):
-    with writer(tmp_path / "a.h5") as w:
-        w.append({0: torch.ones(2, 2)}, np.arange(2), np.zeros(2, int), np.arange(2))
-        with pytest.raises(StoreError, match="2 rows were written, 4 were announced"):
-            w.finish()
-    assert not (tmp_path / "a.h5").exists()
-    with pytest.raises(StoreError, match="not finished"):
-        ActivationStore(tmp_path / "a.h5.partial")
+    w = writer(tmp_path / "a", 3000)
+    w.append({0: torch.ones(2000, 2)}, np.arange(2000), np.zeros(2000, int), np.arange(2000))
+    with pytest.raises(StoreError, match="2000 rows were written, 3000 were announced"):
+        w.finish()
+    assert not list((tmp_path / "a").iterdir())
+    with pytest.raises(StoreError, match="a holds no store: expected a folder with manifest.json"):
+        ActivationStore(tmp_path / "a")
+    with pytest.raises(StoreError, match="nowhere holds no store"):
+        ActivationStore(tmp_path / "nowhere")
 
 
-def test_what_is_left_is_continued_and_ends_byte_identical(make_store, tmp_path):
-    """A writer that was dropped at any point; chunks are of 1024 rows."""
+def contents(path):
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
+def test_what_is_left_is_continued_and_ends_byte_identical(make_store):
+    """A writer that was dropped at any point; parts are of 1024 rows."""
     path, values = make_store(rows=(3000, 10, 10))
-    whole = path.read_bytes()
+    whole = contents(path)
     for stopped in (0, 100, 1024, 2500, 3019):
-        path.unlink()
+        shutil.rmtree(path)
         with pytest.raises(KeyboardInterrupt):
             make_store(rows=(3000, 10, 10), stop_after=stopped)
-        assert not path.exists()
+        assert set(contents(path).items()) <= set(whole.items())
+        if stopped >= 1024:
+            with pytest.raises(StoreError, match="was not finished: run the extraction again"):
+                ActivationStore(path)
         make_store(rows=(3000, 10, 10), next_row=stopped // 1024 * 1024)
-        assert path.read_bytes() == whole
+        assert contents(path) == whole
 
 
-def test_an_unfinished_store_of_another_extraction_is_neither_continued_nor_lost(make_store):
-    with pytest.raises(KeyboardInterrupt):
-        make_store(stop_after=2048, window=256)
-    with pytest.raises(
-        StoreError,
-        match=r"another configuration \(window\): go back to that one to continue it, or delete it",
-    ):
-        make_store(window=128)
-    make_store(next_row=2048, window=256)  # nothing is lost
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_store_of_another_identity_is_neither_mixed_nor_lost(tmp_path, finished, capsys):
+    """What differs is named; nothing changes unless it is to be replaced."""
+    path = tmp_path / "a"
+
+    def write(rows=3000, to=None, replace=False, documents=None, **attributes):
+        documents = documents or [DocumentRows("article", "train", rows)]
+        attributes = {"model": "m", "corpus": "c", "window": 256, **attributes}
+        w = StoreWriter(
+            path, Layout(documents, [0], 2, "float32", attributes, 8192), replace=replace
+        )
+        for start in range(w.next_row, rows if to is None else to, 500):
+            at = np.arange(start, min(start + 500, rows))
+            w.append({0: torch.ones(len(at), 2)}, at, np.zeros(len(at), int), at)
+        if to is None and not w.finished:
+            w.finish()
+
+    write(to=None if finished else 2048)
+    before = contents(path)
+    kind = "a finished" if finished else "an unfinished"
+    others = {
+        r"window \(256 → 128\)": {"window": 128},
+        r"model \(m → m@2\), opening \(None → 2\)": {"model": "m@2", "opening": 2},
+        "split": {"documents": [DocumentRows("article", "test", 3000)]},
+        "documents": {"documents": [DocumentRows("Article", "train", 3000)]},
+    }
+    for what, change in others.items():
+        with pytest.raises(StoreError, match=f"holds {kind} store of other {what}.*replace=True"):
+            write(**change)
+        assert contents(path) == before
+    write(created_by="another command")  # not of what decides the values
+    assert capsys.readouterr().out == "" and len(contents(path)) == 5
+    write(window=128, replace=True)
+    assert "replacing what is there: " in capsys.readouterr().out and verify(path) == []
+    assert ActivationStore(path).attributes["window"] == 128
+    write(1000, window=128, replace=True)  # fewer parts than before: none of the old is left
+    assert sorted(contents(path)) == ["activations.h5", "manifest.json", "part-00000.h5"]
 
 
-def test_a_damaged_chunk_of_an_unfinished_store_is_written_again(make_store, tmp_path):
+def test_attributes_that_cannot_be_compared_are_refused_by_name(tmp_path):
+    for bad in (None, tmp_path, {1, 2}, float("nan"), {"at": tmp_path}):
+        with pytest.raises(StoreError, match="attribute 'source' is .*: expected text, a number"):
+            layout(source=bad)
+    for good in (["a", "b"], np.int64(3), np.arange(2), (1, 2), {"torch": "2.13"}, 0.1, True):
+        for _ in range(2):
+            w = StoreWriter(tmp_path / "a", layout(tags=good), replace=True)
+            for span in w.spans:
+                w.append({0: torch.ones(4, 2)}, np.arange(4), np.zeros(4, int), np.arange(4))
+                w.finish()
+        assert w.finished and verify(tmp_path / "a") == []
+
+
+def test_a_damaged_part_of_an_unfinished_store_is_written_again(make_store, capsys):
     path, values = make_store()
-    whole = path.read_bytes()
-    path.unlink()
+    whole = contents(path)
+    shutil.rmtree(path)
     with pytest.raises(KeyboardInterrupt):
         make_store(stop_after=4096)
-    partial = path.with_name(path.name + ".partial")
-    content = bytearray(partial.read_bytes())
-    content[content.find(values[1500:1502].view(torch.int16).numpy().tobytes())] ^= 1
-    partial.write_bytes(content)
-    make_store(next_row=1024)
-    assert path.read_bytes() == whole
+    content = bytearray(whole["part-00003.h5"])
+    content[content.find(values[3500:3502].view(torch.int16).numpy().tobytes())] ^= 1
+    (path / "part-00003.h5").write_bytes(content)
+    make_store(next_row=3072)
+    assert "part-00003.h5: activations/layer_01, rows 0 to 1024" in capsys.readouterr().out
+    assert contents(path) == whole
 
 
-def test_every_byte_of_the_seal_counts(make_store):
+def test_temporary_files_of_processes_that_are_no_more_are_removed(make_store):
     path, _ = make_store()
-    content = bytearray(path.read_bytes())
-    for byte in range(content.index(b"\0") + 3):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    node = platform.node()
+    left = path / f"part-00003.h5.{node}-{gone.pid}-0123abcd.partial"
+    alive = path / f"part-00003.h5.{node}-1-0123abcd.partial"
+    elsewhere = path / "part-00003.h5.another-machine-1-0123abcd.partial"
+    for file in (left, alive, elsewhere):
+        file.write_bytes(b"half")
+    with pytest.raises(KeyboardInterrupt):
+        make_store(next_row=4200, stop_after=4200)
+    assert not left.exists() and alive.exists() and elsewhere.exists()
+
+
+def test_every_byte_of_the_manifest_counts(make_store):
+    path, _ = make_store()
+    content = bytearray((path / "manifest.json").read_bytes())
+    for byte in range(0, len(content), 5):
         content[byte] ^= 1
-        path.write_bytes(content)
-        with pytest.raises(StoreError):
+        (path / "manifest.json").write_bytes(content)
+        with pytest.raises(StoreError, match="manifest.json is damaged|version|of another store"):
             ActivationStore(path)
         content[byte] ^= 1
-
-
-def test_two_writers_of_one_store_are_refused(tmp_path):
-    with writer(tmp_path / "a.h5"), pytest.raises(StoreError, match="another process is writing"):
-        writer(tmp_path / "a.h5")
-    assert [file.name for file in tmp_path.iterdir()] == ["a.h5.partial"]
+    for text in (b"", b"{}", b"[1]", content + b" ", content[:-2]):
+        (path / "manifest.json").write_bytes(text)
+        with pytest.raises(StoreError, match="manifest.json is damaged"):
+            ActivationStore(path)
 
 
 def test_float16_is_refused_where_it_overflows_and_kept_where_not(tmp_path, make_store):
     path, values = make_store(dtype="float16", layer=2)
     assert torch.equal(ActivationStore(path).read(range(50)), values[:50]) and not verify(path)
-    with StoreWriter(
-        tmp_path / "b.h5",
-        [DocumentRows("article", "train", 4)],
-        [0],
-        2,
-        "float16",
-        {"model": "m", "corpus": "c"},
-    ) as w:
-        with pytest.raises(
-            StoreError, match="'article', position 0, token 7.*float16 ends at 65,504"
-        ):
-            w.append(
-                {0: torch.full((4, 2), 1e5).half()}, np.full(4, 7), np.zeros(4, int), np.arange(4)
-            )
-        with pytest.raises(StoreError, match="torch.float32 for a store of float16"):
-            w.append({0: torch.ones(4, 2)}, np.full(4, 7), np.zeros(4, int), np.arange(4))
+    w = writer(tmp_path / "b", dtype="float16")
+    with pytest.raises(StoreError, match="'article', position 0, token 7.*float16 ends at 65,504"):
+        w.append({0: torch.full((4, 2), 1e5).half()}, np.full(4, 7), np.zeros(4, int), np.arange(4))
+    with pytest.raises(StoreError, match="torch.float32 for a store of float16"):
+        w.append({0: torch.ones(4, 2)}, np.full(4, 7), np.zeros(4, int), np.arange(4))
 
 
-def test_truncated_file_is_refused(make_store):
+@pytest.mark.parametrize("name", ["part-00001.h5", "activations.h5", "manifest.json"])
+def test_truncated_files_are_refused(make_store, name):
     path, _ = make_store()
-    content = path.read_bytes()
+    content = (path / name).read_bytes()
     for length in (0, 100, len(content) // 2, len(content) - 1):
-        path.write_bytes(content[:length])
-        with pytest.raises(StoreError, match="truncated"):
+        (path / name).write_bytes(content[:length])
+        with pytest.raises(StoreError, match=name):
             ActivationStore(path)
 
 
 def test_flipped_bit_in_activations_is_reported(make_store):
     path, values = make_store()
-    content = bytearray(path.read_bytes())
+    content = bytearray((path / "part-00001.h5").read_bytes())
     where = content.find(values[1500:1502].view(torch.int16).numpy().tobytes())
     content[where + 9] ^= 4
-    path.write_bytes(content)
-    with pytest.raises(StoreError, match="checksum"):
-        ActivationStore(path).read(range(1400, 1600))
+    (path / "part-00001.h5").write_bytes(content)
+    store = ActivationStore(path)
+    assert torch.equal(store.read(range(1000)), values[:1000])
+    with pytest.raises(StoreError, match="part-00001.h5: activations/layer_01, .* checksum"):
+        store.read(range(1400, 1600))
+    with pytest.raises(StoreError, match="part-00001.h5: activations/layer_01, .* checksum"):
+        for _ in range(60):
+            next(shuffled_batches(store, "train", 2900, 0))
+    assert len(verify(path)) == 1
+
+
+def test_parts_of_another_store_are_refused(make_store):
+    path, _ = make_store()
+    other, _ = make_store(seed=1)
+    shutil.copy(other / "part-00002.h5", path)
+    with pytest.raises(StoreError, match="part-00002.h5 is not the part that manifest.json lists"):
+        ActivationStore(path).read(range(4200))
+    shutil.copy(path / "part-00000.h5", path / "part-00001.h5")
+    with pytest.raises(StoreError, match="part-00001.h5 is not the part"):
+        ActivationStore(path).read(range(4200))
+    shutil.copy(other / "activations.h5", path)
+    with pytest.raises(StoreError, match="activations.h5 is damaged, missing or of another store"):
+        ActivationStore(path)
 
 
 def test_other_version_layer_and_split_are_refused(make_store):
@@ -245,18 +409,30 @@ def test_other_version_layer_and_split_are_refused(make_store):
         ActivationStore(path).check_source(model="gpt2")
     with pytest.raises(StoreError, match="width 8, not 16"):
         ActivationStore(path).check_source(model="toy", d=16)
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b"mmlib.activations 2", b"mmlib.activations 3", 1))
-    with pytest.raises(StoreError, match="version 3: this code reads version 2"):
+    with pytest.raises(StoreError, match="is a file: expected the folder of a store"):
+        ActivationStore(path / "part-00000.h5")
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 3', '"format_version": 4'))
+    with pytest.raises(StoreError, match="version 4: this code reads version 3"):
         ActivationStore(path)
-    path.write_bytes(content[BLOCK:])  # a bare HDF5 file, as version 1 was
-    with pytest.raises(StoreError, match="version 1, damaged or no store"):
-        ActivationStore(path)
-    path.write_bytes(content)
-    with h5py.File(path, "a") as file:
-        file.attrs["remark"] = "added later"
-    with pytest.raises(StoreError, match="was added to"):
-        ActivationStore(path)
+
+
+@pytest.mark.parametrize("where", ["file", "folder"])
+def test_a_store_of_the_former_format_is_refused_with_the_command_that_makes_a_new_one(
+    tmp_path, where
+):
+    file = tmp_path / "activations.h5"
+    command = "python -m mmlib extract --preset smoke --layers 8"
+    with h5py.File(file, "w", userblock_size=16384, libver=("v110", "v110")) as former:
+        former.attrs["created_by"] = command
+    with open(file, "r+b") as opened:
+        opened.write(b"mmlib.activations 2\nsize 123\n")
+    before = file.read_bytes()
+    given = file if where == "file" else tmp_path
+    for use in (ActivationStore, lambda path: StoreWriter(path, layout())):
+        with pytest.raises(StoreError, match=f"the former format, .* 2, .*: {command}"):
+            use(given)
+    assert "former format" in verify(given)[0] and file.read_bytes() == before
 
 
 def test_random_access_by_document_and_position(make_store):
@@ -268,8 +444,8 @@ def test_random_access_by_document_and_position(make_store):
     assert store.column("position", range(3248, 3252)).tolist() == [248, 249, 0, 1]
     with pytest.raises(StoreError, match="no documents 'nothing'"):
         store.rows_of("nothing")
-    with pytest.raises(IndexError, match="rows 0 to 4200 were asked for"):
-        store.take(np.array([4200, 0]))
+    with pytest.raises(IndexError, match="expected consecutive rows"):
+        store.read(np.array([1, 2]))
     with pytest.raises(IndexError, match="expected consecutive rows"):
         store.read(store.rows_of(3, slice(0, 10, 2)))
     for rows in (slice(4190, 4210), slice(-3, 5)):
@@ -288,113 +464,75 @@ def test_a_sound_store_verifies_and_the_command_says_so(make_store):
         [sys.executable, "-m", "mmlib", "verify", str(path)], capture_output=True, text=True
     )
     assert done.returncode == 0 and "verified" in done.stdout and "4,200 × 8" in done.stdout
-    path.write_bytes(path.read_bytes()[:-5])
+    part = path / "part-00002.h5"
+    part.write_bytes(part.read_bytes()[:-5])
     done = subprocess.run(
         [sys.executable, "-m", "mmlib", "verify", str(path)], capture_output=True, text=True
     )
-    assert done.returncode == 1 and "truncated" in done.stderr
+    assert done.returncode == 1 and "part-00002.h5 has " in done.stderr
 
 
 def test_rows_must_come_in_their_order(tmp_path):
-    with writer(tmp_path / "a.h5") as w:
-        w.append({0: torch.ones(2, 2)}, np.arange(2), np.zeros(2, int), np.arange(2))
-        for document, position in (
-            (np.zeros(2, int), np.arange(2)),
-            (np.ones(2, int), np.arange(2, 4)),
-            (np.zeros(2, int), np.array([3, 2])),
+    w = writer(tmp_path / "a")
+    w.append({0: torch.ones(2, 2)}, np.arange(2), np.zeros(2, int), np.arange(2))
+    for document, position in (
+        (np.zeros(2, int), np.arange(2)),
+        (np.ones(2, int), np.arange(2, 4)),
+        (np.zeros(2, int), np.array([3, 2])),
+    ):
+        with pytest.raises(
+            StoreError, match="row 2 is due, document 0 at position 2, but rows from document"
         ):
-            with pytest.raises(
-                StoreError, match="row 2 is due, document 0 at position 2, but rows from document"
-            ):
-                w.append({0: torch.ones(2, 2)}, np.arange(2), document, position)
+            w.append({0: torch.ones(2, 2)}, np.arange(2), document, position)
 
 
 def test_contents_that_contradict_each_other_are_found(tmp_path, monkeypatch):
-    """Every checksum right, the positions wrong."""
+    """Every checksum right, the positions or the statistics wrong."""
     monkeypatch.setattr(StoreWriter, "_check_places", lambda *arguments: None)
-    with writer(tmp_path / "a.h5") as w:
-        w.append({0: torch.ones(4, 2)}, np.arange(4), np.zeros(4, int), np.array([0, 1, 3, 2]))
-        w.finish()
-    assert verify(tmp_path / "a.h5") == [
-        f"{tmp_path / 'a.h5'}: position, rows 0 to 4 do not fit the table of documents"
+    w = writer(tmp_path / "a")
+    w.append({0: torch.rand(4, 2)}, np.arange(4), np.zeros(4, int), np.array([0, 1, 3, 2]))
+    monkeypatch.setattr(RunningMoments, "merge", lambda *arguments: None)
+    w.finish()
+    monkeypatch.undo()
+    assert verify(tmp_path / "a") == [
+        f"{tmp_path / 'a'}: position, rows 0 to 4 do not fit the table of documents",
+        f"{tmp_path / 'a'}: the statistics of layer 0 are not those of its training rows",
     ]
 
 
-def make_shards(make_store, tmp_path):
-    """Two stores of other documents joined, and all their values."""
-    parts = [
-        make_store(rows=(3000, 10, 10), seed=0, splits=("train",), shard="0 of 2"),
-        make_store(rows=(500, 600, 700), seed=1, shard="1 of 2", first_document=2),
-    ]
-    join_shards(tmp_path / "all.h5", [path for path, _ in parts])
-    return (
-        tmp_path / "all.h5",
-        torch.cat([values for _, values in parts]),
-        [path for path, _ in parts],
-    )
+def test_a_part_that_reads_back_otherwise_is_not_kept(tmp_path, monkeypatch):
+    w = writer(tmp_path / "a")
+    monkeypatch.setattr("mmlib.activations.writer.outside", lambda *arguments: iter([b"other"]))
+    with pytest.raises(StoreError, match="part-00000.h5 reads back otherwise than it was written"):
+        w.append({0: torch.ones(4, 2)}, np.arange(4), np.zeros(4, int), np.arange(4))
+    assert not list((tmp_path / "a").iterdir())
 
 
-def test_shards_open_as_one_store(make_store, tmp_path):
-    path, values, _ = make_shards(make_store, tmp_path)
+def test_parts_grow_with_the_store_and_end_at_its_chunks():
+    def parts(rows, d=4096):
+        found = Layout(
+            [DocumentRows("a", "train", rows)],
+            [0],
+            d,
+            "bfloat16",
+            {"model": "m", "corpus": "c"},
+        )
+        sizes = [len(found.rows_of(part)) for part in range(found.parts)]
+        assert sum(sizes) == rows and all(size % 1024 == 0 for size in sizes[:-1])
+        return found.parts, sizes[0] * d * 2 / 1e6
+
+    assert parts(1000) == (1, pytest.approx(8.2, abs=0.1))
+    assert parts(1_000_000) == (326, pytest.approx(25.2, abs=0.1))
+    assert parts(100_000_000) == (1993, pytest.approx(411, abs=1))
+    assert parts(50_000, 640)[1] == pytest.approx(28.8, abs=0.1)
+
+
+def test_a_store_without_training_documents_has_no_statistics(make_store):
+    path, values = make_store(rows=(500, 3000), splits=("validation", "test"))
     store = ActivationStore(path)
-    assert torch.equal(store.read(range(store.n)), values) and verify(path) == []
-    rows = np.array([4000, 0, 2999, 3000, 1023, 3001])
-    assert torch.equal(store.take(rows), values[rows])
-    train = values[:3500].double()
-    assert (
-        store.rows("train") == range(3500)
-        and np.allclose(store.mean, train.mean(0), rtol=1e-12)
-        and np.allclose(store.variance, train.var(0, correction=0), rtol=1e-12)
-    )
-    assert (
-        set(store.splits[store.column("document", store.rows("test"))]) == {"test"}
-        and store.column("position")[-1] == 349
-    )
-    with h5py.File(path) as file:  # a reader that knows nothing of us
-        bits = file["activations/layer_01"][2990:3010].astype("uint32") << 16
-        assert np.array_equal(bits.view("float32"), values[2990:3010].float().numpy())
-        assert np.array_equal(file["document"][:], store.column("document")) and file[
-            "token_ids"
-        ].shape == (4800,)
-
-
-def test_shards_that_miss_differ_or_do_not_belong_are_refused(make_store, tmp_path):
-    path, _, (first, second) = make_shards(make_store, tmp_path)
-    kept = second.read_bytes()
-    second.unlink()
-    with pytest.raises(StoreError, match="of which store-1-1.h5 is missing"):
-        ActivationStore(path)
-    second.write_bytes(first.read_bytes())
-    with pytest.raises(StoreError, match="is not the file that all.h5 joins"):
-        ActivationStore(path)
-    second.write_bytes(kept)
-    other, _ = make_store(seed=2, window=9)
-    with pytest.raises(StoreError, match="differ in window: expected shards of one extraction"):
-        join_shards(tmp_path / "bad.h5", [first, other])
-    for given in ([second, first], [first], [first, first]):
-        with pytest.raises(StoreError, match="all shards of one extraction in order"):
-            join_shards(tmp_path / "bad.h5", given)
-    mixed = [
-        make_store(seed=3 + i, shard=f"{i} of 2", first_document=6 * i)[0] for i in range(2)
-    ]  # train, validation, test; train, …
-    with pytest.raises(StoreError, match="a split's documents side by side"):
-        join_shards(tmp_path / "bad.h5", mixed)
-    (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(StoreError, match="keep shards and index together"):
-        join_shards(tmp_path / "elsewhere" / "all.h5", [first, second])
-    assert not (tmp_path / "bad.h5").exists()
-
-
-def test_a_shard_without_training_documents_takes_no_part_in_the_statistics(make_store, tmp_path):
-    first, values = make_store(rows=(3000,), splits=("train",), shard="0 of 2")
-    second, _ = make_store(
-        rows=(500, 500), splits=("validation", "test"), seed=1, shard="1 of 2", first_document=2
-    )
-    join_shards(tmp_path / "all.h5", [first, second])
-    assert (
-        np.allclose(ActivationStore(tmp_path / "all.h5").mean, values.double().mean(0), rtol=1e-12)
-        and verify(tmp_path / "all.h5") == []
-    )
+    assert verify(path) == [] and not store.mean.any() and not store.variance.any()
+    with pytest.raises(StoreError, match="dimensions .* of layer 1 never vary"):
+        store.tokens("test")
 
 
 def test_layers_that_were_not_extracted_together_are_not_paired(make_store, tmp_path):
@@ -413,56 +551,43 @@ def test_layers_that_were_not_extracted_together_are_not_paired(make_store, tmp_
 
 
 def test_what_is_appended_must_be_as_announced(tmp_path):
-    with writer(tmp_path / "a.h5") as w:
-        for values in ({0: torch.ones(4, 1)}, {1: torch.ones(4, 2)}, {}, {0: torch.ones(3, 2)}):
-            with pytest.raises(
-                StoreError, match=r"expected as many of each, and \(4, 2\) of layers \[0\]"
-            ):
-                w.append(values, np.arange(4), np.zeros(4, int), np.arange(4))
-        with pytest.raises(StoreError, match="5 rows were given, 4 were announced"):
-            w.append({0: torch.ones(5, 2)}, np.arange(5), np.zeros(5, int), np.arange(5))
+    w = writer(tmp_path / "a")
+    for values in ({0: torch.ones(4, 1)}, {1: torch.ones(4, 2)}, {}, {0: torch.ones(3, 2)}):
+        with pytest.raises(
+            StoreError, match=r"expected as many of each, and \(4, 2\) of layers \[0\]"
+        ):
+            w.append(values, np.arange(4), np.zeros(4, int), np.arange(4))
+    with pytest.raises(StoreError, match="5 rows were given from row 0 on, 4 are due there"):
+        w.append({0: torch.ones(5, 2)}, np.arange(5), np.zeros(5, int), np.arange(5))
+    documents = [DocumentRows("article", "train", 4)]
     with pytest.raises(StoreError, match="attributes model, corpus are missing"):
-        StoreWriter(tmp_path / "b.h5", [DocumentRows("article", "train", 4)], [0], 2, "float32", {})
+        Layout(documents, [0], 2, "float32", {})
     with pytest.raises(StoreError, match="dtype 'int8'"):
-        StoreWriter(
-            tmp_path / "b.h5",
-            [DocumentRows("article", "train", 4)],
-            [0],
-            2,
-            "int8",
-            {"model": "m", "corpus": "c"},
-        )
-    with pytest.raises(StoreError, match="store fewer layers a file"):
-        StoreWriter(
-            tmp_path / "b.h5",
-            [DocumentRows("article", "train", 4)],
-            list(range(400)),
-            2,
-            "float32",
-            {"model": "m", "corpus": "c"},
-        )
+        Layout(documents, [0], 2, "int8", {"model": "m", "corpus": "c"})
+    for splits in (["test", "train"], ["train", "test", "train"], []):
+        documents = [DocumentRows(str(i), split, 4) for i, split in enumerate(splits)]
+        with pytest.raises(StoreError, match="at least one row, a split's documents side by side"):
+            Layout(documents, [0], 2, "float32", {"model": "m", "corpus": "c"})
 
 
-def test_an_interruption_while_recovering_does_not_leave_the_store_locked(make_store, monkeypatch):
-    with pytest.raises(KeyboardInterrupt):
-        make_store(stop_after=2048)
-
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
-    with (
-        monkeypatch.context() as patched,
-        pytest.raises(KeyboardInterrupt) as kept,
-    ):  # kept: as a notebook keeps the last traceback
-        patched.setattr(StoreWriter, "_read_chunk", interrupted)
-        make_store()
-    make_store(next_row=2048)
-    assert kept
+def test_a_hundred_layers_fit_a_part(tmp_path):
+    layers = list(range(100))
+    w = StoreWriter(
+        tmp_path / "a",
+        Layout(
+            [DocumentRows("a", "train", 5)], layers, 2, "float32", {"model": "m", "corpus": "c"}
+        ),
+    )
+    values = {layer: torch.full((5, 2), float(layer)) for layer in layers}
+    w.append(values, np.arange(5), np.zeros(5, int), np.arange(5))
+    w.finish()
+    assert ActivationStore(tmp_path / "a", 99).read(range(5)).eq(99).all()
+    assert verify(tmp_path / "a") == []
 
 
 def test_reading_keeps_to_its_memory_whatever_the_size(make_store):
     """Peak of what Python and numpy allocate while two epochs are read, against a buffer of a tenth of the store."""
-    path, values = make_store(rows=(60_000, 10, 10), d=64)
+    path, values = make_store(rows=(60_000, 10, 10), d=64, part_bytes=10**6)
     buffer = values.nbytes // 10
     batches = shuffled_batches(ActivationStore(path), "train", 100, seed=0, buffer_bytes=buffer)
     next(batches)

@@ -12,11 +12,12 @@ from mmlib.activations.lm import edited_block
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import CheckpointError, Origin
-from mmlib.denoisers.fitted import Cost, Fitted, FittedNetwork, Unsupported, checked_sigma
+from mmlib.denoisers.fitted import Cost, Fitted, FittedNetwork, Unsupported
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.likelihood import SMOOTHING
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser
+from mmlib.denoisers.noise import checked_sigma
 from mmlib.denoisers.sae import save_sae
 
 KINDS = ("gaussian", "pca", "mixture", "sae", "network")
@@ -157,6 +158,7 @@ def test_what_is_saved_is_loaded(kind, tmp_path):
     model = fitted(kind)
     again = mmlib.load(model.save(tmp_path / "a folder"))
     assert type(again) is type(model) and again.cost == model.cost and again.kind == kind
+    assert again.train_seconds == model.cost.seconds > 0
     assert again.facts["rows"] == model.facts["rows"]
     x = model.noised(HELD_OUT, 0.3)
     assert torch.allclose(again.denoise(x, 0.3), model.denoise(x, 0.3), atol=1e-5)

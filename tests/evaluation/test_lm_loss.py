@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from mmlib.activations import lm as llm
 from mmlib.activations.corpora import Document
-from mmlib.activations.extract import extract, plan_extraction
+from mmlib.activations.extract import plan_extraction, write_store
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.activations.windows import Window, spread_windows, stored_activations, stored_windows
@@ -275,14 +275,14 @@ def test_windows_and_activations_are_those_of_the_store(tmp_path):
     plan = plan_extraction(
         texts, ["train", "test", "train", "validation", "test", "train"], lm, 1, window=16
     )
-    extract(
+    write_store(
         plan,
         lm,
-        tmp_path / "a.h5",
+        tmp_path / "a",
         attributes={"model": lm.identity, "corpus": "c", "window": plan.window},
         progress=False,
     )
-    store = ActivationStore(tmp_path / "a.h5")
+    store = ActivationStore(tmp_path / "a")
     windows = stored_windows(store, "test")
     expected = [w for w in plan.windows if plan.documents[w.document].split == "test"]
     assert [(w.document, w.start, w.token_ids.tolist(), w.ends_document) for w in windows] == [

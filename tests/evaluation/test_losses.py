@@ -34,7 +34,7 @@ def test_estimating_zero_has_the_known_velocity_loss(tokens):
     """ẑ = 0: the error is z, so the loss at σ is mean(z²)/σ² ≈ 1/σ²."""
     losses = evaluate({"zero": Scaled(0.0)}, tokens, "flow_velocity", per_level=3000, seed=0)
     assert np.allclose(
-        losses.curve("zero"), tokens.z_nd.square().mean().item() / losses.sigma_l**2, rtol=1e-4
+        losses.curve("zero"), tokens.z.square().mean().item() / losses.sigma_l**2, rtol=1e-4
     )
 
 
@@ -43,7 +43,7 @@ def test_all_methods_see_the_same_tokens_and_noise_and_what_slow_ones_see_is_par
     tokens, objective
 ):
     two = {"a": standard_normal(5), "b": standard_normal(5)}
-    found = grid_losses(two, tokens.z_nd, objective, per_level=300, seed=0, every={"b": 3})
+    found = grid_losses(two, tokens.z, objective, per_level=300, seed=0, every={"b": 3})
     full, common = found.by_document(DOCUMENTS, ["a"]), found.by_document(DOCUMENTS)
     assert np.array_equal(common.sums["a"], common.sums["b"]) and set(full.sums) == {"a"}
     assert (full.counts_ld.sum(), common.counts_ld.sum()) == (30_000, 10_000)
@@ -80,7 +80,7 @@ def test_masked_tokens_are_left_out_of_the_same_draws(tokens):
         np.allclose(both.sums[name], whole.sums[name], rtol=1e-12) for name in methods
     )
     assert kept.counts_ld.sum() == 100 * mask.sum()
-    power = tokens.z_nd[torch.from_numpy(mask)].square().mean().item()
+    power = tokens.z[torch.from_numpy(mask)].square().mean().item()
     assert np.allclose(kept.curve("zero"), power / kept.sigma_l**2, rtol=1e-4)
 
 
@@ -93,7 +93,7 @@ def test_impossible_numbers_of_tokens_are_refused(tokens):
             evaluate(one, tokens, "flow_velocity", per_level=300, seed=0, every=every)
     two = {"a": Scaled(1.0), "b": Scaled(1.0)}
     found = grid_losses(
-        two, tokens.z_nd, "flow_velocity", per_level=300, seed=0, every={"a": 2, "b": 3}
+        two, tokens.z, "flow_velocity", per_level=300, seed=0, every={"a": 2, "b": 3}
     )
     with pytest.raises(ValueError, match="a saw every 2th draw, another method every 3th"):
         found.by_document(DOCUMENTS)
@@ -171,6 +171,11 @@ def test_the_interval_of_a_loss_holds_its_mean_and_no_document_is_counted_that_h
     )
     found = losses.by_document("a")
     low, high = loss_interval(losses, "a")
+    as_in_a_store = tokens_of(z, document + 11)  # after the training documents
+    counted_on = evaluate(
+        {"a": standard_normal(4)}, as_in_a_store, "flow_velocity", per_level=60, seed=0
+    )
+    assert np.array_equal(counted_on.sums["a"], losses.sums["a"])
     assert losses.counts_ld.shape == (100, 8) and len(found.counts_d) == 6
     assert low < found.mean < high and found.mean == pytest.approx(losses.mean("a"))
     again = DocumentLosses.of_json(found.as_json())
@@ -180,14 +185,14 @@ def test_the_interval_of_a_loss_holds_its_mean_and_no_document_is_counted_that_h
 @pytest.mark.parametrize("objective", GRID)
 def test_the_closed_form_is_met_within_its_monte_carlo_error(tokens, objective):
     """Documents of unlike power, which is no Monte-Carlo error; a loss that is off by a tenth is noticed."""
-    unlike = tokens.altered(tokens.z_nd * torch.from_numpy(1 + 0.3 * DOCUMENTS).float()[:, None])
-    gaussian = PrincipalComponents.fit(unlike.z_nd).gaussian()
+    unlike = tokens.altered(tokens.z * torch.from_numpy(1 + 0.3 * DOCUMENTS).float()[:, None])
+    gaussian = PrincipalComponents.fit(unlike.z).gaussian()
     zs = []
     for seed in range(12):
         losses = evaluate({"gaussian": gaussian}, unlike, objective, per_level=300, seed=seed)
         found = closed_form_check(losses, gaussian, objective, unlike)
         zs.append(found["z"])
-    exact = gaussian.expected_loss(objective, unlike.z_nd)
+    exact = gaussian.expected_loss(objective, unlike.z)
     assert found["closed_form"] == pytest.approx(exact, rel=1e-6)
     assert found["relative_difference"] == pytest.approx(
         found["z"] * found["standard_error"] / found["closed_form"]

@@ -78,6 +78,7 @@ def corpus_folder(tmp_path_factory):
     return texts
 
 
+@pytest.mark.notebooks
 def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_path):
     parameters = {
         "preset": "smoke",
@@ -132,6 +133,7 @@ def fitted(run, store, folder):
     new_model(run.preset.recipes["mlp"], Origin.of(store), 0).save_pretrained(folder)
 
 
+@pytest.mark.notebooks
 def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
     model_folder, tmp_path, leaves_nothing
 ):
@@ -172,6 +174,7 @@ def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
     assert not (runs.DATA / "results" / run.name / "steering.json").exists()
 
 
+@pytest.mark.notebooks
 @pytest.mark.parametrize(
     ("notebook", "result"), [("12_meta_neurons", "probing"), ("13_off_manifold", "typicality")]
 )
@@ -287,7 +290,7 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(
     assert (
         "tokens/s (by one process, not by 2)" in shown
         and "has more than the 200 documents" in shown
-        and len(list(run.data.glob("activations.shard-*-of-2.h5"))) == 2
+        and len(list(run.store.glob("part-*.h5"))) == 1
     )
     store = ActivationStore(run.store, 2)
     assert len(store.titles) == 200 and verify(store.path) == []
@@ -335,7 +338,7 @@ def test_one_network_is_trained_on_several_layers_from_the_command_line(
         [sys.executable, "-m", "mmlib", "train", "mlp", *same], capture_output=True, text=True
     )
     assert (
-        "activations-layers-0-2.h5 is missing: run python -m mmlib extract --layers 0 2 first"
+        "activations-layers-0-2 is missing: run python -m mmlib extract --layers 0 2 first"
         in done.stderr
     )
     command("-m", "mmlib", "extract", *same)

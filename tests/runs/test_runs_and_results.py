@@ -15,6 +15,19 @@ from mmlib.runs import pipeline
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PRESETS, get_preset
 from mmlib.runs.results import keyed_results
+from mmlib_studies import (
+    density,
+    generalisation,
+    lm_loss,
+    replication,
+    robustness,
+    samples,
+    scaling,
+)
+from mmlib_studies.ood import sizes as text_sizes
+from mmlib_studies.probing import sizes as probing_sizes
+from mmlib_studies.recipes import sizes as recipe_sizes
+from mmlib_studies.steering import sizes as steering_sizes
 
 NOTEBOOKS = runs.ROOT / "notebooks"
 
@@ -140,7 +153,7 @@ def test_papermill_parameter_that_a_notebook_does_not_declare_fails_at_once(note
         ),
         (
             {"preset": "smoke", "layer": 17},
-            "activations.h5 is missing: run notebooks/01_extract_activations.ipynb first",
+            "activations is missing: run notebooks/01_extract_activations.ipynb first",
         ),
     ],
 )
@@ -280,16 +293,37 @@ def test_provenance_says_where_a_number_comes_from():
     assert len(facts["commit"].removesuffix("+changes")) == 40 or facts["commit"] == "unknown"
 
 
+def test_every_study_has_sizes_for_every_preset():
+    assert list(samples.SIZES) == list(PRESETS)
+    for sizes in (
+        generalisation.GAP_TOKENS,
+        density.SIZES,
+        lm_loss.SIZES,
+        scaling.SIZES,
+        text_sizes.SIZES,
+        probing_sizes.SIZES,
+        steering_sizes.SIZES,
+        steering_sizes.GRIDS,
+        recipe_sizes.SIZES,
+        robustness.SIZES,
+        replication.SIZES,
+    ):
+        assert list(sizes) == list(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_slow_methods_see_a_whole_share_of_the_tokens(name):
+    again, shifted, drawn = (study.SIZES[name] for study in (replication, robustness, samples))
+    assert again.tokens % again.tokens_slow == 0 and shifted.tokens % shifted.tokens_mixture == 0
+    assert drawn.drawn_unet <= drawn.drawn
+
+
 def test_every_preset_says_what_disk_it_needs():
     assert set(pipeline.DISK) == set(PRESETS)
 
 
 def test_every_preset_is_consistent():
     for preset in PRESETS.values():
-        assert (
-            preset.replication_tokens % preset.replication_tokens_slow == 0
-            and preset.samples_unet <= preset.samples
-        )
         trainings = {name: recipe.training for name, recipe in preset.recipes.items()}
         assert set(trainings) == {
             "unet",

@@ -10,7 +10,7 @@ from mmlib.activations.corpora import Document
 from mmlib.activations.lm import LanguageModel
 from mmlib.activations.store import ActivationStore, StoreError, verify
 from mmlib.runs import run as runs
-from mmlib.runs.artefacts import text_store, text_stores
+from mmlib.runs.texts import text_store, text_stores
 from mmlib_studies.robustness import resplit_store
 
 
@@ -20,7 +20,7 @@ def test_another_split_has_the_same_activations_and_its_own_statistics(make_stor
         ActivationStore(path),
         ["train", "test", "validation", "validation", "train", "train"],
     )
-    other = resplit_store(store, splits, tmp_path / "other.h5")
+    other = resplit_store(store, splits, tmp_path / "other")
     assert verify(other.path) == [] and sorted(zip(other.titles, other.splits)) == sorted(
         zip(store.titles, splits)
     )
@@ -44,16 +44,16 @@ def test_another_split_has_the_same_activations_and_its_own_statistics(make_stor
 
 def test_it_is_copied_once_for_a_split(make_store, tmp_path):
     path, _ = make_store()
-    store, place = ActivationStore(path), tmp_path / "other.h5"
+    store, place = ActivationStore(path), tmp_path / "other"
     splits = ["train", "test", "validation", "validation", "train", "train"]
     resplit_store(store, splits, place)
-    written = place.stat().st_mtime_ns
+    written = (place / "manifest.json").stat().st_mtime_ns
     resplit_store(store, splits, place)
-    assert place.stat().st_mtime_ns == written
+    assert (place / "manifest.json").stat().st_mtime_ns == written
     again = resplit_store(store, splits[::-1], place)
     assert (
         dict(zip(again.titles, again.splits)) == dict(zip(store.titles, splits[::-1]))
-        and place.stat().st_mtime_ns != written
+        and (place / "manifest.json").stat().st_mtime_ns != written
     )
     with pytest.raises(StoreError, match="holds 6 documents, 2 splits are given"):
         resplit_store(store, ["train", "test"], place)
@@ -67,7 +67,7 @@ def test_it_is_copied_once_for_a_split(make_store, tmp_path):
 def test_a_copy_of_other_numbers_is_not_taken_for_one_of_these(make_store, tmp_path, change):
     """Same model, corpus, layer, titles and splits, as when a store is extracted again with other settings."""
     place, splits = (
-        tmp_path / "other.h5",
+        tmp_path / "other",
         ["train", "test", "validation", "validation", "train", "train"],
     )
     resplit_store(ActivationStore(make_store()[0]), splits, place).close()
@@ -97,14 +97,12 @@ def test_texts_at_several_layers_come_from_one_pass_and_each_is_as_if_alone(smal
         several[0].path
     }
     assert (
-        several[0].path.name.endswith("-layers0-2-12tokens.h5")
+        several[0].path.name.endswith("-layers0-2-12tokens")
         and set(several[0].splits) == {"test"}
         and several[0].n == 8 + 12 + 12
     )
     alone = text_store(small_run, "toy", documents, lm, 2, tokens=12)
-    assert (
-        alone.path.name.endswith("-layer2-12tokens.h5") and several[2].documents == alone.documents
-    )
+    assert alone.path.name.endswith("-layer2-12tokens") and several[2].documents == alone.documents
     assert torch.allclose(
         alone.read(alone.rows("test")), several[2].read(several[2].rows("test")), atol=1e-5
     )

@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.networks import MLPSize, UNetDenoiser, image_shape
-from mmlib.files import read_json
 from mmlib.runs import run as runs
-from mmlib.runs.presets import RecipeStudySize
-from mmlib.runs.sweep import Cell, Study, fitted_gaussian, train_cell, watched
+from mmlib.runs.sweep import Sweep
 from mmlib.training.recipe import Recipe
 from mmlib.training.train import Training
-from mmlib_studies import recipes as recipe_study
-from mmlib_studies import recipes as trials
+from mmlib_studies.recipes import images
+from mmlib_studies.recipes import outcomes as trials
+from mmlib_studies.recipes.plan import guess, plan
+from mmlib_studies.recipes.sizes import SIZES, RecipeStudySize
+from mmlib_studies.recipes.study import ABLATIONS, PARTS, RecipeStudy
+from mmlib_studies.recipes.trainings import VARIANTS, Trainings, watched
 
 TINY = watched(Training("flow_velocity", steps=4, batch=32, lr=1e-3, bf16=False), 2)
 
@@ -140,26 +141,18 @@ def test_recipes_are_paired_by_seed():
     )
 
 
-# Cells of trials
+# Trainings
 
 
-def trial_study(run, **more):
-    return Study(
-        run,
-        "toys",
-        "21_recipes",
-        lambda cell, model: {"loss": 1.0},
-        {},
-        one_pass=False,
-        trials=True,
-        **more,
-    )
+@pytest.fixture
+def trainings(run, store):
+    return Trainings(run, store)
 
 
-def test_an_outcome_of_a_trial_holds_its_log_and_its_setup(run, store):
-    study, recipe = trial_study(run), Recipe(MLPSize(1, 8, 16), TINY)
+def test_an_outcome_of_a_training_holds_its_log_and_its_setup(trainings):
+    recipe = Recipe(MLPSize(1, 8, 16), TINY)
     plain, linear = (
-        study.outcome(Cell(name, replace(recipe, linear_skip=skip), store))
+        trainings.outcome(trainings.of(name, replace(recipe, linear_skip=skip), 0))
         for name, skip in (("plain", False), ("linear", True))
     )
     assert plain["log"]["step"] == [2, 4] and plain["log"]["validation_loss"][-1] == pytest.approx(
@@ -169,78 +162,31 @@ def test_an_outcome_of_a_trial_holds_its_log_and_its_setup(run, store):
         plain["setup_seconds"] == 0 < linear["setup_seconds"]
         and linear["parameters"] == plain["parameters"] + 8 + 36
     )
-    assert study.known(Cell("linear", replace(recipe, linear_skip=True), store)) == linear
+    assert linear["loss"] > 0 and plain["configuration"]["evaluation"]["tokens_per_level"] == 10
+    again = Trainings(trainings.sweep.run, trainings.store)
+    assert again.outcome(again.of("plain", recipe, 0)) == plain
 
 
-def test_the_gaussian_of_a_cell_is_the_one_of_its_training_documents(run, store, tmp_path):
-    cell = Cell("linear", Recipe(MLPSize(1, 8, 16), TINY, linear_skip=True), store)
-    gaussian, _ = fitted_gaussian(cell)
-    rows = store.rows("train")
-    z_nd = Normaliser.of(store)(store.read(rows)).double()
-    covariance = gaussian.basis_dd @ gaussian.eigenvalues_d.diag() @ gaussian.basis_dd.T
-    assert torch.allclose(covariance.double(), torch.cov(z_nd.T), atol=1e-4)
-    model, log = train_cell(cell, tmp_path / "linear", gaussian)
-    assert torch.equal(model.network.basis_dd, gaussian.basis_dd)
-    with pytest.raises(ValueError, match="pass the one fitted"):
-        train_cell(cell, tmp_path / "none")
+def test_only_the_log_of_a_speed_is_kept(trainings):
+    one = trainings.of("one", Recipe(MLPSize(1, 8, 16), TINY), 3)
+    assert trainings.speed(one, "toy") > 0
+    found = trainings.outcomes["speed-toy"]
+    assert "loss" not in found and found["configuration"]["evaluation"] == {}
+    assert found["configuration"]["seed"] == 0  # whatever the trial's
 
 
-def test_a_trial_that_diverges_is_an_outcome_and_elsewhere_an_error(run, store):
-    from mmlib.training.train import TrainingDiverged
-
-    hot = Cell("hot", Recipe(MLPSize(1, 8, 16), replace(TINY, lr=1e30, steps=8)), store)
-    found = trial_study(run).outcomes([hot])["hot"]
+def test_a_training_that_diverges_is_an_outcome(trainings):
+    hot = Recipe(MLPSize(1, 8, 16), replace(TINY, lr=1e30, steps=8))
+    found = trainings.outcome(trainings.of("hot", hot, 0))
     assert (
         "step" in found["diverged"]
         and "loss" not in found
         and trials.loss_of(found) == np.inf
         and trials.row_of(found)["loss"] is None
     )
-    assert trial_study(run).known(hot) == found
-    strict = Study(run, "strict", "21_recipes", lambda cell, model: {}, {})
-    with pytest.raises(TrainingDiverged):
-        strict.outcomes([hot])
-
-
-def test_validation_rows_of_the_smallest_batch_give_every_batch_the_same_noise(run, store):
-    """At a learning rate of nothing the weights stay, so the validation loss differs by its rows and noise alone."""
-
-    def loss(batch, rows):
-        still = watched(replace(TINY, batch=batch, lr=0.0, weight_decay=0.0), 2)
-        cell = Cell(f"still{batch}-{rows}", Recipe(MLPSize(1, 8, 16), still), store)
-        return trial_study(run, validation_rows=rows).outcomes([cell])[cell.name]["validation_loss"]
-
-    assert loss(32, 32) == loss(64, 32) == loss(128, 32)
-    assert loss(32, 128) != loss(64, 128)
-
-
-def test_settings_that_came_later_count_only_where_they_differ(run, store):
-    study, plain = trial_study(run), Cell("one", Recipe(MLPSize(1, 8, 16), TINY), store)
-    changed = replace(
-        plain, recipe=replace(plain.recipe, training=replace(TINY, density="logit_normal"))
+    assert Sweep(trainings.sweep.run, "recipes", "21_recipes").known(
+        trainings.trial(trainings.of("hot", hot, 0), measured=True)
     )
-    training = study.configuration(plain)["recipe"]["training"]
-    assert not {"density", "weighting", "decay"} & set(training)
-    assert study.configuration(changed)["recipe"]["training"] == {
-        **training,
-        "density": "logit_normal",
-    }
-
-
-def test_configurations_of_other_studies_are_as_they_were():
-    """What is committed is still found: the keys are those of a cell without a change, in a study without rows of its own."""
-    cells = sorted((runs.ROOT / "results" / "default" / "scaling").glob("*.json"))
-    keys = {
-        "recipe",
-        "seed",
-        "coordinates",
-        "documents",
-        "language_model",
-        "corpus",
-        "layer",
-        "evaluation",
-    }
-    assert cells and all(set(read_json(path)["configuration"]) == keys for path in cells)
 
 
 # The study
@@ -264,12 +210,11 @@ SIZE = RecipeStudySize(
 
 @pytest.fixture
 def study(run, store, monkeypatch):
-    """With made-up outcomes: `study.asked` lists cells, losses come from `study.law(cell)`."""
-    small = replace(run, preset=replace(run.preset, recipe_study=SIZE))
-    found = recipe_study.RecipeStudy(small, store)
+    """With made-up outcomes: `study.asked` lists trials, losses come from `study.law(trial)`."""
+    found = RecipeStudy(run, store, SIZE)
     found.asked = []
 
-    def made_up(which, cell):
+    def made_up(cell, measured=True):
         found.asked.append(cell.name)
         training, loss = cell.recipe.training, found.law(cell)
         return {
@@ -287,14 +232,14 @@ def study(run, store, monkeypatch):
             **outcome([0.5 * training.batch, 1.0 * training.batch], [2.0, loss]),
         }
 
-    monkeypatch.setattr(found, "outcome", made_up)
+    monkeypatch.setattr(found.train, "outcome", made_up)
     found.law = lambda cell: 1 + abs(np.log2(cell.recipe.training.lr / 2e-3))
     return found
 
 
 def test_another_batch_gets_the_steps_that_last_as_long(study):
     assert (
-        study.steps_for("published", 32) == 8 and study.steps_for("published", 64) == 4
+        study.train.steps_for("published", 32) == 8 and study.train.steps_for("published", 64) == 4
     )  # a row takes as long in any batch here
     assert study.asked == ["speed-published-batch32", "speed-published-batch64"]
 
@@ -343,7 +288,7 @@ def test_the_published_architecture_is_tried_as_often_as_ours_at_the_length_used
 
 
 def test_variants_differ_in_what_they_say_alone(study):
-    cells = {variant: study.mlp(variant, 1e-3) for variant in recipe_study.VARIANTS}
+    cells = {variant: study.train.mlp(variant, 1e-3) for variant in VARIANTS}
     assert {
         name: (c.recipe.training.levels, c.recipe.size.gated_skip, c.recipe.linear_skip)
         for name, c in cells.items()
@@ -367,7 +312,7 @@ def test_ablations_keep_the_number_of_parameters_about_the_same():
         *(
             (round(3 * deep), round(1280 * wide))
             for deep, wide in (
-                change["shape"] for change in recipe_study.ABLATIONS.values() if "shape" in change
+                change["shape"] for change in ABLATIONS.values() if "shape" in change
             )
         ),
     ]
@@ -381,8 +326,8 @@ def test_ablations_keep_the_number_of_parameters_about_the_same():
 
 def test_a_permutation_keeps_the_steps_and_the_seed_of_the_natural_order(run, make_store):
     store = ActivationStore(make_store(d=16, dtype="float32")[0])
-    study = recipe_study.RecipeStudy(run, store)
-    natural, permuted = (study.unet(1e-3, study.reference, 1, order=order) for order in (None, 1))
+    train = Trainings(run, store)
+    natural, permuted = (train.unet(1e-3, train.reference, 1, order=order) for order in (None, 1))
     assert natural.recipe.training == permuted.recipe.training and natural.seed == permuted.seed
     assert (
         sorted(permuted.recipe.size.order) == list(range(16)) != list(permuted.recipe.size.order)
@@ -390,15 +335,20 @@ def test_a_permutation_keeps_the_steps_and_the_seed_of_the_natural_order(run, ma
     )
 
 
+def planned(run, store, size=None, parts=PARTS):
+    """The study with guesses for outcomes."""
+    study = RecipeStudy(run, store, size, lambda trial: guess(trial, study.size))
+    for part in parts:
+        getattr(study, part)
+    return study
+
+
 @pytest.mark.parametrize("size", [None, RecipeStudySize(steps=40, batch=512)])
 def test_no_two_cells_share_a_name_so_that_a_rerun_finds_them_all(run, make_store, size):
-    """Every cell of the whole study, the speeds too: a name with two configurations would be trained anew each time."""
+    """Every trial of the whole study, the speeds too: a name with two configurations would be trained anew each time."""
     store = ActivationStore(make_store(d=64, dtype="float32")[0])
-    chosen = run if size is None else replace(run, preset=replace(run.preset, recipe_study=size))
-    planner = recipe_study.RecipeStudy(chosen, store, planning=True)
-    for part in recipe_study.STAGES:
-        getattr(planner, part)
-    assert {name.split("-")[0] for name in planner.cells} == {
+    train, size = planned(run, store, size).train, size or SIZES["smoke"]
+    assert {name.split("-")[0] for name in train.named} == {
         "published",
         "shared",
         "gated",
@@ -407,33 +357,28 @@ def test_no_two_cells_share_a_name_so_that_a_rerun_finds_them_all(run, make_stor
         "speed",
     }
     for seed in (0, 1):
-        planner.unet(2e-3, chosen.preset.recipe_study.unet_channels[0], seed)
-        planner.mlp("published", 2e-3, seed, batch=256)
-    speeds = [cell for name, cell in planner.cells.items() if name.startswith("speed-")]
-    assert {(cell.seed, cell.recipe.training.lr) for cell in speeds} == {
-        (0, chosen.preset.recipe_study.rates[0])
-    }
-    one = planner.cells["speed-unet-reference"]
-    with pytest.raises(ValueError, match="two cells are called speed-unet-reference"):
-        planner.outcome(planner.speeds, replace(one, seed=5))
+        train.unet(2e-3, size.unet_channels[0], seed)
+        train.mlp("published", 2e-3, seed, batch=256)
+    speeds = [trial for name, trial in train.named.items() if name.startswith("speed-")]
+    assert {(trial.seed, trial.recipe.training.lr) for trial in speeds} == {(0, size.rates[0])}
+    one = train.named["speed-unet-reference"]
+    with pytest.raises(ValueError, match="two trials are called speed-unet-reference"):
+        train.outcome(replace(one, seed=5))
 
 
 def test_the_plan_trains_nothing_and_counts_every_cell_once(run, store, tmp_path):
-    rows = recipe_study.plan(run, store)
-    assert [row["part"] for row in rows] == [part.replace("_", " ") for part in recipe_study.STAGES]
-    assert (
-        all(row["left"] == row["cells"] for row in rows) and sum(row["cells"] for row in rows) > 30
-    )
+    rows = plan(run, store)
+    assert [row["part"] for row in rows] == [part.replace("_", " ") for part in PARTS]
+    assert all(row["left"] == row["trials"] for row in rows)
+    assert sum(row["trials"] for row in rows) > 30 and sum(row["minutes"] for row in rows) > 0
     assert not run.results.exists()
 
 
-def test_planned_seconds_are_those_of_the_cells_they_come_from(store, run):
-    """Half a pass took 31 to 34 seconds with shared levels, 36 to 37 with a level a row."""
-    big = replace(run, preset=replace(run.preset, recipe_study=RecipeStudySize()))
-    study = recipe_study.RecipeStudy(big, store)
-    for variant, seconds in (("shared", 32), ("published", 37)):
-        cell = replace(study.mlp(variant, 2e-3), store=type("Wide", (), {"d": 640})())
-        assert trials.planned_seconds(cell, study.speeds) == pytest.approx(seconds, rel=0.1)
+def test_parts_ask_for_none_that_stands_after_them(run, store):
+    """So a plan counts each trial with the part that first asks for it."""
+    for i, part in enumerate(PARTS):
+        study = planned(run, store, parts=PARTS[: i + 1])
+        assert not set(PARTS[i + 1 :]) & set(vars(study)), part
 
 
 def test_a_compiler_that_fails_is_a_reason_not_an_error(run, store, monkeypatch):
@@ -443,7 +388,7 @@ def test_a_compiler_that_fails_is_a_reason_not_an_error(run, store, monkeypatch)
         raise OSError("no C++ compiler\nfurther lines")
 
     monkeypatch.setattr(torch, "compile", lambda module: whole(module, backend=broken))
-    assert "no C++ compiler" in recipe_study.RecipeStudy(run, store).compiled["skipped"]
+    assert "no C++ compiler" in RecipeStudy(run, store).compiled["skipped"]
 
 
 def test_neighbours_are_found_where_they_are_and_not_where_they_are_not():
@@ -453,35 +398,35 @@ def test_neighbours_are_found_where_they_are_and_not_where_they_are_not():
         torch.randn(20_000, 24, generator=generator),
         torch.randn(20_000, 12, generator=generator).repeat_interleave(2, dim=1),
     )
-    found = recipe_study.neighbours((alone + shared) / 2**0.5, 8, seed=0)
+    found = images.neighbours((alone + shared) / 2**0.5, 8, seed=0)
     assert (
         found["beside"]["mean"] == pytest.approx(0.5 * 12 / 23, abs=0.01)
         and found["beside"]["mean"] > found["beside"]["band"][1]
     )
     assert found["above"]["mean"] < 0.02 and found["above"]["mean"] <= found["above"]["band"][1]
-    nothing = recipe_study.neighbours(alone, 8, seed=0)
+    nothing = images.neighbours(alone, 8, seed=0)
     assert all(part["band"][0] <= part["mean"] <= part["band"][1] for part in nothing.values())
 
 
 def test_heights_that_do_not_fit_the_width_are_left_out():
-    assert recipe_study.other_heights(640, (4, 8, 20, 40)) == [4, 8, 40]  # 20 is its own
-    assert recipe_study.other_heights(768, (4, 8, 40)) == [4, 8]
+    assert images.other_heights(640, (4, 8, 20, 40)) == [4, 8, 40]  # 20 is its own
+    assert images.other_heights(768, (4, 8, 40)) == [4, 8]
     for d in (96, 640, 768, 1000):
         assert all(
             image_shape(d, height)[0] == height
-            for height in recipe_study.other_heights(d, range(4, 200, 4))
+            for height in images.other_heights(d, range(4, 200, 4))
         )
 
 
 def test_every_unet_of_the_default_study_can_be_built():
     size = RecipeStudySize()
-    heights = (None, *recipe_study.other_heights(640, size.unet_heights))
+    heights = (None, *images.other_heights(640, size.unet_heights))
     with torch.device("meta"):
-        images = [
+        built = [
             UNetDenoiser(640, channels, layers_per_block=1, height=height).image
             for channels in size.unet_channels
             for height in heights
         ]
-    assert len(images) == len(size.unet_channels) * len(heights) and all(
-        height * width >= 640 for height, width in images
+    assert len(built) == len(size.unet_channels) * len(heights) and all(
+        height * width >= 640 for height, width in built
     )

@@ -1,5 +1,7 @@
 """Whitening, outliers, reductions and fresh test documents by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_the_median_is_of_training_documents(make_store):
 
 
 def test_reductions_with_and_without_outliers_agree_with_the_comparison():
-    """All tokens: what `compare.evaluate` says. Without: what is left of the same draws when outliers are dropped from them."""
+    """All tokens: what `evaluate` says. Without: what is left of the same draws when outliers are dropped from them."""
     z = torch.randn(400, 4, generator=torch.Generator().manual_seed(1))
     documents = np.repeat(np.arange(6), (20, 20, 60, 80, 100, 120))
     outlier = np.zeros(400, dtype=bool)
@@ -240,6 +242,8 @@ def test_an_sae_that_copies_its_input_is_mixed_to_the_mean_model(make_store):
     """Its estimate is x times a number, so the mix is the least-squares multiple of x: (1 − σ)/((1 − σ)² + σ²) for unit variance."""
 
     class Copy(torch.nn.Linear):
+        cfg = SimpleNamespace(metadata=SimpleNamespace(train_seconds=None, train_activations=None))
+
         def forward(self, x):
             return x
 

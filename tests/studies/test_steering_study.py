@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from mmlib.runs import run as runs
-from mmlib.runs.presets import PRESETS, SteeringStudySize
-from mmlib.runs.results import keyed_results
+from mmlib.runs.sweep import Sweep
 from mmlib_studies import figures
 from mmlib_studies.steering import grid as steering_study
-from mmlib_studies.steering.grid import Findings, SteeringStudy, combinations
+from mmlib_studies.steering.grid import Findings, combinations, trial
+from mmlib_studies.steering.sizes import GRIDS, GridSize
 
-SIZE = SteeringStudySize(
+SIZE = GridSize(
     concepts=(("sentiment", 1), ("sentiment", -1)),
     strengths=(1.0, 2.0),
     fraction_strengths=(2.0,),
@@ -24,9 +24,9 @@ SIZE = SteeringStudySize(
 CELLS = combinations(SIZE)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", GRIDS)
 def test_every_repair_has_its_opponents_and_every_file_its_name(name):
-    size = PRESETS[name].steering_study
+    size = GRIDS[name]
     cells = combinations(size)
     assert len({cell.name for cell in cells}) == len(cells) and cells[0].name == "alone_unsteered"
     there = {
@@ -57,7 +57,7 @@ def test_every_repair_has_its_opponents_and_every_file_its_name(name):
 
 
 def test_the_default_grid_is_as_long_as_its_time_allows():
-    cells = combinations(PRESETS["default"].steering_study)
+    cells = combinations(GRIDS["default"])
     assert 150 <= sum(len(cell.strengths) for cell in cells) <= 200
     assert (
         sum(steering_study.COSTS[cell.intervention] * len(cell.strengths) for cell in cells) <= 310
@@ -65,7 +65,7 @@ def test_the_default_grid_is_as_long_as_its_time_allows():
 
 
 def test_the_first_concept_has_every_intervention_at_every_strength_and_sigma():
-    size = PRESETS["default"].steering_study
+    size = GRIDS["default"]
     along_means = {
         (c.intervention, c.sigma): c.strengths
         for c in combinations(size)
@@ -105,49 +105,57 @@ def said(cell, strength):
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "DATA", tmp_path)
-    asked = []
-    made = SteeringStudy(
-        runs.start(preset="smoke", seed=0),
-        lambda cell, s: asked.append((cell.name, s)) or said(cell, s),
-        {"tokens": 3},
-        {"model": "toy@1"},
-    )
-    made.asked = asked
-    return made
+def sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
+    return Sweep(runs.start(preset="smoke", seed=0), "steering_study", "25_steering_study")
+
+
+@pytest.fixture
+def asked():
+    """(combination, strength) of what has been generated."""
+    return []
+
+
+@pytest.fixture
+def trials_of(asked):
+    def generate(cell, strength):
+        asked.append((cell.name, strength))
+        return said(cell, strength)
+
+    def make(cells=CELLS, evaluation=None):
+        evaluation, known = evaluation or {"tokens": 3}, {"language_model": "toy@1"}
+        return [trial(cell, generate, evaluation, known, lambda: 60.0) for cell in cells]
+
+    return make
 
 
 def test_a_combination_is_generated_once_and_again_when_its_configuration_changes(
-    study, tmp_path, capsys
+    sweep, asked, trials_of, capsys
 ):
-    study.seconds_a_run = 60
     total = sum(len(cell.strengths) for cell in CELLS)
-    first = study.outcomes(CELLS)
-    assert (
-        len(study.asked) == total
-        and f"{len(CELLS)} of {len(CELLS)} combinations left, {total} runs, about "
-        in capsys.readouterr().out
-    )
-    assert study.outcomes(CELLS) == first and len(study.asked) == total
-    assert (
-        f"0 of {len(CELLS)} combinations left, 0 runs, about 0 minutes" in capsys.readouterr().out
-    )
-    path = study.run.results / "steering_study" / "sentiment_probe_additive.json"
+    first = sweep.outcomes(trials_of())
+    assert len(asked) == total
+    assert f"{len(CELLS)} of {len(CELLS)} trials left, about " in capsys.readouterr().out
+    assert sweep.outcomes(trials_of()) == first and len(asked) == total
+    assert f"0 of {len(CELLS)} trials left" in capsys.readouterr().out
+    path = sweep.run.results / "steering_study" / "sentiment_probe_additive.json"
     assert json.loads(path.read_text())["provenance"]["command"].startswith("make studies")
-    changed = [replace(CELLS[-1], strengths=(2.0, 5.0))]
-    study.outcomes(changed)
-    assert len(study.asked) == total + 2
-    study.evaluation = {"tokens": 4}
-    assert study.known(CELLS[0]) is None
+    sweep.outcomes(trials_of([replace(CELLS[-1], strengths=(2.0, 5.0))]))
+    assert len(asked) == total + 2
+    assert sweep.known(trials_of(evaluation={"tokens": 4})[0]) is None
     path.unlink()
-    study.evaluation = {"tokens": 3}
-    study.outcomes(CELLS[:-1])
-    assert len(study.asked) == total + 3
+    sweep.outcomes(trials_of(CELLS[:-1]))
+    assert len(asked) == total + 3
 
 
-def test_findings_are_those_that_were_planted(study):
-    findings = Findings(CELLS, study.outcomes(CELLS))
+def test_minutes_follow_what_an_intervention_costs(sweep, trials_of):
+    plain = sum(steering_study.COSTS[cell.intervention] * len(cell.strengths) for cell in CELLS)
+    assert sweep.minutes(trials_of()) == pytest.approx(plain)  # a minute a run
+
+
+def test_findings_are_those_that_were_planted(sweep, trials_of, few_resamples):
+    findings = Findings(CELLS, sweep.outcomes(trials_of()))
     rows = {
         (r["concept"], r["direction"], r["intervention"], r["sigma"], r["strength"]): r
         for r in findings.rows()

@@ -13,13 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmlib.activations import lm as llm
 from mmlib.activations.corpora import Document
-from mmlib.activations.extract import describe, extract, plan_extraction
+from mmlib.activations.extract import describe, plan_extraction, write_store
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.activations.windows import Window
 from mmlib.denoisers.gaussian import GaussianDenoiser, standard_normal
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib.runs.presets import TypicalitySize
 from mmlib_studies.ood import sets as shifts
 from mmlib_studies.ood.scores import (
     NeighbourDistance,
@@ -35,6 +34,7 @@ from mmlib_studies.ood.scores import (
     surprise,
     token_noise,
 )
+from mmlib_studies.ood.sizes import TypicalitySize
 
 PLAIN = Normaliser(torch.zeros(1, 16), torch.ones(1, 16))
 
@@ -164,7 +164,7 @@ def test_documents_of_one_set_alone_are_weighed_where_they_are():
     ) == pytest.approx((2 * 2 * 1 + 2 * 0.5) / 9)
 
 
-def test_intervals_point_the_right_way_and_cover():
+def test_intervals_point_the_right_way_and_cover(few_resamples):
     """Twelve and fifteen documents, each with an effect of its own: 95 % intervals hold the truth about that often."""
     effect, shift, truth = 0.5, 1.0, scipy.stats.norm.cdf(1.0 / math.sqrt(2 * (1 + 0.5**2)))
     rng, covered, trials = np.random.default_rng(0), 0, 150
@@ -249,8 +249,7 @@ def test_a_mixture_of_one_is_as_surprised_as_its_gaussian():
     mixture = GaussianMixtureDenoiser(torch.zeros(1), (model,))
     assert surprise(mixture, tokens, 0) == pytest.approx(surprise(model, tokens, 0))
     assert (
-        np.argsort(surprise(model, tokens, 0))[-1]
-        == np.argsort(mahalanobis(model, tokens.z_nd))[-1]
+        np.argsort(surprise(model, tokens, 0))[-1] == np.argsort(mahalanobis(model, tokens.z))[-1]
     )
 
 
@@ -339,8 +338,8 @@ def test_perturbation_is_read_from_its_layer_on():
     clean = [shifts.read_tokens(lm, layer, windows, positions, PLAIN, 64) for layer in (0, 1)]
     with shifts.perturbed(lm.model, 0, 0.1, seed=0):
         noisy = [shifts.read_tokens(lm, layer, windows, positions, PLAIN, 64) for layer in (0, 1)]
-    assert not any(torch.equal(a.z_nd, b.z_nd) for a, b in zip(clean, noisy))
-    assert clean[0].position_n.tolist() == [4, 8, 12, 15, 19]
+    assert not any(torch.equal(a.z, b.z) for a, b in zip(clean, noisy))
+    assert clean[0].position.tolist() == [4, 8, 12, 15, 19]
 
 
 def test_tokens_are_those_of_the_positions_asked_for():
@@ -350,7 +349,7 @@ def test_tokens_are_those_of_the_positions_asked_for():
         Window(1, 12, np.arange(20, 32, dtype=np.int32), True),
     ]
     found = shifts.read_tokens(lm, 1, windows, np.array([2, 11]), PLAIN, 64)
-    assert found.document_n.tolist() == [3, 3, 1, 1] and found.position_n.tolist() == [
+    assert found.document.tolist() == [3, 3, 1, 1] and found.position.tolist() == [
         2,
         11,
         14,
@@ -359,7 +358,7 @@ def test_tokens_are_those_of_the_positions_asked_for():
     whole = llm.read_residual_stream(
         lm.model, [1], torch.tensor([[1, *range(4, 16)], [1, *range(20, 32)]])
     )[1]
-    assert torch.allclose(found.z_nd, whole[:, [3, 12]].reshape(4, 16), atol=1e-5)
+    assert torch.allclose(found.z, whole[:, [3, 12]].reshape(4, 16), atol=1e-5)
     with pytest.raises(ValueError, match="9 positions from 4 to 11: expected between 1 and 8"):
         shifts.scored_positions(12, 4, 9)
 
@@ -380,14 +379,14 @@ def test_a_store_is_read_again_to_the_bit_and_by_no_other_model(split, tmp_path)
         window=16,
         batch_tokens=64,
     )
-    extract(
+    write_store(
         plan,
         lm,
-        tmp_path / "a.h5",
+        tmp_path / "a",
         attributes=describe(lm, "letters@1", plan, created_by="a test"),
         progress=False,
     )
-    store = ActivationStore(tmp_path / "a.h5")
+    store = ActivationStore(tmp_path / "a")
     assert len(plan.blocks) > 3 and shifts.difference_from_store(lm, store, split) == 0
     with shifts.perturbed(lm.model, 1, 0.05, seed=0):
         assert shifts.difference_from_store(lm, store, split) > 0.01
@@ -513,6 +512,6 @@ def test_altered_activations_keep_what_they_say():
     )
     dealt = shifts.independent_tokens(z_nd[:10], 5)
     assert (
-        dealt.document_n.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-        and dealt.position_n.tolist() == [0, 1] * 5
+        dealt.document.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+        and dealt.position.tolist() == [0, 1] * 5
     )

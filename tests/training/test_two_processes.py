@@ -73,7 +73,7 @@ def test_the_command_line_trains_by_two_processes(make_store, tmp_path):
     """What the README says to type, on a store where notebook 01 would have put one."""
     data = tmp_path / "data"
     (data / "runs" / "smoke").mkdir(parents=True)
-    make_store(dtype="float32")[0].rename(data / "runs" / "smoke" / "activations.h5")
+    make_store(dtype="float32")[0].rename(data / "runs" / "smoke" / "activations")
     shown = launch("-m", "mmlib", "train", "gated_mlp", "--preset", "smoke", MMLIB_DATA=str(data))
     folder, steps = (
         data / "runs" / "smoke" / "gated_mlp",

@@ -151,6 +151,7 @@ def _lower_than_saes(rows: dict[tuple[str, str], dict], method: str) -> str:
 
 
 def lower_lm_loss(results: dict) -> Measured:
+    """Reduction of Δ LM loss over the SAE: lower than every SAE's, and than the controls'?"""
     rows = _summed(results)
     row, verdict = rows["gated_mlp", "sae"], _lower_than_saes(rows, "gated_mlp")
     if verdict == REPRODUCED:
@@ -161,6 +162,7 @@ def lower_lm_loss(results: dict) -> Measured:
 
 
 def better_fidelity(results: dict) -> Measured:
+    """Reduction of Δ LM loss over the SAE against 47 %: alike at every σ and over every SAE?"""
     rows = _summed(results)
     measured = reduction(rows["gated_mlp", "sae"], _lm_loss_note(results))
     others = [rows[key] for key in (("gated_mlp", sae) for sae in SAES) if key in rows]

@@ -37,12 +37,12 @@ def token_noise(tokens: Tokens, sigma: float, draw: int, seed: int) -> Tensor:
     """Standard normal noise (n, d): that of a token is a function of (seed, σ, draw, document, position)."""
     keys = (
         [seed, round(sigma * 1e9), draw, int(document), int(position)]
-        for document, position in zip(tokens.document_n, tokens.position_n)
+        for document, position in zip(tokens.document, tokens.position)
     )
     return torch.from_numpy(
         np.stack(
             [
-                np.random.default_rng(key).standard_normal(tokens.z_nd.shape[1], dtype=np.float32)
+                np.random.default_rng(key).standard_normal(tokens.z.shape[1], dtype=np.float32)
                 for key in keys
             ]
         )
@@ -62,7 +62,7 @@ def denoising_losses(
     for number in range(draws):
         found = token_losses(
             denoisers,
-            tokens.z_nd,
+            tokens.z,
             levels,
             lambda i, level: (
                 np.arange(len(tokens)),
@@ -93,7 +93,7 @@ def surprise(
     density: GaussianDenoiser | GaussianMixtureDenoiser, tokens: Tokens, seed: int
 ) -> np.ndarray:
     """−log p(x) of activations smoothed at σ₀ (see `mmlib.denoisers.likelihood`), nats per dimension, (n,)."""
-    x_nd = (1 - SMOOTHING) * tokens.z_nd + SMOOTHING * token_noise(tokens, SMOOTHING, 0, seed)
+    x_nd = (1 - SMOOTHING) * tokens.z + SMOOTHING * token_noise(tokens, SMOOTHING, 0, seed)
     return -torch.cat(
         [density.log_density(part_nd, SMOOTHING) for part_nd in x_nd.split(AT_ONCE)]
     ).numpy()

@@ -35,7 +35,7 @@ from mmlib.activations.windows import (
 )
 from mmlib.denoisers.gaussian import GaussianDenoiser
 from mmlib.files import read_json, write_json
-from mmlib.runs.presets import TypicalitySize
+from mmlib_studies.ood.sizes import TypicalitySize
 
 CODE_PACKAGE = "gensim"  # pinned in requirements.txt, so its source is a fixed text
 

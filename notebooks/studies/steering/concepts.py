@@ -149,6 +149,6 @@ def _posts_of(
         )
     if len(parts[0]) < 2 * posts:
         raise ValueError(
-            f"newsgroup {newsgroup!r} has {len(parts[0])} posts, {2 * posts} were asked for; there are {known}: lower SteeringSize.posts"
+            f"newsgroup {newsgroup!r} has {len(parts[0])} posts, {2 * posts} were asked for; there are {known}: lower `posts` of the size"
         )
     return tuple([d for part in parts for d in part[i * posts : (i + 1) * posts]] for i in range(3))

@@ -1,25 +1,24 @@
 """Steering along several directions, at several strengths and σ: which combinations are generated, and what is read off them.
 
-A *combination* is a concept, a direction, an intervention and a σ, continued at each of its strengths: one cell, one small file. Prompts are
+A *combination* is a concept, a direction, an intervention and a σ, continued at each of its strengths: one trial, one small file. Prompts are
 neutral by every concept's measure, so the unsteered continuations and those of the repairs alone are the same for all concepts and
 directions, and are generated once. One concept along one direction has every intervention at every strength and σ; elsewhere it is a
 fraction of them, see `combinations`.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from mmlib.evaluation.intervals import mean_with_interval, paired_difference
-from mmlib.files import default_device, read_json
-from mmlib.runs import run as runs
-from mmlib.runs.presets import PCA_KS, SteeringStudySize
-from mmlib.runs.sweep import Study
+from mmlib.runs.presets import PCA_KS
+from mmlib.runs.sweep import Trial
 from mmlib_studies.steering.fronts import Front
+from mmlib_studies.steering.sizes import GridSize
 
 DIRECTIONS = ("mean_difference", "sae_decoder", "probe")
 
@@ -59,7 +58,7 @@ def slug(name: str, sign: int) -> str:
 
 @dataclass(frozen=True)
 class Combination:
-    """One cell of the study.
+    """One trial of the study.
 
     Args:
         concept, direction: None for what no concept enters: no steering, or a repair of activations that were not edited.
@@ -84,7 +83,7 @@ class Combination:
         return "_".join(part for part in parts if part)
 
 
-def combinations(size: SteeringStudySize) -> list[Combination]:
+def combinations(size: GridSize) -> list[Combination]:
     """What is generated: every intervention for the first concept along the difference of means, and a fraction of that elsewhere.
 
     Other concepts along the difference of means have `fraction_strengths`, and SDEdit at `fraction_sigmas`; one step of the mixture is at the
@@ -125,7 +124,7 @@ def combinations(size: SteeringStudySize) -> list[Combination]:
     ]
 
 
-def interventions(size: SteeringStudySize) -> list[tuple[str, float | None]]:
+def interventions(size: GridSize) -> list[tuple[str, float | None]]:
     """(name, σ) of all: SDEdit by the mixture, the slowest, has σ of its own."""
     return [
         *((name, None) for name in NOISELESS),
@@ -134,53 +133,35 @@ def interventions(size: SteeringStudySize) -> list[tuple[str, float | None]]:
     ]
 
 
-class SteeringStudy(Study):
-    """The combinations and where their outcomes are; one whose file has the same configuration is not generated again.
+def trial(
+    combination: Combination,
+    generate: Callable[[Combination, float], dict],
+    evaluation: Mapping[str, object],
+    identities: Mapping[str, object],
+    seconds_a_run: Callable[[], float] | None = None,
+) -> Trial:
+    """The trial of a sweep that generates a combination at each of its strengths.
 
     Args:
         generate: (combination, strength) → what is kept of the continuations, as JSON can hold it.
         evaluation: everything that decides this besides the combination.
         identities: of the language model and its texts, as the store records them.
+        seconds_a_run: of plain generation, measured when it is asked for.
     """
+    cost = COSTS[combination.intervention] * len(combination.strengths)
 
-    def __init__(
-        self,
-        run: runs.Run,
-        generate: Callable[[Combination, float], dict],
-        evaluation: dict,
-        identities: dict,
-    ):
-        super().__init__(
-            run, "steering_study", "25_steering_study", generate, evaluation, one_pass=False
-        )
-        self.identities, self.seconds_a_run = identities, None
+    def compute(folder: Path) -> dict:
+        strengths = combination.strengths
+        return {"rows": [{"strength": s, **generate(combination, s)} for s in strengths]}
 
-    def configuration(self, cell: Combination) -> dict:
-        """What decides the outcome of a combination, as JSON gives it back."""
-        return json.loads(
-            json.dumps({**asdict(cell), "evaluation": self.evaluation, **self.identities})
-        )
-
-    def describe(self, cells: list[Combination]) -> str:
-        """How many combinations are left, and about how many minutes they take where plain generation takes `seconds_a_run`, once known."""
-        left = [cell for cell in cells if self.known(cell) is None]
-        plain = sum(COSTS[cell.intervention] * len(cell.strengths) for cell in left)
-        minutes = (
-            f", about {plain * self.seconds_a_run / 60:.0f} minutes" if self.seconds_a_run else ""
-        )
-        return f"{self.name}: {len(left)} of {len(cells)} combinations left, {sum(len(cell.strengths) for cell in left)} runs{minutes}"
-
-    def _trained(self, cell: Combination) -> dict:
-        """The outcome of a combination, generated now; `Study` trains its cells at this place."""
-        content = {
-            "configuration": self.configuration(cell),
-            "rows": [{"strength": s, **self.evaluate(cell, s)} for s in cell.strengths],
-            "machine": {"device": default_device(), "threads": torch.get_num_threads()},
-        }
-        self.run.write(
-            f"{self.name}/{cell.name}", content, self.notebook, target="studies", **self.identities
-        )
-        return read_json(self.path(cell))
+    return Trial(
+        combination.name,
+        {**asdict(combination), "evaluation": evaluation, **identities},
+        compute,
+        identities,
+        cost=cost,
+        probe=seconds_a_run and (lambda: seconds_a_run() * cost),
+    )
 
 
 class Findings:

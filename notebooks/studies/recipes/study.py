@@ -1,0 +1,337 @@
+"""The study of recipes: its parts, and which of them depend on the outcome of which.
+
+Everything is chosen and measured on validation documents. A loss is the plain objective's, on the evaluation grid, the same
+tokens and noise for all; a time to a loss is read from the log of the training, whose validation losses are on fixed rows, levels and
+noise of their own, the same for all networks of the MLP's kind. Seconds are of training alone, reading and averaging included, and of what
+was fitted before it; measuring validation losses is in nobody's.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+
+from torch._dynamo.exc import BackendCompilerFailed
+
+from mmlib.activations.store import ActivationStore
+from mmlib.runs.run import Run
+from mmlib.runs.sweep import Trial
+from mmlib_studies.recipes.images import other_heights
+from mmlib_studies.recipes.outcomes import (
+    best_of,
+    end_of,
+    loss_of,
+    row_of,
+    time_to,
+    tune,
+)
+from mmlib_studies.recipes.sizes import RecipeStudySize
+from mmlib_studies.recipes.trainings import VARIANTS, Trainings, watched
+
+OURS = "gated"  # fixed before this study: the recipe that notebook 03 had then
+
+
+MARGIN = 0.05  # published settings that end further above the target than this share have no further seeds
+
+
+LOGIT_NORMAL = {"density": "logit_normal"}
+
+
+ABLATIONS = {  # of our recipe: what differs in its training, its network (deeper, wider), or what it adds to
+    "16 levels": {"training": {"levels": 16}},
+    "shorter averaging": {"training": {"ema": 0.97}},
+    "deeper and narrower": {"shape": (2.0, 0.5)},
+    "shallower and wider": {"shape": (1 / 3, 3.0)},
+    "logit-normal σ": {"training": LOGIT_NORMAL},
+    "logit-normal weights": {"training": {"weighting": "logit_normal"}},
+    "rate falls linearly": {"training": {"decay": "linear"}},
+    "rate falls late": {"training": {"decay": "late"}},
+    "slower second moment": {"training": {"beta2": 0.999}},
+    "no weight decay": {"training": {"weight_decay": 0.0}},
+    "gated and linear skip": {"linear_skip": True},
+    "both that held": {"shape": (1 / 3, 3.0), "training": LOGIT_NORMAL},
+}
+
+
+BEST_ABLATIONS = 3  # that are repeated with the other seeds
+
+
+PARTS = (  # of the study, in an order in which none asks for a later one
+    "rates",
+    "batches",
+    "variants",
+    "published_long",
+    "ours_long",
+    "published_settings",
+    "ours_short",
+    "large",
+    "ablations",
+    "ablation_seeds",
+    "unet_rates",
+    "unet_widths",
+    "unet_heights",
+    "unet_orders",
+    "compiled",
+)
+
+
+class RecipeStudy:
+    """The parts of the study, each an attribute that trains what is missing when it is first asked for. Later ones ask for earlier ones.
+
+    Args:
+        size: None: that of the run's preset.
+        ask: gives the outcome of a trial; None: what is known, or what training it now gives.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        store: ActivationStore,
+        size: RecipeStudySize | None = None,
+        ask: Callable[[Trial], dict] | None = None,
+    ):
+        self.train = Trainings(run, store, size, ask)
+        self.size, self.seed, self.sweep = self.train.size, run.seed, self.train.sweep
+        self.all_seeds = tuple(range(run.seed, run.seed + self.size.seeds))
+        self.published = run.preset.published
+
+    def mlp(self, *what, **how) -> dict:
+        """The outcome of a training of `Trainings.mlp`."""
+        return self.train.outcome(self.train.mlp(*what, **how))
+
+    def unet(self, *what, **how) -> dict:
+        """The outcome of a training of `Trainings.unet`."""
+        return self.train.outcome(self.train.unet(*what, **how))
+
+    @cached_property
+    def rates(self) -> dict[str, dict[float, dict]]:
+        """Outcomes by variant and rate."""
+        return tune(
+            self.size.rates,
+            self.size.more_rates,
+            list(VARIANTS),
+            lambda variant, rate: self.mlp(variant, rate),
+        )
+
+    @cached_property
+    def batches(self) -> dict[str, dict[int, dict]]:
+        """Outcomes of the published architecture and of ours by batch, each for as many seconds, at the best rate."""
+        return {
+            variant: {
+                batch: self.mlp(variant, best_of(self.rates[variant]), batch=batch)
+                for batch in (self.size.batch, *self.size.batches)
+            }
+            for variant in ("published", OURS)
+        }
+
+    @cached_property
+    def variants(self) -> dict[str, list[dict]]:
+        """Outcomes of each variant at its best rate, seed by seed."""
+        return {
+            variant: [self.mlp(variant, best_of(tried), seed) for seed in self.all_seeds]
+            for variant, tried in self.rates.items()
+        }
+
+    @cached_property
+    def published_long(self) -> dict:
+        """The published architecture for six minutes: `trials` by rate at that length, `rate`, the best, and its `outcomes`, seed by seed."""
+        best, batch = best_of(self.rates["published"]), best_of(self.batches["published"])
+
+        def train(rate: float, seed: int) -> dict:
+            return self.mlp(
+                "published", rate, seed, label="long", length=self.size.long, batch=batch
+            )
+
+        trials = tune(
+            [factor * best for factor in self.size.long_factors],
+            1,
+            ["long"],
+            lambda _, rate: train(rate, self.seed),
+        )["long"]
+        rate = best_of(trials)
+        return {
+            "trials": trials,
+            "rate": rate,
+            "batch": batch,
+            "outcomes": [train(rate, seed) for seed in self.all_seeds],
+        }
+
+    def shortest(self, lengths: tuple[float, ...], targets: list[float]) -> dict:
+        """Ours at the shortest of the lengths, at its best rate and batch, at which every seed comes to its target, else at the longest.
+
+        Returns:
+            length, outcomes, seed by seed, and tried: outcomes of the first seeds at all lengths that were tried.
+        """
+        rate, batch, tried = best_of(self.rates[OURS]), best_of(self.batches[OURS]), {}
+        for length in lengths:
+            tried[length] = []
+            for seed, target in zip(self.all_seeds, targets, strict=True):
+                tried[length].append(self.mlp(OURS, rate, seed, length=length, batch=batch))
+                if time_to(tried[length][-1], target) is None and length < lengths[-1]:
+                    break
+            else:
+                break
+        return {
+            "length": length,
+            "rate": rate,
+            "batch": batch,
+            "outcomes": tried[length],
+            "tried": tried,
+        }
+
+    @cached_property
+    def ours_long(self) -> dict:
+        """Ours to where the published architecture ends after six minutes, seed by seed."""
+        targets = [end_of(outcome) for outcome in self.published_long["outcomes"]]
+        return self.shortest(self.size.lengths, targets) | {"targets": targets}
+
+    @cached_property
+    def published_settings(self) -> list[dict]:
+        """Outcomes of the published settings; of one seed alone where that ends far above the target: then only its time counts."""
+        settings = watched(self.published.training)
+        recipe, outcomes = replace(self.published, training=settings), []
+        for seed in self.all_seeds:
+            name = f"published-settings-steps{settings.steps}-seed{seed}"
+            outcomes.append(self.train.outcome(self.train.of(name, recipe, seed)))
+            if end_of(outcomes[-1]) > (1 + MARGIN) * self.size.target:
+                break
+        return outcomes
+
+    @cached_property
+    def ours_short(self) -> dict:
+        """Ours to the lower of the target and where the published settings end."""
+        theirs = self.published_settings + self.published_settings[-1:] * (
+            len(self.all_seeds) - len(self.published_settings)
+        )
+        targets = [min(self.size.target, end_of(outcome)) for outcome in theirs]
+        return self.shortest(self.size.short_lengths, targets) | {
+            "targets": targets,
+            "theirs": theirs,
+        }
+
+    @cached_property
+    def large(self) -> dict[str, dict[float, dict]]:
+        """The published architecture and ours with the published ratios of widths, by rate, one seed."""
+
+        def train(variant: str, rate: float) -> dict:
+            return self.mlp(
+                variant,
+                rate,
+                label="large",
+                length=self.size.large_length,
+                size=self.size.large,
+            )
+
+        return {
+            variant: {
+                rate: train(variant, rate)
+                for rate in (
+                    factor * best_of(self.rates[variant]) for factor in self.size.large_factors
+                )
+            }
+            for variant in ("published", OURS)
+        }
+
+    def ablation(self, name: str, seed: int) -> dict:
+        """Outcome of ours with one thing changed."""
+        change, size = dict(ABLATIONS[name]), None
+        if "shape" in change:
+            deeper, wider = change.pop("shape")
+            size = replace(
+                self.size.mlp,
+                layers=max(1, round(deeper * self.size.mlp.layers)),
+                d_mlp=round(wider * self.size.mlp.d_mlp),
+            )
+        label = "-".join(["ablation", *re.findall(r"[a-z0-9]+", name.replace("σ", "sigma"))])
+        return self.mlp(OURS, best_of(self.rates[OURS]), seed, label=label, size=size, **change)
+
+    @cached_property
+    def ablations(self) -> dict[str, dict]:
+        """Outcomes of ours with one thing changed, one seed."""
+        return {name: self.ablation(name, self.seed) for name in ABLATIONS}
+
+    @cached_property
+    def ablation_seeds(self) -> dict[str, list[dict]]:
+        """The best of these with all seeds."""
+        best = sorted(ABLATIONS, key=lambda name: loss_of(self.ablations[name]))[:BEST_ABLATIONS]
+        return {name: [self.ablation(name, seed) for seed in self.all_seeds] for name in best}
+
+    @cached_property
+    def unet_rates(self) -> dict[float, dict]:
+        """Outcomes of the reference UNet by rate."""
+        return tune(
+            self.size.unet_rates,
+            1,
+            ["unet"],
+            lambda _, rate: self.unet(rate, self.train.reference),
+        )["unet"]
+
+    @cached_property
+    def unet_widths(self) -> dict[tuple, dict]:
+        """Outcomes by (channels, rate): the reference at its rates; narrower UNets also at twice its best rate, wider ones at half."""
+        best, channels = best_of(self.unet_rates), self.size.unet_channels
+        found = {(self.train.reference, rate): outcome for rate, outcome in self.unet_rates.items()}
+        for other in (one for one in channels if one != self.train.reference):
+            for rate in (best, best * (2 if sum(other) < sum(self.train.reference) else 0.5)):
+                found[other, rate] = self.unet(rate, other)
+        return found
+
+    @cached_property
+    def unet_heights(self) -> dict[int | None, dict]:
+        """Outcomes of the best UNet by height of the image; None: the height that it has by itself."""
+        channels, rate = best_of(self.unet_widths)
+        return {
+            height: self.unet(rate, channels, height=height)
+            for height in (None, *other_heights(self.train.store.d, self.size.unet_heights))
+        }
+
+    @cached_property
+    def unet_orders(self) -> dict[str, list[dict]]:
+        """Outcomes of the best UNet on the best image, with dimensions in their natural order, and permuted: another permutation with each seed."""
+        (channels, rate), height = best_of(self.unet_widths), best_of(self.unet_heights)
+
+        def train(seed: int, order: int | None) -> dict:
+            return self.unet(rate, channels, seed, height=height, order=order)
+
+        seeds = range(self.seed, self.seed + self.size.permutations)
+        return {
+            "natural": [train(seed, None) for seed in seeds],
+            "permuted": [train(seed, seed) for seed in seeds],
+        }
+
+    @cached_property
+    def compiled(self) -> dict:
+        """Seconds a step of ours as it is, and compiled; or `skipped`, why not."""
+        plain = self.train.mlp(OURS, self.size.rates[0], steps=2)
+        training = replace(plain.recipe.training, compile=True)
+        other = replace(plain, recipe=replace(plain.recipe, training=training))
+        try:
+            return {
+                "compiled": self.train.speed(other, "compiled"),
+                "eager": self.train.speed(plain, "eager"),
+            }
+        except BackendCompilerFailed as reason:  # no compiler, or none that it can use
+            return {
+                "skipped": f"torch.compile does not work here: {' '.join(str(reason).split())[:200]}"
+            }
+
+    def tried(self) -> dict[str, list[dict]]:
+        """Every training by whose loss or time a setting of the published architecture or of ours was chosen, once each, with the first seed."""
+        long, ours = (
+            self.published_long["trials"].values(),
+            [outcomes[0] for outcomes in self.ours_long["tried"].values()],
+        )
+        found = {}
+        for variant, last in (("published", long), (OURS, ours)):
+            rows = [
+                row_of(outcome)
+                for outcome in (
+                    *self.rates[variant].values(),
+                    *self.batches[variant].values(),
+                    *last,
+                )
+            ]
+            found[variant] = list(
+                {(row["rate"], row["batch"], row["steps"]): row for row in rows}.values()
+            )
+        return found

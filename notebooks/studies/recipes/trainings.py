@@ -1,0 +1,248 @@
+"""What the study of recipes trains: networks of the paper's kind and UNets, as trials of one sweep."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mmlib.activations.store import ActivationStore
+from mmlib.activations.tokens import Tokens
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.networks import MLPSize, UNetSize
+from mmlib.evaluation import losses as compare
+from mmlib.runs.run import Run
+from mmlib.runs.sweep import RecipeTrial, Sweep, Trial, trained_and_measured
+from mmlib.training.recipe import Recipe
+from mmlib.training.train import Training, TrainingDiverged
+from mmlib_studies.recipes.outcomes import seconds_a_step
+from mmlib_studies.recipes.sizes import SIZES, RecipeStudySize
+
+VARIANTS = {
+    "published": "published architecture",
+    "shared": "shared levels",
+    "gated": "shared levels, gated skip",
+    "linear": "shared levels, linear skip",
+}
+
+LOGGED = ("step", "seconds", "loss", "validation_loss")  # of a training's log
+
+
+def watched(training: Training, entries: int = 40) -> Training:
+    """The same training with its validation loss measured about so many times, at equal distances, and no state to resume from."""
+    every = max(1, training.steps // entries)
+    never = every * (training.steps // every + 1)
+    return replace(training, log_every=every, validate_every=every, save_every=never)
+
+
+class Trainings:
+    """Trials by what they are, and their outcomes.
+
+    Args:
+        size: None: that of the run's preset.
+        ask: gives the outcome of a trial; None: what is known, or what training it now gives.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        store: ActivationStore,
+        size: RecipeStudySize | None = None,
+        ask: Callable[[Trial], dict] | None = None,
+    ):
+        self.store, self.size, self.seed = store, size or SIZES[run.preset.name], run.seed
+        self.sweep = Sweep(run, "recipes", "21_recipes")
+        self.ask = ask or self.sweep.outcome
+        self.named: dict[str, RecipeTrial] = {}
+        self.outcomes: dict[str, dict] = {}
+        channels = self.size.unet_channels
+        self.reference = channels[len(channels) // 2]
+
+    def outcome(self, wanted: RecipeTrial, *, measured: bool = True) -> dict:
+        """Of a training.
+
+        Args:
+            measured: on validation documents, once it is trained; else its log is all that counts.
+        Raises:
+            ValueError: the name is another trial's, which would have each of the two trained anew whenever it is asked for.
+        """
+        if self.named.setdefault(wanted.name, wanted) != wanted:
+            raise ValueError(f"two trials are called {wanted.name}: expected a name each")
+        self.outcomes[wanted.name] = self.ask(self.trial(wanted, measured))
+        return self.outcomes[wanted.name]
+
+    def trial(self, wanted: RecipeTrial, measured: bool) -> Trial:
+        """The trial of a training."""
+        objective = wanted.recipe.training.objective
+        tokens = self.size.tokens if objective == "flow_velocity" else self.size.tokens_unet
+        evaluation = {
+            "objective": objective,
+            "documents": "validation",
+            "tokens_per_level": tokens,
+            "seed": self.seed,
+        }
+
+        def evaluate(_, model: MetaModel) -> dict:
+            return {"loss": self.loss(model, objective)} if measured else {}
+
+        return wanted.trial(
+            evaluate,
+            evaluation if measured else {},
+            lambda folder: _logged(wanted, evaluate, folder),
+        )
+
+    @cached_property
+    def validation(self) -> Tokens:
+        """The tokens of validation documents."""
+        return self.store.tokens("validation")
+
+    def loss(self, denoiser, objective: str) -> float:
+        """The plain loss of a denoiser on validation documents: the same tokens and noise for all of an objective."""
+        tokens = self.size.tokens if objective == "flow_velocity" else self.size.tokens_unet
+        losses = compare.evaluate(
+            {"it": denoiser}, self.validation, objective, per_level=tokens, seed=self.seed
+        )
+        return losses.mean("it")
+
+    def of(self, name: str, recipe: Recipe, seed: int) -> RecipeTrial:
+        """A training on the study's store, its validation losses on the study's rows."""
+        rows = self.size.validation_rows
+        return RecipeTrial(name, recipe, self.store, seed, validation_rows=rows)
+
+    def mlp(
+        self,
+        variant: str,
+        rate: float,
+        seed: int | None = None,
+        *,
+        label: str = "",
+        length: float = 1.0,
+        batch: int | None = None,
+        steps: int | None = None,
+        size: MLPSize | None = None,
+        training: dict | None = None,
+        linear_skip: bool | None = None,
+    ) -> RecipeTrial:
+        """A network of the paper's kind, on a Gaussian if the variant or the argument says so. `length` counts in lengths of the tuning, at the batch's own number of steps for that; `steps` overrules."""
+        batch, seed = batch or self.size.batch, self.seed if seed is None else seed
+        steps = max(2, round(length * self.steps_for(variant, batch))) if steps is None else steps
+        settings = Training(
+            "flow_velocity",
+            steps=steps,
+            batch=batch,
+            lr=rate,
+            warmup=0.05,
+            ema=0.99,
+            weight_decay=0.05,
+            levels=None if variant == "published" else self.size.levels,
+            stop_if_stuck=False,
+        )
+        settings = watched(replace(settings, **(training or {})))
+        recipe = Recipe(
+            replace(size or self.size.mlp, gated_skip=variant == "gated"),
+            settings,
+            linear_skip=variant == "linear" if linear_skip is None else linear_skip,
+        )
+        name = "-".join(
+            filter(
+                None,
+                (variant, label, f"rate{rate:g}", f"batch{batch}", f"steps{steps}", f"seed{seed}"),
+            )
+        )
+        return self.of(name, recipe, seed)
+
+    def speed(self, trial: RecipeTrial, label: str) -> float:
+        """Seconds a step of a trial's recipe, whatever its rate and seed, from a short training of its own."""
+        steps, rate = self.size.speed_steps, self.size.rates[0]
+        training = watched(replace(trial.recipe.training, steps=steps, lr=rate), 8)
+        short = self.of(f"speed-{label}", replace(trial.recipe, training=training), self.seed)
+        return seconds_a_step(self.outcome(short, measured=False))
+
+    def steps_for(self, variant: str, batch: int) -> int:
+        """Steps that last as long as the tuning's of that variant, at another batch."""
+        if batch == self.size.batch:
+            return self.size.steps
+        other, own = (
+            self.speed(
+                self.mlp(variant, self.size.rates[0], batch=b, steps=2), f"{variant}-batch{b}"
+            )
+            for b in (batch, self.size.batch)
+        )
+        return max(2, round(self.size.steps * own / other))
+
+    def unet(
+        self,
+        rate: float,
+        channels: tuple[int, int, int],
+        seed: int | None = None,
+        *,
+        height: int | None = None,
+        order: int | None = None,
+    ) -> RecipeTrial:
+        """The article's UNet, for as many seconds as the reference. `order`: number of a random permutation of the dimensions."""
+        size, seed, reference = self.size, self.seed if seed is None else seed, self.reference
+        layout = UNetSize(channels, layers_per_block=1, height=height)
+        label = "-".join(["unet", *map(str, channels)] + [f"height{height}"] * (height is not None))
+        settings = Training(
+            "ddpm_epsilon",
+            steps=size.unet_steps,
+            batch=size.unet_batch,
+            lr=rate,
+            warmup=0.05,
+            ema=0.99,
+            bf16=False,
+            stop_if_stuck=False,
+        )
+        trial = self.of(f"{label}-rate{rate:g}-seed{seed}", Recipe(layout, settings), seed)
+        if (channels, height) != (reference, None):
+            own = self.speed(
+                replace(trial, recipe=Recipe(UNetSize(reference, layers_per_block=1), settings)),
+                "unet-reference",
+            )
+            steps = max(2, round(size.unet_steps * own / self.speed(trial, label)))
+            trial = replace(
+                trial, recipe=replace(trial.recipe, training=replace(settings, steps=steps))
+            )
+        if order is not None:
+            permuted = tuple(
+                np.random.default_rng([self.seed, order]).permutation(self.store.d).tolist()
+            )
+            trial = replace(
+                trial,
+                name=f"{trial.name}-order{order}",
+                recipe=replace(trial.recipe, size=replace(layout, order=permuted)),
+            )
+        return replace(
+            trial, recipe=replace(trial.recipe, training=watched(trial.recipe.training, 10))
+        )
+
+
+def _logged(
+    wanted: RecipeTrial, evaluate: Callable[[RecipeTrial, MetaModel], dict], folder: Path
+) -> dict:
+    """What training gives, and with it the seconds of what was fitted before and the log; a training that diverged is an outcome too."""
+    began = time.perf_counter()
+    gaussian = wanted.gaussian()
+    setup_seconds = round(time.perf_counter() - began, 4) if gaussian else 0.0
+    try:
+        content = trained_and_measured(wanted, evaluate, folder, gaussian)
+    except TrainingDiverged as reason:
+        log = _log(folder)
+        seconds = log[-1]["seconds"] if log else 0.0
+        content = {
+            "activations": wanted.activations,
+            "diverged": str(reason),
+            "seconds": seconds,
+        }
+    entries = [entry for entry in _log(folder) if "validation_loss" in entry]
+    columns = {key: [round(entry[key], 5) for entry in entries] for key in LOGGED}
+    return {**content, "setup_seconds": setup_seconds, "log": columns}
+
+
+def _log(folder: Path) -> list[dict]:
+    path = folder / "log.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]

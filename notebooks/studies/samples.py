@@ -1,0 +1,20 @@
+"""The study of samples beside real activations (notebook 05): its sizes."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """How many are drawn, and in how many steps."""
+
+    drawn: int = 5000  # from each generative model
+    steps: int = 50
+    drawn_unet: int = 128  # all methods are also compared at this number, in the top components
+    components_unet: int = 16
+
+
+SIZES = {
+    "smoke": SampleSize(drawn=700, steps=10, drawn_unet=64, components_unet=8),
+    "default": SampleSize(),
+    "gpu": SampleSize(drawn=20_000, steps=100, drawn_unet=5000, components_unet=64),
+}

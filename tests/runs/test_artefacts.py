@@ -1,0 +1,103 @@
+"""What notebooks 01 to 03 made is loaded by name, checked against the store, and what is missing names its notebook."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
+from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.mixture import MixtureSize, fit_mixture
+from mmlib.denoisers.networks import MLPSize
+from mmlib.denoisers.sae import SAESize, save_sae, train_sae
+from mmlib.files import MissingInput
+from mmlib.runs import run as runs
+from mmlib.runs.artefacts import load, mixture_digest
+from mmlib.training.recipe import Recipe, new_model
+from mmlib.training.train import Training
+
+TINY = Training("flow_velocity", steps=4, batch=32, lr=1e-3, keep=(("half", 2),))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, make_store):
+    """A run of three small networks with a store; `run.store` is what the fixture made."""
+    path = make_store(dtype="float32")[0]
+    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
+    monkeypatch.setattr(runs.Run, "store", property(lambda run: path))
+    began = runs.start(preset="smoke", seed=0)
+    recipe = Recipe(MLPSize(1, 8, 16), TINY)
+    names = ("mlp", "gated_mlp", "denoising_sae")
+    preset = replace(began.preset, recipes=dict.fromkeys(names, recipe))
+    return replace(began, preset=replace(preset, sae_grid={"small": SAESize(8, 2, 1, 32)}))
+
+
+@pytest.fixture
+def made(run):
+    """The same run with all its fits."""
+    store = ActivationStore(run.store)
+    z_nd = Normaliser.of(store)(store.read(store.rows("train")))
+    PrincipalComponents.fit(z_nd).save(run.shared / "pca.safetensors", store.documents)
+    mixture, _ = fit_mixture(z_nd, z_nd[:100], MixtureSize((2,), (32.0,), 0, 100), seed=0)
+    mixture.save(run.shared / "mixture.safetensors", store.documents)
+    sae = train_sae(iter([z_nd[:32]] * 2), store.d, SAESize(8, 2, 1, 32), seed=0)
+    for folder in ("sae", "sae_grid/small"):
+        save_sae(sae, run.data / folder, store.documents)
+    for seed, (name, recipe) in enumerate(run.preset.recipes.items()):
+        for folder in (name, f"{name}/half"):
+            new_model(recipe, Origin.of(store), seed).save_pretrained(run.data / folder)
+    return run
+
+
+def test_everything_is_found_by_name(made):
+    found = load(made, "store", "pca", "mixture", "sae", "sae_grid", "networks", "copies")
+    assert found.pca.gaussian().parameters == 8 + 36 and len(found.mixture.components) == 2
+    assert found.sae.cfg.d_sae == 8 and list(found.sae_grid) == ["small"]
+    names = list(made.preset.recipes)
+    assert list(found.networks) == [*names, *(f"{name}_half" for name in names)]
+    few = load(made, "gated_mlp", "mlp")
+    assert list(few.networks) == ["gated_mlp", "mlp"] and not hasattr(few, "pca")
+    weights = [next(few.networks[name].network.parameters()) for name in few.networks]
+    assert not torch.equal(*weights) and few.store.d == few.networks["mlp"].d
+
+
+@pytest.mark.parametrize(
+    ("name", "notebook"),
+    [
+        ("pca", "02_fit_baselines"),
+        ("mixture", "02_fit_baselines"),
+        ("sae", "02_fit_baselines"),
+        ("sae_grid", "02_fit_baselines"),
+        ("denoising_sae", "02_fit_baselines"),
+        ("mlp", "03_train_meta_model"),
+        ("networks", "03_train_meta_model"),
+    ],
+)
+def test_what_is_missing_names_the_notebook_that_makes_it(run, name, notebook):
+    with pytest.raises(MissingInput, match=f"run notebooks/{notebook}.ipynb first"):
+        load(run, name)
+
+
+def test_an_unknown_name_is_refused_with_those_there_are(run):
+    with pytest.raises(ValueError, match="unknown 'pcs': expected some of store, pca, .*gated_mlp"):
+        load(run, "store", "pcs")
+
+
+@pytest.mark.parametrize("name", ["pca", "mixture", "sae", "sae_grid", "mlp"])
+def test_fits_of_other_documents_are_refused(made, name, make_store, monkeypatch):
+    other = make_store(dtype="float32", corpus="other@1")[0]
+    monkeypatch.setattr(runs.Run, "store", property(lambda run: other))
+    with pytest.raises(StoreError):
+        load(made, name)
+
+
+def test_the_digest_of_a_mixture_changes_with_its_weights_alone(made):
+    first = mixture_digest(made)
+    mixture, documents = load(made, "mixture").mixture, load(made).store.documents
+    path = made.shared / "mixture.safetensors"
+    replace(mixture, train_seconds=9.0).save(path, documents)
+    assert mixture_digest(made) == first and len(first) == 12
+    replace(mixture, log_weights_k=mixture.log_weights_k.flip(0) - 1e-3).save(path, documents)
+    assert mixture_digest(made) != first

@@ -1,0 +1,178 @@
+"""Committed trials are recognised as done, all of them, and what changes recomputes the trials that it touches and no others.
+
+No store is needed: a trial is known by the identity of one, which the committed files hold.
+"""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from mmlib.files import read_json
+from mmlib.runs import run as runs
+from mmlib.runs.presets import get_preset
+from mmlib.runs.results import rows_of
+from mmlib.runs.sweep import Sweep, as_json
+from mmlib_studies import replication, robustness, scaling
+from mmlib_studies.recipes.plan import plan
+from mmlib_studies.recipes.study import PARTS, RecipeStudy
+from mmlib_studies.steering import grid
+from mmlib_studies.steering.sizes import GRIDS
+
+RESULTS = runs.ROOT / "results" / "default"
+PRESET = get_preset("default")
+
+
+def committed(study):
+    """The configurations in the committed files of a study, by name."""
+    files = sorted((RESULTS / study).glob("*.json"))
+    return {path.stem: read_json(path)["configuration"] for path in files}
+
+
+def store_of(configuration, **changes):
+    """What trials ask of a store, as the trial of that configuration had it."""
+    keys = ("language_model", "corpus", "layer")
+    identities = {key: configuration[key] for key in keys} | changes
+    documents = configuration.get("documents") or configuration["evaluation"]["documents"]
+    return SimpleNamespace(
+        d=640,
+        documents=documents,
+        identities=identities,
+        layer=identities["layer"],
+        rows=lambda split: range(519_338),
+    )
+
+
+def scaling_trials(store, seed=0):
+    size = scaling.SIZES["default"]
+    evaluation = {
+        "objective": "flow_velocity",
+        "documents": "test",
+        "tokens_per_level": size.tokens,
+        "seed": seed,
+    }
+    rates = scaling.rate_trials(size, store, seed)
+    return [
+        *(one.trial(None, {"documents": "validation"}) for one in rates),
+        *(one.trial(None, evaluation) for one in scaling.trials(size, store, seed)),
+    ]
+
+
+def replication_trials(seed=0, prior=None):
+    known = committed("replication")
+    stores = [store_of(known[name]) for name in ("mixture-seed1", "mixture-fresh")]
+    tried = read_json(RESULTS / "baselines.json")["mixture"]["tried_on_validation"]
+    mixture = robustness.as_chosen(
+        PRESET.mixture, rows_of(tried, "components", "prior", "em_steps")
+    )
+    mixture = replace(mixture, priors=(prior,)) if prior else mixture
+    size = replication.SIZES["default"]
+    return replication.trials(PRESET, size, *stores, seed, mixture, None, {})
+
+
+def robustness_trials(seed=0, weights=None):
+    known = committed("robustness")
+    stores = {layer: store_of(known[f"layer{layer}"]) for layer in (4, 8, 13)}
+    evaluation = json.loads(json.dumps(known["layer8"]["evaluation"]))
+    evaluation["mixture"]["weights"] = weights or evaluation["mixture"]["weights"]
+    trials = robustness.trials(robustness.SIZES["default"], stores, 8, seed, abs)
+    return [one.trial(None, evaluation) for one in trials]
+
+
+def steering_trials(**weights):
+    known = committed("steering_study")["alone_unsteered"]
+    store, evaluation = store_of(known), json.loads(json.dumps(known["evaluation"]))
+    evaluation["weights"] |= weights
+    return [
+        grid.trial(one, None, evaluation, store.identities)
+        for one in grid.combinations(GRIDS["default"])
+    ]
+
+
+def recipe_trials():
+    """Planned with the outcomes that are committed: what comes later follows from what earlier parts found."""
+    trials = {}
+    run = runs.start(preset="default", seed=0)
+    sweep = Sweep(run, "recipes", "21_recipes")
+
+    def ask(trial):
+        trials[trial.name] = trial
+        return sweep.known(trial)
+
+    store = store_of(next(iter(committed("recipes").values())))
+    study = RecipeStudy(run, store, ask=ask)
+    for part in PARTS:
+        getattr(study, part)
+    return list(trials.values())
+
+
+def changed(trials, study):
+    """Names of the trials that would be computed: no file, or another configuration."""
+    known = committed(study)
+    return {trial.name for trial in trials if known.get(trial.name) != as_json(trial)}
+
+
+TRIALS = {
+    "scaling": lambda: scaling_trials(store_of(committed("scaling")["width80-32512"])),
+    "replication": replication_trials,
+    "robustness": robustness_trials,
+    "steering_study": steering_trials,
+    "recipes": recipe_trials,
+}
+
+
+@pytest.mark.parametrize(
+    ("study", "count"),
+    [
+        ("scaling", 37),
+        ("replication", 12),
+        ("robustness", 6),
+        ("steering_study", 69),
+        ("recipes", 93),
+    ],
+)
+def test_no_committed_trial_is_computed_again(study, count):
+    trials = TRIALS[study]()
+    assert {trial.name for trial in trials} == set(committed(study))
+    assert len(trials) == count and changed(trials, study) == set()
+
+
+def test_the_plan_of_recipes_finds_all_of_them_done():
+    store = store_of(next(iter(committed("recipes").values())))
+    rows = plan(runs.start(preset="default", seed=0), store)
+    assert sum(row["trials"] for row in rows) == 93
+    assert sum(row["left"] for row in rows) == sum(row["minutes"] for row in rows) == 0
+
+
+def test_another_seed_or_text_recomputes_a_whole_study():
+    store = store_of(committed("scaling")["width80-32512"])
+    assert len(changed(scaling_trials(store, seed=1), "scaling")) == 37
+    other = replace_documents(store)
+    assert len(changed(scaling_trials(other), "scaling")) == 37
+
+
+def replace_documents(store):
+    return SimpleNamespace(**{**vars(store), "documents": "wikipedia@0/0"})
+
+
+def test_another_prior_recomputes_the_mixtures_alone():
+    touched = changed(replication_trials(prior=32.0), "replication")
+    assert touched == {"mixture-fresh", "mixture-seed1", "mixture-seed2"}
+
+
+def test_another_digest_recomputes_what_was_measured_with_those_weights():
+    assert len(changed(robustness_trials(weights="0" * 12), "robustness")) == 6
+    for name in ("meta_model", "sae", "mixture"):
+        assert len(changed(steering_trials(**{name: "0" * 12}), "steering_study")) == 69
+
+
+def test_another_strength_recomputes_its_own_combinations():
+    size = replace(GRIDS["default"], strengths=(3.0, 6.0, 12.0, 24.0))
+    known = committed("steering_study")
+    evaluation = known["alone_unsteered"]["evaluation"]
+    identities = store_of(known["alone_unsteered"]).identities
+    trials = [grid.trial(c, None, evaluation, identities) for c in grid.combinations(size)]
+    touched = changed(trials, "steering_study")
+    assert touched and all(name.startswith("sentiment_mean_difference_") for name in touched)
+    assert len(touched) == len(grid.interventions(size))

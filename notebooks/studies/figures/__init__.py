@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from mmlib_studies.figures.captions import CAPTIONS
 from mmlib_studies.figures.fronts import steering, steering_study
 from mmlib_studies.figures.generality import robustness, scaling
 from mmlib_studies.figures.losses import floors, loss_by_noise, reductions
@@ -59,6 +60,11 @@ class Entry:
     draw: Callable[..., Figure]
     results: tuple[str, ...]
     beside: tuple[str, ...] = ()
+
+    @property
+    def caption(self) -> str:
+        """What the committed figure draws, and what a reader sees in it."""
+        return CAPTIONS[self.draw.__name__]
 
 
 _ENTRIES = (

@@ -29,12 +29,8 @@ Bare h5py reads the whole in five lines. The folder may be moved; bfloat16 is ke
 Documents are ordered train, validation, test, so each split is one run of rows. The opening <bos> of a window is left out. Datasets
 are little-endian, contiguous and uncompressed, in the file format of HDF5 1.10: they can be mapped.
 
-How a part is guarded. An HDF5 file may begin with a user block that HDF5 ignores. In a part it holds one line of JSON: the identity
-of the store, the places of the datasets in the file, and a digest (XXH3-128) of the line itself and of every byte outside the rows.
-Among those bytes are the checksums of the rows: `/checksums/NAME`, the XXH3-64 of every 1,024 rows. So no bit is unguarded, and a
-part can be opened without reading its rows: they are checked as they are read. `/moments/layer_LL` (chunks, 2, d) holds mean and
-variance of the training rows of each 1,024, from which /statistics are merged in the order of the rows. The manifest carries the
-digests of all parts, of `activations.h5` and of itself. Digests guard against accident, not against malice.
+Every bit is guarded: rows by checksums of their own in the part, the rest of a part by a digest (see `mmlib.activations.parts`), which
+the manifest repeats, beside the digests of `activations.h5` and of itself. Digests guard against accident, not against malice.
 
 Parts end at multiples of 1,024 rows of the whole store. So the chunks that are shuffled are the same whatever the parts' size, and
 none lies in two files. A part's bytes depend on the plan of the extraction alone, so parts can be written in any order, by any
@@ -44,157 +40,38 @@ number of processes, again after a kill, and without a file lock. `python -m mml
 import hashlib
 import io
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from numbers import Integral
 from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
 import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
+from mmlib.activations.parts import (
+    CHUNK_ROWS,
+    COLUMNS,
+    DTYPES,
+    FORMAT,
+    FORMAT_VERSION,
+    MALFORMED,
+    MANIFEST,
+    VIRTUAL,
+    Part,
+    RunningMoments,
+    as_float,
+    chunk_count,
+    from_numpy,
+    layer_name,
+    seal,
+)
 from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.files import StoreError
 
-FORMAT, FORMAT_VERSION = "mmlib.activations", 3
-
-MANIFEST, VIRTUAL = "manifest.json", "activations.h5"
-
-CHUNK_ROWS = 1024  # rows under one checksum
-
-DTYPES = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-
-COLUMNS = ("token_ids", "document", "position")
-
 OPEN_PARTS = 512  # files at most, half of what a process may usually open
-
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError)
-
-
-def part_name(index: int) -> str:
-    """File name of a part."""
-    return f"part-{index:05d}.h5"
-
-
-def layer_name(layer: int) -> str:
-    """Name of a layer's datasets."""
-    return f"layer_{layer:02d}"
-
-
-def checksum(values: np.ndarray) -> int:
-    """XXH3-64 of the bytes of a C-contiguous array."""
-    return xxhash.xxh3_64_intdigest(values.data.cast("B"))
-
-
-def chunk_count(rows: int) -> int:
-    """Number of checksums for so many rows."""
-    return -(-rows // CHUNK_ROWS)
-
-
-def seal(content: dict, body: Iterable[bytes] = (), indent: int | None = None) -> bytes:
-    """JSON whose last entry, `digest`, is the XXH3-128 of the other entries and of `body`."""
-
-    def text(entries: dict) -> bytes:
-        return (json.dumps(entries, ensure_ascii=False, indent=indent) + "\n").encode()
-
-    state = xxhash.xxh3_128(text(content))
-    for block in body:
-        state.update(block)
-    return text({**content, "digest": state.hexdigest()})
-
-
-def outside(file, start: int, holes: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-    """The bytes of a file, or of its content in memory, from `start` on, but for the holes (first byte, bytes)."""
-    in_memory = isinstance(file, memoryview)
-    at, size = start, len(file) if in_memory else os.fstat(file.fileno()).st_size
-    for first, length in sorted(map(tuple, holes)) + [(size, 0)]:
-        while at < min(first, size):
-            end = min(first, size, at + 2**24)
-            yield file[at:end] if in_memory else os.pread(file.fileno(), end - at, at)
-            at = end
-        at = first + length
-
-
-def is_rows(name: str) -> bool:
-    """Whether a dataset of a part has checksums of its own."""
-    return name.startswith("activations/") or name in COLUMNS
-
-
-class Part:
-    """One part, open to be read. Its header and all bytes outside its rows are checked; rows are checked as they are read.
-
-    Raises:
-        StoreError: the file is missing, damaged, truncated or no part; the message names it.
-    """
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        try:
-            self.file = open(path, "rb", buffering=0)
-        except FileNotFoundError as error:
-            raise StoreError(f"{path} is missing: keep all parts of a store together") from error
-        try:
-            start = os.pread(self.file.fileno(), 2**16, 0)
-            if b"\n" not in start:  # of very many layers
-                start = os.pread(self.file.fileno(), 2**22, 0)
-            line = start.partition(b"\n")[0] + b"\n"
-            self.header = json.loads(line)
-            self.places = {name: tuple(place) for name, place in self.header["places"].items()}
-            content = {key: value for key, value in self.header.items() if key != "digest"}
-            holes = [place for name, place in self.places.items() if is_rows(name)]
-            if seal(content, outside(self.file, len(line), holes)) != line:
-                raise ValueError("its digest is another")
-            if self.header["size"] != os.fstat(self.file.fileno()).st_size:
-                raise ValueError("its size is another")
-        except _MALFORMED as error:
-            raise StoreError(
-                f"{path} is damaged, truncated or no part of a store ({error}): extract it again, "
-                "parts that are whole are kept"
-            ) from error
-        self.identity, self.rows = self.header["identity"], self.header["rows"]
-        self.checksums = {
-            name: self.array(f"checksums/{name}", "<u8") for name in self.places if is_rows(name)
-        }
-
-    def __del__(self):
-        if hasattr(self, "file"):
-            self.file.close()
-
-    def array(self, name: str, dtype: str) -> np.ndarray:
-        """A dataset outside the rows, flat; empty if there is none."""
-        first, size = self.places.get(name, (0, 0))
-        return np.frombuffer(os.pread(self.file.fileno(), size, first), dtype)
-
-    def read_chunk(self, name: str, chunk: int, into: np.ndarray) -> None:
-        """Fill `into` with a chunk's rows.
-
-        Raises:
-            StoreError: they fail their checksum, or the file ends before they do.
-        """
-        first = self.places[name][0] + chunk * CHUNK_ROWS * (into.nbytes // len(into))
-        got = os.preadv(self.file.fileno(), [into.data.cast("B")], first)
-        if got != into.nbytes or checksum(into) != int(self.checksums[name][chunk]):
-            low = chunk * CHUNK_ROWS
-            raise StoreError(
-                f"{self.path}: {name}, rows {low} to {low + len(into)} of this part fail their checksum: "
-                "the file is damaged, extract it again; parts that are whole are kept"
-            )
-
-    def check(self) -> None:
-        """Read all rows.
-
-        Raises:
-            StoreError: some fail their checksum.
-        """
-        for name, checksums in self.checksums.items():
-            row_bytes = self.places[name][1] // self.rows
-            for chunk in range(len(checksums)):
-                rows = min(CHUNK_ROWS, self.rows - chunk * CHUNK_ROWS)
-                self.read_chunk(name, chunk, np.empty((rows, row_bytes), np.uint8))
 
 
 def refuse_former(path: Path) -> None:
@@ -208,8 +85,11 @@ def refuse_former(path: Path) -> None:
     else:
         files = [path] if path.exists() else []
     for file in files:
-        with open(file, "rb") as opened:
-            start = opened.read(64)
+        try:
+            with open(file, "rb") as opened:
+                start = opened.read(64)
+        except FileNotFoundError:  # another process replaces it
+            continue
         if start.startswith(f"{FORMAT} ".encode()):
             try:
                 with h5py.File(file, "r", locking=False) as former:
@@ -239,14 +119,14 @@ def read_manifest(folder: Path) -> dict:
             if begun
             else f"{folder} holds no store: expected a folder with {MANIFEST} in it"
         )
-    text = (folder / MANIFEST).read_bytes()
     try:
+        text = (folder / MANIFEST).read_bytes()
         found = json.loads(text)
         version = found.get("format"), found.get("format_version")
         content = {key: value for key, value in found.items() if key != "digest"}
         if version == (FORMAT, FORMAT_VERSION) and seal(content, indent=1) == text:
             return found
-    except _MALFORMED:
+    except MALFORMED:
         version = ()
     if version and version[0] == FORMAT and version[1] != FORMAT_VERSION:
         raise StoreError(
@@ -305,59 +185,6 @@ class CheckedRows:
                 part = self.read_chunk(chunk)[first - low : end - low]
                 values[first - start : end - start] = part
         return values
-
-
-def to_numpy(values: Tensor) -> np.ndarray:
-    """The same bits, bfloat16 as uint16."""
-    if values.dtype == torch.bfloat16:
-        return values.view(torch.int16).numpy().view(np.uint16)
-    return values.numpy()
-
-
-def from_numpy(values: np.ndarray) -> Tensor:
-    """The inverse of `to_numpy`."""
-    if values.dtype == np.uint16:
-        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(values)
-
-
-def as_float(values: np.ndarray) -> np.ndarray:
-    """Stored values as float32; bfloat16 comes as its 16 bits."""
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
-
-
-def moments_of(rows_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and population variance of one or more rows, (d,) each, in float64."""
-    centred = rows_nd.astype(np.float64)
-    mean = centred.mean(0)
-    centred -= mean
-    return mean, np.einsum("nd,nd->d", centred, centred) / len(rows_nd)
-
-
-class RunningMoments:
-    """Mean and variance of rows seen so far, merged in float64 (Chan, Golub and LeVeque 1979, eq. 2.1)."""
-
-    def __init__(self, d: int):
-        self.count, self.mean, self._m2 = 0, np.zeros(d), np.zeros(d)
-
-    def update(self, rows_nd: np.ndarray) -> None:
-        """Merge a block of rows, (n, d)."""
-        if len(rows_nd):
-            self.merge(len(rows_nd), *moments_of(rows_nd))
-
-    def merge(self, n: int, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Merge n rows of known mean and population variance, (d,) each."""
-        delta, total = mean - self.mean, self.count + n
-        self._m2 += variance * n + delta**2 * self.count * n / max(1, total)
-        self.mean += delta * n / max(1, total)
-        self.count = total
-
-    @property
-    def variance(self) -> np.ndarray:
-        """Population variance, (d,); 0 before any row."""
-        return self._m2 / max(1, self.count)
 
 
 def row_numbers(rows, n: int, where: object) -> np.ndarray:
@@ -639,58 +466,62 @@ def verify(folder: Path) -> list[str]:
     Checked: the manifest, all digests and checksums, finite values, documents and positions in order, and statistics against the rows.
     """
     try:
-        stores = [ActivationStore(folder)]
-        stores += [ActivationStore(folder, layer) for layer in stores[0].layers[1:]]
+        whole = ActivationStore(folder)
+        stores = [ActivationStore(folder, layer) for layer in whole.layers]
     except StoreError as error:
         return [str(error)]
-    whole, chunks = stores[0], range(chunk_count(stores[0].n))
-    progress = tqdm(
-        total=(len(stores) + len(COLUMNS)) * len(chunks),
-        desc=f"verifying {Path(folder).name}",
-        unit=" chunks",
-        delay=2,
-    )
-
-    def problems_of(rows: CheckedRows, check: Callable[[range, np.ndarray], str | None]):
-        for chunk in chunks:
-            progress.update()
-            try:
-                bounds = range(*rows.bounds(chunk))
-                if wrong := check(bounds, rows.read_chunk(chunk)):
-                    yield f"{folder}: {rows.name}, rows {bounds.start} to {bounds.stop} {wrong}"
-            except StoreError as error:
-                yield str(error)
-
-    problems = []
-    for name, rows in whole._columns.items():
-
-        def fits(bounds: range, found: np.ndarray) -> str | None:
-            due = np.maximum(found, 0)  # of a token id
-            if name != "token_ids":
-                due = document = whole.column("document", bounds)
-                if name == "position":
-                    due = np.arange(bounds.start, bounds.stop) - whole.first_row[document]
-            return None if np.array_equal(found, due) else "do not fit the table of documents"
-
-        problems += problems_of(rows, fits)
-    for store in stores:
-        moments, train_rows = RunningMoments(store.d), store.manifest["train_rows"]
-
-        def finite(bounds: range, values: np.ndarray) -> str | None:
-            values = as_float(values)
-            moments.update(values[: max(0, train_rows - bounds.start)])
-            return None if np.isfinite(values).all() else "have values that are not finite"
-
-        found = list(problems_of(store.activations, finite))
-        spread = np.abs(moments.mean) + np.sqrt(moments.variance)
-        if not found and not (
-            np.allclose(store.variance, moments.variance, rtol=1e-9, atol=0)
-            and (np.abs(store.mean - moments.mean) <= 1e-9 * spread).all()
-        ):
-            found = [
-                f"{folder}: the statistics of layer {store.layer} are not those of its training rows"
-            ]
-        problems += found
-        store.close()
-    progress.close()
+    chunks = (len(stores) + len(COLUMNS)) * chunk_count(whole.n)
+    with tqdm(total=chunks, desc=f"verifying {Path(folder).name}", unit=" chunks", delay=2) as bar:
+        problems = []
+        for name, rows in whole._columns.items():
+            fits = partial(_fits, whole, name)
+            problems += _problems(folder, rows, fits, bar)
+        for store in stores:
+            problems += _wrong_values(store, bar)
+            store.close()
     return list(dict.fromkeys(problems))
+
+
+def _problems(folder: Path, rows: CheckedRows, check: Callable, bar: tqdm) -> Iterator[str]:
+    """What is wrong with the chunks of one dataset: their checksums, and what `check` says of their values."""
+    for chunk in range(chunk_count(rows.n)):
+        bar.update()
+        bounds = range(*rows.bounds(chunk))
+        try:
+            if wrong := check(bounds, rows.read_chunk(chunk)):
+                yield f"{folder}: {rows.name}, rows {bounds.start} to {bounds.stop} {wrong}"
+        except StoreError as error:
+            yield str(error)
+
+
+def _fits(store: ActivationStore, name: str, bounds: range, found: np.ndarray) -> str | None:
+    """Whether a column holds what the table of documents says; token ids need only be none below 0."""
+    document = store.column("document", bounds)
+    due = {
+        "document": document,
+        "position": np.arange(bounds.start, bounds.stop) - store.first_row[document],
+        "token_ids": np.maximum(found, 0),
+    }
+    return None if np.array_equal(found, due[name]) else "do not fit the table of documents"
+
+
+def _wrong_values(store: ActivationStore, bar: tqdm) -> list[str]:
+    """What is wrong with a layer's activations and statistics."""
+    moments, train_rows = RunningMoments(store.d), store.manifest["train_rows"]
+
+    def finite(bounds: range, values: np.ndarray) -> str | None:
+        values = as_float(values)
+        moments.update(values[: max(0, train_rows - bounds.start)])
+        return None if np.isfinite(values).all() else "have values that are not finite"
+
+    found = list(_problems(store.path, store.activations, finite, bar))
+    spread = np.abs(moments.mean) + np.sqrt(moments.variance)
+    same = (
+        np.allclose(store.variance, moments.variance, rtol=1e-9, atol=0)
+        and (np.abs(store.mean - moments.mean) <= 1e-9 * spread).all()
+    )
+    if found or same:
+        return found
+    return [
+        f"{store.path}: the statistics of layer {store.layer} are not those of its training rows"
+    ]

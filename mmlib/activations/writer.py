@@ -20,7 +20,7 @@ import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.activations.store import (
+from mmlib.activations.parts import (
     CHUNK_ROWS,
     COLUMNS,
     DTYPES,
@@ -28,10 +28,8 @@ from mmlib.activations.store import (
     FORMAT_VERSION,
     MANIFEST,
     VIRTUAL,
-    ActivationStore,
     Part,
     RunningMoments,
-    StoreError,
     as_float,
     chunk_count,
     is_rows,
@@ -39,12 +37,11 @@ from mmlib.activations.store import (
     moments_of,
     outside,
     part_name,
-    read_manifest,
-    refuse_former,
     seal,
     to_numpy,
 )
-from mmlib.files import naming_full_disk, replace_durably
+from mmlib.activations.store import ActivationStore, read_manifest, refuse_former
+from mmlib.files import StoreError, naming_full_disk, replace_durably
 
 PART_BYTES, MOST_PARTS = 30_000_000, 2000
 
@@ -182,7 +179,7 @@ def examine(folder: Path, layout: Layout, replace: bool = False) -> tuple[list[i
     _remove_left(folder)
     files, strangers = sorted(folder.glob("part-*.h5")), {}
     for path in [folder / MANIFEST, *files]:
-        with suppress(StoreError):  # what is damaged is nobody's
+        with suppress(StoreError):  # what is damaged, or was removed meanwhile, is nobody's
             found = read_manifest(folder) if path.name == MANIFEST else Part(path).header
             if other := layout.differences(found["identity"]):
                 strangers[path] = other
@@ -206,7 +203,7 @@ def examine(folder: Path, layout: Layout, replace: bool = False) -> tuple[list[i
         except StoreError as error:
             print(f"replacing what is there: {error}", flush=True)
             path.unlink(missing_ok=True)
-    with suppress(StoreError):
+    with suppress(StoreError, FileNotFoundError):
         listed = [entry["digest"] for entry in ActivationStore(folder).manifest["parts"]]
         return layout.missing(folder), listed == digests
     return layout.missing(folder), False

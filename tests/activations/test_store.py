@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mmlib.activations.batches import multi_layer_batches, shuffled_batches, spread_rows
-from mmlib.activations.store import ActivationStore, RunningMoments, StoreError, from_numpy, verify
+from mmlib.activations.parts import RunningMoments, from_numpy
+from mmlib.activations.store import ActivationStore, StoreError, verify
 from mmlib.activations.tokens import Normaliser
 from mmlib.activations.writer import DocumentRows, Layout, StoreWriter, finite_rows
 

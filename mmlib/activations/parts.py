@@ -7,17 +7,21 @@ reading its rows: they are checked as they are read. `/moments/layer_LL` (chunks
 of each 1,024, from which a store's statistics are merged in the order of its rows.
 """
 
+import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+import platform
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
-from mmlib.files import StoreError
+from mmlib.files import StoreError, replace_durably
 
 FORMAT, FORMAT_VERSION = "mmlib.activations", 3
 
@@ -30,6 +34,9 @@ DTYPES = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4"), "float16": np
 COLUMNS = ("token_ids", "document", "position")
 
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError)
+
+
+LIBVER = ("v110", "v110")  # readable since HDF5 1.10, which has virtual datasets
 
 
 def part_name(index: int) -> str:
@@ -151,6 +158,81 @@ class Part:
                 self.read_chunk(name, chunk, np.empty((rows, row_bytes), np.uint8))
 
 
+class CheckedRows:
+    """Rows of one dataset through all parts. No row is given out before its chunk was checked.
+
+    Args:
+        width: shape of a row, (d,) or ().
+        part: opens a part by its index.
+    """
+
+    def __init__(self, name, width, dtype, n, part_rows, part: Callable[[int], Part]):
+        self.name, self.width, self.dtype, self.n = name, width, dtype, n
+        self._part_chunks, self._part = part_rows // CHUNK_ROWS, part
+
+    def bounds(self, chunk: int) -> tuple[int, int]:
+        """First and end row of a chunk."""
+        return chunk * CHUNK_ROWS, min(self.n, (chunk + 1) * CHUNK_ROWS)
+
+    def chunks(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(chunk, first row, end row) of the chunks that overlap rows start to stop, clipped to them."""
+        for chunk in range(start // CHUNK_ROWS, chunk_count(stop)):
+            first, end = self.bounds(chunk)
+            yield chunk, max(start, first), min(stop, end)
+
+    def read_chunk(self, chunk: int, into: np.ndarray | None = None) -> np.ndarray:
+        """One whole chunk, (rows, …), in `into` if that is given.
+
+        Raises:
+            StoreError: it fails its checksum, or its part is missing or damaged.
+        """
+        first, end = self.bounds(chunk)
+        if into is None:
+            into = np.empty((end - first, *self.width), self.dtype)
+        part, index = divmod(chunk, self._part_chunks)
+        self._part(part).read_chunk(self.name, index, into[: end - first])
+        return into[: end - first]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Consecutive rows, (stop − start, …), which must be there.
+
+        Raises:
+            StoreError: as `read_chunk`.
+        """
+        values = np.empty((stop - start, *self.width), self.dtype)
+        for chunk, first, end in self.chunks(start, stop):
+            low = chunk * CHUNK_ROWS
+            if (first, end) == self.bounds(chunk):
+                self.read_chunk(chunk, values[first - start :])
+            else:
+                part = self.read_chunk(chunk)[first - low : end - low]
+                values[first - start : end - start] = part
+        return values
+
+
+def row_numbers(rows, n: int, where: object) -> np.ndarray:
+    """Rows 0 to n − 1, given as numbers in any order, as a slice or range, or as a mask: (rows,) int64.
+
+    Raises:
+        IndexError: there are no such rows, a mask has another length, or these are no row numbers.
+    """
+    if isinstance(rows, slice):
+        return np.arange(n)[rows]
+    given = np.asarray(rows)
+    if given.dtype == bool and given.shape == (n,):
+        return np.flatnonzero(given)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise IndexError(
+            f"rows of type {given.dtype} and shape {given.shape} were asked for: expected row numbers, (rows,), "
+            f"or a mask of all {n} rows of {where}"
+        )
+    if given.size and not 0 <= given.min() <= given.max() < n:
+        raise IndexError(
+            f"rows {given.min()} to {given.max()} were asked for, {where} has {n}: there are no others"
+        )
+    return given.astype(np.int64)
+
+
 def to_numpy(values: Tensor) -> np.ndarray:
     """The same bits, bfloat16 as uint16."""
     if values.dtype == torch.bfloat16:
@@ -202,3 +284,72 @@ class RunningMoments:
     def variance(self) -> np.ndarray:
         """Population variance, (d,); 0 before any row."""
         return self._m2 / max(1, self.count)
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write to a temporary name that no other process uses, read it back, and rename it.
+
+    Raises:
+        StoreError: it reads back otherwise than it was written.
+    """
+    name = f"{path.name}.{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+    partial = path.with_name(name)
+    try:
+        with open(partial, "w+b") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            found = xxhash.xxh3_128()
+            for block in outside(file, 0, ()):
+                found.update(block)
+            if found.digest() != xxhash.xxh3_128_digest(content):
+                raise StoreError(f"{path} reads back otherwise than it was written: check the disk")
+        replace_durably(partial, path)
+    except FileNotFoundError:  # another process has finished the same store, and removed it
+        if not path.exists():
+            raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def part_content(layout, part: int, rows: Mapping[str, np.ndarray]) -> memoryview:
+    """The bytes of a part: a function of its rows and the layout alone.
+
+    Args:
+        layout: see `mmlib.activations.writer.Layout`.
+        rows: {name: (rows, …)} of each of `layout.datasets()`.
+    """
+    first, n = layout.rows_of(part).start, len(layout.rows_of(part))
+    starts, arrays = range(0, n, CHUNK_ROWS), dict(rows)
+    training = min(n, max(0, layout.train_rows - first))
+    for name, values in rows.items():
+        chunks = [values[start : start + CHUNK_ROWS].data.cast("B") for start in starts]
+        sums = [xxhash.xxh3_64_intdigest(chunk) for chunk in chunks]
+        arrays[f"checksums/{name}"] = np.array(sums, "<u8")
+    for layer in layout.layers if training else ():
+        values = rows[f"activations/{layer_name(layer)}"][:training]
+        moments = [moments_of(as_float(values[i : i + CHUNK_ROWS])) for i in starts if i < training]
+        arrays[f"moments/{layer_name(layer)}"] = np.array(moments, "<f8")
+    header = {
+        "format": f"{FORMAT} part",
+        "format_version": FORMAT_VERSION,
+        "identity": layout.identity,
+        "part": part,
+        "first_row": first,
+        "rows": n,
+    }
+    longest = seal({**header, "size": 10**15, "places": {name: (10**15,) * 2 for name in arrays}})
+    made, places = io.BytesIO(), {}
+    block = max(512, 1 << len(longest).bit_length())
+    with h5py.File(made, "w", libver=LIBVER, userblock_size=block) as file:
+        for name, values in arrays.items():
+            dataset = file.create_dataset(name, data=values)
+            places[name] = dataset.id.get_offset(), dataset.id.get_storage_size()
+            if name.startswith("activations/"):
+                dataset.attrs["dtype"] = layout.dtype
+    content = made.getbuffer()
+    header |= {"size": len(content), "places": places}
+    holes = [place for name, place in places.items() if is_rows(name)]
+    line = seal(header, outside(content, len(seal(header)), holes))
+    content[: len(line)] = line
+    return content

@@ -60,12 +60,14 @@ from mmlib.activations.parts import (
     MALFORMED,
     MANIFEST,
     VIRTUAL,
+    CheckedRows,
     Part,
     RunningMoments,
     as_float,
     chunk_count,
     from_numpy,
     layer_name,
+    row_numbers,
     seal,
 )
 from mmlib.activations.tokens import Normaliser, Tokens
@@ -133,81 +135,6 @@ def read_manifest(folder: Path) -> dict:
             f"{folder} is {FORMAT} version {version[1]}: this code reads version {FORMAT_VERSION}, extract it again"
         )
     raise StoreError(f"{folder / MANIFEST} is damaged or was changed: run the extraction again")
-
-
-class CheckedRows:
-    """Rows of one dataset through all parts. No row is given out before its chunk was checked.
-
-    Args:
-        width: shape of a row, (d,) or ().
-        part: opens a part by its index.
-    """
-
-    def __init__(self, name, width, dtype, n, part_rows, part: Callable[[int], Part]):
-        self.name, self.width, self.dtype, self.n = name, width, dtype, n
-        self._part_chunks, self._part = part_rows // CHUNK_ROWS, part
-
-    def bounds(self, chunk: int) -> tuple[int, int]:
-        """First and end row of a chunk."""
-        return chunk * CHUNK_ROWS, min(self.n, (chunk + 1) * CHUNK_ROWS)
-
-    def chunks(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(chunk, first row, end row) of the chunks that overlap rows start to stop, clipped to them."""
-        for chunk in range(start // CHUNK_ROWS, chunk_count(stop)):
-            first, end = self.bounds(chunk)
-            yield chunk, max(start, first), min(stop, end)
-
-    def read_chunk(self, chunk: int, into: np.ndarray | None = None) -> np.ndarray:
-        """One whole chunk, (rows, …), in `into` if that is given.
-
-        Raises:
-            StoreError: it fails its checksum, or its part is missing or damaged.
-        """
-        first, end = self.bounds(chunk)
-        if into is None:
-            into = np.empty((end - first, *self.width), self.dtype)
-        part, index = divmod(chunk, self._part_chunks)
-        self._part(part).read_chunk(self.name, index, into[: end - first])
-        return into[: end - first]
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Consecutive rows, (stop − start, …), which must be there.
-
-        Raises:
-            StoreError: as `read_chunk`.
-        """
-        values = np.empty((stop - start, *self.width), self.dtype)
-        for chunk, first, end in self.chunks(start, stop):
-            low = chunk * CHUNK_ROWS
-            if (first, end) == self.bounds(chunk):
-                self.read_chunk(chunk, values[first - start :])
-            else:
-                part = self.read_chunk(chunk)[first - low : end - low]
-                values[first - start : end - start] = part
-        return values
-
-
-def row_numbers(rows, n: int, where: object) -> np.ndarray:
-    """Rows 0 to n − 1, given as numbers in any order, as a slice or range, or as a mask: (rows,) int64.
-
-    Raises:
-        IndexError: there are no such rows, a mask has another length, or these are no row numbers.
-    """
-    if isinstance(rows, slice):
-        return np.arange(n)[rows]
-    given = np.asarray(rows)
-    if given.dtype == bool and given.shape == (n,):
-        return np.flatnonzero(given)
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise IndexError(
-            f"rows of type {given.dtype} and shape {given.shape} were asked for: expected row numbers, (rows,), "
-            f"or a mask of all {n} rows of {where}"
-        )
-    if given.size and not 0 <= given.min() <= given.max() < n:
-        raise IndexError(
-            f"rows {given.min()} to {given.max()} were asked for, {where} has {n}: there are no others"
-        )
-    return given.astype(np.int64)
 
 
 class ActivationStore:

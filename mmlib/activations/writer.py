@@ -8,7 +8,6 @@ import io
 import json
 import os
 import platform
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,26 +25,23 @@ from mmlib.activations.parts import (
     DTYPES,
     FORMAT,
     FORMAT_VERSION,
+    LIBVER,
     MANIFEST,
     VIRTUAL,
     Part,
     RunningMoments,
-    as_float,
     chunk_count,
-    is_rows,
     layer_name,
-    moments_of,
-    outside,
+    part_content,
     part_name,
     seal,
     to_numpy,
+    write_whole,
 )
 from mmlib.activations.store import ActivationStore, read_manifest, refuse_former
-from mmlib.files import StoreError, naming_full_disk, replace_durably
+from mmlib.files import StoreError, naming_full_disk
 
 PART_BYTES, MOST_PARTS = 30_000_000, 2000
-
-LIBVER = ("v110", "v110")  # readable since HDF5 1.10, which has virtual datasets
 
 
 @dataclass(frozen=True)
@@ -218,74 +214,6 @@ def _remove_left(folder: Path) -> None:
             path.unlink(missing_ok=True)
         except (ValueError, PermissionError):
             pass  # not of ours, or alive and somebody else's
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write to a temporary name that no other process uses, read it back, and rename it.
-
-    Raises:
-        StoreError: it reads back otherwise than it was written.
-    """
-    name = f"{path.name}.{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
-    partial = path.with_name(name)
-    try:
-        with open(partial, "w+b") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            found = xxhash.xxh3_128()
-            for block in outside(file, 0, ()):
-                found.update(block)
-            if found.digest() != xxhash.xxh3_128_digest(content):
-                raise StoreError(f"{path} reads back otherwise than it was written: check the disk")
-        replace_durably(partial, path)
-    except FileNotFoundError:  # another process has finished the same store, and removed it
-        if not path.exists():
-            raise
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def part_content(layout: Layout, part: int, rows: Mapping[str, np.ndarray]) -> memoryview:
-    """The bytes of a part: a function of its rows and the layout alone.
-
-    Args:
-        rows: {name: (rows, …)} of each of `layout.datasets()`.
-    """
-    first, n = layout.rows_of(part).start, len(layout.rows_of(part))
-    starts, arrays = range(0, n, CHUNK_ROWS), dict(rows)
-    training = min(n, max(0, layout.train_rows - first))
-    for name, values in rows.items():
-        chunks = [values[start : start + CHUNK_ROWS].data.cast("B") for start in starts]
-        sums = [xxhash.xxh3_64_intdigest(chunk) for chunk in chunks]
-        arrays[f"checksums/{name}"] = np.array(sums, "<u8")
-    for layer in layout.layers if training else ():
-        values = rows[f"activations/{layer_name(layer)}"][:training]
-        moments = [moments_of(as_float(values[i : i + CHUNK_ROWS])) for i in starts if i < training]
-        arrays[f"moments/{layer_name(layer)}"] = np.array(moments, "<f8")
-    header = {
-        "format": f"{FORMAT} part",
-        "format_version": FORMAT_VERSION,
-        "identity": layout.identity,
-        "part": part,
-        "first_row": first,
-        "rows": n,
-    }
-    longest = seal({**header, "size": 10**15, "places": {name: (10**15,) * 2 for name in arrays}})
-    made, places = io.BytesIO(), {}
-    block = max(512, 1 << len(longest).bit_length())
-    with h5py.File(made, "w", libver=LIBVER, userblock_size=block) as file:
-        for name, values in arrays.items():
-            dataset = file.create_dataset(name, data=values)
-            places[name] = dataset.id.get_offset(), dataset.id.get_storage_size()
-            if name.startswith("activations/"):
-                dataset.attrs["dtype"] = layout.dtype
-    content = made.getbuffer()
-    header |= {"size": len(content), "places": places}
-    holes = [place for name, place in places.items() if is_rows(name)]
-    line = seal(header, outside(content, len(seal(header)), holes))
-    content[: len(line)] = line
-    return content
 
 
 class StoreWriter:

@@ -503,7 +503,7 @@ def test_contents_that_contradict_each_other_are_found(tmp_path, monkeypatch):
 
 def test_a_part_that_reads_back_otherwise_is_not_kept(tmp_path, monkeypatch):
     w = writer(tmp_path / "a")
-    monkeypatch.setattr("mmlib.activations.writer.outside", lambda *arguments: iter([b"other"]))
+    monkeypatch.setattr("mmlib.activations.parts.outside", lambda *arguments: iter([b"other"]))
     with pytest.raises(StoreError, match="part-00000.h5 reads back otherwise than it was written"):
         w.append({0: torch.ones(4, 2)}, np.arange(4), np.zeros(4, int), np.arange(4))
     assert not list((tmp_path / "a").iterdir())

@@ -7,6 +7,9 @@ READY := .venv/ready
 PY := .venv/bin/python
 RUN := $(PY) -m mmlib run --preset "$(PRESET)"
 NBVAL := $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider
+# what runs side by side: half of the cores each; equal results ask for equal numbers of threads
+HALF := HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2))
+UNIT := $(PY) -m pytest -m "not notebooks"
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -26,19 +29,20 @@ studies: $(READY) ## run what is due of the studies: scaling, recipes, benchmark
 plan: $(READY) ## what is due of all of these, why, and for how long on this machine
 	@$(PY) -m mmlib plan --preset "$(PRESET)" all
 
-# Two processes with half of the cores each; equal results ask for equal numbers of threads.
 test: $(READY) ## every test: unit tests beside all notebooks at the smoke preset
 	@data="$${MMLIB_DATA:-data}"; rm -rf "$$data/test"; mkdir -p "$$data/models" "$$data/test"; \
 	ls "$$data"/models/gemma3-* > /dev/null 2>&1 || $(PY) -c "from mmlib.activations import lm; from mmlib.runs.run import DATA; \
 	  lm.count_blocks(lm.EMBEDDED, DATA / 'models')" || exit 1; \
-	ln -s ../models "$$data/test/models"; export MMLIB_DATA="$$data/test" HF_HUB_OFFLINE=1 \
-	  OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)); \
+	ln -s ../models "$$data/test/models"; export MMLIB_DATA="$$data/test" $(HALF); \
 	MMLIB_NBVAL="$$MMLIB_DATA" $(PY) -m pytest tests > "$$MMLIB_DATA/unit_tests.log" 2>&1 & units=$$!; \
 	PRESET=smoke $(NBVAL) $$($(PY) -m mmlib plan all --paths); notebooks=$$?; \
 	wait $$units; units=$$?; cat "$$MMLIB_DATA/unit_tests.log"; exit $$((notebooks + units))
 
 test-unit: $(READY) ## the tests that run no notebook
-	@$(PY) -m pytest tests -m "not notebooks"
+	@export $(HALF); log="$$(mktemp)"; \
+	$(UNIT) tests/studies tests/denoisers > "$$log" 2>&1 & some=$$!; \
+	$(UNIT) tests --ignore=tests/studies --ignore=tests/denoisers; others=$$?; \
+	wait $$some; some=$$?; cat "$$log"; rm "$$log"; exit $$((some + others))
 
 figures: $(READY) ## redraw figures/ from results/ alone
 	@MMLIB_PUBLISHED=1 $(RUN) 31_figures --only

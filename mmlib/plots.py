@@ -1,4 +1,4 @@
-"""House style of figures: names and colours of methods, sizes and type, the marks that figures share, and saving."""
+"""House style of figures: colours and names of methods, type, marks that figures share, saving."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -75,7 +75,7 @@ MARKERS = {"flow_velocity": "o", "ddpm_epsilon": "s"}
 
 
 def named(label: str, meta_model: str | None) -> str:
-    """A label, with the name of the meta-model that a notebook was given in place of the run's own."""
+    """A label, with the name of the meta-model that a notebook was given for the run's own."""
     if meta_model in (None, "gated_mlp"):
         return label
     return re.sub(r"gated MLP( \(ours\))?", Path(meta_model).name, label)
@@ -165,7 +165,7 @@ def curve(
         line: further properties of the line, such as `dashes` or `label`.
 
     Raises:
-        ValueError: an interval with neither `band` nor `bars` or with both, or one of these without.
+        ValueError: an interval needs one of `band` and `bars`, and they need an interval.
     """
     ways = (band is not None) + (bars is not None)
     if ways != (interval is not None):
@@ -185,11 +185,14 @@ def curve(
 def heat_map(
     ax: Axes, values: ArrayLike, texts: Sequence[Sequence[str]], low: float, high: float
 ) -> AxesImage:
-    """A map of values with a text in each cell, white where the cell is dark; returns what a colour bar needs.
+    """A map of values with a text in each cell, white where the cell is dark.
 
     Args:
         values: (rows, columns). texts: as many, in the same order.
         low, high: ends of the scale of colours, which maps side by side share.
+
+    Returns:
+        What a colour bar is drawn of.
     """
     image = ax.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
@@ -230,7 +233,7 @@ def rate_axis(ax: Axes, rates: Sequence[float]) -> None:
 
 
 def height_axis(ax: Axes, labels: Sequence[str], margin: float = 0.5, rising: bool = False) -> None:
-    """A label at each height 0, 1, … at which `forest` puts its points: the first on top, or below if rising.
+    """A label at each height 0, 1, … of a forest's points: the first on top, or below if rising.
 
     Args:
         margin: how far the axis reaches past its first and last label.

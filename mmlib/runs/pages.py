@@ -9,7 +9,6 @@ In a template `r.loss_comparison.losses.flow_velocity.gated_mlp` is what stands 
     {{ x | number(2) }}, {{ x | percent }}, {{ ci95 | interval }}, {{ name | label }}, {{ word | verdict }}
 """
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,26 +152,6 @@ def verdict(word: str) -> str:
     return VERDICTS[word]
 
 
-def _figure(name: str):
-    """A figure's entry in the list of the studies, which only a clone has: mmlib itself knows no study."""
-    figures = importlib.import_module("mmlib_studies.figures").FIGURES
-    if name not in figures:
-        raise NoSuchNumber(f"no figure {name!r}: expected one of {', '.join(figures)}")
-    return figures[name]
-
-
-def caption_of(name: str) -> str:
-    """The caption of a figure, as the list of figures has it."""
-    return _figure(name).caption
-
-
-def notebook_of(name: str) -> str:
-    """The notebook that writes the results of a figure; 31, which draws all, where none does."""
-    file = ROOT / "results" / "default" / f"{_figure(name).results[0]}.json"
-    written = read_json(file)["provenance"]["notebook"] if file.exists() else ""
-    return Path(written).stem or "31_figures"
-
-
 def _finite(value) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise NoSuchNumber(f"{value!r} is no number that a page could show")
@@ -196,7 +175,6 @@ def render(
     )
     filters = (number, percent, interval, estimate, share, lower, count, label, verdict)
     environment.filters |= {function.__name__: function for function in filters}
-    environment.globals |= {"caption_of": caption_of, "notebook_of": notebook_of}
     return environment.get_template(PAGES[page]).render(r=Results(results))
 
 

@@ -115,7 +115,7 @@ def compare(folder: Path, published: Path) -> dict:
                         "here": here[keys],
                         "ci95": ci95,
                         "same": alike,
-                        "inside": ci95[0] <= here[keys] <= ci95[1],
+                        "inside": _inside(here[keys], ci95),
                     }
                 )
         judged = dict(verdicts(new))
@@ -138,6 +138,12 @@ def compare(folder: Path, published: Path) -> dict:
     }
 
 
+def _inside(value: float, ci95: list) -> bool:
+    """Whether a number lies in an interval; an end that is not known, null in the file, leaves out nothing."""
+    low, high = ci95
+    return (low is None or low <= value) and (high is None or value <= high)
+
+
 def _alike(a: float, b: float) -> bool:
     return a == b or math.isclose(a, b, rel_tol=5e-4)
 
@@ -154,13 +160,17 @@ def as_text(found: dict, most: int = 40) -> str:
 
     def distance(row: dict) -> float:
         low, high = row["ci95"]
-        return abs(row["here"] - row["published"]) / max(high - low, 1e-12)
+        width = math.inf if low is None or high is None else max(high - low, 1e-12)
+        return abs(row["here"] - row["published"]) / width
 
     differing = sorted((row for row in found["rows"] if not row["same"]), key=distance)[::-1]
     if differing:
         table = pd.DataFrame(differing[:most])
         table["inside"] = table["inside"].map({True: "", False: "OUTSIDE"})
-        table["ci95"] = [f"[{low:.4g}, {high:.4g}]" for low, high in table["ci95"]]
+        table["ci95"] = [
+            f"[{', '.join('?' if end is None else f'{end:.4g}' for end in ends)}]"
+            for ends in table["ci95"]
+        ]
         shown = table.drop(columns="same").rename(columns={"inside": ""})
         lines += ["", shown.to_string(index=False, float_format="{:.4g}".format)]
         if len(differing) > most:

@@ -214,7 +214,8 @@ def check(name: str, content: dict) -> None:
 
     schema = json.loads(path.read_text(encoding="utf-8"))
     validator = jsonschema.Draft202012Validator(schema)
-    if error := jsonschema.exceptions.best_match(validator.iter_errors(content)):
+    written = json.loads(json.dumps(content))  # as the file gives it back: tuples are lists there
+    if error := jsonschema.exceptions.best_match(validator.iter_errors(written)):
         where = ".".join(map(str, error.absolute_path)) or "the whole"
         raise ValueError(f"{name}.json does not fit its schema at {where}: {error.message[:300]}")
 
@@ -224,6 +225,6 @@ def cell_that_writes(name: str, notebook: Path) -> str | None:
     if not notebook.exists():
         return None
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if f'run.write("{name}"' in "".join(cell["source"]):
+        if re.search(rf'run\.write\(\s*"{re.escape(name)}"', "".join(cell["source"])):
             return cell.get("id")
     return None

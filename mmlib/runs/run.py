@@ -152,7 +152,16 @@ def start(
 ) -> Run:
     """Begin a notebook: check its parameters and find its run. None takes the preset's value.
 
+    Every notebook takes these, in its first cell or from papermill (`-p model EleutherAI/pythia-160m -p layer 8`). A run is
+    named by its preset and what departs from it, `default+EleutherAI--pythia-160m+layer8`; so are its folders.
+
     Args:
+        preset: sizes: "smoke" (its numbers mean nothing), "default", or "gpu".
+        seed: of everything random but the split of the documents.
+        model: Hub id or local folder of a causal language model of transformers.
+        corpus: a folder of .txt files, a text file with a document for each paragraph, "newsgroups", "self" (samples of the
+            language model), or "hf:NAME@CONFIG:SPLIT", a streamed dataset.
+        layer: the output of that block, from 0.
         own: parameters that this notebook alone takes, such as `meta_model`; one that is not None names the run's results and figures.
     Raises:
         ValueError: a parameter that the notebook does not declare was passed by papermill, or a value is impossible; the

@@ -99,21 +99,14 @@ def migrate(old: dict[str, dict], commit: str | None) -> dict[str, dict]:
     return new
 
 
-def main() -> None:
-    """Migrate a folder of results."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Migrate a folder of results.")
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path, nargs="?", help="where to write; left out: only count")
     parser.add_argument("--commit", help="that the old results were committed in")
     parser.add_argument("--under", default="", help='"gpu/" for results/gpu')
     given = parser.parse_args()
-    old = {
-        f"{given.under}{path.stem}": read_json(path) for path in sorted(given.old.glob("*.json"))
-    }
-    for name, content in migrate(old, given.commit).items():
+    found = {f"{given.under}{path.stem}": read_json(path) for path in given.old.glob("*.json")}
+    for name, content in migrate(dict(sorted(found.items())), given.commit).items():
         if given.new:
             write_json(given.new / f"{Path(name).name}.json", content)
-
-
-if __name__ == "__main__":
-    main()

@@ -22,13 +22,6 @@ def test_the_readme_has_at_most_a_thousand_words():
     assert len(re.sub(r"[|#*`\-—·→]+", " ", text).split()) <= 1000
 
 
-def test_the_readmes_python_is_what_a_test_runs():
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    tested = (ROOT / "tests" / "test_readme_example.py").read_text(encoding="utf-8")
-    lines = [line for line in code[1].splitlines() if line]
-    assert len(lines) == 6 and all(line in tested for line in lines)
-
-
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
 def test_no_interval_is_typed(template):
     typed = re.sub(r"{[{%#].*?[}%#]}", "", template.read_text(encoding="utf-8"), flags=re.S)

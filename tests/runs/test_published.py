@@ -64,6 +64,18 @@ def test_numbers_are_compared_by_their_keys_and_judged_by_their_intervals(folder
     )
 
 
+def test_an_end_that_is_not_known_leaves_out_nothing(folders):
+    here, there = folders
+    for folder, value in ((here, 9e9), (there, 2.0)):
+        content = {
+            "provenance": {"written": str(folder)},
+            "a": {"value": value, "ci95": [1.0, None]},
+        }
+        (folder / "scaling.json").write_text(json.dumps(content))
+    found = published.compare(here, there)
+    assert found["inside"] == 1 and "[1, ?]" in published.as_text(found)
+
+
 def test_another_verdict_is_named(folders):
     here, there = folders
     other = losses(1.2512, 0.2511, -0.031, "now")

@@ -99,11 +99,16 @@ def test_what_does_not_fit_a_schema_is_named_with_file_and_path():
         results.check("loss_comparison", content)
 
 
+def test_a_tuple_is_the_list_that_its_file_will_hold():
+    content = json.loads((ROOT / "results" / "default" / "steering_study.json").read_text())
+    results.check("steering_study", content | {"strengths": tuple(content["strengths"])})
+
+
 def test_every_file_that_a_notebook_writes_has_a_schema_and_its_cell():
     found = {}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         source = "".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
-        found |= dict.fromkeys(re.findall(r'run\.write\("(\w+)"', source), path)
+        found |= dict.fromkeys(re.findall(r'run\.write\(\s*"(\w+)"', source), path)
     assert len(found) == 17 and set(found) <= set(results.tables())
     assert all(results.cell_that_writes(name, path) for name, path in found.items())
     assert results.cell_that_writes("recipes/one-trial", found["recipes"]) is None

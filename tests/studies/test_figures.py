@@ -61,12 +61,18 @@ def test_every_result_of_the_list_has_a_notebook_that_writes_it():
 
 
 def test_the_gallery_shows_every_figure_once_with_the_notebook_of_its_results():
-    template = (ROOT / "templates" / "figures.md.j2").read_text(encoding="utf-8")
-    shown = re.findall(r'figure\("(\w+)", .*, "(\w+)"\)', template)
+    gallery = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\]\((\w+)\.png\).*?notebooks/(\w+)\.ipynb", gallery, re.S)
     assert len(shown) == len(figures.FIGURES) and dict(shown) == {
         name: figures.NOTEBOOKS.get(entry.results[0], "31_figures")
         for name, entry in figures.FIGURES.items()
     }
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_a_caption_says_what_is_drawn_and_what_it_shows_without_numbers(name):
+    caption = figures.FIGURES[name].caption
+    assert len(re.findall(r"\.(?= |$)", caption)) == 2 and not re.search(r"\d", caption)
 
 
 @pytest.mark.parametrize("name", ["baselines", "unet_recipes", "gpu"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmlib.runs import run as runs
+from mmlib.runs.results import keyed_results
 from mmlib.runs.sweep import Sweep
 from mmlib_studies import figures
 from mmlib_studies.steering import grid as steering_study

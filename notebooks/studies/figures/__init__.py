@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from mmlib_studies.figures.captions import CAPTIONS
 from mmlib_studies.figures.fronts import steering, steering_study
 from mmlib_studies.figures.generality import robustness, scaling
 from mmlib_studies.figures.losses import floors, loss_by_noise, reductions
@@ -52,13 +53,18 @@ class Entry:
 
     Attributes:
         draw: takes the results in their order, and those `beside` by keyword.
-        results: names of results files; a GPU's, the same for every run, have their folder before them.
+        results: names of results files; those of a GPU are the same for every run.
         beside: results that the figure also shows where a run has them.
     """
 
     draw: Callable[..., Figure]
     results: tuple[str, ...]
     beside: tuple[str, ...] = ()
+
+    @property
+    def caption(self) -> str:
+        """What the committed figure draws, and what a reader sees in it."""
+        return CAPTIONS[self.draw.__name__]
 
 
 _ENTRIES = (

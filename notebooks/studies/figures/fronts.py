@@ -1,4 +1,4 @@
-"""Figures of steering: what an edit gains and costs, and what repairs leave of it. Notebooks 11 and 25."""
+"""Figures of steering, notebooks 11 and 25: what edits gain and cost, what repairs leave."""
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -63,7 +63,10 @@ def _measure(concept: str) -> str:
 
 
 def steering(result: dict) -> Figure:
-    """Fronts of concept against fluency, areas between fronts, and how much of an edit each repair leaves; of the first concept and σ."""
+    """Fronts of concept against fluency, areas between them, what repairs leave of an edit.
+
+    Of the first concept and σ.
+    """
     figure, (fronts, areas, left) = plt.subplots(
         1, 3, figsize=(plots.TEXT_WIDTH, 3.3), width_ratios=(1.35, 0.9, 1)
     )
@@ -104,7 +107,7 @@ def _by_intervention(edits: dict[str, dict], sigmas: tuple) -> dict[str, list[di
 
 
 def _path(ax: Axes, rows: list[dict], label: str, *, colour: str, **style) -> None:
-    """Change against cost by strength, from the repair alone on, hollow; where nothing is to repair that is no steering."""
+    """Change against cost by strength, from the repair alone or from no steering, hollow."""
     start = [] if rows[0]["strength"] == 0 else [0]
     changes, costs = ([*start, *values] for values in plots.columns(rows, "change", "cost"))
     ax.plot(changes, costs, color=colour, label=label, **style)
@@ -171,7 +174,7 @@ _STUDY_LINES = {  # intervention and rank of its σ, from the largest → colour
 
 
 def steering_study(result: dict) -> Figure:
-    """Fronts of concept against fluency, a row of panels a concept, a column a direction; hollow where the repair is alone."""
+    """Fronts of concept against fluency: a row of panels a concept, a column a direction."""
     concepts = list(result["rows"])
     figure, panels = plt.subplots(
         len(concepts),

@@ -1,4 +1,4 @@
-"""Figures of how far the comparison carries: to other amounts of compute, layers and texts. Notebooks 06 and 23."""
+"""Figures of other amounts of compute, layers and texts: notebooks 06 and 23."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from mmlib import plots
 
 
 def scaling(result: dict) -> Figure:
-    """Loss against compute by size, the law through the lower envelope, and where it would meet the claim."""
+    """Loss against compute by size, the law through the lower envelope, and the claim."""
     figure, ax = plt.subplots(figsize=(plots.TEXT_WIDTH, 3.4))
     trials, reach = result["trials"], result["extrapolation"]
     widths = sorted({trial["d_model"] for trial in trials.values()})
@@ -71,7 +71,7 @@ _IN_THE_GRID = ("layers", "texts", "layers and texts", "seeds")
 
 
 def robustness(result: dict) -> Figure:
-    """Layers × texts over the Gaussian and over the mixture; then the other rows, with and without outliers, on both objectives."""
+    """Reductions by layer and text over two baselines, then others, also without outliers."""
     rows = list(_over_the_gaussian(result["reductions"]))
     labels = list(dict.fromkeys((row["group"], row["label"]) for row in rows))
     figure = plt.figure(figsize=(plots.TEXT_WIDTH, 3.0 + 0.24 * len(labels)))
@@ -94,7 +94,7 @@ def _over_the_gaussian(reductions: dict[str, dict]) -> Iterator[dict]:
 
 
 def _layers_and_texts(figure: SubFigure, grid: dict[str, dict]) -> None:
-    """Two maps of the small MLP's velocity reductions on one scale, with the interval in each cell."""
+    """Two maps of the small MLP's velocity reductions on one scale, an interval in each cell."""
     texts, layers = list(grid), list(next(iter(grid.values())))
     titles = {
         "over_gaussian": "small MLP over the full Gaussian",

@@ -1,4 +1,4 @@
-"""Figures of the compared loss: against the noise level, as reductions over baselines, and over a floor. Notebook 04."""
+"""Figures of the compared loss, by noise level, as reductions, and over a floor: notebook 04."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +12,7 @@ _COLOURS = dict(zip(plots.OBJECTIVES, (plots.BLUE, plots.RED)))
 
 
 def loss_by_noise(result: dict) -> Figure:
-    """Loss of every method against the noise level; two readings of PCA are light, the naive one is left out."""
+    """Loss of every method against the noise level, two readings of PCA in light lines."""
     figure, axes = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 3.4))
     for ax, (objective, label) in zip(axes, plots.OBJECTIVES.items()):
         curves, velocity = result["curves"][objective], objective == "flow_velocity"
@@ -35,7 +35,7 @@ def loss_by_noise(result: dict) -> Figure:
 
 
 def _limits(ax: Axes, velocity: bool) -> None:
-    """The limits of the best loss: of the velocity 1 at both ends; of ε 1 at low noise, and 0 at high, which the axis of a logarithm does not have."""
+    """Limits of the best loss: velocity 1 at both ends; ε 1 at low noise, and 0 at high."""
     bottom = ax.get_ylim()[0]
     style = {"color": plots.BLACK, "mfc": "white", "ms": 5, "ls": "", "clip_on": False, "zorder": 5}
     ax.plot(0, 1, marker="D", label="limits of the best loss", **style)
@@ -48,7 +48,7 @@ _LEAST = -0.5  # reduction at the left end of the axis
 
 
 def reductions(result: dict, replication: dict | None = None) -> Figure:
-    """The primary definitions, set apart; then the reduction of the loss by each network over each baseline.
+    """The primary definitions; then the reduction of the loss by each network over each baseline.
 
     Args:
         replication: results of notebook 24, whose training seeds become small ticks.
@@ -119,10 +119,10 @@ def _reduction(ax: Axes, row: dict, objective: str, y: float) -> None:
 
 
 def floors(result: dict, scaling: dict | None = None) -> Figure:
-    """The reduction of what can be reduced, against the unknown best possible loss, for the primary definitions.
+    """The reduction of what can be reduced, against the unknown best possible loss.
 
     Args:
-        scaling: results of notebook 06, whose E is marked, with its interval cut at the lowest loss.
+        scaling: results of notebook 06, whose E is marked.
     """
     figure, ax = plt.subplots(figsize=(plots.TEXT_WIDTH * 0.62, 3.0))
     styles = zip(
@@ -150,7 +150,7 @@ def floors(result: dict, scaling: dict | None = None) -> Figure:
 
 
 def _estimated_floor(ax: Axes, found: dict) -> None:
-    """E as a line, its interval as a bar along the axis, and the mixture's reduction over it as a star."""
+    """E as a line, its interval as a bar, and the mixture's reduction over it as a star."""
     if not found["possible"]:
         return
     at, *ends = (loss / found["lowest_loss"] for loss in (found["e"], *found["cut_ci95"]))

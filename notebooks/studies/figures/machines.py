@@ -1,4 +1,4 @@
-"""Figures of speed and cost: solvers, the store, training on a GPU. Notebook 22 and the GPU's studies."""
+"""Figures of speed: solvers, the store, training on a GPU. Notebook 22 and the GPU's studies."""
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ _SOLVERS = {
 
 
 def solvers(result: dict) -> Figure:
-    """Fréchet distance of samples, and error of the end point, against the number of evaluations, for each solver."""
+    """Fréchet distance of samples and error of the end point by evaluations and solver."""
     figure, (distances, errors) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.7))
     found = result["solvers"]
     for name, (label, colour, marker) in _SOLVERS.items():
@@ -89,7 +89,7 @@ _ON_GPU = {
 
 
 def gpu(rates: dict, budgets: dict) -> Figure:
-    """Training rates on a GPU as shares of its matrix products; and the losses of networks with other settings, trained there.
+    """Training rates on a GPU as shares of a product's, and losses of other settings.
 
     Args:
         rates: of `mmlib_studies.benchmarks`.
@@ -125,7 +125,7 @@ def gpu(rates: dict, budgets: dict) -> Figure:
 def _rates(
     ax: Axes, rows: list[dict | None], colour: str, marker: str, label: str, above: float
 ) -> None:
-    """Each network's share of the rate of a matrix product at its height, and its rate `above` it in points."""
+    """Shares of a product's rate, a network a height, and rates `above` them by so many points."""
     known = {y: row for y, row in enumerate(rows) if row is not None}
     shares = [row["fraction_of_matmul"]["8192"] for row in known.values()]
     ax.plot(shares, list(known), marker, color=colour, ms=5, label=label)

@@ -69,7 +69,7 @@ _CLOCK = {"xlabel": "seconds, set-up included", "ylabel": "velocity loss, log of
 
 
 def recipes(result: dict) -> Figure:
-    """Variants by learning rate and by seconds, the race to two targets, and what one change at a time does to ours."""
+    """Variants by learning rate and seconds, the race to two targets, ours with one change each."""
     figure, ((rates, seconds), (race, changes)) = plt.subplots(
         2, 2, figsize=(plots.TEXT_WIDTH, 5.2)
     )
@@ -142,7 +142,7 @@ def _changes(ax: Axes, found: dict) -> None:
 
 
 def unet_recipes(result: dict) -> Figure:
-    """The UNet at equal seconds: by rate and width, by height of its image, and with its dimensions in order and permuted."""
+    """The UNet at equal seconds: rate and width, height of its image, order of dimensions."""
     figure, (widths, heights, orders) = plt.subplots(
         1, 3, figsize=(plots.TEXT_WIDTH, 2.7), sharey=True, width_ratios=(1.4, 1, 1)
     )

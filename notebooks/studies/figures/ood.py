@@ -84,7 +84,11 @@ def typicality_passage(result: dict) -> Figure:
 def passage_lines(
     strings: list[str], segments: list[str]
 ) -> list[tuple[str, list[tuple[int, int, str]]]]:
-    """Lines of a passage in a type of equal widths: (segment that begins there or "", its tokens as (number, column, text))."""
+    """Lines of a passage in a type of equal widths.
+
+    Returns:
+        Each line: the segment that begins there, or "", and tokens as (number, column, text).
+    """
     lines, column = [], 0
     for i, (string, segment) in enumerate(zip(strings, segments)):
         begins = i == 0 or segment != segments[i - 1]

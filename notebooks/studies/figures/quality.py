@@ -1,4 +1,4 @@
-"""Figures of what a model makes of activations: samples, likelihoods, the language model's loss. Notebooks 05, 07, 08."""
+"""Figures of samples, likelihoods and the language model's loss: notebooks 05, 07 and 08."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -66,7 +66,7 @@ def dimensions(samples: dict[str, np.ndarray]) -> Figure:
 
 
 def density(result: dict) -> Figure:
-    """Log-likelihood of test activations by method, and the distribution over tokens of its difference to the Gaussian's."""
+    """Log-likelihood of test activations by method, and its gain over the Gaussian's by token."""
     figure, (means, differences) = plt.subplots(
         1, 2, figsize=(plots.TEXT_WIDTH, 2.6), width_ratios=(1, 1.15)
     )

@@ -9,7 +9,7 @@ from mmlib import plots
 
 
 def activations(result: dict) -> Figure:
-    """Anatomy of the stored activations: norms by position, spread and kurtosis by dimension, PCA spectrum."""
+    """Stored activations: norms by position, spread and kurtosis by dimension, PCA spectrum."""
     figure, ((norms, spread), (tails, spectrum)) = plt.subplots(
         2, 2, figsize=(plots.TEXT_WIDTH, 4.4)
     )
@@ -48,7 +48,7 @@ def _spectrum(ax: Axes, variances: np.ndarray, rank: float) -> None:
 
 
 def baselines(result: dict) -> Figure:
-    """Reconstruction of clean activations by PCA-k and SAEs, and how often the latents of the main one fire."""
+    """What PCA-k and SAEs leave of clean activations, and how often the main SAE's latents fire."""
     figure, (fvu, firing) = plt.subplots(
         1, 2, figsize=(plots.TEXT_WIDTH, 2.6), width_ratios=(1.5, 1)
     )
@@ -73,7 +73,7 @@ _SAE_MARKERS = {
 
 
 def _saes(ax: Axes, main: dict, grid: list[dict]) -> None:
-    """FVU against L0: the main SAE full, those of the grid hollow; a point grows with the number of latents."""
+    """FVU against L0, the main SAE full, those of the grid hollow, larger with more latents."""
     for row, face in (*((row, "none") for row in grid), (main, plots.GREEN)):
         marker, size = _SAE_MARKERS[row["kind"]][0], 2 + 2 * np.sqrt(row["latents"] / 2048)
         ax.plot(row["l0"], row["fvu"], color=plots.GREEN, marker=marker, ms=size, mfc=face, ls="")
@@ -86,7 +86,7 @@ def _saes(ax: Axes, main: dict, grid: list[dict]) -> None:
 
 
 def independence(result: dict) -> Figure:
-    """Joint firing of the SAE's latents against independence, and the tails of whitened coordinates against a Gaussian's."""
+    """Joint firing of SAE latents, and tails of whitened components, against independence."""
     figure, (joint, tails) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.5))
     found, whitened = result["independence"]["coactivation"], result["independence"]["whitened"]
     histogram = found["histogram"]

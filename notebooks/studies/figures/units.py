@@ -1,4 +1,4 @@
-"""Figures of units and dictionaries: probes of one unit, clamped units, the contexts of a unit. Notebook 12."""
+"""Figures of units: as probes, clamped, and in the contexts that they respond to. Notebook 12."""
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ _PAIR = {"full": {"marker": "o"}, "hollow": {"marker": "s", "mfc": "white"}}  # 
 
 
 def probing(result: dict) -> Figure:
-    """Held-out AUC of one-unit probes by dictionary, with all units and with equally many candidates; and against the noise level."""
+    """Held-out AUC of one-unit probes by dictionary, with all units and few; and by noise."""
     figure, (kinds, noise) = plt.subplots(
         1, 2, figsize=(plots.TEXT_WIDTH, 3.3), width_ratios=(1.35, 1)
     )
@@ -62,7 +62,7 @@ def probing(result: dict) -> Figure:
 
 
 def _references(ax: Axes, result: dict, n: int) -> None:
-    """Probes of all dimensions as lines, published numbers above the n rows; and what the rows' marks mean."""
+    """Fitted probes as lines, published numbers above the n rows; and what the rows' marks mean."""
     signs = {"color": "0.4", "ls": "", "ms": 4.5}
     ax.plot([], [], label="chosen from all units", **_PAIR["full"], **signs)
     few = f"from at most {result['candidates']} at random"
@@ -82,7 +82,7 @@ def _references(ax: Axes, result: dict, n: int) -> None:
 
 
 def _by_sigma(ax: Axes, name: str, rows: list[dict], label: str, style: dict) -> None:
-    """AUC against σ with all units, and dashed with few; there are no more dimensions than candidates."""
+    """AUC against σ with all units, and dashed with few, which of dimensions are all."""
     kinds = {"all": {"dashes": ()}, "few": {"dashes": (3, 1.5), "mfc": "white"}}
     for key in ("all",) if name == "raw" else kinds:
         mean, interval = plots.columns((row[key] for row in rows), "mean", "ci95")
@@ -93,7 +93,7 @@ def _by_sigma(ax: Axes, name: str, rows: list[dict], label: str, style: dict) ->
 
 
 def clamping(result: dict) -> Figure:
-    """What clamping the chosen unit, and matched random units, does to the next token's log-odds, in parts of the gap between the classes."""
+    """Effect of clamped units on log-odds, as a share of the gap between the classes."""
     found = result["clamping"]
     if "skipped" in found:
         return _said(f"No unit was clamped. {found['skipped']}")
@@ -141,7 +141,7 @@ _OPAQUE = 0.85  # opacity at a unit's largest value
 
 
 def unit_contexts(result: dict, units: int = 8, lines: int = 3) -> Figure:
-    """Tokens in context at which chosen meta-neurons, and some that no task chose, are largest; shaded by the unit's value."""
+    """Contexts in which meta-neurons that a task chose, or none, are largest, shaded by value."""
     found = [(task, unit) for task, mine in result["units"].items() for unit in mine.values()]
     chosen = [pair for pair in found if pair[1]["auc"] is not None]
     others = [pair for pair in found if pair[1]["auc"] is None]
@@ -186,7 +186,7 @@ def _facts(task: str, unit: dict) -> str:
 
 
 def _shaded_line(ax: Axes, context: dict, y: float, centre: float) -> None:
-    """One context whose token at `at` begins at x = `centre`; what would leave the page is left out."""
+    """A context whose token `at` begins at x = `centre`, as far as the page holds it."""
     pieces = [_drawable(piece) for piece in context["pieces"]]
     x = centre - _CHARACTER * sum(map(len, pieces[: context["at"]]))
     for i, (piece, value) in enumerate(zip(pieces, context["values"])):

@@ -87,10 +87,8 @@ def lines_without_imports(cell):
 def test_notebooks_are_fit_to_read(path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert (
-        notebook.cells[0].source.startswith(f"# {path.stem[:2]} · ")
-        and "**" in notebook.cells[0].source
-    )
+    assert notebook.cells[0].source.startswith(f"# {path.stem[:2]} · ")
+    assert "**" in notebook.cells[0].source
     assert "What this does not show" in notebook.cells[-1].source
     assert [cell.metadata.get("tags") for cell in code].count(["parameters"]) == 1
     assert any("nbval-check-output" in cell.metadata.get("tags", []) for cell in code)
@@ -134,11 +132,9 @@ def test_code_is_formatted_and_passes_its_linter():
 
 def test_a_changed_module_is_known_to_the_notebooks_that_use_it():
     users = {path.stem[:2]: dependencies.modules_of(path) for path in NOTEBOOKS}
-    store, losses, claim = (
-        "mmlib.activations.store",
-        "mmlib.evaluation.losses",
-        "mmlib.evaluation.claim",
-    )
+    store = "mmlib.activations.store"
+    losses = "mmlib.evaluation.losses"
+    claim = "mmlib.evaluation.claim"
     assert all(store in users[n] for n in ("01", "02", "03", "04", "05"))
     assert losses in users["04"] and losses not in users["02"]
     computed_by = {

@@ -174,7 +174,8 @@ def test_make_refuses_in_a_line_what_cannot_work_and_helps_without_anything(tmp_
 
     assert "make reproduce" in make("PYTHON=none").stdout
     done = make("reproduce", "PYTHON=none")
-    assert done.returncode and done.stdout == (
+    assert done.returncode
+    assert done.stdout == (
         "no none: expected Python 3.11 to 3.13, such as make PYTHON=python3.12\n"
     )
     done = make("reproduce", f"PYTHON={sys.executable}")

@@ -160,9 +160,8 @@ def begin(training: TrainingRun, workload: Workload) -> tuple[Iterator[Tensor], 
         training.settings = replace(
             training.settings, batch=batch, levels=batch // workload.rows_per_level
         )
-        source = repeat(
-            torch.randn(batch, workload.d, device=training.device).bfloat16()
-        )  # as stores hold them
+        # as stores hold them
+        source = repeat(torch.randn(batch, workload.d, device=training.device).bfloat16())
         try:
             for _ in range(4):  # from the second on, the optimiser's state is there too
                 training.advance(source)
@@ -225,10 +224,8 @@ def measure(workload: Workload, size: Size, compiled: bool) -> dict:
 
 def run(size: Size, out: Path, **facts) -> dict:
     """Measure everything as it comes, then compiled while time allows; what there is is written after every row."""
-    began, batches = (
-        time.monotonic(),
-        {workload.name: workload.batches for workload in size.workloads},
-    )
+    began = time.monotonic()
+    batches = {workload.name: workload.batches for workload in size.workloads}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     content = {
         "provenance": provenance(

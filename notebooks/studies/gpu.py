@@ -67,10 +67,8 @@ def _flow(size: MLPSize, steps: int, batch: int, lr: float, **options) -> Recipe
 
 def _runs() -> list[GPURun]:
     ours = MLPSize(gated_skip=True)
-    two, unet = (
-        replace(ours, layers=2, d_mlp=3840),
-        Training("ddpm_epsilon", steps=3000, batch=256, lr=3e-4, ema=0.999),
-    )
+    two = replace(ours, layers=2, d_mlp=3840)
+    unet = Training("ddpm_epsilon", steps=3000, batch=256, lr=3e-4, ema=0.999)
     return [
         # As notebook 03 had them until these runs were done: what the other machine changes.
         GPURun("gated_mlp", _flow(ours, 3200, 512, 1e-3, density="uniform"), final=True),
@@ -151,10 +149,8 @@ def density_of(model: MetaModel, components: PrincipalComponents, documents: Doc
         )
         + to_raw
     )
-    gain_n, document_n = (
-        (found.nats_per_dimension_n - exact_n).numpy(),
-        np.unique(documents.document[chosen], return_inverse=True)[1],
-    )
+    gain_n = (found.nats_per_dimension_n - exact_n).numpy()
+    document_n = np.unique(documents.document[chosen], return_inverse=True)[1]
     sums, counts = np.bincount(document_n, gain_n), np.bincount(document_n)
     return {
         "tokens": DENSITY_TOKENS,
@@ -172,13 +168,11 @@ class GPUStudy:
     """What all runs share: activations on the device, documents, and the methods in closed form."""
 
     def __init__(self, store: ActivationStore):
-        self.store, self.splits = (
-            store,
-            {
-                "train": Documents(store, "train", TRAIN_ROWS),
-                **{split: Documents(store, split) for split in ("validation", "test")},
-            },
-        )
+        self.store = store
+        self.splits = {
+            "train": Documents(store, "train", TRAIN_ROWS),
+            **{split: Documents(store, split) for split in ("validation", "test")},
+        }
         self.rows_nd = store.read(store.rows("train")).to(default_device())
         self.components = PrincipalComponents.fit(Normaliser.of(store)(self.rows_nd).cpu())
         self.closed = {

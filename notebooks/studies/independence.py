@@ -60,11 +60,9 @@ def paired(values_nm: Tensor, seed: int, shifts: int = SHIFTS) -> Pairs:
 
 def _shifted(columns_mn: Tensor, seed: int, shifts: int) -> Iterator[Tensor]:
     """Draws from the null, (m, n) each, all in the same memory."""
-    rng, (m, n), drawn_mn = (
-        np.random.default_rng(seed),
-        columns_mn.shape,
-        torch.empty_like(columns_mn),
-    )
+    rng = np.random.default_rng(seed)
+    (m, n) = columns_mn.shape
+    drawn_mn = torch.empty_like(columns_mn)
     for _ in range(shifts):
         for drawn_n, column_n, by in zip(drawn_mn, columns_mn, rng.integers(0, n, m).tolist()):
             drawn_n[by:], drawn_n[:by] = column_n[: n - by], column_n[n - by :]

@@ -161,10 +161,8 @@ def lower_envelope(compute_n: Sequence[float], loss_n: Sequence[float]) -> np.nd
     The quarter is what C is uncertain by: counting the parameters of time or not changes it by as much. Without it a run is on the
     envelope for being cheaper by a hair than one that is far better.
     """
-    compute_n, loss_n = (
-        np.asarray(compute_n, dtype=np.float64),
-        np.asarray(loss_n, dtype=np.float64),
-    )
+    compute_n = np.asarray(compute_n, dtype=np.float64)
+    loss_n = np.asarray(loss_n, dtype=np.float64)
     order = np.lexsort((loss_n, compute_n))
     compute_n, loss_n = compute_n[order], loss_n[order]
     best_so_far = np.minimum.accumulate(loss_n)
@@ -207,10 +205,8 @@ def fit(compute_n: Sequence[float], loss_n: Sequence[float]) -> PowerLaw:
     Raises:
         ValueError: fewer than four different amounts of compute.
     """
-    c_n, loss_n = (
-        np.asarray(compute_n, dtype=np.float64) / UNIT,
-        np.asarray(loss_n, dtype=np.float64),
-    )
+    c_n = np.asarray(compute_n, dtype=np.float64) / UNIT
+    loss_n = np.asarray(loss_n, dtype=np.float64)
     if len(np.unique(c_n)) < LEAST_POINTS:
         raise ValueError(
             f"{len(np.unique(c_n))} different amounts of compute cannot determine three constants: expected at least {LEAST_POINTS}"

@@ -89,9 +89,8 @@ def test_draws_of_the_control_have_the_fitted_mean_and_covariance_and_nothing_el
 def test_the_most_frequent_latents_come_first_and_none_that_is_always_or_never_on(trained):
     sae, z = trained
     firing, frequency = frequent_firing(sae, z, 10), torch.tensor(sae_quality(sae, z)["frequency"])
-    assert firing.shape == (len(z), 10) and torch.allclose(
-        firing.float().mean(0), frequency.sort(descending=True).values[:10]
-    )
+    assert firing.shape == (len(z), 10)
+    assert torch.allclose(firing.float().mean(0), frequency.sort(descending=True).values[:10])
     one = frequent_firing(sae, z[:1], 10)
     assert one.shape == (1, 0), "on a single token every latent fires always or never"
 

@@ -12,14 +12,7 @@ from mmlib.denoisers.gaussian import PrincipalComponents, standard_normal
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser, MixtureSize, fit_mixture
 from mmlib.denoisers.noise import Level
-from mmlib.denoisers.sae import (
-    MixedDenoiser,
-    SAEDenoiser,
-    SAESize,
-    load_sae,
-    save_sae,
-    train_sae,
-)
+from mmlib.denoisers.sae import MixedDenoiser, SAEDenoiser, SAESize, load_sae, save_sae, train_sae
 
 
 def cost_of(fit):

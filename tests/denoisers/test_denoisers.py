@@ -34,13 +34,11 @@ def test_image_shape(d, shape):
 @pytest.mark.parametrize("d", range(1, 3000, 37))
 def test_any_width_fits_and_both_halvings_are_whole(d):
     height, width = image_shape(d)
-    assert (
-        height * width >= d
-        and height % 4 == 0
-        and width % 4 == 0
-        and height * width - d < 16
-        and height <= width
-    )
+    assert height * width >= d
+    assert height % 4 == 0
+    assert width % 4 == 0
+    assert height * width - d < 16
+    assert height <= width
 
 
 @pytest.mark.parametrize("d", [64, 100])
@@ -78,11 +76,9 @@ def test_mlp_against_the_published_equations_written_again():
     """The forward pass from the published description, with plain tensor operations on the same weights."""
     torch.manual_seed(0)
     network = MLPDenoiser(d_input=6, n_layers=2).eval()
-    w, x, t = (
-        dict(network.named_parameters()),
-        torch.randn(5, 6),
-        torch.tensor([0.0, 1.0, 250.0, 777.0, 1000.0]),
-    )
+    w = dict(network.named_parameters())
+    x = torch.randn(5, 6)
+    t = torch.tensor([0.0, 1.0, 250.0, 777.0, 1000.0])
 
     def linear(name, value):
         return value @ w[f"{name}.weight"].T + w[f"{name}.bias"]
@@ -109,12 +105,10 @@ def test_mlp_against_the_published_equations_written_again():
 
 def test_the_gated_skip_by_hand():
     torch.manual_seed(0)
-    network, plain, x, t = (
-        MLPDenoiser(6, 12, 24, 1, gated_skip=True),
-        MLPDenoiser(6, 12, 24, 1),
-        torch.randn(4, 6),
-        torch.tensor([500.0]),
-    )
+    network = MLPDenoiser(6, 12, 24, 1, gated_skip=True)
+    plain = MLPDenoiser(6, 12, 24, 1)
+    x = torch.randn(4, 6)
+    t = torch.tensor([500.0])
     plain.load_state_dict(
         {
             key: value
@@ -133,10 +127,8 @@ def test_the_gated_skip_by_hand():
 def test_the_unet_in_another_order_is_the_same_unet_on_permuted_dimensions():
     torch.manual_seed(0)
     order = torch.randperm(48).tolist()
-    plain, permuted = (
-        UNetDenoiser(48, (32, 32, 32), 1).eval(),
-        UNetDenoiser(48, (32, 32, 32), 1, order=order).eval(),
-    )
+    plain = UNetDenoiser(48, (32, 32, 32), 1).eval()
+    permuted = UNetDenoiser(48, (32, 32, 32), 1, order=order).eval()
     permuted.load_state_dict(plain.state_dict())
     x, t = torch.randn(2, 48), torch.tensor([10.0, 700.0])
     with torch.inference_mode():
@@ -154,6 +146,5 @@ def test_an_impossible_image_is_refused():
 def test_mlp_default_widths_are_the_published_ratios():
     network = MLPDenoiser(d_input=640)
     assert network.in_proj.out_features == 1280 and network.layers[0].up_proj.out_features == 2560
-    assert count_parameters(network) == pytest.approx(44.3e6, rel=0.01) and math.isfinite(
-        network.ln.eps
-    )
+    assert count_parameters(network) == pytest.approx(44.3e6, rel=0.01)
+    assert math.isfinite(network.ln.eps)

@@ -28,9 +28,9 @@ HELD_OUT = activations(200, seed=1)[0]
 def test_every_kind_denoises_standardised_x(kind):
     model, x = fitted(kind), fitted(kind).noised(HELD_OUT, 0.3, seed=2)
     z, noise = model.standardise(HELD_OUT), (x - 0.7 * model.standardise(HELD_OUT)) / 0.3
-    assert (
-        x.shape == z.shape and abs(float(noise.mean())) < 0.1 and abs(float(noise.std()) - 1) < 0.1
-    )
+    assert x.shape == z.shape
+    assert abs(float(noise.mean())) < 0.1
+    assert abs(float(noise.std()) - 1) < 0.1
     estimate = model.denoise(x, sigma=0.3)
     assert torch.allclose(estimate, model.denoiser(x, 0.3), atol=1e-5)
     assert torch.equal(estimate, model.denoise(x.double().numpy(), 0.3))

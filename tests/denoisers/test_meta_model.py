@@ -132,9 +132,8 @@ def test_a_projection_starts_at_its_level(steps, sigma):
     for solver in FlowMatching.solvers:
         schedule = FlowMatching().schedule(solver, steps, sigma)
         assert schedule.evaluations == (2 * steps - 1 if solver == "heun" else steps)
-        assert schedule.scheduler.sigmas[0].item() == pytest.approx(
-            sigma, abs=1e-6
-        ) and schedule.times[0] == pytest.approx(1000 * sigma, abs=1e-3)
+        assert schedule.scheduler.sigmas[0].item() == pytest.approx(sigma, abs=1e-6)
+        assert schedule.times[0] == pytest.approx(1000 * sigma, abs=1e-3)
     for solver in DDPM.solvers:
         ddpm = DDPM().schedule(solver, steps, sigma)
         t = int(ddpm.scheduler.timesteps[0])
@@ -158,11 +157,9 @@ def test_projection_keeps_the_gaussian_and_forgets_more_with_more_noise(objectiv
 def test_ddim_ends_at_the_clean_activation_whatever_the_number_of_steps(steps):
     schedule = DDPM().schedule("ddim", steps)
     strides = -schedule.scheduler.timesteps.diff()
-    assert (
-        schedule.evaluations == pytest.approx(steps, rel=0.12)
-        and (strides == strides[0]).all()
-        and (schedule.scheduler.timesteps >= 0).all()
-    )
+    assert schedule.evaluations == pytest.approx(steps, rel=0.12)
+    assert (strides == strides[0]).all()
+    assert (schedule.scheduler.timesteps >= 0).all()
     drawn = exact("ddpm_epsilon").sample(20_000, steps=steps, solver="ddim", generator=generator())
     assert torch.allclose(torch.cov(drawn.T), covariance(gaussian()), atol=0.12)
 
@@ -188,10 +185,8 @@ def test_log_likelihood_agrees_with_the_closed_form(objective, tolerance):
         - scale.log().mean()
     )
     result = model.log_likelihood(z, generator=generator(7), steps=200, batch=20)
-    assert (
-        torch.allclose(result.nats_per_dimension_n.float(), truth, atol=tolerance)
-        and not result.standard_error_n.any()
-    )
+    assert torch.allclose(result.nats_per_dimension_n.float(), truth, atol=tolerance)
+    assert not result.standard_error_n.any()
 
 
 def test_hutchinson_agrees_with_the_exact_trace_within_its_error():
@@ -307,9 +302,8 @@ def test_several_layers_share_a_network_that_is_told_the_layer(make_store, tmp_p
     first, third = model.at(1), model.at(3)
     assert not torch.allclose(first.denoise(x, 0.5), third.denoise(x, 0.5))
     raw = stores[1].read(range(5))
-    assert torch.allclose(third.normaliser(raw), Normaliser.of(stores[1])(raw)) and torch.allclose(
-        third.normaliser.inverse(third.normaliser(raw)), raw.float(), atol=1e-5
-    )
+    assert torch.allclose(third.normaliser(raw), Normaliser.of(stores[1])(raw))
+    assert torch.allclose(third.normaliser.inverse(third.normaliser(raw)), raw.float(), atol=1e-5)
     third.check_store(stores[1])
     with pytest.raises(StoreError, match="layer 3"):
         third.check_store(stores[0])
@@ -361,12 +355,10 @@ def saved(tmp_path):
 
 def test_a_checkpoint_comes_with_a_model_card(saved):
     card = (saved / "README.md").read_text()
-    assert (
-        "toy@1, block 1" in card
-        and "- seed: 3" in card
-        and "Limits" in card
-        and card.startswith("---\n")
-    )
+    assert "toy@1, block 1" in card
+    assert "- seed: 3" in card
+    assert "Limits" in card
+    assert card.startswith("---\n")
 
 
 def spoil(path, change):
@@ -492,11 +484,9 @@ def published_forward(weights, x, t, layer=None):
 def test_a_published_checkpoint_gives_the_published_outputs(published):
     folder = published()
     model, weights = MetaModel.from_pretrained(folder), load_file(folder / "final.safetensors")
-    assert (
-        model.layers == (7,)
-        and model.language_model == "toy/llama"
-        and model.process.objective == "flow_velocity"
-    )
+    assert model.layers == (7,)
+    assert model.language_model == "toy/llama"
+    assert model.process.objective == "flow_velocity"
     x, t = torch.randn(5, 6), torch.tensor([1.0, 10.0, 400.0, 999.0, 1000.0])
     with torch.inference_mode():
         assert torch.allclose(
@@ -541,10 +531,8 @@ def test_an_epoch_is_read_where_there_is_no_final(published):
         {key: 2 * value for key, value in weights.items()},
         folder / "checkpoints" / "epoch_8.safetensors",
     )
-    latest, eighth = (
-        MetaModel.from_pretrained(folder),
-        MetaModel.from_pretrained(folder, checkpoint="epoch_8"),
-    )
+    latest = MetaModel.from_pretrained(folder)
+    eighth = MetaModel.from_pretrained(folder, checkpoint="epoch_8")
     assert torch.equal(2 * latest.network.in_proj.weight, eighth.network.in_proj.weight)
     with pytest.raises(CheckpointError, match="there are epoch_16, epoch_8"):
         MetaModel.from_pretrained(folder, checkpoint="epoch_9")
@@ -592,9 +580,8 @@ def test_a_published_model_is_read_from_the_hub(hub, published, tmp_path):
     assert torch.equal(
         from_hub().denoise(x, 0.5), MetaModel.from_pretrained(folder).denoise(x, 0.5)
     )
-    assert not list(
-        tmp_path.rglob("epoch_2.safetensors")
-    )  # as large as the model, and not asked for
+    # as large as the model, and not asked for
+    assert not list(tmp_path.rglob("epoch_2.safetensors"))
     assert torch.equal(
         from_hub(checkpoint="epoch_2").denoise(x, 0.5),
         MetaModel.from_pretrained(folder).denoise(x, 0.5),

@@ -182,10 +182,8 @@ def test_little_noise_leaves_few_rows_to_compute_and_never_one_that_counts(many)
             torch.stack([30 * c.log_density(x, sigma) for c in mixture.components], 1)
             + mixture.log_weights_k
         )
-        least, computed = (
-            joint.max(1).values + math.log(1e-9),
-            torch.zeros_like(joint, dtype=torch.bool),
-        )
+        least = joint.max(1).values + math.log(1e-9)
+        computed = torch.zeros_like(joint, dtype=torch.bool)
         for k in range(40):
             computed[mixture._possible(k, x, sigma, squares[:, k], least), k] = True
         assert computed[joint >= least[:, None]].all()
@@ -220,9 +218,8 @@ def test_samples_come_from_the_density(mixture):
         ),
     )
     z, exact = single.sample(100_000, generator(4)).double(), reference(mixture, 0.0)
-    assert torch.allclose(z.mean(0), exact.mean, atol=0.02) and torch.allclose(
-        z.var(0), exact.variance, rtol=0.03
-    )
+    assert torch.allclose(z.mean(0), exact.mean, atol=0.02)
+    assert torch.allclose(z.var(0), exact.variance, rtol=0.03)
     torch.manual_seed(5)
     drawn = exact.sample((100_000,))
     assert mixture.log_density(z, 0.0).mean().item() == pytest.approx(
@@ -231,17 +228,13 @@ def test_samples_come_from_the_density(mixture):
 
 
 def test_probabilistic_pca_of_all_components_has_the_gaussians_density():
-    components, z = (
-        PrincipalComponents.fit(torch.randn(300, 5, generator=generator())),
-        torch.randn(7, 5),
-    )
+    components = PrincipalComponents.fit(torch.randn(300, 5, generator=generator()))
+    z = torch.randn(7, 5)
     assert torch.equal(
         components.probabilistic(5).log_density(z, 0.2), components.gaussian().log_density(z, 0.2)
     )
-    assert (
-        components.probabilistic(2).log_density(z, 0.2).shape == (7,)
-        and components.probabilistic(2).log_density(z, 0.2).dtype == torch.double
-    )
+    assert components.probabilistic(2).log_density(z, 0.2).shape == (7,)
+    assert components.probabilistic(2).log_density(z, 0.2).dtype == torch.double
 
 
 def test_moments_and_prior_by_hand():
@@ -250,10 +243,8 @@ def test_moments_and_prior_by_hand():
         torch.tensor([[0.0], [10.0], [2.0], [14.0]]), torch.tensor([0, 2, 0, 2])
     )
     fitted = moments.mixture(prior=2)
-    assert [c.mean_d.item() for c in fitted.components] == [
-        1,
-        12,
-    ] and fitted.log_weights_k.exp().tolist() == [0.5, 0.5]
+    assert [c.mean_d.item() for c in fitted.components] == [1, 12]
+    assert fitted.log_weights_k.exp().tolist() == [0.5, 0.5]
     assert [c.eigenvalues_d.item() for c in fitted.components] == pytest.approx([7 / 4, 13 / 4])
 
 
@@ -262,9 +253,8 @@ def test_a_component_of_one_token_has_the_covariance_within_components():
     fitted = ClusterMoments.of(
         torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]]), torch.tensor([0, 0, 1])
     ).mixture(prior=3)
-    assert fitted.components[1].eigenvalues_d.max().item() == pytest.approx(
-        3 / 4 * 2 / 3
-    ) and fitted.components[1].mean_d.tolist() == [9, 9]
+    assert fitted.components[1].eigenvalues_d.max().item() == pytest.approx(3 / 4 * 2 / 3)
+    assert fitted.components[1].mean_d.tolist() == [9, 9]
 
 
 def test_fit_finds_the_clusters_and_beats_the_gaussian():
@@ -275,10 +265,8 @@ def test_fit_finds_the_clusters_and_beats_the_gaussian():
         MixtureSize(components=(1, 2), priors=(1.0, 1000.0), em_steps=1, validation_tokens=0),
         seed=0,
     )
-    assert (
-        sorted(fitted.log_weights_k.exp().tolist()) == pytest.approx([0.25, 0.75], abs=0.001)
-        and len(tried) == 5
-    )
+    assert sorted(fitted.log_weights_k.exp().tolist()) == pytest.approx([0.25, 0.75], abs=0.001)
+    assert len(tried) == 5
     assert [row["least_tokens"] for row in tried] == [4000, 4000, 1000, 1000, 1000]
     assert min(c.eigenvalues_d.mean().item() for c in fitted.components) == pytest.approx(
         0.01, rel=0.2
@@ -295,10 +283,8 @@ def test_fit_finds_the_clusters_and_beats_the_gaussian():
 
 def test_em_moves_what_kmeans_put_in_the_wrong_cluster():
     """A narrow group inside a wide one's reach: k-means cuts halfway between the means, the more probable component reaches further."""
-    narrow, wide = (
-        torch.randn(3000, 4, generator=generator(7)) * 0.1,
-        torch.randn(3000, 4, generator=generator(8)) * 2 + 2,
-    )
+    narrow = torch.randn(3000, 4, generator=generator(7)) * 0.1
+    wide = torch.randn(3000, 4, generator=generator(8)) * 2 + 2
     z, held_out = torch.cat([narrow[:2500], wide[:2500]]), torch.cat([narrow[2500:], wide[2500:]])
     fitted, tried = fit_mixture(
         z,
@@ -321,9 +307,8 @@ def test_round_trip_and_refusal_of_other_documents(mixture, x, tmp_path, make_st
     store = ActivationStore(make_store()[0])
     mixture.save(tmp_path / "mixture.safetensors", store.documents)
     again = GaussianMixtureDenoiser.load(tmp_path / "mixture.safetensors", store)
-    assert torch.allclose(
-        again(x, 0.3), mixture(x, 0.3), rtol=1e-12
-    ) and again.parameters == mixture.parameters == 2 + 3 * (4 + 10)
+    assert torch.allclose(again(x, 0.3), mixture(x, 0.3), rtol=1e-12)
+    assert again.parameters == mixture.parameters == 2 + 3 * (4 + 10)
     assert all(isinstance(component, GaussianDenoiser) for component in again.components)
     with pytest.raises(StoreError, match="may have been trained on"):
         GaussianMixtureDenoiser.load(

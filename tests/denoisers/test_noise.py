@@ -39,9 +39,8 @@ def test_grids_have_100_rising_levels_inside_the_ends():
     for process in (FlowMatching(), DDPM()):
         sigma = [level.sigma for level in process.grid()]
         assert len(sigma) == 100 and sigma == sorted(sigma) and 0 < sigma[0] and sigma[-1] < 1
-    assert FlowMatching().grid()[0].sigma == pytest.approx(0.005) and FlowMatching().grid()[
-        -1
-    ].sigma == pytest.approx(0.995)
+    assert FlowMatching().grid()[0].sigma == pytest.approx(0.005)
+    assert FlowMatching().grid()[-1].sigma == pytest.approx(0.995)
 
 
 @pytest.mark.parametrize("process", [FlowMatching(), DDPM()])
@@ -132,9 +131,8 @@ def test_weights_of_a_density_do_what_drawing_from_it_does():
         assert (density.weights * of(middle)).mean().item() == pytest.approx(
             of(middle[density.quantiles]).mean().item(), rel=5e-3
         )
-    assert (DENSITIES["uniform"].quantiles == torch.arange(1000)).all() and (
-        DENSITIES["uniform"].weights == 1
-    ).all()
+    assert (DENSITIES["uniform"].quantiles == torch.arange(1000)).all()
+    assert (DENSITIES["uniform"].weights == 1).all()
 
 
 def test_a_ddpm_time_between_training_levels_is_the_one_whose_noise_it_has():

@@ -59,17 +59,14 @@ def test_exactly_k_latents_are_active_where_k_are_positive():
     latents = network.encode(x)
     assert ((latents > 0).sum(1) == 5).all()
     every = torch.relu((x - network.b_dec) @ network.encoder.weight.T + network.encoder.bias)
-    assert torch.allclose(latents.max(1).values, every.max(1).values) and torch.equal(
-        latents.bool() & (latents != every), torch.zeros_like(every).bool()
-    )
+    assert torch.allclose(latents.max(1).values, every.max(1).values)
+    assert torch.equal(latents.bool() & (latents != every), torch.zeros_like(every).bool())
 
 
 def test_the_gain_depends_on_the_level_alone_and_starts_at_one():
-    plain, network, x = (
-        SparseDenoiser(8, 32, 4),
-        SparseDenoiser(8, 32, 4, level_gain=True),
-        torch.randn(6, 8),
-    )
+    plain = SparseDenoiser(8, 32, 4)
+    network = SparseDenoiser(8, 32, 4, level_gain=True)
+    x = torch.randn(6, 8)
     plain.load_state_dict(
         {name: value for name, value in network.state_dict().items() if not name.startswith("gain")}
     )
@@ -77,9 +74,8 @@ def test_the_gain_depends_on_the_level_alone_and_starts_at_one():
     assert torch.equal(network(x, times), plain(x, times))
     torch.nn.init.normal_(network.gain.weight)
     ratio = (network(x, times) / plain(x, times)).unflatten(0, (2, 3)).flatten(1)
-    assert torch.allclose(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-3) and not torch.isclose(
-        ratio[0, 0], ratio[1, 0]
-    )
+    assert torch.allclose(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-3)
+    assert not torch.isclose(ratio[0, 0], ratio[1, 0])
 
 
 def test_more_active_latents_than_latents_are_refused():

@@ -44,9 +44,8 @@ def test_floors_by_hand():
         np.array([[10.0, 20, 10, 10, 5]]),
     )
     found = floor_rows(losses, "m", "b", steps=2)
-    assert found["lowest_loss_seen"] == pytest.approx(1.2) and [
-        row["floor"] for row in found["rows"]
-    ] == pytest.approx([0, 0.6])
+    assert found["lowest_loss_seen"] == pytest.approx(1.2)
+    assert [row["floor"] for row in found["rows"]] == pytest.approx([0, 0.6])
     assert [row["reduction"] for row in found["rows"]] == pytest.approx([0.2, 1 / 3])
     assert found["floor_for_claim"] == pytest.approx((1.2 - 0.53 * 1.5) / 0.47)
     assert floor_rows(losses, "b", "m")["floor_for_claim"] is None
@@ -73,9 +72,8 @@ def test_mix_gives_all_weight_to_a_perfect_further_term(z):
     assert mixed.parameters == 7
     for level in levels:
         alpha, beta, gamma = mixed.weights[level.sigma]
-        assert gamma == pytest.approx(1, abs=1e-6) and 0.3 * alpha + beta == pytest.approx(
-            0, abs=1e-6
-        )
+        assert gamma == pytest.approx(1, abs=1e-6)
+        assert 0.3 * alpha + beta == pytest.approx(0, abs=1e-6)
         assert torch.allclose(mixed(torch.randn(z.shape), level.sigma), z, atol=1e-4)
 
 
@@ -138,18 +136,15 @@ def test_reduction_over_the_estimated_floor_by_hand():
     ]
     assert {row["verdict"] for row in found["rows"]} == {"consistent with"}
     worse = estimate(mlp=1.8)["rows"][0]  # a reduction below 0 falls with the floor
-    assert worse["reduction"] == pytest.approx(-0.6) and worse["ci95"] == pytest.approx(
-        [1 - 0.75 / 0.45, -0.2]
-    )
+    assert worse["reduction"] == pytest.approx(-0.6)
+    assert worse["ci95"] == pytest.approx([1 - 0.75 / 0.45, -0.2])
 
 
 def test_an_impossible_floor_is_none():
     above = estimate(e=(1.2, 0.0, 5.0))
-    assert (
-        not above["possible"]
-        and {row["verdict"] for row in above["rows"]} == {"undetermined"}
-        and above["rows"][0]["reduction"] is None
-    )
+    assert not above["possible"]
+    assert {row["verdict"] for row in above["rows"]} == {"undetermined"}
+    assert above["rows"][0]["reduction"] is None
     assert estimate(gaussian=1.02)["rows"][0]["reduction"] is None
     with pytest.raises(ValueError, match="a floor of 2.0000 under a baseline's loss of 1.5000"):
         claimed.over(2.0, 1.1, 1.5)

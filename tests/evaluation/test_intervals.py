@@ -36,19 +36,16 @@ def test_of_equal_normal_documents_it_is_nearly_students_interval():
     values = np.random.default_rng(1).standard_normal(40)
     low, high = bootstrap_interval(mean_of(values), 40)
     reach = scipy.stats.t.ppf(0.975, 39) * values.std(ddof=1) / np.sqrt(40)
-    assert (high - low) / 2 == pytest.approx(reach, rel=0.1) and (low + high) / 2 == pytest.approx(
-        values.mean()
-    )
+    assert (high - low) / 2 == pytest.approx(reach, rel=0.1)
+    assert (low + high) / 2 == pytest.approx(values.mean())
 
 
 def test_two_thousand_resamples_the_same_every_time():
     weights = resampled(20)
-    assert (
-        RESAMPLES == 2000
-        and weights.shape == (2001, 20)
-        and (weights[0] == 1).all()
-        and (weights.sum(1) == 20).all()
-    )
+    assert RESAMPLES == 2000
+    assert weights.shape == (2001, 20)
+    assert (weights[0] == 1).all()
+    assert (weights.sum(1) == 20).all()
     resampled.cache_clear()
     assert np.array_equal(weights, resampled(20))
 
@@ -163,8 +160,7 @@ def test_means_by_prompt():
 def test_a_paired_difference_is_the_mean_of_differences_and_narrow_where_prompts_agree():
     theirs_n = np.random.default_rng(0).normal(size=50)
     found = paired_difference(theirs_n + 0.25, theirs_n)
-    assert found["difference"] == pytest.approx(0.25) and found["ci95"] == pytest.approx(
-        [0.25, 0.25]
-    )
+    assert found["difference"] == pytest.approx(0.25)
+    assert found["ci95"] == pytest.approx([0.25, 0.25])
     low, high = paired_difference(np.random.default_rng(1).normal(size=50) + 0.25, theirs_n)["ci95"]
     assert low < 0.25 < high and high - low > 0.4

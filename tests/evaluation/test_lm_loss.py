@@ -189,12 +189,10 @@ def test_an_edit_keeps_tuples_and_dtype():
     with llm.edited_block(model, 0, lambda h_btd: 2 * h_btd.double()):
         edited, rest = model.blocks[0](torch.ones(1, 2, 3, dtype=torch.bfloat16))
         untouched, _ = model.blocks[1](torch.ones(1, 2, 3))
-    assert (
-        edited.dtype == torch.bfloat16
-        and (edited == 4).all()
-        and rest == "kept"
-        and (untouched == 2).all()
-    )
+    assert edited.dtype == torch.bfloat16
+    assert (edited == 4).all()
+    assert rest == "kept"
+    assert (untouched == 2).all()
 
 
 @pytest.mark.parametrize("architecture", SIZES)
@@ -216,11 +214,9 @@ def test_windows_are_spread_over_documents_and_smaller_choices_are_part_of_large
     windows.append(window(1, 2, 10))  # has no prediction
     for seed in range(5):
         chosen = spread_windows(windows, 75, seed)
-        assert (
-            len(chosen) == 7
-            and {w.document for w in chosen[:4]} == {0, 1, 2, 3}
-            and {w.document for w in chosen[4:]} == {0, 1, 3}
-        )
+        assert len(chosen) == 7
+        assert {w.document for w in chosen[:4]} == {0, 1, 2, 3}
+        assert {w.document for w in chosen[4:]} == {0, 1, 3}
         assert len({(w.document, w.start) for w in chosen}) == 7
         again = spread_windows(windows, 45, seed)
         assert all(a is b for a, b in zip(again, chosen)) and len(again) == 4
@@ -240,13 +236,11 @@ def test_windows_are_spread_over_documents_and_smaller_choices_are_part_of_large
 
 def test_noise_depends_on_window_and_level_alone():
     noise = window_noise(WINDOWS, 16, 0.3, seed=0)
-    assert noise.shape == (35, 16) and torch.equal(
-        window_noise(WINDOWS[1:3], 16, 0.3, seed=0), noise[9:23]
-    )
+    assert noise.shape == (35, 16)
+    assert torch.equal(window_noise(WINDOWS[1:3], 16, 0.3, seed=0), noise[9:23])
     others = [window_noise(WINDOWS, 16, 0.3, seed=1), window_noise(WINDOWS, 16, 0.5, seed=0)]
-    assert all((other != noise).double().mean() > 0.99 for other in others) and not torch.equal(
-        noise[:9], noise[9:18]
-    )
+    assert all((other != noise).double().mean() > 0.99 for other in others)
+    assert not torch.equal(noise[:9], noise[9:18])
     assert not (noise[9:14] == noise[18:23]).any()  # two windows of one document
     assert window_noise([window(4000)], 16, 0.3, 0).std() == pytest.approx(1, abs=0.02)
 
@@ -258,11 +252,9 @@ def test_methods_see_standardised_noisy_activations():
     replaced = denoised(
         lambda x_nd, sigma: seen.append((x_nd, sigma)) or x_nd, 0.25, noise_nd, normaliser
     )(h_nd)
-    assert (
-        seen[0][1] == 0.25
-        and torch.allclose(seen[0][0], torch.tensor(0.75 * 2 + 0.25))
-        and torch.allclose(replaced, torch.tensor(9.0))
-    )
+    assert seen[0][1] == 0.25
+    assert torch.allclose(seen[0][0], torch.tensor(0.75 * 2 + 0.25))
+    assert torch.allclose(replaced, torch.tensor(9.0))
     assert torch.allclose(reconstructed(lambda z_nd: 0 * z_nd, normaliser)(h_nd), torch.tensor(2.0))
 
 
@@ -287,7 +279,8 @@ def test_windows_and_activations_are_those_of_the_store(tmp_path):
     expected = [w for w in plan.windows if plan.documents[w.document].split == "test"]
     assert [(w.document, w.start, w.token_ids.tolist(), w.ends_document) for w in windows] == [
         (w.document, w.start, w.token_ids.tolist(), w.ends_document) for w in expected
-    ] and len(windows) == 4 + 5
+    ]
+    assert len(windows) == 4 + 5
     chosen = spread_windows(windows, 60, 0)
     assert torch.allclose(
         SplicedModel(lm, 1, chosen, Normaliser.of(store)).h_nd,
@@ -322,9 +315,8 @@ def test_effects_are_sums_by_document(monkeypatch):
     }
     effects = Effects(WINDOWS, outcome([2.0, 2, 2, 2]), outcomes)
     assert effects.documents.tolist() == [0, 1, 4] and effects.counts_d.tolist() == [8, 12, 11]
-    assert effects.change_d["a", 0.5].tolist() == [1, 1, 1] and effects.error_d[
-        "b", 0.5
-    ].tolist() == [4, 8, 4]
+    assert effects.change_d["a", 0.5].tolist() == [1, 1, 1]
+    assert effects.error_d["b", 0.5].tolist() == [4, 8, 4]
     assert effects.clean_loss()[0] == pytest.approx(8 / 31)
     row = effects.row(("b", 0.5))
     assert (
@@ -342,22 +334,16 @@ def test_effects_are_sums_by_document(monkeypatch):
         assert row[interval][0] <= row[value] <= row[interval][1]
     found = effects.reduction("a", "b", [0.5])
     assert (found["reduction"], found["loss_reduction"]) == pytest.approx((1 - 3 / 14, 0.75))
-    assert found["ci95"][0] < found["reduction"] < found["ci95"][1] and found["verdict"] in (
-        "above",
-        "consistent with",
-    )
+    assert found["ci95"][0] < found["reduction"] < found["ci95"][1]
+    assert found["verdict"] in ("above", "consistent with")
     both = effects.reduction("a", "b", [0.5, 0.25])
     assert (both["reduction"], both["loss_reduction"]) == pytest.approx(
         (1 - 3 / 17, 1 - (4 / 0.25 + 2 / 0.0625) / (16 / 0.25 + 4 / 0.0625))
     )
-    assert (
-        both["mean_reduction"] == pytest.approx(1 - (3 / 14 + 0) / 2)
-        and both["mean_ci95"][0] <= both["mean_reduction"] <= both["mean_ci95"][1]
-    )
-    assert (
-        both["mean_verdict"] == verdict(*both["mean_ci95"])
-        and found["mean_reduction"] == found["reduction"]
-    )
+    assert both["mean_reduction"] == pytest.approx(1 - (3 / 14 + 0) / 2)
+    assert both["mean_ci95"][0] <= both["mean_reduction"] <= both["mean_ci95"][1]
+    assert both["mean_verdict"] == verdict(*both["mean_ci95"])
+    assert found["mean_reduction"] == found["reduction"]
     uncertain = effects.reduction("a", "c", [0.5])  # its changes by document: −1, 2, 0
     assert (uncertain["reduction"], uncertain["verdict"], uncertain["loss_reduction"]) == (
         None,
@@ -370,6 +356,5 @@ def test_effects_are_sums_by_document(monkeypatch):
         "undetermined",
     )
     part = Effects(WINDOWS[:3], outcome([2.0, 2, 2, 2]), outcomes)
-    assert part.counts_d.tolist() == [8, 12] and part.row(("b", 0.5))["delta"] == pytest.approx(
-        10 / 20
-    )
+    assert part.counts_d.tolist() == [8, 12]
+    assert part.row(("b", 0.5))["delta"] == pytest.approx(10 / 20)

@@ -98,10 +98,8 @@ def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_pa
             iopub_timeout=60,
         )
         store = ActivationStore(run.store, 2)
-        assert (store.n, store.d) == (
-            sum(100 + i for i in range(40)),
-            16,
-        ) and store.model.startswith(str(model_folder))
+        assert (store.n, store.d) == (sum(100 + i for i in range(40)), 16)
+        assert store.model.startswith(str(model_folder))
         assert (store.splits == "test").sum() == 20 and (store.splits == "validation").sum() == 8
     finally:
         shutil.rmtree(run.data, ignore_errors=True)
@@ -165,10 +163,8 @@ def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
         iopub_timeout=60,
     )
     result = run.read("steering", "11_steer")
-    assert (
-        result["meta_model"]["name"] == str(tmp_path / "prior")
-        and "+meta_model-" in result["provenance"]["run"]
-    )
+    assert result["meta_model"]["name"] == str(tmp_path / "prior")
+    assert "+meta_model-" in result["provenance"]["run"]
     assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in result["rows"]}
     assert all(len(row["texts"]) == 4 for row in result["examples"]["rows"])
     assert not (runs.DATA / "results" / run.name / "steering.json").exists()
@@ -182,10 +178,8 @@ def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
     notebook, result, tmp_path, leaves_nothing
 ):
     """A GPT-2 with random weights that reads the packaged texts by the packaged tokenizer."""
-    embedded, folder = (
-        llm.load_language_model(llm.EMBEDDED, cache=runs.start(preset="smoke", seed=0).cache),
-        tmp_path / "tiny-gpt2",
-    )
+    embedded = llm.load_language_model(llm.EMBEDDED, cache=runs.start(preset="smoke", seed=0).cache)
+    folder = tmp_path / "tiny-gpt2"
     embedded.tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(
@@ -222,17 +216,12 @@ def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
         iopub_timeout=60,
     )
     found = run.read(result, notebook)
-    assert (
-        found["meta_model"] == str(tmp_path / "prior")
-        and "+meta_model-" in found["provenance"]["run"]
+    assert found["meta_model"] == str(tmp_path / "prior")
+    assert "+meta_model-" in found["provenance"]["run"]
+    assert all(
+        0 <= (row["auroc"] if "auroc" in row else row["all"]["mean"]) <= 1 for row in found["rows"]
     )
-    assert (
-        all(
-            0 <= (row["auroc"] if "auroc" in row else row["all"]["mean"]) <= 1
-            for row in found["rows"]
-        )
-        and len(found["rows"]) > 5
-    )
+    assert len(found["rows"]) > 5
 
 
 @pytest.fixture
@@ -287,11 +276,9 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(
         "--layers",
         "2",
     )
-    assert (
-        "tokens/s (by one process, not by 2)" in shown
-        and "has more than the 200 documents" in shown
-        and len(list(run.store.glob("part-*.h5"))) == 1
-    )
+    assert "tokens/s (by one process, not by 2)" in shown
+    assert "has more than the 200 documents" in shown
+    assert len(list(run.store.glob("part-*.h5"))) == 1
     store = ActivationStore(run.store, 2)
     assert len(store.titles) == 200 and verify(store.path) == []
 
@@ -305,10 +292,8 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(
     found = row_bytes(torch.cat(seen))
     beyond = sum(min(192, 150 + i % 40) for i in range(200, 260))
     assert found.total() == (len(store.rows("train")) + beyond) // 64 * 64
-    assert (
-        sum((found & trained).values()) > 0.98 * len(store.rows("train"))
-        and sum((found & (held_out - trained)).values()) < 0.01 * held_out.total()
-    )
+    assert sum((found & trained).values()) > 0.98 * len(store.rows("train"))
+    assert sum((found & (held_out - trained)).values()) < 0.01 * held_out.total()
 
     shown = command("-m", "mmlib", "train", "mlp", *same, "--layer", "2", "--live")
     assert "mlp-live" in shown and MetaModel.from_pretrained(run.data / "mlp-live").d == 16
@@ -343,10 +328,8 @@ def test_one_network_is_trained_on_several_layers_from_the_command_line(
     )
     command("-m", "mmlib", "extract", *same)
     assert "mlp-layers-0-2" in command("-m", "mmlib", "train", "mlp", *same)
-    model, store = (
-        MetaModel.from_pretrained(run.data / "mlp-layers-0-2"),
-        ActivationStore(run.store_of([0, 2]), 2),
-    )
+    model = MetaModel.from_pretrained(run.data / "mlp-layers-0-2")
+    store = ActivationStore(run.store_of([0, 2]), 2)
     assert list(model.layers) == [0, 2]
     model.at(2).check_store(store)
 

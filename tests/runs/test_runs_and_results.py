@@ -48,10 +48,8 @@ def test_impossible_seed(seed):
 def test_departures_from_the_preset_name_the_run():
     assert runs.start(preset="smoke", seed=0).name == "smoke"
     run = runs.start(preset="default", seed=2, model="EleutherAI/pythia-160m", corpus="texts/")
-    assert (
-        run.name == "default+EleutherAI--pythia-160m+texts+seed2"
-        and run.preset.model == "EleutherAI/pythia-160m"
-    )
+    assert run.name == "default+EleutherAI--pythia-160m+texts+seed2"
+    assert run.preset.model == "EleutherAI/pythia-160m"
     assert run.figures != runs.start(preset="default", seed=0).figures
     assert runs.start(preset="default", seed=0, model="gemma3-270m", layer=8).name == "default"
     assert runs.start(preset="default", seed=0, layer=3).name == "default+layer3"
@@ -67,14 +65,10 @@ def test_a_parameter_of_one_notebook_names_its_results_and_leaves_the_runs_data(
 ):
     plain = runs.start(preset="default", seed=0, meta_model=None)
     other = runs.start(preset="default", seed=1, meta_model="owner/prior")
-    assert (
-        plain == runs.start(preset="default", seed=0)
-        and plain.results == runs.DATA / "results" / "default"
-    )
-    assert (
-        other.data == runs.start(preset="default", seed=1).data
-        and other.results == runs.DATA / "results" / "default+seed1+meta_model-owner--prior"
-    )
+    assert plain == runs.start(preset="default", seed=0)
+    assert plain.results == runs.DATA / "results" / "default"
+    assert other.data == runs.start(preset="default", seed=1).data
+    assert other.results == runs.DATA / "results" / "default+seed1+meta_model-owner--prior"
     assert runs.start(preset="default", seed=0, meta_model="mlp").figures not in (
         plain.figures,
         other.figures,
@@ -285,11 +279,9 @@ def test_results_refuse_what_is_not_a_number_by_its_place(tmp_path):
 
 def test_provenance_says_where_a_number_comes_from():
     facts = results.provenance(runs.ROOT, preset="smoke", seed=3)
-    assert (
-        facts["preset"] == "smoke"
-        and facts["seed"] == 3
-        and set(facts["packages"]) == set(results.PACKAGES)
-    )
+    assert facts["preset"] == "smoke"
+    assert facts["seed"] == 3
+    assert set(facts["packages"]) == set(results.PACKAGES)
     assert len(facts["commit"].removesuffix("+changes")) == 40 or facts["commit"] == "unknown"
 
 
@@ -335,13 +327,9 @@ def test_every_preset_is_consistent():
             "mlp_5m",
         }
         for training in trainings.values():
-            assert (
-                all(step <= training.steps for _, step in training.keep)
-                and training.batch % (training.levels or 1) == 0
-            )
+            assert all(step <= training.steps for _, step in training.keep)
+            assert training.batch % (training.levels or 1) == 0
         seen = trainings["unet"].steps * trainings["unet"].batch / trainings["mlp"].batch
         assert dict(trainings["mlp"].keep)["unet_activations"] == pytest.approx(seen, rel=0.35)
-        assert (
-            trainings["mlp_short"].steps == pytest.approx(seen, rel=0.35)
-            and not trainings["mlp_short"].keep
-        )
+        assert trainings["mlp_short"].steps == pytest.approx(seen, rel=0.35)
+        assert not trainings["mlp_short"].keep

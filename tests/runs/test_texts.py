@@ -16,19 +16,15 @@ from mmlib_studies.robustness import resplit_store
 
 def test_another_split_has_the_same_activations_and_its_own_statistics(make_store, tmp_path):
     path, values = make_store()
-    store, splits = (
-        ActivationStore(path),
-        ["train", "test", "validation", "validation", "train", "train"],
-    )
+    store = ActivationStore(path)
+    splits = ["train", "test", "validation", "validation", "train", "train"]
     other = resplit_store(store, splits, tmp_path / "other")
-    assert verify(other.path) == [] and sorted(zip(other.titles, other.splits)) == sorted(
-        zip(store.titles, splits)
-    )
+    assert verify(other.path) == []
+    assert sorted(zip(other.titles, other.splits)) == sorted(zip(store.titles, splits))
     for title in store.titles:
         theirs, ours = store.rows_of(title), other.rows_of(title)
-        assert torch.equal(store.read(theirs), other.read(ours)) and np.array_equal(
-            store.column("token_ids", theirs), other.column("token_ids", ours)
-        )
+        assert torch.equal(store.read(theirs), other.read(ours))
+        assert np.array_equal(store.column("token_ids", theirs), other.column("token_ids", ours))
     training = torch.cat(
         [
             store.read(store.rows_of(str(title)))
@@ -36,9 +32,8 @@ def test_another_split_has_the_same_activations_and_its_own_statistics(make_stor
             if split == "train"
         ]
     ).double()
-    assert np.allclose(other.mean, training.mean(0).numpy()) and np.allclose(
-        other.variance, training.var(0, correction=0).numpy()
-    )
+    assert np.allclose(other.mean, training.mean(0).numpy())
+    assert np.allclose(other.variance, training.var(0, correction=0).numpy())
     assert not np.allclose(other.mean, store.mean, atol=1e-3) and other.documents != store.documents
 
 
@@ -51,10 +46,8 @@ def test_it_is_copied_once_for_a_split(make_store, tmp_path):
     resplit_store(store, splits, place)
     assert (place / "manifest.json").stat().st_mtime_ns == written
     again = resplit_store(store, splits[::-1], place)
-    assert (
-        dict(zip(again.titles, again.splits)) == dict(zip(store.titles, splits[::-1]))
-        and (place / "manifest.json").stat().st_mtime_ns != written
-    )
+    assert dict(zip(again.titles, again.splits)) == dict(zip(store.titles, splits[::-1]))
+    assert (place / "manifest.json").stat().st_mtime_ns != written
     with pytest.raises(StoreError, match="holds 6 documents, 2 splits are given"):
         resplit_store(store, ["train", "test"], place)
     with pytest.raises(StoreError, match="splits tset: expected train, validation, test"):
@@ -66,10 +59,8 @@ def test_it_is_copied_once_for_a_split(make_store, tmp_path):
 )
 def test_a_copy_of_other_numbers_is_not_taken_for_one_of_these(make_store, tmp_path, change):
     """Same model, corpus, layer, titles and splits, as when a store is extracted again with other settings."""
-    place, splits = (
-        tmp_path / "other",
-        ["train", "test", "validation", "validation", "train", "train"],
-    )
+    place = tmp_path / "other"
+    splits = ["train", "test", "validation", "validation", "train", "train"]
     resplit_store(ActivationStore(make_store()[0]), splits, place).close()
     again = ActivationStore(make_store(**change)[0])
     found = resplit_store(again, splits, place)
@@ -93,14 +84,11 @@ def test_texts_at_several_layers_come_from_one_pass_and_each_is_as_if_alone(smal
     lm = LanguageModel(AutoModelForCausalLM.from_config(config).eval(), Letters(), "tiny@0")
     documents = [Document(f"d{i}", "abcdefgh" * (i + 1)) for i in range(3)]
     several = text_stores(small_run, "toy", documents, lm, [0, 2], tokens=12)
-    assert list(several) == [0, 2] and {store.path for store in several.values()} == {
-        several[0].path
-    }
-    assert (
-        several[0].path.name.endswith("-layers0-2-12tokens")
-        and set(several[0].splits) == {"test"}
-        and several[0].n == 8 + 12 + 12
-    )
+    assert list(several) == [0, 2]
+    assert {store.path for store in several.values()} == {several[0].path}
+    assert several[0].path.name.endswith("-layers0-2-12tokens")
+    assert set(several[0].splits) == {"test"}
+    assert several[0].n == 8 + 12 + 12
     alone = text_store(small_run, "toy", documents, lm, 2, tokens=12)
     assert alone.path.name.endswith("-layer2-12tokens") and several[2].documents == alone.documents
     assert torch.allclose(

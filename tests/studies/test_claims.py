@@ -62,15 +62,10 @@ def rows_of(**files):
 
 def test_a_claimed_number_is_reproduced_only_where_the_interval_holds_it():
     rows = list(rows_of(loss_comparison=COMPARISON).values())[:4]
-    assert [row["verdict"] for row in rows] == [
-        ARTEFACT,
-        REPRODUCED,
-        EXCEEDED,
-        NOT,
-    ]  # over PCA-64 the mean alone does as well
-    assert (
-        rows[0]["note"] == "the mean alone: 97.0 %" and rows[1]["note"] == "the mean alone: −20.0 %"
-    )
+    # over PCA-64 the mean alone does as well
+    assert [row["verdict"] for row in rows] == [ARTEFACT, REPRODUCED, EXCEEDED, NOT]
+    assert rows[0]["note"] == "the mean alone: 97.0 %"
+    assert rows[1]["note"] == "the mean alone: −20.0 %"
 
 
 def test_a_wide_interval_reproduces_nothing():
@@ -143,10 +138,9 @@ def test_fidelity_is_that_of_all_levels_together_with_each_beside_it():
     assert rows_of(lm_loss=results)[FIDELITY]["verdict"] == EXCEEDED
     results["reductions"][2]["verdict"] = "below"  # over the SAE trained to denoise
     assert rows_of(lm_loss=results)[FIDELITY]["verdict"] == UNDECIDED
-    results["reductions"][2]["verdict"], results["reductions"][0]["mean_verdict"] = (
-        "above",
-        "consistent with",
-    )  # by the mean over σ
+    # by the mean over σ
+    results["reductions"][2]["verdict"] = "above"
+    results["reductions"][0]["mean_verdict"] = "consistent with"
     assert rows_of(lm_loss=results)[FIDELITY]["verdict"] == UNDECIDED
 
 
@@ -154,15 +148,11 @@ def test_a_lower_lm_loss_is_lower_than_that_of_every_sae_and_an_artefact_where_a
     def verdict(**changes):
         return rows_of(lm_loss=lm_loss(**changes))[LOWER]["verdict"]
 
-    assert (
-        verdict() == REPRODUCED
-        and verdict(ours=(0.68, 0.3, 0.01)) == UNDECIDED
-        and verdict(ours=(0.68, 0.3, -0.1)) == NOT
-    )
-    assert (
-        verdict(mixture=(0.7, 0.3, 0.2)) == ARTEFACT
-        and verdict(gaussian=(0.3, 0.1, 0.05)) == ARTEFACT
-    )
+    assert verdict() == REPRODUCED
+    assert verdict(ours=(0.68, 0.3, 0.01)) == UNDECIDED
+    assert verdict(ours=(0.68, 0.3, -0.1)) == NOT
+    assert verdict(mixture=(0.7, 0.3, 0.2)) == ARTEFACT
+    assert verdict(gaussian=(0.3, 0.1, 0.05)) == ARTEFACT
     by_the_sum_alone = lm_loss()
     by_the_sum_alone["reductions"][0] = delta(
         "gated_mlp", "sae", [0.3, 0.5], 0.68, "above", mean=-0.1
@@ -170,9 +160,8 @@ def test_a_lower_lm_loss_is_lower_than_that_of_every_sae_and_an_artefact_where_a
     assert rows_of(lm_loss=by_the_sum_alone)[LOWER]["verdict"] == NOT
     no_control = {"reductions": lm_loss()["reductions"][:3]}
     row = rows_of(lm_loss=no_control)[LOWER]
-    assert row["verdict"] == UNDECIDED and row["note"].endswith(
-        "; not all of the SAEs and controls measured"
-    )
+    assert row["verdict"] == UNDECIDED
+    assert row["note"].endswith("; not all of the SAEs and controls measured")
     rows = rows_of(
         lm_loss={"reductions": [delta("gated_mlp", "sae", [0.3, 0.5], None, "undetermined")]}
     )
@@ -196,10 +185,8 @@ def test_a_distance_near_the_floor_that_a_gaussian_has_too_is_an_artefact():
 
 def test_to_beat_all_is_to_beat_the_strongest():
     rows = rows_of(loss_comparison=COMPARISON)
-    unet, ours = (
-        rows["its diffusion model beats PCA and SAEs"],
-        rows["diffusion beats PCA and SAEs, the method at its best"],
-    )
+    unet = rows["its diffusion model beats PCA and SAEs"]
+    ours = rows["diffusion beats PCA and SAEs, the method at its best"]
     assert (unet["value"], unet["verdict"]) == (-0.05, NOT)
     assert (ours["value"], ours["verdict"], ours["note"]) == (
         0.12,
@@ -209,10 +196,8 @@ def test_to_beat_all_is_to_beat_the_strongest():
 
 
 def test_to_beat_all_is_an_artefact_where_a_mixture_is_not_beaten():
-    statement, rest = (
-        "diffusion beats PCA and SAEs, the method at its best",
-        [row for row in COMPARISON["reductions"] if row["baseline"] != "mixture"],
-    )
+    statement = "diffusion beats PCA and SAEs, the method at its best"
+    rest = [row for row in COMPARISON["reductions"] if row["baseline"] != "mixture"]
     with_mixture = [
         [*rest, reduction("gated_mlp", "mixture", "flow_velocity", value)]
         for value in (0.05, 0.01, -0.1)
@@ -221,12 +206,8 @@ def test_to_beat_all_is_an_artefact_where_a_mixture_is_not_beaten():
         rows_of(loss_comparison={**COMPARISON, "reductions": rows})[statement]
         for rows in (*with_mixture, rest)
     ]
-    assert [row["verdict"] for row in found] == [
-        REPRODUCED,
-        ARTEFACT,
-        ARTEFACT,
-        UNDECIDED,
-    ] and found[-1]["note"] == "over denoising_sae; no control"
+    assert [row["verdict"] for row in found] == [REPRODUCED, ARTEFACT, ARTEFACT, UNDECIDED]
+    assert found[-1]["note"] == "over denoising_sae; no control"
 
 
 def test_what_was_not_measured_is_not_tested_and_says_why():
@@ -273,29 +254,23 @@ def test_dependence_is_more_than_chance_and_more_than_of_the_control():
         rows_of(baselines=baselines(0.7, 0.65))[latents]["note"]
         == "of the pairs, by chance 5 %; an SAE on draws from a Gaussian: 65.0 %, at whose budget it is 70.0 %"
     )
-    wide = [
-        rows_of(baselines=baselines(0.7, 0.05, low))[latents] for low in (0.3, 0.08)
-    ]  # an interval that reaches down to chance leaves it open
-    assert [row["verdict"] for row in wide] == [REPRODUCED, UNDECIDED] and wide[0]["ci95"] == [
-        0.3,
-        1.0,
-    ]
+    # an interval that reaches down to chance leaves it open
+    wide = [rows_of(baselines=baselines(0.7, 0.05, low))[latents] for low in (0.3, 0.08)]
+    assert [row["verdict"] for row in wide] == [REPRODUCED, UNDECIDED]
+    assert wide[0]["ci95"] == [0.3, 1.0]
     assert (
         rows_of(baselines=baselines(0.7))[latents]["note"]
         == "of the pairs, by chance 5 %; no control: an SAE on draws from a Gaussian"
     )
-    row = rows_of(baselines=baselines(0.06, 0.05))[
-        lines
-    ]  # a control of the latents is none of the coordinates
-    assert (row["value"], row["verdict"]) == (0.9, UNDECIDED) and row[
-        "note"
-    ] == "of the pairs, by chance 5 %; no control: independent latents on lines"
+    # a control of the latents is none of the coordinates
+    row = rows_of(baselines=baselines(0.06, 0.05))[lines]
+    assert (row["value"], row["verdict"]) == (0.9, UNDECIDED)
+    assert row["note"] == "of the pairs, by chance 5 %; no control: independent latents on lines"
     rows = [
         rows_of(baselines=baselines(0.06, 0.05, on_lines=share))[lines] for share in (0.95, 0.3)
     ]  # nor is the latents' budget that of the coordinates
-    assert [row["verdict"] for row in rows] == [ARTEFACT, REPRODUCED] and rows[0][
-        "note"
-    ] == "of the pairs, by chance 5 %; independent latents on lines: 95.0 %"
+    assert [row["verdict"] for row in rows] == [ARTEFACT, REPRODUCED]
+    assert rows[0]["note"] == "of the pairs, by chance 5 %; independent latents on lines: 95.0 %"
 
 
 def law(alpha=(0.2, 0.1, 0.3), edge=False, residual=0.02, e=(1.0, 0.0, 5.0)):
@@ -328,10 +303,8 @@ def test_scaling_needs_laws_that_describe_their_cells_and_losses_that_fall():
     assert of_scaling.ALPHAS == scaling.ALPHAS
     assert verdict() == REPRODUCED
     assert [verdict(losses=losses) for losses in ((3, 1, 2), (1,))] == [NOT, NOT]
-    assert (
-        verdict(narrow=(4, 3.5, 3.6)) == NOT
-        and verdict(narrow=(2.9, 2.8, 2.7), envelope=(3, 4, 0)) == NOT
-    )
+    assert verdict(narrow=(4, 3.5, 3.6)) == NOT
+    assert verdict(narrow=(2.9, 2.8, 2.7), envelope=(3, 4, 0)) == NOT
     no_laws = [
         law(edge=True),
         law(residual=0.06),
@@ -369,20 +342,17 @@ def test_a_share_of_the_reducible_loss_is_a_choice_of_floor():
         return rows_of(scaling=scaled(some=law(e=e)), **files)["47 % of the reducible loss"]
 
     row = found((1.0, 0.0, 5.0))
-    assert (
-        row["value"] == pytest.approx(0.6)
-        and row["ci95"] == pytest.approx([0.2, 1 - 0.15 / 0.45])
-        and row["verdict"] == UNDECIDED
-    )
+    assert row["value"] == pytest.approx(0.6)
+    assert row["ci95"] == pytest.approx([0.2, 1 - 0.15 / 0.45])
+    assert row["verdict"] == UNDECIDED
     assert row["note"] == "our recipe 80.0 %, a mixture of Gaussians 90.0 %; a choice of floor"
-    assert (
-        found((1.0, 0.99, 1.01))["verdict"] == ARTEFACT and found((0.2, 0.1, 0.3))["verdict"] == NOT
-    )  # the mixture's is above too
+    # the mixture's is above too
+    assert found((1.0, 0.99, 1.01))["verdict"] == ARTEFACT
+    assert found((0.2, 0.1, 0.3))["verdict"] == NOT
     assert (found((2.0, 0.0, 5.0))["value"], found((2.0, 0.0, 5.0))["verdict"]) == (None, UNDECIDED)
     missing = rows_of(loss_comparison=COMPARISON)["47 % of the reducible loss"]
-    assert (
-        missing["verdict"] == UNTESTED and "this run has no scaling.json" in missing["definition"]
-    )
+    assert missing["verdict"] == UNTESTED
+    assert "this run has no scaling.json" in missing["definition"]
 
 
 def test_a_likelihood_that_a_mixture_has_too_is_an_artefact():
@@ -448,10 +418,8 @@ def test_detection_is_judged_against_the_mixture(counts, verdict):
     row = rows_of(
         typicality={"verdicts_holm": {"mixture": over(*counts), "mahalanobis": over(17, 0, 3)}}
     )["what such interventions would need: unusual activations are noticed"]
-    assert (row["value"], row["verdict"]) == (
-        counts[0] / 20,
-        verdict,
-    ) and "17 of 20 better and 0 worse than Mahalanobis distance" in row["note"]
+    assert (row["value"], row["verdict"]) == (counts[0] / 20, verdict)
+    assert "17 of 20 better and 0 worse than Mahalanobis distance" in row["note"]
 
 
 def test_each_promise_has_a_row_of_its_own():
@@ -564,9 +532,8 @@ def test_probing_is_judged_by_the_papers_design_and_steering_by_what_it_saves():
         pytest.approx([0.05, 0.2]),
         REPRODUCED,
     )
-    assert found["note"].startswith("sentiment +, SDEdit from σ = 0.5: area") and found[
-        "note"
-    ].endswith(
+    assert found["note"].startswith("sentiment +, SDEdit from σ = 0.5: area")
+    assert found["note"].endswith(
         "0.20 nats per token in the mean; reach +0.10 [−0.10, +0.30]; intervals over prompts"
     )
     assert (

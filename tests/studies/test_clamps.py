@@ -25,18 +25,15 @@ def last_state(lm, edit=None):
 @pytest.mark.parametrize("architecture", SIZES)
 def test_changes_at_the_last_token_are_those_of_a_whole_reading(architecture):
     lm = tiny(architecture)
-    text, changes = (
-        LastToken(lm, 1, IDS),
-        torch.randn(3, 16, generator=torch.Generator().manual_seed(0)),
-    )
+    text = LastToken(lm, 1, IDS)
+    changes = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
     changes[1] = 0
     found = text.changed(changes)
     for change, state in zip(changes, found):
         whole = last_state(lm, lambda h: torch.cat([h[:, :-1], h[:, -1:] + change], 1))
         assert torch.allclose(state, whole, atol=1e-4)
-    assert torch.allclose(found[1], last_state(lm), atol=1e-4) and not torch.allclose(
-        found[0], found[1], atol=1e-2
-    )
+    assert torch.allclose(found[1], last_state(lm), atol=1e-4)
+    assert not torch.allclose(found[0], found[1], atol=1e-2)
     assert torch.equal(found, text.changed(changes))  # the cache is as it was
     assert torch.allclose(
         text.activation(),
@@ -58,8 +55,8 @@ def test_logits_that_are_more_than_a_product_are_refused():
     assert (
         clamps.obstacle(lm, 1)
         == "LlamaForCausalLM makes its logits with a bias: expected a matrix alone"
-        and clamps.obstacle(tiny(), 1) is None
     )
+    assert clamps.obstacle(tiny(), 1) is None
 
 
 def test_a_change_of_zero_is_the_unchanged_reading_bit_for_bit():
@@ -84,9 +81,8 @@ def test_clamped_neurons_are_those_of_a_whole_reading(architecture):
         whole = llm.read_residual_stream(lm.model, [1], torch.tensor([[1, *IDS]]))[1][0, -1]
         handle.remove()
         assert torch.allclose(output, whole, atol=1e-4)
-    assert not module._forward_pre_hooks and not torch.allclose(
-        found[0], text.activation()[0], atol=1e-2
-    )
+    assert not module._forward_pre_hooks
+    assert not torch.allclose(found[0], text.activation()[0], atol=1e-2)
 
 
 def test_last_states_are_those_of_each_window_alone():
@@ -123,15 +119,11 @@ def test_scaled_changes_have_one_norm_and_nothing_comes_of_nothing():
 
 def test_effects_are_a_ratio_of_sums():
     found = clamps.effect_over_tasks([1.0, 2, 3, 0, 4, 2], [2.0, 4, 6, 2, 8, 2])
-    assert (
-        found["mean_ratio"] == pytest.approx(np.mean([0.5, 0.5, 0.5, 0, 0.5, 1]))
-        and found["mean_ratio_ci95"][0] < 0.5 < found["mean_ratio_ci95"][1]
-    )
-    assert (
-        found["effect"] == pytest.approx(12 / 24)
-        and found["ci95"][0] < 0.5 < found["ci95"][1]
-        and found["tasks"] == 6
-    )
+    assert found["mean_ratio"] == pytest.approx(np.mean([0.5, 0.5, 0.5, 0, 0.5, 1]))
+    assert found["mean_ratio_ci95"][0] < 0.5 < found["mean_ratio_ci95"][1]
+    assert found["effect"] == pytest.approx(12 / 24)
+    assert found["ci95"][0] < 0.5 < found["ci95"][1]
+    assert found["tasks"] == 6
     assert clamps.effect_over_tasks(np.arange(1, 8) / 2, np.arange(1, 8))["ci95"] == pytest.approx(
         [0.5, 0.5]
     )

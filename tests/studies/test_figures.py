@@ -63,7 +63,8 @@ def test_every_result_of_the_list_has_a_notebook_that_writes_it():
 def test_the_gallery_shows_every_figure_once_with_the_notebook_of_its_results():
     gallery = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
     shown = re.findall(r"\]\((\w+)\.png\).*?notebooks/(\w+)\.ipynb", gallery, re.S)
-    assert len(shown) == len(figures.FIGURES) and dict(shown) == {
+    assert len(shown) == len(figures.FIGURES)
+    assert dict(shown) == {
         name: figures.NOTEBOOKS.get(entry.results[0], "31_figures")
         for name, entry in figures.FIGURES.items()
     }

@@ -27,26 +27,20 @@ def test_cost_is_read_where_the_path_first_reaches_the_level():
     assert cost_at(0.5, concept, cost) == pytest.approx(1.75)  # not 3.5, on the way back
     assert cost_at(0.0, concept, cost) == 0 and np.isnan(cost_at(0.7, concept, cost))
     assert cost_at(0.3, np.array([0.0, -0.5, 0.5]), np.array([0.0, 1.0, 2.0])) == pytest.approx(1.8)
-    repaired = (
-        np.array([0.1, 0.5]),
-        np.array([0.4, 0.8]),
-    )  # the repair alone is at 0.1 already, and costs 0.4
-    assert cost_at(0.05, *repaired) == pytest.approx(0.4) and cost_at(
-        0.3, *repaired
-    ) == pytest.approx(0.6)
+    # the repair alone is at 0.1 already, and costs 0.4
+    repaired = (np.array([0.1, 0.5]), np.array([0.4, 0.8]))
+    assert cost_at(0.05, *repaired) == pytest.approx(0.4)
+    assert cost_at(0.3, *repaired) == pytest.approx(0.6)
     many = cost_at(np.array([0.1, 0.5]), np.stack([concept, concept]), np.stack([cost, 2 * cost]))
     assert many == pytest.approx([0.5, 3.5])
 
 
 def test_the_area_between_two_fronts_by_hand():
     """To 0.5, costs c and 2c: the area is −0.125. A kink at 0.25 adds a triangle."""
-    slow, fast = (
-        (np.array([0.0, 1.0]), np.array([0.0, 1.0])),
-        (np.array([0.0, 0.5]), np.array([0.0, 1.0])),
-    )
-    assert area_between(slow, fast) == pytest.approx(-0.125) and area_between(
-        fast, slow
-    ) == pytest.approx(0.125)
+    slow = (np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    fast = (np.array([0.0, 0.5]), np.array([0.0, 1.0]))
+    assert area_between(slow, fast) == pytest.approx(-0.125)
+    assert area_between(fast, slow) == pytest.approx(0.125)
     kinked = (np.array([0.0, 0.25, 0.5]), np.array([0.0, 0.0, 0.5]))
     assert area_between(kinked, fast) == pytest.approx(0.0625 - 0.25)
     repaired = (np.array([0.0, 0.5]), np.array([0.3, 0.3]))
@@ -64,24 +58,17 @@ def front(concept, cost, n=30, noise=0.0, seed=0):
 
 
 def test_fronts_give_areas_and_costs_with_intervals():
-    ours, theirs = (
-        front([0.5, 1.0], [0.5, 1.0], noise=0.05),
-        front([0.25, 0.5], [0.5, 1.0], noise=0.05, seed=1),
-    )
+    ours = front([0.5, 1.0], [0.5, 1.0], noise=0.05)
+    theirs = front([0.25, 0.5], [0.5, 1.0], noise=0.05, seed=1)
     found = ours.area_to(theirs)
-    assert (
-        found["area"] == pytest.approx(-0.125, abs=0.02)
-        and found["ci95"][0] < found["area"] < found["ci95"][1] < 0
-    )
-    assert found["up_to"] == pytest.approx(theirs.reach) and found[
-        "mean_difference"
-    ] == pytest.approx(found["area"] / theirs.reach)
+    assert found["area"] == pytest.approx(-0.125, abs=0.02)
+    assert found["ci95"][0] < found["area"] < found["ci95"][1] < 0
+    assert found["up_to"] == pytest.approx(theirs.reach)
+    assert found["mean_difference"] == pytest.approx(found["area"] / theirs.reach)
     assert theirs.area_to(ours)["area"] == pytest.approx(-found["area"])
     cost = ours.cost(0.4)
-    assert (
-        cost["cost"] == pytest.approx(0.4, abs=0.03)
-        and cost["ci95"][0] < cost["cost"] < cost["ci95"][1]
-    )
+    assert cost["cost"] == pytest.approx(0.4, abs=0.03)
+    assert cost["ci95"][0] < cost["cost"] < cost["ci95"][1]
 
 
 def test_what_is_not_reached_is_none_never_a_number():
@@ -92,20 +79,15 @@ def test_what_is_not_reached_is_none_never_a_number():
         "up_to": None,
         "mean_difference": None,
     }
-    assert (
-        forth.cost(0.6) == {"cost": None, "ci95": [None, None], "reached": 0.0}
-        and forth.reach == pytest.approx(0.5, abs=0.01)
-        and back.reach == 0
-    )
+    assert forth.cost(0.6) == {"cost": None, "ci95": [None, None], "reached": 0.0}
+    assert forth.reach == pytest.approx(0.5, abs=0.01)
+    assert back.reach == 0
     at_the_end = front([0.5], [1.0], noise=0.1)
-    half = at_the_end.cost(
-        at_the_end.reach
-    )  # half of the resamples do not get there: their cost is infinite, not left out
-    assert (
-        half["reached"] == pytest.approx(0.5, abs=0.1)
-        and half["ci95"][0] < half["cost"]
-        and half["ci95"][1] is None
-    )
+    # half of the resamples do not get there: their cost is infinite, not left out
+    half = at_the_end.cost(at_the_end.reach)
+    assert half["reached"] == pytest.approx(0.5, abs=0.1)
+    assert half["ci95"][0] < half["cost"]
+    assert half["ci95"][1] is None
     assert at_the_end.cost(0.25)["reached"] == 1.0 and None not in at_the_end.cost(0.25)["ci95"]
     with pytest.raises(ValueError, match="4 prompts: an interval needs at least 5"):
         front([0.5], [1.0], n=4).cost(0.1)
@@ -132,25 +114,19 @@ def test_the_interval_of_a_cost_covers_it():
 
 
 def test_reaches_are_compared_prompt_by_prompt():
-    ours, theirs = (
-        front([0.5, 0.8], [0.5, 1.0], noise=0.05),
-        front([0.25, 0.1], [0.5, 1.0], noise=0.05, seed=1),
-    )
+    ours = front([0.5, 0.8], [0.5, 1.0], noise=0.05)
+    theirs = front([0.25, 0.1], [0.5, 1.0], noise=0.05, seed=1)
     found = ours.reach_less(theirs)
-    assert (
-        found["difference"] == pytest.approx(0.55, abs=0.05)
-        and found["ci95"][0] < found["difference"] < found["ci95"][1]
-    )
+    assert found["difference"] == pytest.approx(0.55, abs=0.05)
+    assert found["ci95"][0] < found["difference"] < found["ci95"][1]
     with pytest.raises(ValueError, match="fronts of 30 and 31 prompts"):
         ours.reach_less(front([0.5], [1.0], n=31))
 
 
 def test_areas_and_reaches_are_covered_where_the_best_strengths_are_near_ties(few_resamples):
     """A maximum over noisy means is no smooth function of the prompts: of 20 samples of 40 prompts, with the noise of notebook 11, most intervals hold the truth."""
-    ours, theirs = (
-        (np.array([-0.01, 0.05, 0.10, 0.12]), np.array([0.7, 0.75, 0.94, 1.84])),
-        (np.array([0, 0.06, 0.10, 0.10]), np.array([0, 0.05, 0.5, 1.9])),
-    )
+    ours = (np.array([-0.01, 0.05, 0.10, 0.12]), np.array([0.7, 0.75, 0.94, 1.84]))
+    theirs = (np.array([0, 0.06, 0.10, 0.10]), np.array([0, 0.05, 0.5, 1.9]))
     rng, inside = np.random.default_rng(0), {"area": 0, "reach": 0}
     for _ in range(20):
         both = [
@@ -178,15 +154,12 @@ def test_sentiment_is_measured_by_vader_and_its_sign_turns_both():
     pos, neg = (concepts.concept("sentiment", sign, posts=0, cache=None) for sign in (1, -1))
     texts = ["a wonderful, delightful film", "a dreadful, tedious film", "a film"]
     assert pos.measure(texts)[0] > 0.5 > -0.3 > pos.measure(texts)[1] and pos.measure(texts)[2] == 0
-    assert np.array_equal(neg.measure(texts), -pos.measure(texts)) and np.array_equal(
-        neg.positive_n, ~pos.positive_n
-    )
-    assert (
-        len(pos.documents) == 200
-        and pos.positive_n.sum() == 100
-        and pos.neutral(texts[2])
-        and not pos.neutral(texts[0])
-    )
+    assert np.array_equal(neg.measure(texts), -pos.measure(texts))
+    assert np.array_equal(neg.positive_n, ~pos.positive_n)
+    assert len(pos.documents) == 200
+    assert pos.positive_n.sum() == 100
+    assert pos.neutral(texts[2])
+    assert not pos.neutral(texts[0])
     with pytest.raises(ValueError, match="sign 2"):
         concepts.concept("sentiment", 2, posts=0, cache=None)
 
@@ -200,13 +173,12 @@ def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
     ]
     monkeypatch.setattr(concepts, "load_documents", lambda corpus, cache: posts)
     space = concepts.concept("space", 1, posts=5, cache=None)
-    assert [d.label for d in space.documents] == 5 * ["space"] + 5 * [
-        "hockey"
-    ] and space.positive_n.tolist() == 5 * [True] + 5 * [False]
+    assert [d.label for d in space.documents] == 5 * ["space"] + 5 * ["hockey"]
+    assert space.positive_n.tolist() == 5 * [True] + 5 * [False]
     scores = space.measure(["The Moon, and a launch", "ice, a puck"])
-    assert (
-        scores[0] > 0.6 > 0.4 > scores[1] and space.neutral("a puck") and not space.neutral("moon")
-    )
+    assert scores[0] > 0.6 > 0.4 > scores[1]
+    assert space.neutral("a puck")
+    assert not space.neutral("moon")
     fitted = []
     monkeypatch.setattr(
         concepts,
@@ -215,9 +187,8 @@ def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
     )
     unshared = concepts.concept("space", 1, posts=5, cache=None)
     assert len(fitted) == 10 and unshared.documents[0].title == "space0"
-    assert len(unshared.judged) == 4 and not {d.title for d in unshared.judged} & {
-        d.title for d in unshared.documents
-    }
+    assert len(unshared.judged) == 4
+    assert not {d.title for d in unshared.judged} & {d.title for d in unshared.documents}
     assert concepts.measure_auc(space, str) == {"texts": 4, "whole": 1.0, "shortened": 1.0}
     assert concepts.measure_auc(space, lambda text: "")["shortened"] == 0.5
     with pytest.raises(

@@ -41,16 +41,12 @@ def rows():
 
 def test_what_is_known_by_heart_has_a_gap_and_the_truth_has_none(rows):
     learnt, control = rows["remembering"], rows["control"]
-    assert (
-        learnt["train_loss"] < control["train_loss"] and learnt["test_loss"] > control["test_loss"]
-    )
-    assert (
-        learnt["gap"] == learnt["test_loss"] - learnt["train_loss"] > 0.5 and learnt["ci95"][0] > 0
-    )
-    assert (
-        learnt["excess"] == pytest.approx(learnt["gap"] - control["gap"])
-        and learnt["excess_ci95"][0] > 0
-    )
+    assert learnt["train_loss"] < control["train_loss"]
+    assert learnt["test_loss"] > control["test_loss"]
+    assert learnt["gap"] == learnt["test_loss"] - learnt["train_loss"] > 0.5
+    assert learnt["ci95"][0] > 0
+    assert learnt["excess"] == pytest.approx(learnt["gap"] - control["gap"])
+    assert learnt["excess_ci95"][0] > 0
     assert abs(control["gap"]) < 0.05 and control["ci95"][0] < 0 < control["ci95"][1]
     assert control["excess"] == 0 and control["excess_ci95"] == [0, 0]
 
@@ -80,17 +76,13 @@ def test_what_the_last_third_gained():
 
 
 def test_the_verdict_in_words(rows):
-    assert (
-        limit(0.05, 0.02) == "data"
-        and limit(0.01, 0.02) == "compute"
-        and limit(0.02, 0.02) == "compute"
-    )
+    assert limit(0.05, 0.02) == "data"
+    assert limit(0.01, 0.02) == "compute"
+    assert limit(0.02, 0.02) == "compute"
     words = in_words("remembering", {**rows["remembering"], "passes": 3.16}, "test", gained=0.02)
-    assert (
-        words.startswith("remembering, after 3.2 passes: test loss ")
-        and "more than the 0.020" in words
-        and words.endswith("data limits it.")
-    )
+    assert words.startswith("remembering, after 3.2 passes: test loss ")
+    assert "more than the 0.020" in words
+    assert words.endswith("data limits it.")
     assert in_words("control", {**rows["control"], "passes": 0.1}, "test", gained=0.02).endswith(
         "compute limits it."
     )

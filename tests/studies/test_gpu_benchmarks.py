@@ -22,9 +22,8 @@ def no_cuda(monkeypatch):
 
 def test_every_row_is_finite_positive_and_says_what_it_divides(monkeypatch, tmp_path):
     compiled = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda module: compiled(module, backend="eager")
-    )  # a compiler takes minutes
+    # a compiler takes minutes
+    monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="eager"))
     monkeypatch.setattr(
         sys,
         "argv",
@@ -55,23 +54,19 @@ def test_every_row_is_finite_positive_and_says_what_it_divides(monkeypatch, tmp_
                 * row["flop_per_activation"]
                 / row["matmul_flop_per_second"][side]
             )
-    assert (
-        result["left_out"] == {}
-        and result["provenance"]["commit"] == "abc"
-        and result["provenance"]["packages"]["torch"] == torch.__version__
-    )
+    assert result["left_out"] == {}
+    assert result["provenance"]["commit"] == "abc"
+    assert result["provenance"]["packages"]["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize("workload", [MLP, SHARED], ids=lambda workload: workload.name)
 def test_flop_of_the_mlp_by_hand(workload):
     """Two per weight in each of three products; none gives the gradient of the network's inputs; what knows the level alone is shared."""
     d, m, f, blocks = 16, 32, 64, 2
-    of_rows = (
-        2 * d * m + blocks * 3 * 3 * m * f + 3 * m * d
-    )  # into the network; up, gate and down; out of it
-    of_levels = (
-        2 * m * m + 3 * m * m + blocks * 3 * m * f
-    )  # the embedding's two; the blocks' time projections
+    # into the network; up, gate and down; out of it
+    of_rows = 2 * d * m + blocks * 3 * 3 * m * f + 3 * m * d
+    # the embedding's two; the blocks' time projections
+    of_levels = 2 * m * m + 3 * m * m + blocks * 3 * m * f
     assert flop_per_activation(training_of(workload), workload) == 2 * (
         of_rows + of_levels / workload.rows_per_level
     )
@@ -89,11 +84,9 @@ def test_a_batch_that_does_not_fit_is_named_and_the_next_one_tried(monkeypatch, 
     monkeypatch.setattr(training, "advance", advance)
     limit = 32
     source, batch = begin(training, MLP)
-    assert (
-        batch == 32 == len(next(source))
-        and training.settings.levels == 32
-        and "a batch of 64 does not fit" in capsys.readouterr().out
-    )
+    assert batch == 32 == len(next(source))
+    assert training.settings.levels == 32
+    assert "a batch of 64 does not fit" in capsys.readouterr().out
     limit = 0
     with pytest.raises(LeftOut, match="no batch of 64, 32 fits"):
         begin(training, MLP)

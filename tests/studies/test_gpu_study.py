@@ -42,9 +42,8 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_own():
     rows = torch.arange(10.0)[:, None]
     batches = resident_batches(rows, 5, 3)
     epochs = [torch.cat([next(batches), next(batches)]).flatten() for _ in range(2)]
-    assert all(
-        torch.equal(epoch.sort().values, rows.flatten()) for epoch in epochs
-    ) and not torch.equal(*epochs)
+    assert all(torch.equal(epoch.sort().values, rows.flatten()) for epoch in epochs)
+    assert not torch.equal(*epochs)
     assert torch.equal(next(resident_batches(rows, 5, 3)).flatten(), epochs[0][:5])
     ragged = resident_batches(rows, 4, 0)
     assert {len(next(ragged)) for _ in range(6)} == {4}
@@ -63,22 +62,21 @@ def test_test_documents_are_read_by_final_runs_alone_and_a_run_that_is_there_is_
     measure(study, [GPURun("tried", TINY)], out, "abc")
     assert seen == [study.splits["validation"], study.splits["train"]]
     content = measure(study, [GPURun("tried", TINY), GPURun("last", TINY, final=True)], out, "abc")
-    assert (
-        seen[2:] == [test, test, study.splits["validation"], study.splits["train"]]
-        and "tried: is in budgets.json already" in capsys.readouterr().out
-    )
+    assert seen[2:] == [test, test, study.splits["validation"], study.splits["train"]]
+    assert "tried: is in budgets.json already" in capsys.readouterr().out
     tried, last = content["rows"]
-    assert (
-        json.loads(json.dumps(keyed_results("gpu/budgets", content))) == read_json(out)
-        and content["provenance"]["commit"] == "abc"
-    )
-    assert (tried["validation"], tried["train"]) == (
-        last["validation"],
-        last["train"],
-    ) and "test" not in tried  # one recipe, one seed
-    assert set(last["test"]) == {"flow_velocity", "ddpm_epsilon"} and set(
-        last["test"]["flow_velocity"]["losses"]
-    ) == {"last", "mean", f"pca_k{PCA_K}", "gaussian"}
+    assert json.loads(json.dumps(keyed_results("gpu/budgets", content))) == read_json(out)
+    assert content["provenance"]["commit"] == "abc"
+    # one recipe, one seed
+    assert (tried["validation"], tried["train"]) == (last["validation"], last["train"])
+    assert "test" not in tried
+    assert set(last["test"]) == {"flow_velocity", "ddpm_epsilon"}
+    assert set(last["test"]["flow_velocity"]["losses"]) == {
+        "last",
+        "mean",
+        f"pca_k{PCA_K}",
+        "gaussian",
+    }
     for row in last["test"]["flow_velocity"]["reductions"]:
         losses = last["test"]["flow_velocity"]["losses"]
         assert row["reduction"] == pytest.approx(
@@ -116,12 +114,10 @@ def test_likelihood_of_a_network_is_beside_the_gaussians_on_the_same_tokens(stud
         study.store,
     )
     found = gpu_study.density_of(model, study.components, study.splits["test"])
-    assert abs(found["over_gaussian"]) < 0.02 and found["mean"] == pytest.approx(
-        found["gaussian"] + found["over_gaussian"]
-    )
-    assert found["ci95"][0] <= found["over_gaussian"] <= found["ci95"][1] and np.isfinite(
-        found["trace_error_of_mean"]
-    )
+    assert abs(found["over_gaussian"]) < 0.02
+    assert found["mean"] == pytest.approx(found["gaussian"] + found["over_gaussian"])
+    assert found["ci95"][0] <= found["over_gaussian"] <= found["ci95"][1]
+    assert np.isfinite(found["trace_error_of_mean"])
 
 
 def test_runs_have_names_of_their_own_and_are_what_was_measured():

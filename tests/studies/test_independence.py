@@ -43,15 +43,13 @@ def test_a_planted_pair_is_found_and_named_by_its_side():
     firing[:, 3] &= ~firing[:, 2]
     pairs = paired(firing, seed=0)
     place = {pair: i for i, pair in enumerate(zip(*np.triu_indices(6, 1)))}
-    assert (
-        pairs.above_p[place[0, 1]] and pairs.below_p[place[2, 3]] and not pairs.below_p[place[0, 1]]
-    )
+    assert pairs.above_p[place[0, 1]]
+    assert pairs.below_p[place[2, 3]]
+    assert not pairs.below_p[place[0, 1]]
     found = coactivation(firing, halves(firing), 0, BINS)
     assert (found["above"], found["below"]) == (pairs.above_p.mean(), pairs.below_p.mean())
-    assert (
-        found["never_together"] == pytest.approx(1 / 15)
-        and found["mutual_information"] > 2 * found["mutual_information_null"]
-    )
+    assert found["never_together"] == pytest.approx(1 / 15)
+    assert found["mutual_information"] > 2 * found["mutual_information_null"]
     assert (
         sum(found["histogram"]["data"])
         == pytest.approx(1)
@@ -76,7 +74,8 @@ def test_shares_without_each_document():
 def test_the_jackknifes_interval_by_hand():
     """Without each of three documents 0.4, 0.5, 0.6: standard error √(2/3 · 0.02), and t of two degrees is 4.303."""
     found = _jackknife(np.array([0.5, 0.4, 0.5, 0.6]))
-    assert found["value"] == 0.5 and found["ci95"] == pytest.approx(
+    assert found["value"] == 0.5
+    assert found["ci95"] == pytest.approx(
         [0.5 - 4.303 * np.sqrt(0.04 / 3), 0.5 + 4.303 * np.sqrt(0.04 / 3)], abs=1e-3
     )
 
@@ -93,9 +92,8 @@ def test_made_independent_keeps_each_column_and_nothing_between_them():
     column = torch.rand(5000, generator=torch.Generator().manual_seed(0)) < 0.2
     both = torch.stack([column, column], 1)
     apart = made_independent(both, seed=3)
-    assert all(
-        any(torch.equal(row.roll(-by), column) for by in range(5000)) for row in apart.T
-    ) and not torch.equal(*apart.T)
+    assert all(any(torch.equal(row.roll(-by), column) for by in range(5000)) for row in apart.T)
+    assert not torch.equal(*apart.T)
     assert paired(both, 0).above_p[0] and not paired(apart, 0).above_p[0]
 
 
@@ -114,10 +112,8 @@ def test_independent_gaussians():
         3 + 2 * torch.randn(20_000, 12, generator=torch.Generator().manual_seed(0)), seed=0
     )
     assert np.abs(found["kurtosis"]).max() < 0.2 and max(found["distance"]) < 0.015
-    assert (
-        found["squares"]["correlation"] == pytest.approx(0, abs=0.003)
-        and found["squares"]["outside"] < 0.2
-    )
+    assert found["squares"]["correlation"] == pytest.approx(0, abs=0.003)
+    assert found["squares"]["outside"] < 0.2
 
 
 def test_a_mixture_of_radii_has_heavy_tails_and_squares_that_go_together():

@@ -61,9 +61,8 @@ def test_useless_units_have_an_auc_near_one_half_however_many_there_are():
     found = [
         TaskProbes(values, task_of(seed=seed), seed=0).best() for seed, values in enumerate(noise)
     ]
-    assert np.mean([one.auc for one in found]) == pytest.approx(
-        0.5, abs=0.03
-    )  # 96 held-out examples, 40 times
+    # 96 held-out examples, 40 times
+    assert np.mean([one.auc for one in found]) == pytest.approx(0.5, abs=0.03)
     assert np.mean([one.cv_auc for one in found]) > 0.6  # what choosing the best rewards
 
 
@@ -75,11 +74,8 @@ def test_nothing_held_out_enters_the_choice():
         (task.held_out_e.sum(), values.shape[1])
     )
     after = TaskProbes(values, task, seed=0).best()
-    assert (before.unit, before.sign, before.cv_auc) == (
-        after.unit,
-        after.sign,
-        after.cv_auc,
-    ) and before.auc != after.auc
+    assert (before.unit, before.sign, before.cv_auc) == (after.unit, after.sign, after.cv_auc)
+    assert before.auc != after.auc
 
 
 @pytest.mark.parametrize("strength", [1e-4, 1.0, 100.0])
@@ -113,17 +109,15 @@ def test_cross_validated_auc_is_that_of_refitted_regressions():
                 for m, u in zip(models, units)
             ]
         )
-    assert len(expected) == probe.FOLDS and probes.cv_auc(units) == pytest.approx(
-        np.mean(expected, 0)
-    )
+    assert len(expected) == probe.FOLDS
+    assert probes.cv_auc(units) == pytest.approx(np.mean(expected, 0))
 
 
 def test_folds_never_divide_a_group():
     group, label = np.repeat(np.arange(20), 4), np.tile([True, False], 40)
     folds = grouped_folds(label, group, 5, seed=0)
-    assert len(folds) == 5 and sorted(np.concatenate([fold for _, fold in folds])) == list(
-        range(80)
-    )
+    assert len(folds) == 5
+    assert sorted(np.concatenate([fold for _, fold in folds])) == list(range(80))
     assert all(not set(group[rest]) & set(group[fold]) for rest, fold in folds)
     with pytest.raises(ValueError, match="4 examples in 2 groups: no fold holds both classes"):
         grouped_folds(np.array([True, True, False, False]), np.array([0, 0, 1, 1]), 5, seed=0)
@@ -141,9 +135,8 @@ def test_random_candidates_are_seeded_and_different():
     draws = random_candidates(7680, 640, 5, seed=0)
     assert len(draws) == 5 and all(len(set(draw)) == 640 and draw.max() < 7680 for draw in draws)
     assert all(np.array_equal(a, b) for a, b in zip(draws, random_candidates(7680, 640, 5, seed=0)))
-    assert not np.array_equal(draws[0], draws[1]) and not np.array_equal(
-        draws[0], random_candidates(7680, 640, 5, seed=1)[0]
-    )
+    assert not np.array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], random_candidates(7680, 640, 5, seed=1)[0])
     assert [list(draw) for draw in random_candidates(3, 640, 5, seed=0)] == [[0, 1, 2]]
 
 
@@ -151,10 +144,8 @@ def test_only_candidates_are_chosen():
     task = task_of()
     values = planted(task)
     without = np.setdiff1d(np.arange(50), [17])
-    assert (
-        TaskProbes(values, task, seed=0).best(without).unit != 17
-        and TaskProbes(values, task, seed=0).best(np.array([3, 17])).unit == 17
-    )
+    assert TaskProbes(values, task, seed=0).best(without).unit != 17
+    assert TaskProbes(values, task, seed=0).best(np.array([3, 17])).unit == 17
 
 
 def test_fitted_directions_find_what_no_single_unit_holds():
@@ -164,10 +155,8 @@ def test_fitted_directions_find_what_no_single_unit_holds():
         1.2 * np.where(task.label_e, 1, -1)[:, None] / np.sqrt(12)
     )  # one direction, spread over all units
     single = TaskProbes(values, task, seed=0).best().auc
-    assert (
-        probe.mean_difference_auc(values, task) > single + 0.1
-        and probe.dense_auc(values, task, seed=0) > single + 0.1
-    )
+    assert probe.mean_difference_auc(values, task) > single + 0.1
+    assert probe.dense_auc(values, task, seed=0) > single + 0.1
 
 
 def test_a_paired_difference_has_an_interval_of_its_own():
@@ -175,8 +164,7 @@ def test_a_paired_difference_has_an_interval_of_its_own():
     first = rng.uniform(0.5, 1, 40)
     assert mean_over_tasks(first)["mean"] == pytest.approx(first.mean())
     shifted = mean_over_tasks(first + 0.1, first)
-    assert shifted["mean"] == pytest.approx(0.1) and np.ptp(shifted["ci95"]) == pytest.approx(
-        0, abs=1e-9
-    )
+    assert shifted["mean"] == pytest.approx(0.1)
+    assert np.ptp(shifted["ci95"]) == pytest.approx(0, abs=1e-9)
     noisy = mean_over_tasks(first + rng.normal(0, 0.1, 40), first)
     assert noisy["ci95"][0] < 0 < noisy["ci95"][1]

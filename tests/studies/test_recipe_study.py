@@ -57,9 +57,8 @@ def test_the_next_rate_is_beyond_the_edge_or_between_the_best_and_its_better_nei
     assert trials.further_rate({1e-3: 1.0, 2e-3: 2.0}) == 5e-4
     assert trials.further_rate({1e-3: 1.5, 4e-3: 1.0, 9e-3: 2.0}) == pytest.approx(2e-3)
     assert trials.further_rate({1e-3: 2.5, 4e-3: 1.0, 9e-3: 2.0}) == pytest.approx(6e-3)
-    assert trials.at_edge({1.0: 0.5, 2.0: 0.7}) and not trials.at_edge(
-        {1.0: 0.8, 2.0: 0.7, 4.0: 0.9}
-    )
+    assert trials.at_edge({1.0: 0.5, 2.0: 0.7})
+    assert not trials.at_edge({1.0: 0.8, 2.0: 0.7, 4.0: 0.9})
 
 
 def test_everyone_gets_as_many_trials_and_the_edge_is_left_behind():
@@ -72,9 +71,8 @@ def test_everyone_gets_as_many_trials_and_the_edge_is_left_behind():
 
     found = trials.tune([1.0, 2.0, 4.0], 4, ["inside", "above"], train)
     assert len(found["inside"]) == len(found["above"]) == 6 and len(asked) == 12
-    assert trials.best_of(found["above"]) == 16.0 and not trials.at_edge(
-        {rate: o["loss"] for rate, o in found["above"].items()}
-    )
+    assert trials.best_of(found["above"]) == 16.0
+    assert not trials.at_edge({rate: o["loss"] for rate, o in found["above"].items()})
     assert trials.best_of(found["inside"]) == pytest.approx(2**1.1, rel=0.15)
     assert len(trials.tune([1.0, 2.0, 4.0], 1, ["above"], train)["above"]) == 4
 
@@ -91,16 +89,11 @@ def test_a_training_that_diverged_is_never_the_best():
 
 def test_time_to_a_loss_counts_the_setup_and_takes_the_first_entry_there():
     found = outcome([10.0, 20.0, 30.0], [1.5, 1.3, 1.35], setup=4.0)
-    assert (
-        trials.time_to(found, 1.3) == 24.0
-        and trials.time_to(found, 1.4) == 24.0
-        and trials.time_to(found, 1.2) is None
-    )
-    assert trials.whole_time(found) == 34.0 and trials.curve_of(found)["seconds"] == [
-        14.0,
-        24.0,
-        34.0,
-    ]
+    assert trials.time_to(found, 1.3) == 24.0
+    assert trials.time_to(found, 1.4) == 24.0
+    assert trials.time_to(found, 1.2) is None
+    assert trials.whole_time(found) == 34.0
+    assert trials.curve_of(found)["seconds"] == [14.0, 24.0, 34.0]
 
 
 def test_ratios_are_paired_by_seed_and_missing_where_a_seed_is():
@@ -108,11 +101,9 @@ def test_ratios_are_paired_by_seed_and_missing_where_a_seed_is():
     theirs = [outcome([10.0, 20.0, 30.0], [1.4, 1.1, 1.0]), outcome([2.0, 5.0], [1.9, 1.8])]
     found = trials.ratios(ours, theirs, [1.1, 1.5])
     assert found["theirs_seconds"] == [20.0, 5.0] and found["theirs_reached"] == [True, False]
-    assert (
-        found["ours_seconds"] == [2.0, 1.0]
-        and found["ratio"]["values"] == [0.1, 0.2]
-        and found["ratio"]["mean"] == pytest.approx(0.15)
-    )
+    assert found["ours_seconds"] == [2.0, 1.0]
+    assert found["ratio"]["values"] == [0.1, 0.2]
+    assert found["ratio"]["mean"] == pytest.approx(0.15)
     assert "ratio" not in trials.ratios(ours, theirs, [0.9, 1.5])
 
 
@@ -124,21 +115,16 @@ def test_speed_is_a_median_that_start_up_does_not_move():
 def test_recipes_are_paired_by_seed():
     pair = trials.paired([{"loss": 1.0}, {"loss": 2.0}], [{"loss": 1.5}, {"loss": 1.9}])
     assert pair["values"] == pytest.approx([-0.5, 0.1]) and not pair["every_seed"]
-    lower, gone = (
-        [{"loss": 1.0}, {"loss": 1.2}, {"loss": 1.1}],
-        [{"loss": 2.0}, {"loss": 1.9}, {"diverged": "so"}],
-    )
+    lower = [{"loss": 1.0}, {"loss": 1.2}, {"loss": 1.1}]
+    gone = [{"loss": 2.0}, {"loss": 1.9}, {"diverged": "so"}]
     assert trials.paired(lower[:2], gone[:2])["every_seed"]
     pair = trials.paired(gone, lower)
-    assert (
-        pair["diverged"] == 1
-        and len(pair["values"]) == 2
-        and not trials.paired(lower, gone)["every_seed"]
-        and not pair["every_seed"]
-    )
-    assert (
-        trials.losses_of(gone)["values"] == [2.0, 1.9] and trials.losses_of(gone)["diverged"] == 1
-    )
+    assert pair["diverged"] == 1
+    assert len(pair["values"]) == 2
+    assert not trials.paired(lower, gone)["every_seed"]
+    assert not pair["every_seed"]
+    assert trials.losses_of(gone)["values"] == [2.0, 1.9]
+    assert trials.losses_of(gone)["diverged"] == 1
 
 
 # Trainings
@@ -155,13 +141,10 @@ def test_an_outcome_of_a_training_holds_its_log_and_its_setup(trainings):
         trainings.outcome(trainings.of(name, replace(recipe, linear_skip=skip), 0))
         for name, skip in (("plain", False), ("linear", True))
     )
-    assert plain["log"]["step"] == [2, 4] and plain["log"]["validation_loss"][-1] == pytest.approx(
-        plain["validation_loss"], abs=1e-5
-    )
-    assert (
-        plain["setup_seconds"] == 0 < linear["setup_seconds"]
-        and linear["parameters"] == plain["parameters"] + 8 + 36
-    )
+    assert plain["log"]["step"] == [2, 4]
+    assert plain["log"]["validation_loss"][-1] == pytest.approx(plain["validation_loss"], abs=1e-5)
+    assert plain["setup_seconds"] == 0 < linear["setup_seconds"]
+    assert linear["parameters"] == plain["parameters"] + 8 + 36
     assert linear["loss"] > 0 and plain["configuration"]["evaluation"]["tokens_per_level"] == 10
     again = Trainings(trainings.sweep.run, trainings.store)
     assert again.outcome(again.of("plain", recipe, 0)) == plain
@@ -178,12 +161,10 @@ def test_only_the_log_of_a_speed_is_kept(trainings):
 def test_a_training_that_diverges_is_an_outcome(trainings):
     hot = Recipe(MLPSize(1, 8, 16), replace(TINY, lr=1e30, steps=8))
     found = trainings.outcome(trainings.of("hot", hot, 0))
-    assert (
-        "step" in found["diverged"]
-        and "loss" not in found
-        and trials.loss_of(found) == np.inf
-        and trials.row_of(found)["loss"] is None
-    )
+    assert "step" in found["diverged"]
+    assert "loss" not in found
+    assert trials.loss_of(found) == np.inf
+    assert trials.row_of(found)["loss"] is None
     assert Sweep(trainings.sweep.run, "recipes", "21_recipes").known(
         trainings.trial(trainings.of("hot", hot, 0), measured=True)
     )
@@ -238,9 +219,9 @@ def study(run, store, monkeypatch):
 
 
 def test_another_batch_gets_the_steps_that_last_as_long(study):
-    assert (
-        study.train.steps_for("published", 32) == 8 and study.train.steps_for("published", 64) == 4
-    )  # a row takes as long in any batch here
+    # a row takes as long in any batch here
+    assert study.train.steps_for("published", 32) == 8
+    assert study.train.steps_for("published", 64) == 4
     assert study.asked == ["speed-published-batch32", "speed-published-batch64"]
 
 
@@ -257,11 +238,9 @@ def test_ours_takes_the_shortest_schedule_with_which_every_seed_comes_there(stud
 
     study.law = law
     found = study.shortest((1.0, 2.0, 3.0), [1.5, 1.5])
-    assert (
-        found["length"] == 2.0
-        and list(found["tried"]) == [1.0, 2.0]
-        and [end["loss"] for end in found["outcomes"]] == [1.0, 1.0]
-    )
+    assert found["length"] == 2.0
+    assert list(found["tried"]) == [1.0, 2.0]
+    assert [end["loss"] for end in found["outcomes"]] == [1.0, 1.0]
     never = study.shortest((1.0, 2.0), [0.5, 0.5])
     assert never["length"] == 2.0 and len(never["outcomes"]) == 2 and len(never["tried"][1.0]) == 1
 
@@ -282,9 +261,8 @@ def test_the_published_architecture_is_tried_as_often_as_ours_at_the_length_used
     )
     tried = study.tried()
     assert len(tried["published"]) >= len(tried["gated"]) and study.published_long["rate"] == 2e-3
-    assert (
-        len({row["steps"] for row in tried["published"]}) == 3
-    )  # tuned, another batch, the whole length
+    # tuned, another batch, the whole length
+    assert len({row["steps"] for row in tried["published"]}) == 3
 
 
 def test_variants_differ_in_what_they_say_alone(study):
@@ -329,10 +307,8 @@ def test_a_permutation_keeps_the_steps_and_the_seed_of_the_natural_order(run, ma
     train = Trainings(run, store)
     natural, permuted = (train.unet(1e-3, train.reference, 1, order=order) for order in (None, 1))
     assert natural.recipe.training == permuted.recipe.training and natural.seed == permuted.seed
-    assert (
-        sorted(permuted.recipe.size.order) == list(range(16)) != list(permuted.recipe.size.order)
-        and natural.recipe.size.order is None
-    )
+    assert sorted(permuted.recipe.size.order) == list(range(16)) != list(permuted.recipe.size.order)
+    assert natural.recipe.size.order is None
 
 
 def planned(run, store, size=None, parts=PARTS):
@@ -394,15 +370,11 @@ def test_a_compiler_that_fails_is_a_reason_not_an_error(run, store, monkeypatch)
 def test_neighbours_are_found_where_they_are_and_not_where_they_are_not():
     """Dimensions 2i and 2i + 1 share half their variance: half of the pairs side by side correlate by 0.5, and none a row apart."""
     generator = torch.Generator().manual_seed(0)
-    alone, shared = (
-        torch.randn(20_000, 24, generator=generator),
-        torch.randn(20_000, 12, generator=generator).repeat_interleave(2, dim=1),
-    )
+    alone = torch.randn(20_000, 24, generator=generator)
+    shared = torch.randn(20_000, 12, generator=generator).repeat_interleave(2, dim=1)
     found = images.neighbours((alone + shared) / 2**0.5, 8, seed=0)
-    assert (
-        found["beside"]["mean"] == pytest.approx(0.5 * 12 / 23, abs=0.01)
-        and found["beside"]["mean"] > found["beside"]["band"][1]
-    )
+    assert found["beside"]["mean"] == pytest.approx(0.5 * 12 / 23, abs=0.01)
+    assert found["beside"]["mean"] > found["beside"]["band"][1]
     assert found["above"]["mean"] < 0.02 and found["above"]["mean"] <= found["above"]["band"][1]
     nothing = images.neighbours(alone, 8, seed=0)
     assert all(part["band"][0] <= part["mean"] <= part["band"][1] for part in nothing.values())
@@ -427,6 +399,5 @@ def test_every_unet_of_the_default_study_can_be_built():
             for channels in size.unet_channels
             for height in heights
         ]
-    assert len(built) == len(size.unet_channels) * len(heights) and all(
-        height * width >= 640 for height, width in built
-    )
+    assert len(built) == len(size.unet_channels) * len(heights)
+    assert all(height * width >= 640 for height, width in built)

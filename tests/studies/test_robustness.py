@@ -29,9 +29,8 @@ def test_whitened_activations_have_unit_covariance_and_a_standard_gaussian():
     z = torch.randn(5000, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + 2
     components = PrincipalComponents.fit(z)
     whitened = robustness.Whitening.of(components)(z)
-    assert torch.allclose(torch.cov(whitened.T), torch.eye(6), atol=1e-3) and torch.allclose(
-        whitened.mean(0), torch.zeros(6), atol=1e-3
-    )
+    assert torch.allclose(torch.cov(whitened.T), torch.eye(6), atol=1e-3)
+    assert torch.allclose(whitened.mean(0), torch.zeros(6), atol=1e-3)
     gaussian = PrincipalComponents.fit(whitened).gaussian()
     x = torch.randn(10, 6, generator=generator)
     assert torch.allclose(gaussian(x, 0.4), standard_normal(6)(x, 0.4), atol=2e-3)
@@ -73,11 +72,9 @@ def test_reductions_with_and_without_outliers_agree_with_the_comparison():
     )
     everything, without = rows
     assert (everything["tokens"], without["tokens"]) == ("all", "without outliers")
-    assert (
-        everything["reduction"] == pytest.approx(1 - losses.mean("m") / losses.mean("b"))
-        and everything["draws"] == 40_000
-        and without["draws"] == 39_000
-    )
+    assert everything["reduction"] == pytest.approx(1 - losses.mean("m") / losses.mean("b"))
+    assert everything["draws"] == 40_000
+    assert without["draws"] == 39_000
     (ours, sizes), (theirs, _) = losses.by_document("m"), losses.by_document("b")
     low, high = bootstrap_interval(lambda w: (w @ ours) / (w @ theirs), len(sizes), positive=True)
     assert everything["ci95"] == pytest.approx([1 - high, 1 - low])
@@ -90,9 +87,8 @@ def test_reductions_with_and_without_outliers_agree_with_the_comparison():
         seed=3,
     )
     kept = [by_token.sums[m].sum(0)[~outlier].sum() for m in ("m", "b")]
-    assert without["reduction"] == pytest.approx(1 - kept[0] / kept[1]) and without[
-        "loss"
-    ] == pytest.approx(kept[0] / 39_000)
+    assert without["reduction"] == pytest.approx(1 - kept[0] / kept[1])
+    assert without["loss"] == pytest.approx(kept[0] / 39_000)
 
 
 def test_no_outlier_changes_nothing():
@@ -122,9 +118,8 @@ def test_redrawn_test_documents_were_in_training_and_span_the_lengths():
     assert [i for i, s in enumerate(new) if s == "validation"] == [
         i for i, s in enumerate(old) if s == "validation"
     ]
-    assert all(
-        n == "train" for o, n in zip(old, new) if o == "test"
-    ) and new == robustness.redraw_test(sizes, old, 20, seed=0)
+    assert all(n == "train" for o, n in zip(old, new) if o == "test")
+    assert new == robustness.redraw_test(sizes, old, 20, seed=0)
     lengths = np.sort([len(d.text) for d, o in zip(documents, old) if o == "train"])[::-1]
     drawn = np.sort([len(d.text) for d, n in zip(documents, new) if n == "test"])[::-1]
     assert all(
@@ -138,11 +133,9 @@ def test_redrawn_test_documents_were_in_training_and_span_the_lengths():
 def test_slow_opponents_see_every_nth_token_and_what_is_compared_with_them_too():
     z = torch.randn(300, 4, generator=torch.Generator().manual_seed(1))
     documents, none = np.repeat(np.arange(6), 50), np.zeros(300, dtype=bool)
-    methods, baselines, slow = (
-        {"m": Scaled(0.3), "b": Scaled(0.8)},
-        {"b": Scaled(0.8)},
-        {"s": Scaled(0.5)},
-    )
+    methods = {"m": Scaled(0.3), "b": Scaled(0.8)}
+    baselines = {"b": Scaled(0.8)}
+    slow = {"s": Scaled(0.5)}
     rows = robustness.reduction_rows(
         methods,
         baselines,
@@ -161,12 +154,10 @@ def test_slow_opponents_see_every_nth_token_and_what_is_compared_with_them_too()
         evaluate(some, tokens_of(z, documents), "flow_velocity", per_level=30, seed=3, every=every)
         for some, every in (({**methods, **baselines}, 1), ({**methods, **baselines, **slow}, 3))
     )
-    assert found["m", "b"]["draws"] == 3000 and found["m", "b"]["reduction"] == pytest.approx(
-        1 - full.mean("m") / full.mean("b")
-    )
-    assert found["m", "s"]["draws"] == 1000 and found["m", "s"]["reduction"] == pytest.approx(
-        1 - common.mean("m") / common.mean("s")
-    )
+    assert found["m", "b"]["draws"] == 3000
+    assert found["m", "b"]["reduction"] == pytest.approx(1 - full.mean("m") / full.mean("b"))
+    assert found["m", "s"]["draws"] == 1000
+    assert found["m", "s"]["reduction"] == pytest.approx(1 - common.mean("m") / common.mean("s"))
     assert (1 - found["s", "b"]["reduction"]) * (1 - found["b", "s"]["reduction"]) == pytest.approx(
         1
     )
@@ -229,13 +220,10 @@ def test_only_what_was_chosen_is_tried_again():
     fitted, again, other = (
         robustness.mixture_again(z[:500], z[500:], size, seed) for seed in (0, 0, 1)
     )
-    assert len(fitted.components) == 2 and sorted(
-        c.mean_d.mean().round().item() for c in fitted.components
-    ) == [0, 5]
-    assert (
-        torch.equal(fitted.components[0].basis_dd, again.components[0].basis_dd)
-        and len(other.components) == 2
-    )
+    assert len(fitted.components) == 2
+    assert sorted(c.mean_d.mean().round().item() for c in fitted.components) == [0, 5]
+    assert torch.equal(fitted.components[0].basis_dd, again.components[0].basis_dd)
+    assert len(other.components) == 2
 
 
 def test_an_sae_that_copies_its_input_is_mixed_to_the_mean_model(make_store):
@@ -250,16 +238,13 @@ def test_an_sae_that_copies_its_input_is_mixed_to_the_mean_model(make_store):
     store = ActivationStore(make_store(dtype="float32")[0])
     mixed = robustness.mixed_sae(Copy(8, 8), store, ["flow_velocity"], 3000, seed=0)
     x, sigma = torch.randn(5, 8, generator=torch.Generator().manual_seed(3)), 0.405
-    assert len(mixed.weights) == 100 and torch.allclose(
-        mixed(x, sigma), standard_normal(8)(x, sigma), atol=0.03
-    )
+    assert len(mixed.weights) == 100
+    assert torch.allclose(mixed(x, sigma), standard_normal(8)(x, sigma), atol=0.03)
 
 
 def test_methods_measured_apart_on_the_same_draws_are_compared_as_if_together():
-    z, documents = (
-        torch.randn(300, 4, generator=torch.Generator().manual_seed(1)),
-        np.repeat(np.arange(6), 50),
-    )
+    z = torch.randn(300, 4, generator=torch.Generator().manual_seed(1))
+    documents = np.repeat(np.arange(6), 50)
     tokens, two = tokens_of(z, documents), {"m": Scaled(0.3), "b": Scaled(0.8)}
     both, *alone = (
         evaluate(some, tokens, "flow_velocity", per_level=30, seed=3)

@@ -46,10 +46,8 @@ def test_fit_agrees_with_a_general_least_squares_solver():
 
 def test_envelope_by_hand():
     """Runs 3, 4 and 5 are matched by the cheaper run 2; run 6 is cheaper than run 0, but not by a quarter; run 7 is run 0 once more."""
-    compute, loss = (
-        [4.0, 1.0, 2.0, 3.0, 3.1, 2.0, 3.5, 4.0],
-        [1.0, 3.0, 2.0, 2.5, 2.0, 2.2, 1.5, 1.0],
-    )
+    compute = [4.0, 1.0, 2.0, 3.0, 3.1, 2.0, 3.5, 4.0]
+    loss = [1.0, 3.0, 2.0, 2.5, 2.0, 2.2, 1.5, 1.0]
     assert scaling.lower_envelope(compute, loss).tolist() == [1, 2, 0]
     assert scaling.lower_envelope(compute[:-2] + [3.1], loss[:-2] + [1.5]).tolist() == [1, 2, 6, 0]
 
@@ -100,36 +98,29 @@ def test_intervals_hold_the_truth_at_least_as_often_as_they_say():
 
 def test_the_compute_of_a_loss_by_hand():
     law = scaling.PowerLaw(1.0, 2.0, 0.5)
-    assert law(np.array([4e12])) == pytest.approx([2.0]) and law.compute_at(2.0) == pytest.approx(
-        4e12
-    )
+    assert law(np.array([4e12])) == pytest.approx([2.0])
+    assert law.compute_at(2.0) == pytest.approx(4e12)
     assert law.compute_at(1.0) == law.compute_at(0.7) == np.inf
 
 
 def test_an_extrapolation_far_beyond_the_runs_is_not_to_be_believed():
     law = scaling.PowerLaw(0.5, 1.0, 0.25)
     near = scaling.extrapolation(law, [law] * 10, 1.5, 1e12)
-    assert (
-        near["believable"]
-        and near["compute"] == pytest.approx(1e12)
-        and near["ci95"] == pytest.approx([1e12, 1e12])
-    )
+    assert near["believable"]
+    assert near["compute"] == pytest.approx(1e12)
+    assert near["ci95"] == pytest.approx([1e12, 1e12])
     far = scaling.extrapolation(law, [law] * 10, 0.8, 1e12)  # (1/0.3)⁴ = 123 times as much
-    assert (
-        not far["believable"]
-        and "2.1 orders of magnitude" in far["reasons"][0]
-        and far["decades_beyond"] == pytest.approx(2.09, abs=0.01)
-    )
+    assert not far["believable"]
+    assert "2.1 orders of magnitude" in far["reasons"][0]
+    assert far["decades_beyond"] == pytest.approx(2.09, abs=0.01)
 
 
 def test_a_loss_that_may_never_be_reached_is_not_to_be_believed():
     law, floor = scaling.PowerLaw(0.5, 1.0, 0.25), scaling.PowerLaw(1.45, 0.5, 0.4)
     doubtful = scaling.extrapolation(law, [law] * 9 + [floor], 1.4, 1e12)
-    assert (
-        not doubtful["believable"]
-        and doubtful["ci95"][1] is None
-        and doubtful["share_never"] == pytest.approx(0.1)
-    )
+    assert not doubtful["believable"]
+    assert doubtful["ci95"][1] is None
+    assert doubtful["share_never"] == pytest.approx(0.1)
     either = scaling.extrapolation(floor, [floor] * 9 + [law], 1.4, 1e12)
     assert either["compute"] is None and "0.500 to 1.450, leaves open" in either["reasons"][0]
     never = scaling.extrapolation(floor, [floor] * 10, 1.4, 1e12)
@@ -158,12 +149,10 @@ def test_a_fit_at_the_edge_is_not_to_be_believed():
     """A loss that falls ever faster with log C: no floor can be read off it."""
     compute = np.geomspace(1e11, 1e14, 8)
     law = scaling.fit(compute, 2 - 0.02 * np.arange(8) ** 2)
-    assert (
-        law.at_the_edge
-        and law.e == 0
-        and not TRUTH.at_the_edge
-        and scaling.PowerLaw(1.0, 1.0, 0.01).at_the_edge
-    )
+    assert law.at_the_edge
+    assert law.e == 0
+    assert not TRUTH.at_the_edge
+    assert scaling.PowerLaw(1.0, 1.0, 0.01).at_the_edge
     assert any(
         "ends at its bounds" in reason
         for reason in scaling.extrapolation(law, [law] * 10, 1.02, 1e14)["reasons"]
@@ -181,19 +170,13 @@ def test_counting_by_hand():
 
 def test_the_rule_of_the_learning_rate_and_the_recipe_of_a_cell():
     one, four = scaling.learning_rate(128), scaling.learning_rate(512)
-    assert (
-        one == pytest.approx(4 * four) and scaling.learning_rate(scaling.RATE_WIDTH) == scaling.RATE
-    )
+    assert one == pytest.approx(4 * four)
+    assert scaling.learning_rate(scaling.RATE_WIDTH) == scaling.RATE
     recipe = scaling.recipe(128, 127, 256, 64, factor=0.5)
-    assert recipe.training.lr == one / 2 and (
-        recipe.size.d_model,
-        recipe.size.d_mlp,
-        recipe.size.layers,
-    ) == (128, 256, 3)
-    assert (
-        recipe.training.validate_every > 127
-        and recipe.training.validate_every % recipe.training.log_every == 0
-    )
+    assert recipe.training.lr == one / 2
+    assert (recipe.size.d_model, recipe.size.d_mlp, recipe.size.layers) == (128, 256, 3)
+    assert recipe.training.validate_every > 127
+    assert recipe.training.validate_every % recipe.training.log_every == 0
 
 
 def test_trials_are_the_grid_and_rates_at_its_corners():

@@ -152,12 +152,10 @@ def test_batches_of_prompts_share_no_noise_and_the_first_keeps_the_seeds_own():
         )
         for batch in (0, 1, 2, 1)
     ]
-    assert torch.equal(drawn[0], torch.randn(4, generator=generator(3))) and torch.equal(
-        drawn[1], drawn[3]
-    )
-    assert (
-        not torch.isclose(drawn[0], drawn[1]).any() and not torch.isclose(drawn[1], drawn[2]).any()
-    )
+    assert torch.equal(drawn[0], torch.randn(4, generator=generator(3)))
+    assert torch.equal(drawn[1], drawn[3])
+    assert not torch.isclose(drawn[0], drawn[1]).any()
+    assert not torch.isclose(drawn[1], drawn[2]).any()
     asked = []
     continuations(
         tiny(),
@@ -179,9 +177,8 @@ def test_sdedit_by_a_closed_form_denoiser_is_the_meta_models_own():
     found = steer.projected_by(lambda x_nd, sigma: point.expand_as(x_nd), 0.5, 3)(
         z, z, generator(2)
     )
-    assert torch.allclose(
-        found, point.expand_as(z), atol=1e-5
-    )  # a distribution of one point is where all are taken
+    # a distribution of one point is where all are taken
+    assert torch.allclose(found, point.expand_as(z), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -242,9 +239,8 @@ def test_a_kept_norm_is_the_raw_one():
     normaliser = Normaliser(torch.tensor([[1.0, -1.0]]), torch.tensor([[2.0, 1.0]]))
     h = torch.tensor([[3.0, 4.0], [0.0, 2.0]])  # z = (1, 5), (−½, 3)
     found = Steering(normaliser, torch.tensor([-1.5, 2.0]), 1.0, norm_kept(normaliser)).edited(h)
-    assert torch.allclose(
-        found, torch.tensor([[0.0, 5.0], [-1.2, 1.6]])
-    )  # raw edit (−3, 2): (0, 6) of norm 5, (−3, 4) of norm 2
+    # raw edit (−3, 2): (0, 6) of norm 5, (−3, 4) of norm 2
+    assert torch.allclose(found, torch.tensor([[0.0, 5.0], [-1.2, 1.6]]))
 
 
 def test_directions_find_a_planted_one_and_share_a_length():
@@ -265,10 +261,8 @@ def test_directions_find_a_planted_one_and_share_a_length():
 def test_a_latent_is_judged_on_texts_that_it_was_not_chosen_on():
     """Of a thousand latents without any meaning the best is about ½ where it was not chosen."""
     rng, positive = np.random.default_rng(1), np.arange(80) < 40
-    latents, z = (
-        torch.from_numpy(rng.normal(size=(80, 1000))).float(),
-        torch.from_numpy(rng.normal(size=(80, 16))).float(),
-    )
+    latents = torch.from_numpy(rng.normal(size=(80, 1000))).float()
+    z = torch.from_numpy(rng.normal(size=(80, 16))).float()
     aucs = [
         steer.sae_direction(torch.ones(1000, 16), latents, z, positive, seed)[2]
         for seed in range(20)
@@ -326,9 +320,8 @@ def test_the_geometry_of_a_repair_by_hand():
     z, edited = torch.zeros(2, 2), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
     found = geometry(z, edited, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
     assert found["repair_over_edit"] == pytest.approx([2**0.5 / 2, 0.5])
-    assert found["cosine"] == pytest.approx([0.5**0.5, 1.0]) and found["along"] == pytest.approx(
-        [0.5, 0.5]
-    )
+    assert found["cosine"] == pytest.approx([0.5**0.5, 1.0])
+    assert found["along"] == pytest.approx([0.5, 0.5])
 
 
 def test_the_diffusion_loss_of_a_gaussian_judge_is_the_closed_form():

@@ -36,12 +36,8 @@ def test_every_repair_has_its_opponents_and_every_file_its_name(name):
     }
     for concept, direction, intervention, sigma in there:
         if concept and intervention != "additive":
-            assert (
-                None,
-                None,
-                intervention,
-                sigma,
-            ) in there  # the repair alone, where its front begins
+            # the repair alone, where its front begins
+            assert (None, None, intervention, sigma) in there
             assert set(there[concept, direction, intervention, sigma]) <= set(
                 there[concept, direction, "additive", None]
             )
@@ -162,12 +158,10 @@ def test_findings_are_those_that_were_planted(sweep, trials_of, few_resamples):
         for r in findings.rows()
     }
     plain = rows["sentiment", "mean_difference", "additive", None, 2.0]
-    assert (
-        plain["change"] == pytest.approx(2)
-        and plain["cost"] == pytest.approx(4)
-        and plain["repetition"] == 0.2
-        and rows["sentiment", "probe", "additive", None, 0.0]["change"] == 0
-    )
+    assert plain["change"] == pytest.approx(2)
+    assert plain["cost"] == pytest.approx(4)
+    assert plain["repetition"] == 0.2
+    assert rows["sentiment", "probe", "additive", None, 0.0]["change"] == 0
     repaired = rows["sentiment", "mean_difference", "sdedit", 0.5, 2.0]
     assert repaired["change"] == pytest.approx(1.5) and repaired["cost"] == pytest.approx(3.1)
     against = next(
@@ -176,26 +170,22 @@ def test_findings_are_those_that_were_planted(sweep, trials_of, few_resamples):
         if (r["concept"], r["direction"], r["intervention"])
         == ("sentiment", "mean_difference", "sdedit")
     )
-    assert against["reach"]["difference"] == pytest.approx(-0.5) and against["area"][
-        "area"
-    ] == pytest.approx(0.15)  # 0.1 dearer up to 1.5
-    assert (
-        against["level"] == pytest.approx(1)
-        and against["cost_of_addition"]["cost"] == pytest.approx(2)
-        and against["cost"]["cost"] == pytest.approx(2.1)
-    )
+    # 0.1 dearer up to 1.5
+    assert against["reach"]["difference"] == pytest.approx(-0.5)
+    assert against["area"]["area"] == pytest.approx(0.15)
+    assert against["level"] == pytest.approx(1)
+    assert against["cost_of_addition"]["cost"] == pytest.approx(2)
+    assert against["cost"]["cost"] == pytest.approx(2.1)
     equal = next(
         r
         for r in findings.at_equal_strength()
         if (r["intervention"], r["strength"]) == ("sdedit", 2.0)
     )
-    assert equal["change"]["difference"] == pytest.approx(-0.5) and equal["cost"][
-        "difference"
-    ] == pytest.approx(-0.9)
+    assert equal["change"]["difference"] == pytest.approx(-0.5)
+    assert equal["cost"]["difference"] == pytest.approx(-0.9)
     (projection,) = findings.projections()
-    assert (
-        projection["area"]["area"] == pytest.approx(-0.6) and projection["reach"]["difference"] == 0
-    )
+    assert projection["area"]["area"] == pytest.approx(-0.6)
+    assert projection["reach"]["difference"] == 0
     assert [
         step["cost"]["difference"] for step in projection["at_equal_strength"]
     ] == pytest.approx([-0.4, -0.4])
@@ -217,7 +207,5 @@ def test_a_digest_tells_two_trainings_apart():
     first, other = (torch.nn.Linear(2, 1) for _ in range(2))
     assert steering_study.weights_digest(first) != steering_study.weights_digest(other)
     other.load_state_dict(first.state_dict())
-    assert (
-        steering_study.weights_digest(first) == steering_study.weights_digest(other)
-        and len(steering_study.weights_digest(first)) == 12
-    )
+    assert steering_study.weights_digest(first) == steering_study.weights_digest(other)
+    assert len(steering_study.weights_digest(first)) == 12

@@ -89,10 +89,8 @@ def test_the_first_and_the_last_token_carry_no_mark():
 
 def test_words_of_pairs_that_share_a_word_are_one_group():
     group = tasks.tied([("a", "b"), ("c", "d"), ("b", "e"), ("f", "c")])
-    assert (
-        len({group[w] for w in "abe"}) == len({group[w] for w in "cdf"}) == 1
-        and group["a"] != group["c"]
-    )
+    assert len({group[w] for w in "abe"}) == len({group[w] for w in "cdf"}) == 1
+    assert group["a"] != group["c"]
 
 
 def test_relation_examples_say_word_and_place_and_keep_groups_whole():
@@ -124,9 +122,8 @@ def test_relation_examples_say_word_and_place_and_keep_groups_whole():
 def test_posts_are_the_first_of_each_label():
     posts = [(f"t{i}", f"text {i}", "ab"[i % 2]) for i in range(20)] + [("empty", " ", "c")]
     documents, examples = tasks.post_examples(posts, 4, 1, 0.25, seed=0)
-    assert [document.title for document in documents] == [f"t{i}" for i in range(8)] and sum(
-        example.held_out for example in examples
-    ) == 2
+    assert [document.title for document in documents] == [f"t{i}" for i in range(8)]
+    assert sum(example.held_out for example in examples) == 2
     assert examples[1].marks == {"b", "post"} and documents[1].text == "text" + tasks.POST_CLOSING
 
 
@@ -141,14 +138,13 @@ EXAMPLES = [
 
 def test_tasks_are_balanced_undivided_and_of_their_source():
     (task,), left_out = make_tasks(EXAMPLES, [Definition("t", "s", "yes", "all")], 7, 5, seed=0)
-    assert (
-        not left_out and 120 not in task.rows_e and len(set(task.rows_e)) == len(task.rows_e) == 28
-    )
+    assert not left_out
+    assert 120 not in task.rows_e
+    assert len(set(task.rows_e)) == len(task.rows_e) == 28
     for held_out in (False, True):
         rows, label = task.side(held_out)
-        assert label.sum() == (~label).sum() == 7 and all(
-            EXAMPLES[i].held_out == held_out for i in rows
-        )
+        assert label.sum() == (~label).sum() == 7
+        assert all(EXAMPLES[i].held_out == held_out for i in rows)
         assert all(("yes" in EXAMPLES[i].marks) == positive for i, positive in zip(rows, label))
     assert not set(task.group_e[task.held_out_e]) & set(task.group_e[~task.held_out_e])
 
@@ -192,11 +188,9 @@ def test_whole_words_carry_their_language_and_translations_stay_together():
     pieces = ["Le", " fleuve", " na", "ît", " ici", "."]
     texts = [(pieces, f"{language} {opening}") for opening in range(5) for language in ("fr", "en")]
     examples = tasks.language_examples(texts, 0.4, seed=0)
-    assert (
-        len(examples) == 60
-        and [i for i in range(6) if examples[i].marks] == [1, 4]
-        and examples[1].marks == {"word", "fr"}
-    )
+    assert len(examples) == 60
+    assert [i for i in range(6) if examples[i].marks] == [1, 4]
+    assert examples[1].marks == {"word", "fr"}
     assert all(
         {example.held_out for example in examples if example.group == f"opening {i}"}
         in ({True}, {False})
@@ -205,10 +199,8 @@ def test_whole_words_carry_their_language_and_translations_stay_together():
     assert len({example.group for example in examples if example.held_out}) == 2
     wanted = [one for one in tasks.definitions([], []) if one.source == "languages"]
     found, left_out = make_tasks(examples, wanted, 10, 2, seed=0)
-    assert [task.name for task in found] == ["English word", "French word"] and left_out == [
-        "German word",
-        "Spanish word",
-    ]
+    assert [task.name for task in found] == ["English word", "French word"]
+    assert left_out == ["German word", "Spanish word"]
     for task, language in zip(found, ("en", "fr")):
         assert all(
             (language in examples[row].marks) == label

@@ -108,17 +108,17 @@ def test_mahalanobis_against_a_shifted_mean_is_a_noncentral_integral():
     expected = scipy.integrate.quad(
         lambda x: scipy.stats.chi2.pdf(x, 6) * scipy.stats.ncx2.sf(x, 6, shift**2), 0, 60
     )[0]
-    assert expected > 0.6 and area(
-        mahalanobis(model, z_nd), mahalanobis(model, moved_nd)
-    ) == pytest.approx(expected, abs=0.02)
+    assert expected > 0.6
+    assert area(mahalanobis(model, z_nd), mahalanobis(model, moved_nd)) == pytest.approx(
+        expected, abs=0.02
+    )
 
 
 def test_areas_are_scikit_learns_with_documents_as_weights():
     rng = np.random.default_rng(0)
-    reference, shifted = (
-        rng.integers(0, 9, 40).astype(float),
-        rng.integers(2, 11, 50).astype(float),
-    )  # with ties
+    # with ties
+    reference = rng.integers(0, 9, 40).astype(float)
+    shifted = rng.integers(2, 11, 50).astype(float)
     of_reference, of_shifted = rng.integers(0, 6, 40), rng.integers(0, 5, 50)
     found = Separation.of(reference, of_reference, shifted, of_shifted)
     weights = rng.integers(0, 3, (4, 11)).astype(float)
@@ -154,14 +154,10 @@ def test_documents_of_one_set_alone_are_weighed_where_they_are():
         np.array([9, 8]),
         same_documents=True,
     )
-    assert found.wins_ab.tolist() == [
-        [0, 1, 1],
-        [0, 1, 0.5],
-        [0, 0, 0],
-    ] and found.sizes_b.tolist() == [0, 1, 1]
-    assert found.auroc(np.ones(3)) == 3.5 / 6 and found.auroc(
-        np.array([0.0, 2, 1])
-    ) == pytest.approx((2 * 2 * 1 + 2 * 0.5) / 9)
+    assert found.wins_ab.tolist() == [[0, 1, 1], [0, 1, 0.5], [0, 0, 0]]
+    assert found.sizes_b.tolist() == [0, 1, 1]
+    assert found.auroc(np.ones(3)) == 3.5 / 6
+    assert found.auroc(np.array([0.0, 2, 1])) == pytest.approx((2 * 2 * 1 + 2 * 0.5) / 9)
 
 
 def test_intervals_point_the_right_way_and_cover(few_resamples):
@@ -177,10 +173,8 @@ def test_intervals_point_the_right_way_and_cover(few_resamples):
         covered += row["ci95"][0] <= truth <= row["ci95"][1]
     assert 0.90 < covered / trials <= 0.99
     worse = Separation.of(reference, documents, -shifted, others)
-    assert (
-        worse.row()["ci95"][1] < 0.5
-        and difference(Separation.of(reference, documents, shifted, others), worse)["ci95"][0] > 0
-    )
+    assert worse.row()["ci95"][1] < 0.5
+    assert difference(Separation.of(reference, documents, shifted, others), worse)["ci95"][0] > 0
 
 
 def test_sets_told_apart_wholly_have_an_area_of_one_and_no_width():
@@ -225,9 +219,8 @@ def test_denoising_loss_of_the_mean_model_by_hand():
             untouched += (z_nd - token_noise(tokens, sigma, draw, 3)).square().mean(
                 1
             ).numpy() / 2  # x itself has the velocity's own square
-        assert found["mean"][:, j] == pytest.approx(by_hand, rel=1e-5) and found["noisy"][
-            :, j
-        ] == pytest.approx(untouched, rel=1e-4)
+        assert found["mean"][:, j] == pytest.approx(by_hand, rel=1e-5)
+        assert found["noisy"][:, j] == pytest.approx(untouched, rel=1e-4)
     alone = denoising_losses(
         {"mean": standard_normal(8)}, tokens[np.array([4])], (0.25, 0.5), 2, seed=3
     )
@@ -311,15 +304,12 @@ def test_perturbed_weights_come_back_bit_for_bit(dtype):
             ((weights[name] - before[name]).float().norm() / before[name].float().norm()).item()
             for name in changed
         ]
-    assert (
-        changed
-        == {
-            name
-            for name in before
-            if "layers.2" not in name and "layers." in name and before[name].ndim > 1
-        }
-        and len(changed) == 14
-    )
+    assert changed == {
+        name
+        for name in before
+        if "layers.2" not in name and "layers." in name and before[name].ndim > 1
+    }
+    assert len(changed) == 14
     assert np.allclose(sizes, 0.2, rtol=0.15)
     assert all(torch.equal(weight, before[name]) for name, weight in lm.model.named_parameters())
     with pytest.raises(ZeroDivisionError), shifts.perturbed(lm.model, 1, 0.2, seed=0):
@@ -349,12 +339,7 @@ def test_tokens_are_those_of_the_positions_asked_for():
         Window(1, 12, np.arange(20, 32, dtype=np.int32), True),
     ]
     found = shifts.read_tokens(lm, 1, windows, np.array([2, 11]), PLAIN, 64)
-    assert found.document.tolist() == [3, 3, 1, 1] and found.position.tolist() == [
-        2,
-        11,
-        14,
-        23,
-    ]
+    assert found.document.tolist() == [3, 3, 1, 1] and found.position.tolist() == [2, 11, 14, 23]
     whole = llm.read_residual_stream(
         lm.model, [1], torch.tensor([[1, *range(4, 16)], [1, *range(20, 32)]])
     )[1]
@@ -398,9 +383,8 @@ def test_all_windows_are_of_one_length_and_documents_take_turns():
         [Document(str(i), "x" * n) for i, n in enumerate((50, 9, 31, 10))], lm, 10, 6, seed=0
     )
     assert all(len(window.token_ids) == 10 for window in windows) and len(windows) == 6
-    assert sorted(window.document for window in windows[:3]) == [0, 2, 3] and {
-        window.document for window in windows
-    } == {0, 2, 3}
+    assert sorted(window.document for window in windows[:3]) == [0, 2, 3]
+    assert {window.document for window in windows} == {0, 2, 3}
     with pytest.raises(
         ValueError, match="1 of 2 documents have a window of 10 tokens: expected two at least"
     ):
@@ -413,9 +397,8 @@ def test_prompted_samples_begin_with_their_prompts_and_are_kept(tmp_path):
     lm = tiny()
     prompts = ["abc", "a", "abc"]
     found = shifts.prompted_samples(lm, prompts, 12, 0, tmp_path)
-    assert [len(document.token_ids) for document in found] == [12, 12, 12] and found[
-        0
-    ].token_ids != found[2].token_ids
+    assert [len(document.token_ids) for document in found] == [12, 12, 12]
+    assert found[0].token_ids != found[2].token_ids
     assert all(
         list(document.token_ids[: len(prompt)]) == lm.tokenizer([prompt])["input_ids"][0]
         for document, prompt in zip(found, prompts)
@@ -423,9 +406,8 @@ def test_prompted_samples_begin_with_their_prompts_and_are_kept(tmp_path):
     assert lm.tokenizer.eos_token_id not in {i for document in found for i in document.token_ids}
     kept = next((tmp_path / "prompted").iterdir())
     kept.write_text(kept.read_text().replace(str(found[0].token_ids[-1]), "63"))
-    assert (
-        shifts.prompted_samples(lm, prompts, 12, 0, tmp_path)[0].token_ids[-1] == 63
-    )  # read, not drawn
+    # read, not drawn
+    assert shifts.prompted_samples(lm, prompts, 12, 0, tmp_path)[0].token_ids[-1] == 63
     assert shifts.prompted_samples(lm, prompts, 12, 1, tmp_path) != found
 
 
@@ -439,9 +421,8 @@ def test_texts_of_all_languages_say_which_language_and_opening_they_are_of(monke
         ),
     )
     english, other = shifts.written_texts(None, TypicalitySize(windows=4), 0, tmp_path)
-    assert [text.label for text in english] == ["en 0", "en 0", "en 0", "en 1"] and [
-        text.label for text in other
-    ] == ["fr 0", "de 0", "es 0", "fr 1"]
+    assert [text.label for text in english] == ["en 0", "en 0", "en 0", "en 1"]
+    assert [text.label for text in other] == ["fr 0", "de 0", "es 0", "fr 1"]
     assert [text.text for text in (*english, *other)] == asked
     assert all(
         text.text == shifts.PROMPTS[language][int(i)]
@@ -479,11 +460,12 @@ def test_texts_are_altered_as_they_say():
 def test_texts_that_install_with_gensim():
     assert len(shifts.news()) == 300 and len(shifts.news()[0].text) > 3000
     page = shifts.bulgarian()
-    assert (
-        page.title == "Григориански календар" and len(page.text) > 10_000 and "{{" not in page.text
-    )
+    assert page.title == "Григориански календар"
+    assert len(page.text) > 10_000
+    assert "{{" not in page.text
     code = shifts.python_code(5)
-    assert len(code) == 5 and all(
+    assert len(code) == 5
+    assert all(
         "#" not in line.split('"')[0].split("'")[0]
         for document in code
         for line in document.text.splitlines()
@@ -496,9 +478,8 @@ def test_altered_activations_keep_what_they_say():
     z_nd = model.sample(20_000, torch.Generator().manual_seed(5))
     kept_nd = shifts.noised_alike(z_nd, model, 0.6, 0)
     expected = model.basis_dd * model.eigenvalues_d @ model.basis_dd.T
-    assert (kept_nd.mean(0) - model.mean_d).abs().max() < 0.1 and (
-        kept_nd.T.cov() - expected
-    ).abs().max() < 0.05 * expected.diag().max()
+    assert (kept_nd.mean(0) - model.mean_d).abs().max() < 0.1
+    assert (kept_nd.T.cov() - expected).abs().max() < 0.05 * expected.diag().max()
     with pytest.raises(ValueError, match="strength 1.5: expected 0 to 1"):
         shifts.noised_alike(z_nd, model, 1.5, 0)
     between = ((kept_nd - model.mean_d) * (z_nd - model.mean_d)).sum() / (
@@ -511,7 +492,5 @@ def test_altered_activations_keep_what_they_say():
         0.3, rel=0.01
     )
     dealt = shifts.independent_tokens(z_nd[:10], 5)
-    assert (
-        dealt.document.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-        and dealt.position.tolist() == [0, 1] * 5
-    )
+    assert dealt.document.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert dealt.position.tolist() == [0, 1] * 5

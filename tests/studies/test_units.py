@@ -56,18 +56,13 @@ def test_a_clamped_linear_unit_reads_as_its_value_and_nothing_moves_across_it(di
 
 def test_random_features_are_what_a_gated_unit_is_before_training():
     found = units.read_units(units.random_silu(2000, 16, seed=3), Z)
-    again, flipped = (
-        units.read_units(units.random_silu(2000, 16, seed=3), Z),
-        units.read_units(units.random_silu(2000, 16, seed=3), -Z),
-    )
-    assert (
-        found.shape == (6, 2000)
-        and np.array_equal(found, again)
-        and units.random_silu(4, 16, 0).write is None
-    )
-    assert (
-        np.corrcoef(found.ravel(), flipped.ravel())[0, 1] < 0.5
-    )  # silu(a) b at −z is silu(−a)(−b), another number: the features are not even
+    again = units.read_units(units.random_silu(2000, 16, seed=3), Z)
+    flipped = units.read_units(units.random_silu(2000, 16, seed=3), -Z)
+    assert found.shape == (6, 2000)
+    assert np.array_equal(found, again)
+    assert units.random_silu(4, 16, 0).write is None
+    # silu(a) b at −z is silu(−a)(−b), another number: the features are not even
+    assert np.corrcoef(found.ravel(), flipped.ravel())[0, 1] < 0.5
     w, v = torch.randn(2, 2000, 16, generator=torch.Generator().manual_seed(3)) / 4
     a, b = (Z @ w.T).numpy(), (Z @ v.T).numpy()
     assert found == pytest.approx(a / (1 + np.exp(-a)) * b, abs=1e-5)
@@ -110,9 +105,8 @@ def test_mixture_components_have_their_densities_and_probabilities():
         1,
     )
     weighed = np.exp(joint) * (0.3, 0.7)
-    assert found[:, :2] == pytest.approx(joint, rel=1e-4) and np.exp(found[:, 2:]) == pytest.approx(
-        weighed / weighed.sum(1, keepdims=True), rel=1e-3
-    )
+    assert found[:, :2] == pytest.approx(joint, rel=1e-4)
+    assert np.exp(found[:, 2:]) == pytest.approx(weighed / weighed.sum(1, keepdims=True), rel=1e-3)
 
 
 def test_meta_neurons_are_those_of_the_model_and_seeded(monkeypatch):
@@ -137,15 +131,13 @@ def test_clamping_at_zero_is_removing_the_column_and_at_its_own_value_nothing(un
     )
     x = (1 - 0.1) * Z + 0.1 * torch.randn(Z.shape, generator=torch.Generator().manual_seed(1))
     clean, clamped = model.denoise(x, 0.1), units.clamped_estimate(model, x, 0.1, unit, 0.0)
-    assert torch.equal(
-        units.clamped_estimate(model, x, 0.1, unit, hidden[:, unit]), clean
-    )  # bit for bit
+    # bit for bit
+    assert torch.equal(units.clamped_estimate(model, x, 0.1, unit, hidden[:, unit]), clean)
     assert torch.equal(model.denoise(x, 0.1), clean)  # no hook is left behind
     with torch.no_grad():
         model.network.layers[block].down_proj.weight[:, index] = 0
-    assert not torch.equal(clamped, clean) and torch.allclose(
-        clamped, model.denoise(x, 0.1), atol=1e-6
-    )
+    assert not torch.equal(clamped, clean)
+    assert torch.allclose(clamped, model.denoise(x, 0.1), atol=1e-6)
     with pytest.raises(ValueError, match="unit 80: this network has 80"):
         units.clamped_estimate(model, x, 0.1, 80, 0.0)
 
@@ -154,14 +146,10 @@ def test_a_clamped_meta_neuron_writes_the_change_of_the_estimate():
     model = mlp()
     x = 0.9 * Z + 0.1 * torch.randn(Z.shape, generator=torch.Generator().manual_seed(5))
     written = units.meta_neurons(model, 0.1, seed=5).write(Z, 50, 2.0)
-    assert (
-        torch.allclose(
-            written,
-            units.clamped_estimate(model, x, 0.1, 50, 2.0) - model.denoise(x, 0.1),
-            atol=1e-6,
-        )
-        and written.abs().max() > 0
+    assert torch.allclose(
+        written, units.clamped_estimate(model, x, 0.1, 50, 2.0) - model.denoise(x, 0.1), atol=1e-6
     )
+    assert written.abs().max() > 0
 
 
 def test_units_of_a_unet_are_read_and_not_clamped():
@@ -201,9 +189,8 @@ def test_density_and_selectivity_by_hand():
     values = np.array([[0.0, 1, 2, 0], [0, 1, -2, 0], [10, 1, 0.1, 0], [0.5, 1, 0, 0]], np.float32)
     assert units.density(values) == pytest.approx([0.25, 1, 0.5, 0])
     one_token = units.selectivity(np.eye(1, 50, 3).T)
-    assert one_token[0] == pytest.approx(1) and units.selectivity(values)[[1, 3]] == pytest.approx(
-        [0, 0]
-    )
+    assert one_token[0] == pytest.approx(1)
+    assert units.selectivity(values)[[1, 3]] == pytest.approx([0, 0])
     assert units.selectivity(np.abs(np.random.default_rng(0).standard_normal((100_000, 1))))[
         0
     ] == pytest.approx(1 - 2 / np.pi, abs=0.01)
@@ -212,10 +199,8 @@ def test_density_and_selectivity_by_hand():
 def test_the_nearest_unit_is_the_one_numpy_finds(monkeypatch):
     monkeypatch.setattr(units, "AT_ONCE", 2)
     rng = np.random.default_rng(0)
-    first, second = (
-        rng.standard_normal((40, 5)).astype(np.float32),
-        rng.standard_normal((40, 7)).astype(np.float32),
-    )
+    first = rng.standard_normal((40, 5)).astype(np.float32)
+    second = rng.standard_normal((40, 7)).astype(np.float32)
     second[:, 4] = -3 * first[:, 1] + 2
     index, value = units.nearest(first, second)
     table = np.corrcoef(first.T, second.T)[:5, 5:]
@@ -233,27 +218,22 @@ def test_paired_correlation_is_numpys_and_0_where_nothing_varies():
 def test_matched_units_have_the_matched_density():
     density_u = np.random.default_rng(0).uniform(0, 1, 2000)
     found = units.matched(density_u, 10, 4, seed=0, exclude=[11])
-    assert (
-        len(set(found)) == 4
-        and not {10, 11} & set(found)
-        and np.abs(density_u[found] - density_u[10]).max() < 0.02
-    )
+    assert len(set(found)) == 4
+    assert not {10, 11} & set(found)
+    assert np.abs(density_u[found] - density_u[10]).max() < 0.02
     assert np.array_equal(found, units.matched(density_u, 10, 4, seed=0, exclude=[11]))
     with pytest.raises(ValueError, match="2 other units: expected at least 4"):
         units.matched(density_u[:3], 0, 4, seed=0)
 
 
 def test_top_contexts_are_cut_around_the_largest_place_of_each_window():
-    windows, values = (
-        [window(4), window(3, 1)],
-        np.array([1.0, 2, 6, 0, -3, 11, -4]),
-    )  # the median is 1
+    # the median is 1
+    windows = [window(4), window(3, 1)]
+    values = np.array([1.0, 2, 6, 0, -3, 11, -4])
     found = contexts.top_contexts(values, windows, [list("abcd"), list("xyz")], count=2, reach=2)
-    assert (
-        [one["pieces"][one["at"]] for one in found] == ["y", "c"]
-        and found[0]["values"] == [0, 1, 0]
-        and found[1]["pieces"] == list("abcd")
-    )
+    assert [one["pieces"][one["at"]] for one in found] == ["y", "c"]
+    assert found[0]["values"] == [0, 1, 0]
+    assert found[1]["pieces"] == list("abcd")
     assert found[1]["values"] == [0, 0.1, 0.5, 0]
     with pytest.raises(ValueError, match="6 values for 7 tokens"):
         contexts.top_contexts(values[1:], windows, [], 1, 1)
@@ -263,12 +243,10 @@ def test_shown_text_is_escaped():
     shown = contexts.as_html(
         "a < b", [{"pieces": ["<script>", "\n"], "values": [1.0, 0.0], "at": 0}]
     )
-    assert (
-        "<script>" not in shown
-        and "&lt;script&gt;" in shown
-        and "a &lt; b" in shown
-        and "rgba(213,94,0,0.75)" in shown
-    )
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
+    assert "a &lt; b" in shown
+    assert "rgba(213,94,0,0.75)" in shown
 
 
 class Marked:

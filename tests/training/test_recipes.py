@@ -47,9 +47,8 @@ def test_a_meta_model_is_chosen_by_recipe_folder_or_default(run, store, tmp_path
     ):
         assert torch.equal(chosen_meta_model(run, asked, store)(x, 0.5), kept[name](x, 0.5))
     saved(tmp_path / "published", store, 6, documents="")
-    assert (
-        chosen_meta_model(run, str(tmp_path / "published"), store).documents == ""
-    )  # does not say what it was trained on
+    # does not say what it was trained on
+    assert chosen_meta_model(run, str(tmp_path / "published"), store).documents == ""
 
 
 def test_a_meta_model_that_does_not_fit_the_store_is_refused(run, store, tmp_path):
@@ -81,7 +80,7 @@ def test_an_untrained_model_has_the_architecture_and_random_weights(network, sto
         torch.equal(a, b)
         for a, b in zip(fresh.network.state_dict().values(), again.network.state_dict().values())
     )
-    assert (
-        any(not torch.equal(a, b) for a, b in zip(fresh.network.parameters(), network.parameters()))
-        and fresh.layers == model.layers
+    assert any(
+        not torch.equal(a, b) for a, b in zip(fresh.network.parameters(), network.parameters())
     )
+    assert fresh.layers == model.layers

@@ -99,9 +99,8 @@ def test_the_averaged_weights_are_those_of_diffusers(make_store, tmp_path):
     for ours, average, parameter in zip(
         one.ema.shadow_params, theirs.shadow_params, one.parameters
     ):
-        assert torch.allclose(ours, average, rtol=0, atol=1e-6) and not torch.allclose(
-            ours, parameter, rtol=0, atol=1e-3
-        )
+        assert torch.allclose(ours, average, rtol=0, atol=1e-6)
+        assert not torch.allclose(ours, parameter, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("clip", [0.05, 1e3], ids=["clipped", "as_it_is"])
@@ -156,11 +155,9 @@ def test_a_finished_training_is_loaded_not_repeated(make_store, tmp_path, capsys
     store = ActivationStore(make_store(dtype="float32")[0])
     first, first_log = run(store, tmp_path)
     again, log = run(store, tmp_path, kill_at=0)
-    assert (
-        torch.equal(weights(first), weights(again))
-        and log == first_log
-        and "already trained" in capsys.readouterr().out
-    )
+    assert torch.equal(weights(first), weights(again))
+    assert log == first_log
+    assert "already trained" in capsys.readouterr().out
 
 
 LONG = dataclasses.replace(SETTINGS, steps=400, validate_every=40, keep=())
@@ -209,12 +206,7 @@ def test_killed_at_random_moments_and_resumed_ends_bit_identical(
     moments = [part for step in steps for part in (step, draw.uniform(0, 0.03))]
     code = "import sys, test_train; test_train.killed_again_and_again(*sys.argv[1:])"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            code,
-            *map(str, (path, tmp_path / "cut", *moments)),
-        ],
+        [sys.executable, "-c", code, *map(str, (path, tmp_path / "cut", *moments))],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -301,9 +293,8 @@ def test_one_denoiser_is_trained_on_several_layers(make_store, tmp_path):
         tmp_path,
         seed=0,
     )
-    assert log[-1]["validation_loss"] < log[0]["loss"] - 0.1 and MetaModel.from_pretrained(
-        tmp_path
-    ).layers == (0, 2)
+    assert log[-1]["validation_loss"] < log[0]["loss"] - 0.1
+    assert MetaModel.from_pretrained(tmp_path).layers == (0, 2)
 
 
 def test_a_linear_skip_needs_its_gaussian(make_store):
@@ -315,20 +306,17 @@ def test_a_linear_skip_needs_its_gaussian(make_store):
         MLPSize(1, 16, 32), dataclasses.replace(SETTINGS, steps=2, keep=()), linear_skip=True
     )
     network = new_model(recipe, Origin.of(store), 0, gaussian).network
-    assert torch.equal(network.eigenvalues_d, gaussian.eigenvalues_d) and not any(
-        p.shape == network.basis_dd.shape for p in network.parameters()
-    )
+    assert torch.equal(network.eigenvalues_d, gaussian.eigenvalues_d)
+    assert not any(p.shape == network.basis_dd.shape for p in network.parameters())
     with pytest.raises(ValueError, match="pass the one fitted"):
         new_model(recipe, Origin.of(store), 0)
 
 
 def test_shared_levels_give_the_network_the_same_answer_as_one_a_row():
     torch.manual_seed(0)
-    network, x, time = (
-        MLPDenoiser(6, 12, 24, 2, gated_skip=True),
-        torch.randn(8, 6),
-        torch.tensor([3.0, 500.0]),
-    )
+    network = MLPDenoiser(6, 12, 24, 2, gated_skip=True)
+    x = torch.randn(8, 6)
+    time = torch.tensor([3.0, 500.0])
     assert torch.allclose(network(x, time), network(x, time.repeat_interleave(4)), atol=1e-6)
     with pytest.raises(ValueError, match="8 rows and 3 times"):
         network(x, torch.ones(3))
@@ -357,9 +345,8 @@ def test_a_tracker_gets_the_log(make_store, tmp_path):
     log = train(
         model, SETTINGS, batches(store), validation, tmp_path / "run", seed=0, tracker=Recorder()
     )
-    assert [step for step, _ in Recorder.seen] == [
-        entry["step"] for entry in log
-    ] and Recorder.seen[-1][1]["loss"] == log[-1]["loss"]
+    assert [step for step, _ in Recorder.seen] == [entry["step"] for entry in log]
+    assert Recorder.seen[-1][1]["loss"] == log[-1]["loss"]
     with pytest.raises(ValueError, match="install its package"):
         train(
             fresh(store),
@@ -373,10 +360,8 @@ def test_a_tracker_gets_the_log(make_store, tmp_path):
 
 
 def test_a_state_of_an_older_training_is_not_taken_up_after_another_began(make_store, tmp_path):
-    store, other = (
-        ActivationStore(make_store(dtype="float32")[0]),
-        dataclasses.replace(SETTINGS, lr=2e-3),
-    )
+    store = ActivationStore(make_store(dtype="float32")[0])
+    other = dataclasses.replace(SETTINGS, lr=2e-3)
     with pytest.raises(Killed):
         run(store, tmp_path, kill_at=9)
     with pytest.raises(Killed):
@@ -417,10 +402,8 @@ def test_validation_at_steps_that_are_not_logged_is_refused():
 def test_checkpoint_round_trip_and_kept_copy(make_store, tmp_path):
     store = ActivationStore(make_store(dtype="float32")[0])
     model, _ = run(store, tmp_path)
-    again, early = (
-        MetaModel.from_pretrained(tmp_path),
-        MetaModel.from_pretrained(tmp_path / "early"),
-    )
+    again = MetaModel.from_pretrained(tmp_path)
+    early = MetaModel.from_pretrained(tmp_path / "early")
     x = torch.randn(5, store.d)
     assert torch.equal(model.denoise(x, 0.3), again.denoise(x, 0.3))
     assert not torch.equal(model.denoise(x, 0.3), early.denoise(x, 0.3))
@@ -438,10 +421,8 @@ def test_store_of_another_model_layer_or_width_is_refused(make_store, tmp_path, 
 
 
 def test_store_of_other_documents_is_refused_unless_asked_for(make_store):
-    model, other = (
-        fresh(ActivationStore(make_store()[0])),
-        ActivationStore(make_store(seed=5, corpus="other")[0]),
-    )
+    model = fresh(ActivationStore(make_store()[0]))
+    other = ActivationStore(make_store(seed=5, corpus="other")[0])
     with pytest.raises(StoreError, match="may have been trained on"):
         model.check_store(other)
     model.check_store(other, same_documents=False)
@@ -474,12 +455,10 @@ def test_missing_checkpoint_names_the_notebook(tmp_path):
 
 def test_learning_rate_by_hand():
     settings = Training("flow_velocity", steps=100, batch=1, lr=1.0, warmup=0.1, final_lr=0.2)
-    assert learning_rate(0, settings) == pytest.approx(0.1) and learning_rate(
-        9, settings
-    ) == pytest.approx(1.0)
-    assert learning_rate(55, settings) == pytest.approx(0.6) and learning_rate(
-        100, settings
-    ) == pytest.approx(0.2)
+    assert learning_rate(0, settings) == pytest.approx(0.1)
+    assert learning_rate(9, settings) == pytest.approx(1.0)
+    assert learning_rate(55, settings) == pytest.approx(0.6)
+    assert learning_rate(100, settings) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])

@@ -75,10 +75,8 @@ def test_the_command_line_trains_by_two_processes(make_store, tmp_path):
     (data / "runs" / "smoke").mkdir(parents=True)
     make_store(dtype="float32")[0].rename(data / "runs" / "smoke" / "activations")
     shown = launch("-m", "mmlib", "train", "gated_mlp", "--preset", "smoke", MMLIB_DATA=str(data))
-    folder, steps = (
-        data / "runs" / "smoke" / "gated_mlp",
-        get_preset("smoke").recipes["gated_mlp"].training.steps,
-    )
+    folder = data / "runs" / "smoke" / "gated_mlp"
+    steps = get_preset("smoke").recipes["gated_mlp"].training.steps
     assert shown.count(f"{folder}: {{'step': {steps}") == 1  # by one of the two
     assert MetaModel.from_pretrained(folder).language_model == "toy@1"
     assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"] == steps

@@ -32,10 +32,8 @@ def dependent(*place: str, control: str, budget: str | None = None) -> Callable[
         same = of_control.get(budget)
         for key in place:
             found, of_control = found[key], of_control.get(key, {})
-        value, interval = (
-            found["outside"],
-            found.get("by_document", {}).get("outside", {}).get("ci95"),
-        )
+        value = found["outside"]
+        interval = found.get("by_document", {}).get("outside", {}).get("ci95")
         same, known = same or found, "outside" in of_control
         note = "of the pairs, by chance 5 %; " + (
             f"{control}: {percent(of_control['outside'], 1)}" if known else f"no control: {control}"
@@ -66,10 +64,8 @@ def probing(results: dict) -> Measured:
     """
     over = results["differences"]["mlp"]
     row = over["sae"]
-    means, verdict = (
-        {name: row["all"]["mean"] for name, row in results["dictionaries"].items()},
-        better_than(0, row["all"]["ci95"]),
-    )
+    means = {name: row["all"]["mean"] for name, row in results["dictionaries"].items()}
+    verdict = better_than(0, row["all"]["ci95"])
     note = ", ".join(
         f"{label} {means[name]:.2f}"
         for name, label in (

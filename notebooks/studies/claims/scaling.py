@@ -3,10 +3,8 @@
 from mmlib.runs.results import rows_of
 from mmlib_studies.claims.rules import INCOMPARABLE, NOT, REPRODUCED, UNDECIDED, Measured, percent
 
-ALPHAS = (
-    0.01,
-    3.0,
-)  # exponents among which the law of notebook 06 is sought (`mmlib_studies.scaling.ALPHAS`)
+# exponents among which the law of notebook 06 is sought (`mmlib_studies.scaling.ALPHAS`)
+ALPHAS = (0.01, 3.0)
 WORST_RESIDUAL = 0.05  # of a law that describes its points
 
 

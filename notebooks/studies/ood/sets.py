@@ -295,10 +295,8 @@ def difference_from_store(lm: LanguageModel, store: ActivationStore, split: str)
     windows = [
         window for one in dict.fromkeys(store.splits) for window in stored_windows(store, one)
     ]
-    batch_tokens, first = (
-        int(store.attributes["batch_tokens"]),
-        stored_windows(store, split)[0].document,
-    )
+    batch_tokens = int(store.attributes["batch_tokens"])
+    first = stored_windows(store, split)[0].document
     blocks = cut_blocks(
         sorted(windows, key=lambda window: (window.document, window.start)), batch_tokens
     )

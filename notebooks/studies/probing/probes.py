@@ -26,20 +26,12 @@ KEEP = 512  # units of the ranking that are cross-validated, as published
 FOLDS = 5  # as published
 
 
-PUBLISHED = {
-    "meta-neurons": 0.84,
-    "SAE latents": 0.70,
-}  # mean AUC over 113 tasks, Llama-3.1-8B, arXiv 2602.06964
+# mean AUC over 113 tasks, Llama-3.1-8B, arXiv 2602.06964
+PUBLISHED = {"meta-neurons": 0.84, "SAE latents": 0.70}
 
 
-STRENGTHS = (
-    1e-5,
-    1e-4,
-    1e-3,
-    1e-2,
-    1e-1,
-    1.0,
-)  # inverse, of the penalty of a probe on all dimensions; as published
+# inverse, of the penalty of a probe on all dimensions; as published
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def auc(high_pu: np.ndarray, low_nu: np.ndarray) -> np.ndarray:
@@ -103,10 +95,8 @@ class TaskProbes:
         among = np.arange(len(self.difference_u)) if candidates is None else np.asarray(candidates)
         ranked = among[np.argsort(-np.abs(self.difference_u[among]), kind="stable")][:keep]
         scores = self.cv_auc(ranked)
-        unit, sign = (
-            int(ranked[scores.argmax()]),
-            1 if self.difference_u[ranked[scores.argmax()]] >= 0 else -1,
-        )
+        unit = int(ranked[scores.argmax()])
+        sign = 1 if self.difference_u[ranked[scores.argmax()]] >= 0 else -1
         held = sign * self.held_eu[:, [unit]]
         return Probe(
             unit,

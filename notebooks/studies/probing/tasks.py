@@ -20,10 +20,9 @@ from mmlib.activations.corpora import Document
 CARRIERS = ("The next word is", "She wrote down the word", "His answer was")
 
 
-POST_CLOSING, REVIEW_CLOSING = (
-    ". This message is about",
-    " This film is",
-)  # gather at one token what is spread over a text
+# gather at one token what is spread over a text
+POST_CLOSING = ". This message is about"
+REVIEW_CLOSING = " This film is"
 
 
 LANGUAGES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}

@@ -29,23 +29,15 @@ from mmlib.denoisers.mixture import GaussianMixtureDenoiser
 AT_ONCE = 1024  # activations, or units, taken together
 
 
-DOWN = (
-    "down_proj",
-    "c_proj",
-    "dense_4h_to_h",
-    "fc2",
-    "fc_out",
-    "wo",
-    "w2",
-)  # names of the last matrix of an MLP, by architecture
+# names of the last matrix of an MLP, by architecture
+DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "wo", "w2")
 
 
 Read = Callable[[Tensor], Tensor]  # z (n, d) → units (n, u)
 
 
-Write = Callable[
-    [Tensor, int, float], Tensor
-]  # (z (n, d), unit, value) → change of z (n, d) when the unit is set to the value
+# (z (n, d), unit, value) → change of z (n, d) when the unit is set to the value
+Write = Callable[[Tensor, int, float], Tensor]
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,7 @@ class RecipeStudySize:
     large_length: float = 0.5
     large_factors: tuple[float, ...] = (1.0, 0.5, 0.25)  # of the best rate at the smaller size
     # UNets; the middle one is the reference, and others take the steps that last as long as its.
-    unet_channels: tuple[tuple[int, int, int], ...] = (
-        (32, 32, 64),
-        (32, 64, 128),
-        (64, 128, 256),
-    )
+    unet_channels: tuple[tuple[int, int, int], ...] = ((32, 32, 64), (32, 64, 128), (64, 128, 256))
     unet_batch: int = 32
     unet_steps: int = 240  # of the reference, a minute
     unet_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)

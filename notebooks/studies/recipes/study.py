@@ -17,14 +17,7 @@ from mmlib.activations.store import ActivationStore
 from mmlib.runs.run import Run
 from mmlib.runs.sweep import Trial
 from mmlib_studies.recipes.images import other_heights
-from mmlib_studies.recipes.outcomes import (
-    best_of,
-    end_of,
-    loss_of,
-    row_of,
-    time_to,
-    tune,
-)
+from mmlib_studies.recipes.outcomes import best_of, end_of, loss_of, row_of, time_to, tune
 from mmlib_studies.recipes.sizes import RecipeStudySize
 from mmlib_studies.recipes.trainings import VARIANTS, Trainings, watched
 
@@ -215,11 +208,7 @@ class RecipeStudy:
 
         def train(variant: str, rate: float) -> dict:
             return self.mlp(
-                variant,
-                rate,
-                label="large",
-                length=self.size.large_length,
-                size=self.size.large,
+                variant, rate, label="large", length=self.size.large_length, size=self.size.large
             )
 
         return {
@@ -260,10 +249,7 @@ class RecipeStudy:
     def unet_rates(self) -> dict[float, dict]:
         """Outcomes of the reference UNet by rate."""
         return tune(
-            self.size.unet_rates,
-            1,
-            ["unet"],
-            lambda _, rate: self.unet(rate, self.train.reference),
+            self.size.unet_rates, 1, ["unet"], lambda _, rate: self.unet(rate, self.train.reference)
         )["unet"]
 
     @cached_property
@@ -317,10 +303,8 @@ class RecipeStudy:
 
     def tried(self) -> dict[str, list[dict]]:
         """Every training by whose loss or time a setting of the published architecture or of ours was chosen, once each, with the first seed."""
-        long, ours = (
-            self.published_long["trials"].values(),
-            [outcomes[0] for outcomes in self.ours_long["tried"].values()],
-        )
+        long = self.published_long["trials"].values()
+        ours = [outcomes[0] for outcomes in self.ours_long["tried"].values()]
         found = {}
         for variant, last in (("published", long), (OURS, ours)):
             rows = [

@@ -232,11 +232,7 @@ def _logged(
     except TrainingDiverged as reason:
         log = _log(folder)
         seconds = log[-1]["seconds"] if log else 0.0
-        content = {
-            "activations": wanted.activations,
-            "diverged": str(reason),
-            "seconds": seconds,
-        }
+        content = {"activations": wanted.activations, "diverged": str(reason), "seconds": seconds}
     entries = [entry for entry in _log(folder) if "validation_loss" in entry]
     columns = {key: [round(entry[key], 5) for entry in entries] for key in LOGGED}
     return {**content, "setup_seconds": setup_seconds, "log": columns}

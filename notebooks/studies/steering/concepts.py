@@ -57,17 +57,13 @@ def concept(name: str, sign: int, *, posts: int, cache: Path) -> Concept:
             Document(f"review[{i:03}]", text, label)
             for i, (text, label) in enumerate(review_sentences())
         ]
-        positive_n, measure, neutral = (
-            np.array([d.label == "pos" for d in documents]),
-            vader_compound,
-            _has_no_sentiment,
-        )
+        positive_n = np.array([d.label == "pos" for d in documents])
+        measure = vader_compound
+        neutral = _has_no_sentiment
     else:
         documents, fresh, judged = _posts_of(name, posts, cache)
-        positive_n, measure = (
-            np.array([d.label == name for d in documents]),
-            text_probe([d.text for d in fresh], [d.label == name for d in fresh]),
-        )
+        positive_n = np.array([d.label == name for d in documents])
+        measure = text_probe([d.text for d in fresh], [d.label == name for d in fresh])
 
         def neutral(text: str) -> bool:
             return measure([text])[0] < 0.5

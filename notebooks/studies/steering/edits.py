@@ -39,14 +39,12 @@ LEAST_REST = (
 _WORD = r"[^\W_]+(?:['’-][^\W_]+)*"
 
 
-PLAIN_OPENING = re.compile(
-    rf"(?=[A-Z]){_WORD}(?:,? {_WORD})*,?"
-)  # words with single spaces between: what markup leaves behind is refused
+# words with single spaces between: what markup leaves behind is refused
+PLAIN_OPENING = re.compile(rf"(?=[A-Z]){_WORD}(?:,? {_WORD})*,?")
 
 
-Repair = Callable[
-    [Tensor, Tensor, torch.Generator], Tensor
-]  # (z, z + s v, noise's generator) → repaired, each (n, d)
+# (z, z + s v, noise's generator) → repaired, each (n, d)
+Repair = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
 def text_means(
@@ -248,12 +246,10 @@ class Steering:
         seed: int = 0,
         batch: int = 0,
     ):
-        self.normaliser, self.direction_d, self.strength, self.repair = (
-            normaliser,
-            direction_d,
-            strength,
-            repair,
-        )
+        self.normaliser = normaliser
+        self.direction_d = direction_d
+        self.strength = strength
+        self.repair = repair
         self.generator = noise_generator(seed, batch)
 
     def edited(self, h_nd: Tensor) -> Tensor:

@@ -26,12 +26,8 @@ DIRECTIONS = ("mean_difference", "sae_decoder", "probe")
 UNSTEERED, ADDITIVE = "unsteered", "additive"
 
 
-NOISELESS = (
-    ADDITIVE,
-    "norm_kept",
-    PCA := f"pca_k{PCA_KS[-1]}",
-    "sae_clean",
-)  # interventions that have no σ
+# interventions that have no σ
+NOISELESS = (ADDITIVE, "norm_kept", PCA := f"pca_k{PCA_KS[-1]}", "sae_clean")
 
 
 ONE_STEP = ("gaussian", "mixture", "gated_mlp")  # posterior means
@@ -89,11 +85,9 @@ def combinations(size: GridSize) -> list[Combination]:
     Other concepts along the difference of means have `fraction_strengths`, and SDEdit at `fraction_sigmas`; one step of the mixture is at the
     last of these. Other directions have plain addition and SDEdit alone: at those σ for the first concept in both senses, at the last for others.
     """
-    (first_name, _), few, last = (
-        size.concepts[0],
-        size.fraction_strengths,
-        size.fraction_sigmas[-1:],
-    )
+    (first_name, _) = size.concepts[0]
+    few = size.fraction_strengths
+    last = size.fraction_sigmas[-1:]
     found = [
         Combination(slug(*size.concepts[0]), DIRECTIONS[0], name, sigma, size.strengths)
         for name, sigma in interventions(size)

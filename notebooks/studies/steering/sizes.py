@@ -2,12 +2,8 @@
 
 from dataclasses import dataclass
 
-CONCEPTS = (
-    ("sentiment", 1),
-    ("sentiment", -1),
-    ("sci.space", 1),
-    ("rec.sport.hockey", 1),
-)  # a name that `concepts.concept` knows, and the sign
+# a name that `concepts.concept` knows, and the sign
+CONCEPTS = (("sentiment", 1), ("sentiment", -1), ("sci.space", 1), ("rec.sport.hockey", 1))
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def paired(values_nm: Tensor, seed: int, shifts: int = SHIFTS) -> Pairs:
 def _shifted(columns_mn: Tensor, seed: int, shifts: int) -> Iterator[Tensor]:
     """Draws from the null, (m, n) each, all in the same memory."""
     rng = np.random.default_rng(seed)
-    (m, n) = columns_mn.shape
+    m, n = columns_mn.shape
     drawn_mn = torch.empty_like(columns_mn)
     for _ in range(shifts):
         for drawn_n, column_n, by in zip(drawn_mn, columns_mn, rng.integers(0, n, m).tolist()):

@@ -214,9 +214,9 @@ def test_killed_at_random_moments_and_resumed_ends_bit_identical(
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("resuming at step") == len(steps) - 1
     store = ActivationStore(path)
-    (_, log) = run(store, tmp_path / "cut", LONG)
+    _, log = run(store, tmp_path / "cut", LONG)
     assert "resuming at step" in capsys.readouterr().out
-    (_, whole_log) = run(store, tmp_path / "whole", LONG)
+    _, whole_log = run(store, tmp_path / "whole", LONG)
     whole, cut = (
         (tmp_path / name / "network" / "diffusion_pytorch_model.safetensors").read_bytes()
         for name in ("whole", "cut")

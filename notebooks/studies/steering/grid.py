@@ -85,7 +85,7 @@ def combinations(size: GridSize) -> list[Combination]:
     Other concepts along the difference of means have `fraction_strengths`, and SDEdit at `fraction_sigmas`; one step of the mixture is at the
     last of these. Other directions have plain addition and SDEdit alone: at those σ for the first concept in both senses, at the last for others.
     """
-    (first_name, _) = size.concepts[0]
+    first_name, _ = size.concepts[0]
     few = size.fraction_strengths
     last = size.fraction_sigmas[-1:]
     found = [

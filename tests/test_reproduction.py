@@ -175,9 +175,8 @@ def test_make_refuses_in_a_line_what_cannot_work_and_helps_without_anything(tmp_
     assert "make reproduce" in make("PYTHON=none").stdout
     done = make("reproduce", "PYTHON=none")
     assert done.returncode
-    assert done.stdout == (
-        "no none: expected Python 3.11 to 3.13, such as make PYTHON=python3.12\n"
-    )
+    expected = "no none: expected Python 3.11 to 3.13, such as make PYTHON=python3.12\n"
+    assert done.stdout == expected
     done = make("reproduce", f"PYTHON={sys.executable}")
     assert done.returncode and "a $b has a dollar or a colon in its path" in done.stderr
     assert not (folder / ".venv").exists()

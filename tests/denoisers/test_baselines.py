@@ -75,9 +75,8 @@ def test_draws_of_the_control_have_the_fitted_mean_and_covariance_and_nothing_el
     drawn = torch.cat([next(batches) for _ in range(5)])
     scale = z.std(0)
     assert torch.allclose(drawn.mean(0) / scale, z.mean(0) / scale, atol=0.03)
-    assert torch.allclose(
-        drawn.T.cov() / scale / scale[:, None], z.T.cov() / scale / scale[:, None], atol=0.05
-    )
+    expected = z.T.cov() / scale / scale[:, None]
+    assert torch.allclose(drawn.T.cov() / scale / scale[:, None], expected, atol=0.05)
     assert ((drawn - drawn.mean(0)) / drawn.std(0)).pow(4).mean(0) == pytest.approx(
         [3] * 4, abs=0.2
     )
@@ -96,9 +95,8 @@ def test_the_most_frequent_latents_come_first_and_none_that_is_always_or_never_o
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(
-        ValueError, match="unknown kind of SAE 'lasso': expected one of topk, batchtopk, jumprelu"
-    ):
+    message = "unknown kind of SAE 'lasso': expected one of topk, batchtopk, jumprelu"
+    with pytest.raises(ValueError, match=message):
         train_sae(iter([]), 16, SAESize(latents=64, k=3, steps=1, kind="lasso"), seed=0)
 
 

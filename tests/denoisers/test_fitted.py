@@ -136,9 +136,8 @@ def test_what_a_method_for_clean_activations_lacks_is_said(kind):
 
 def test_features_are_each_methods_own_units():
     z = fitted("pca").standardise(HELD_OUT)
-    assert torch.allclose(
-        fitted("pca").features(HELD_OUT), fitted("pca").components.scores(z, 4), atol=1e-5
-    )
+    expected = fitted("pca").components.scores(z, 4)
+    assert torch.allclose(fitted("pca").features(HELD_OUT), expected, atol=1e-5)
     shares = fitted("mixture").features(HELD_OUT)
     assert shares.shape[1] in (2, 4) and torch.allclose(shares.sum(1), torch.ones(200))
     latents = fitted("sae").features(HELD_OUT)

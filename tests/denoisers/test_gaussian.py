@@ -54,9 +54,8 @@ def test_sampled_loss_meets_the_closed_form_on_both_objectives(data):
         losses = evaluate(
             {"gaussian": components.gaussian()}, tokens, objective, per_level=4000, seed=0
         )
-        assert losses.mean("gaussian") == pytest.approx(
-            components.gaussian().expected_loss(objective, data), rel=0.01
-        )
+        expected = components.gaussian().expected_loss(objective, data)
+        assert losses.mean("gaussian") == pytest.approx(expected, rel=0.01)
 
 
 def test_no_linear_denoiser_beats_it_on_its_own_data(data):
@@ -70,11 +69,8 @@ def test_no_linear_denoiser_beats_it_on_its_own_data(data):
 def test_probabilistic_pca_is_scikit_learns(data):
     model = PrincipalComponents.fit(data).probabilistic(2)
     covariance = model.basis_dd @ torch.diag(model.eigenvalues_d) @ model.basis_dd.T
-    assert torch.allclose(
-        covariance.double(),
-        torch.from_numpy(PCA(2).fit(data.double().numpy()).get_covariance()),
-        atol=1e-2,
-    )
+    expected = torch.from_numpy(PCA(2).fit(data.double().numpy()).get_covariance())
+    assert torch.allclose(covariance.double(), expected, atol=1e-2)
 
 
 def test_probabilistic_pca_with_all_components_is_the_gaussian(data):

@@ -310,9 +310,8 @@ def test_several_layers_share_a_network_that_is_told_the_layer(make_store, tmp_p
     with pytest.raises(ValueError, match="trained on \\[1, 3\\]"):
         model.at(2)
     model.save_pretrained(tmp_path)
-    assert torch.equal(
-        MetaModel.from_pretrained(tmp_path).at(3).denoise(x, 0.5), third.denoise(x, 0.5)
-    )
+    expected = third.denoise(x, 0.5)
+    assert torch.equal(MetaModel.from_pretrained(tmp_path).at(3).denoise(x, 0.5), expected)
 
 
 def test_the_loss_of_several_layers_is_the_mean_of_each(make_store):
@@ -395,9 +394,8 @@ def test_truncated_and_incomplete_checkpoints_are_refused(saved):
         MetaModel.from_pretrained(saved)
     facts = json.loads((saved / "meta_model.json").read_text())
     (saved / "meta_model.json").write_text(json.dumps({**facts, "network": "Transformer"}))
-    with pytest.raises(
-        CheckpointError, match="MLPDenoiser, UNetDenoiser, SparseDenoiser, LinearSkip"
-    ):
+    message = "MLPDenoiser, UNetDenoiser, SparseDenoiser, LinearSkip"
+    with pytest.raises(CheckpointError, match=message):
         MetaModel.from_pretrained(saved)
 
 
@@ -489,16 +487,11 @@ def test_a_published_checkpoint_gives_the_published_outputs(published):
     assert model.process.objective == "flow_velocity"
     x, t = torch.randn(5, 6), torch.tensor([1.0, 10.0, 400.0, 999.0, 1000.0])
     with torch.inference_mode():
-        assert torch.allclose(
-            model.predict(x, t), published_forward(weights, x, t), rtol=1e-5, atol=1e-6
-        )
+        expected = published_forward(weights, x, t)
+        assert torch.allclose(model.predict(x, t), expected, rtol=1e-5, atol=1e-6)
     assert torch.allclose(model.normaliser(torch.arange(6.0)[None] + 2), torch.ones(1, 6))
-    assert torch.allclose(
-        model.denoise(x, 0.4),
-        x - 0.4 * published_forward(weights, x, torch.full((5,), 400.0)),
-        rtol=1e-5,
-        atol=1e-6,
-    )
+    expected = x - 0.4 * published_forward(weights, x, torch.full((5,), 400.0))
+    assert torch.allclose(model.denoise(x, 0.4), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_published_checkpoint_has_the_common_protocol(published, tmp_path):
@@ -567,9 +560,8 @@ def hub(monkeypatch, tmp_path):
 def test_a_model_of_ours_is_read_from_the_hub(hub, tmp_path):
     model, x = exact("flow_velocity"), torch.randn(4, 3)
     model.save_pretrained(tmp_path / "ours")
-    assert torch.allclose(
-        hub(tmp_path / "ours")().denoise(x, 0.5), model.denoise(x, 0.5), atol=1e-6
-    )
+    expected = model.denoise(x, 0.5)
+    assert torch.allclose(hub(tmp_path / "ours")().denoise(x, 0.5), expected, atol=1e-6)
 
 
 def test_a_published_model_is_read_from_the_hub(hub, published, tmp_path):
@@ -577,15 +569,12 @@ def test_a_published_model_is_read_from_the_hub(hub, published, tmp_path):
     (folder / "checkpoints").mkdir()
     shutil.copy(folder / "final.safetensors", folder / "checkpoints" / "epoch_2.safetensors")
     from_hub = hub(folder)
-    assert torch.equal(
-        from_hub().denoise(x, 0.5), MetaModel.from_pretrained(folder).denoise(x, 0.5)
-    )
+    expected = MetaModel.from_pretrained(folder).denoise(x, 0.5)
+    assert torch.equal(from_hub().denoise(x, 0.5), expected)
     # as large as the model, and not asked for
     assert not list(tmp_path.rglob("epoch_2.safetensors"))
-    assert torch.equal(
-        from_hub(checkpoint="epoch_2").denoise(x, 0.5),
-        MetaModel.from_pretrained(folder).denoise(x, 0.5),
-    )
+    expected = MetaModel.from_pretrained(folder).denoise(x, 0.5)
+    assert torch.equal(from_hub(checkpoint="epoch_2").denoise(x, 0.5), expected)
 
 
 class Malicious:

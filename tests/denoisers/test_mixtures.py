@@ -78,9 +78,8 @@ def test_one_component_is_the_gaussian():
     one, z = GaussianMixtureDenoiser(torch.zeros(1), (components.gaussian(),)), torch.randn(20, 6)
     for sigma in SIGMAS:
         assert torch.equal(one(z, sigma), components.gaussian()(z, sigma))
-        assert torch.allclose(
-            one.log_density(z, sigma), components.gaussian().log_density(z, sigma), rtol=1e-12
-        )
+        expected = components.gaussian().log_density(z, sigma)
+        assert torch.allclose(one.log_density(z, sigma), expected, rtol=1e-12)
     assert one.parameters == components.gaussian().parameters == 6 + 21
 
 
@@ -91,9 +90,8 @@ def test_two_components_in_one_dimension_by_hand():
     )
     two = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
     for value in (-1.0, 0.0, 0.7):
-        assert two(torch.tensor([[value]]), 0.5).item() == pytest.approx(
-            value + math.tanh(value) / 2, abs=1e-6
-        )
+        expected = value + math.tanh(value) / 2
+        assert two(torch.tensor([[value]]), 0.5).item() == pytest.approx(expected, abs=1e-6)
         density = (math.exp(-((value - 0.5) ** 2)) + math.exp(-((value + 0.5) ** 2))) / (
             2 * math.sqrt(math.pi)
         )
@@ -105,15 +103,11 @@ def test_two_components_in_one_dimension_by_hand():
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_density_is_that_of_torch_distributions(mixture, x, sigma):
-    assert torch.allclose(
-        4 * mixture.log_density(x, sigma), reference(mixture, sigma).log_prob(x), rtol=1e-9
-    )
+    expected = reference(mixture, sigma).log_prob(x)
+    assert torch.allclose(4 * mixture.log_density(x, sigma), expected, rtol=1e-9)
     only = GaussianMixtureDenoiser(torch.zeros(1, dtype=torch.double), mixture.components[:1])
-    assert torch.allclose(
-        4 * mixture.components[0].log_density(x, sigma),
-        reference(only, sigma).log_prob(x),
-        rtol=1e-9,
-    )
+    expected = reference(only, sigma).log_prob(x)
+    assert torch.allclose(4 * mixture.components[0].log_density(x, sigma), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
@@ -222,17 +216,15 @@ def test_samples_come_from_the_density(mixture):
     assert torch.allclose(z.var(0), exact.variance, rtol=0.03)
     torch.manual_seed(5)
     drawn = exact.sample((100_000,))
-    assert mixture.log_density(z, 0.0).mean().item() == pytest.approx(
-        mixture.log_density(drawn, 0.0).mean().item(), abs=0.01
-    )
+    expected = mixture.log_density(drawn, 0.0).mean().item()
+    assert mixture.log_density(z, 0.0).mean().item() == pytest.approx(expected, abs=0.01)
 
 
 def test_probabilistic_pca_of_all_components_has_the_gaussians_density():
     components = PrincipalComponents.fit(torch.randn(300, 5, generator=generator()))
     z = torch.randn(7, 5)
-    assert torch.equal(
-        components.probabilistic(5).log_density(z, 0.2), components.gaussian().log_density(z, 0.2)
-    )
+    expected = components.gaussian().log_density(z, 0.2)
+    assert torch.equal(components.probabilistic(5).log_density(z, 0.2), expected)
     assert components.probabilistic(2).log_density(z, 0.2).shape == (7,)
     assert components.probabilistic(2).log_density(z, 0.2).dtype == torch.double
 
@@ -272,9 +264,8 @@ def test_fit_finds_the_clusters_and_beats_the_gaussian():
         0.01, rel=0.2
     ), "a strong prior would blur it"
     x = smoothed(held_out, generator(0))
-    assert fitted.log_density(x, SMOOTHING).mean().item() == pytest.approx(
-        max(row["nats_per_dimension"] for row in tried)
-    )
+    expected = max(row["nats_per_dimension"] for row in tried)
+    assert fitted.log_density(x, SMOOTHING).mean().item() == pytest.approx(expected)
     assert (
         fitted.log_density(x, SMOOTHING).mean()
         > PrincipalComponents.fit(z).gaussian().log_density(x, SMOOTHING).mean() + 0.5
@@ -297,9 +288,8 @@ def test_em_moves_what_kmeans_put_in_the_wrong_cluster():
 
 
 def test_too_few_activations_are_refused():
-    with pytest.raises(
-        ValueError, match="5 activations cannot determine 2 components in 8 dimensions"
-    ):
+    message = "5 activations cannot determine 2 components in 8 dimensions"
+    with pytest.raises(ValueError, match=message):
         fit_mixture(torch.randn(5, 8), torch.randn(5, 8), MixtureSize(components=(2,)), seed=0)
 
 

@@ -11,18 +11,16 @@ from mmlib.denoisers.noise import DDPM, DENSITIES, FlowMatching, noise_process, 
 def test_flow_levels_are_the_published_ones():
     sigmas = FlowMatching().training_sigmas
     assert len(sigmas) == 1000 and sigmas[0] == pytest.approx(0.001) and sigmas[-1] == 1
-    assert torch.allclose(
-        FlowMatching().timestep(torch.tensor([0, 999])), torch.tensor([1.0, 1000.0])
-    )
+    expected = torch.tensor([1.0, 1000.0])
+    assert torch.allclose(FlowMatching().timestep(torch.tensor([0, 999])), expected)
 
 
 def test_ddpm_coefficients_agree_with_diffusers_add_noise():
     process, index = DDPM(), torch.tensor([0, 7, 500, 999])
     z, noise = torch.randn(4, 5), torch.randn(4, 5)
     a, s = process.coefficients(index)
-    assert torch.allclose(
-        a * z + s * noise, process.scheduler.add_noise(z, noise, index), atol=1e-6
-    )
+    expected = process.scheduler.add_noise(z, noise, index)
+    assert torch.allclose(a * z + s * noise, expected, atol=1e-6)
 
 
 def test_linear_betas_by_hand():
@@ -30,9 +28,8 @@ def test_linear_betas_by_hand():
     bar = np.cumprod(1 - betas)[995]
     level = DDPM().grid()[-1]
     assert level.weight == pytest.approx(bar / (1 - bar), rel=1e-4)
-    assert level.sigma == pytest.approx(
-        np.sqrt(1 - bar) / (np.sqrt(bar) + np.sqrt(1 - bar)), rel=1e-5
-    )
+    expected = np.sqrt(1 - bar) / (np.sqrt(bar) + np.sqrt(1 - bar))
+    assert level.sigma == pytest.approx(expected, rel=1e-5)
 
 
 def test_grids_have_100_rising_levels_inside_the_ends():
@@ -77,17 +74,15 @@ def test_loss_weights_are_those_of_the_objective():
     for level in FlowMatching().grid()[::25]:
         x = (1 - level.sigma) * z + level.sigma * noise
         velocity = (x - wrong) / level.sigma
-        assert (velocity - (noise - z)).square().mean().item() == pytest.approx(
-            level.weight * 0.01, rel=1e-6
-        )
+        expected = level.weight * 0.01
+        assert (velocity - (noise - z)).square().mean().item() == pytest.approx(expected, rel=1e-6)
     bars = DDPM().scheduler.alphas_cumprod.double()
     for i, level in list(enumerate(DDPM().grid()))[::25]:
         bar = bars[5 + 10 * i]
         x = bar.sqrt() * z + (1 - bar).sqrt() * noise
         epsilon = (x - bar.sqrt() * wrong) / (1 - bar).sqrt()
-        assert (epsilon - noise).square().mean().item() == pytest.approx(
-            level.weight * 0.01, rel=1e-4
-        )
+        expected = level.weight * 0.01
+        assert (epsilon - noise).square().mean().item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_ddpm_tells_the_network_its_own_time_and_input():
@@ -128,9 +123,8 @@ def test_weights_of_a_density_do_what_drawing_from_it_does():
     density, middle = DENSITIES["logit_normal"], (torch.arange(1000) + 0.5) / 1000
     assert density.weights.mean().item() == pytest.approx(1, abs=1e-5)
     for of in (lambda s: s, lambda s: (s - 0.5).abs()):
-        assert (density.weights * of(middle)).mean().item() == pytest.approx(
-            of(middle[density.quantiles]).mean().item(), rel=5e-3
-        )
+        expected = of(middle[density.quantiles]).mean().item()
+        assert (density.weights * of(middle)).mean().item() == pytest.approx(expected, rel=5e-3)
     assert (DENSITIES["uniform"].quantiles == torch.arange(1000)).all()
     assert (DENSITIES["uniform"].weights == 1).all()
 

@@ -75,17 +75,15 @@ def test_the_loss_is_that_of_transformers_labels(architecture):
         ids = torch.tensor([[1, *one.token_ids]])
         labels = ids.clone()
         labels[0, :2] = -100
-        assert loss == pytest.approx(
-            lm.model(ids, labels=labels).loss.item() * (len(one.token_ids) - 1), rel=1e-5
-        )
+        expected = lm.model(ids, labels=labels).loss.item() * (len(one.token_ids) - 1)
+        assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_zero_in_the_last_block_makes_every_counted_prediction_uniform():
     """RMS norm of 0 is 0, and so are the logits: ln 64 a prediction."""
     outcome = SplicedModel(tiny(), 2, WINDOWS, PLAIN, batch_tokens=24)(lambda h_nd: 0 * h_nd)
-    assert outcome.loss_w == pytest.approx(
-        [math.log(64) * (len(one.token_ids) - 1) for one in WINDOWS], rel=1e-6
-    )
+    expected = [math.log(64) * (len(one.token_ids) - 1) for one in WINDOWS]
+    assert outcome.loss_w == pytest.approx(expected, rel=1e-6)
     assert outcome.error_w == pytest.approx(outcome.power_w)
 
 
@@ -167,9 +165,8 @@ def test_an_edit_ends_with_its_context_even_after_an_error():
     with pytest.raises(ZeroDivisionError):
         with llm.edited_block(model, 1, lambda h_btd: h_btd / (1 // 0)):
             model(ids)
-    with pytest.raises(
-        ValueError, match=r"the edit of block 1 gives shape \(1, 2, 16\): expected \(1, 3, 16\)"
-    ):
+    message = r"the edit of block 1 gives shape \(1, 2, 16\): expected \(1, 3, 16\)"
+    with pytest.raises(ValueError, match=message):
         with llm.edited_block(model, 1, lambda h_btd: h_btd[:, 1:]):
             model(ids)
     assert not any(block._forward_hooks for block in llm.residual_blocks(model))
@@ -337,9 +334,8 @@ def test_effects_are_sums_by_document(monkeypatch):
     assert found["ci95"][0] < found["reduction"] < found["ci95"][1]
     assert found["verdict"] in ("above", "consistent with")
     both = effects.reduction("a", "b", [0.5, 0.25])
-    assert (both["reduction"], both["loss_reduction"]) == pytest.approx(
-        (1 - 3 / 17, 1 - (4 / 0.25 + 2 / 0.0625) / (16 / 0.25 + 4 / 0.0625))
-    )
+    expected = (1 - 3 / 17, 1 - (4 / 0.25 + 2 / 0.0625) / (16 / 0.25 + 4 / 0.0625))
+    assert (both["reduction"], both["loss_reduction"]) == pytest.approx(expected)
     assert both["mean_reduction"] == pytest.approx(1 - (3 / 14 + 0) / 2)
     assert both["mean_ci95"][0] <= both["mean_reduction"] <= both["mean_ci95"][1]
     assert both["mean_verdict"] == verdict(*both["mean_ci95"])

@@ -52,9 +52,8 @@ def test_the_loss_of_a_constant_estimate_is_known_in_closed_form(table):
     """Estimate 0 has the error z: its velocity loss is the mean of 1/σ² times that of z²."""
     z = fitted("mixture").standardise(H)
     weight = np.mean([1 / ((i + 0.5) / 100) ** 2 for i in range(100)])
-    assert table.loc["zero", "velocity_loss"] == pytest.approx(
-        weight * float(z.square().mean()), rel=0.1
-    )
+    expected = weight * float(z.square().mean())
+    assert table.loc["zero", "velocity_loss"] == pytest.approx(expected, rel=0.1)
 
 
 def test_without_groups_the_interval_is_by_row_and_the_table_says_so(table):
@@ -65,9 +64,8 @@ def test_without_groups_the_interval_is_by_row_and_the_table_says_so(table):
         rows.attrs["interval"]
         == "95 %, by row: 600 rows, no groups were given, in 100 random blocks"
     )
-    assert rows.loc["mixture", "velocity_loss"] == pytest.approx(
-        table.loc["mixture", "velocity_loss"]
-    )
+    expected = table.loc["mixture", "velocity_loss"]
+    assert rows.loc["mixture", "velocity_loss"] == pytest.approx(expected)
 
 
 def test_with_few_groups_there_is_no_interval():
@@ -108,10 +106,8 @@ def test_methods_of_different_standardisations_are_refused():
     other = mmlib.fit(
         *activations()[:1], "gaussian", groups=activations()[1], seed=9, progress=False
     )
-    with pytest.raises(
-        ValueError,
-        match="'other' was fitted in another standardisation than training statistics of 'one'",
-    ):
+    message = "'other' was fitted in another standardisation than training statistics of 'one'"
+    with pytest.raises(ValueError, match=message):
         mmlib.evaluate({"one": fitted("mixture"), "other": other}, H, **QUICK)
     shared = mmlib.fit(
         activations()[0],

@@ -356,7 +356,6 @@ def test_live_batches_of_other_texts_than_the_store_holds_are_refused(
     store = ActivationStore(run.store, 2)
     text = tmp_path / "texts" / "train.jsonl"
     text.write_text(text.read_text().replace("word1 ", "word2 ", 1))
-    with pytest.raises(
-        StoreError, match="live batches would be of corpus .* run 01_extract_activations again"
-    ):
+    message = "live batches would be of corpus .* run 01_extract_activations again"
+    with pytest.raises(StoreError, match=message):
         live_source(run, [store], 64)

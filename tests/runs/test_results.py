@@ -90,9 +90,8 @@ def test_estimates_lie_in_their_intervals(name):
 def test_what_does_not_fit_a_schema_is_named_with_file_and_path():
     content = copy.deepcopy(read_json(FILES["loss_comparison"]))
     content["losses"]["flow_velocity"]["mean"]["value"] = "1.5"
-    with pytest.raises(
-        ValueError, match=r"loss_comparison.json .* at losses.flow_velocity.mean.value: '1.5'"
-    ):
+    message = r"loss_comparison.json .* at losses.flow_velocity.mean.value: '1.5'"
+    with pytest.raises(ValueError, match=message):
         results.check("loss_comparison", content)
     del content["losses"]["flow_velocity"]["mean"]["value"]
     with pytest.raises(ValueError, match="at losses.flow_velocity.mean: 'value' is a required"):

@@ -33,9 +33,8 @@ NOTEBOOKS = runs.ROOT / "notebooks"
 
 
 def test_unknown_preset_lists_those_there_are():
-    with pytest.raises(
-        ValueError, match="unknown preset 'big': expected one of smoke, default, gpu"
-    ):
+    message = "unknown preset 'big': expected one of smoke, default, gpu"
+    with pytest.raises(ValueError, match=message):
         get_preset("big")
 
 
@@ -120,10 +119,8 @@ def test_every_notebook_begins_its_run_before_anything_else_and_refuses_paramete
 @pytest.mark.notebooks
 @pytest.mark.parametrize("notebook", ["01_extract_activations", "11_steer"])
 def test_papermill_parameter_that_a_notebook_does_not_declare_fails_at_once(notebook, tmp_path):
-    with pytest.raises(
-        papermill.PapermillExecutionError,
-        match="unknown parameter sed, stepz: this notebook takes preset, seed, model, corpus, layer",
-    ):
+    message = "unknown parameter sed, stepz: this notebook takes preset, seed, model, corpus, layer"
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
         papermill.execute_notebook(
             NOTEBOOKS / f"{notebook}.ipynb",
             tmp_path / "out.ipynb",
@@ -202,9 +199,8 @@ def test_minutes_are_those_of_another_machine_by_the_rates_of_both(timed, monkey
     here = {"float32": 100.0, "bfloat16": 2.0, "disk": 100.0}
     assert pipeline.slower_by(0.9, timed["rates"], here) == pytest.approx(0.9 * 6 + 0.1 * 2)
     assert pipeline.slower_by(0.9, here, here) == 1.0
-    assert pipeline.estimates("smoke", here) == pytest.approx(
-        {"01_extract_activations": 9.0 * 5.6, "04_compare_losses": 5.0 * (0.2 * 6 + 0.8 * 2)}
-    )
+    expected = {"01_extract_activations": 9.0 * 5.6, "04_compare_losses": 5.0 * (0.2 * 6 + 0.8 * 2)}
+    assert pipeline.estimates("smoke", here) == pytest.approx(expected)
     monkeypatch.setattr(pipeline, "rates_here", lambda: here)
     monkeypatch.setattr(pipeline, "free_memory", lambda: 4 * 2**30)
     monkeypatch.setattr(pipeline, "cores", lambda: 1)

@@ -35,11 +35,8 @@ def test_changes_at_the_last_token_are_those_of_a_whole_reading(architecture):
     assert torch.allclose(found[1], last_state(lm), atol=1e-4)
     assert not torch.allclose(found[0], found[1], atol=1e-2)
     assert torch.equal(found, text.changed(changes))  # the cache is as it was
-    assert torch.allclose(
-        text.activation(),
-        llm.read_residual_stream(lm.model, [1], torch.tensor([[1, *IDS]]))[1][:, -1],
-        atol=1e-5,
-    )
+    expected = llm.read_residual_stream(lm.model, [1], torch.tensor([[1, *IDS]]))[1][:, -1]
+    assert torch.allclose(text.activation(), expected, atol=1e-5)
 
 
 def test_logits_that_are_more_than_a_product_are_refused():
@@ -52,10 +49,8 @@ def test_logits_that_are_more_than_a_product_are_refused():
     lm.model.get_output_embeddings().bias = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="with a bias"):
         clamps.unembedding(lm)
-    assert (
-        clamps.obstacle(lm, 1)
-        == "LlamaForCausalLM makes its logits with a bias: expected a matrix alone"
-    )
+    expected = "LlamaForCausalLM makes its logits with a bias: expected a matrix alone"
+    assert clamps.obstacle(lm, 1) == expected
     assert clamps.obstacle(tiny(), 1) is None
 
 

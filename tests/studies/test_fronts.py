@@ -16,9 +16,8 @@ def test_distinct_n_counts_over_all_continuations():
 
 
 def test_repetition_counts_within_each():
-    assert repetition([[1, 2, 1, 2], [1, 2, 3, 4], [7, 7, 7, 7]], 2) == pytest.approx(
-        [1 / 3, 0, 2 / 3]
-    )
+    expected = [1 / 3, 0, 2 / 3]
+    assert repetition([[1, 2, 1, 2], [1, 2, 3, 4], [7, 7, 7, 7]], 2) == pytest.approx(expected)
 
 
 def test_cost_is_read_where_the_path_first_reaches_the_level():
@@ -91,9 +90,8 @@ def test_what_is_not_reached_is_none_never_a_number():
     assert at_the_end.cost(0.25)["reached"] == 1.0 and None not in at_the_end.cost(0.25)["ci95"]
     with pytest.raises(ValueError, match="4 prompts: an interval needs at least 5"):
         front([0.5], [1.0], n=4).cost(0.1)
-    with pytest.raises(
-        ValueError, match="with [1-9][0-9]* and 0 values that are not finite: expected equal shapes"
-    ):
+    message = "with [1-9][0-9]* and 0 values that are not finite: expected equal shapes"
+    with pytest.raises(ValueError, match=message):
         front([np.nan], [1.0])
 
 
@@ -191,14 +189,11 @@ def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
     assert not {d.title for d in unshared.judged} & {d.title for d in unshared.documents}
     assert concepts.measure_auc(space, str) == {"texts": 4, "whole": 1.0, "shortened": 1.0}
     assert concepts.measure_auc(space, lambda text: "")["shortened"] == 0.5
-    with pytest.raises(
-        ValueError, match="0 of 0 texts have the concept 'space': expected both classes"
-    ):
+    message = "0 of 0 texts have the concept 'space': expected both classes"
+    with pytest.raises(ValueError, match=message):
         concepts.measure_auc(concepts.concept("space", 1, posts=6, cache=None), str)
-    with pytest.raises(
-        ValueError,
-        match="newsgroup 'space' has 12 posts, 14 were asked for; there are hockey, space",
-    ):
+    message = "newsgroup 'space' has 12 posts, 14 were asked for; there are hockey, space"
+    with pytest.raises(ValueError, match=message):
         concepts.concept("space", 1, posts=7, cache=None)
     with pytest.raises(
         ValueError,

@@ -69,9 +69,8 @@ def test_what_the_last_third_gained():
         {"step": 30, "validation_loss": 1.1},
     ]
     assert gained_in_last_third(log) == pytest.approx(0.3)
-    with pytest.raises(
-        ValueError, match=r"at steps \[30\] of 30: expected one in the first two thirds"
-    ):
+    message = r"at steps \[30\] of 30: expected one in the first two thirds"
+    with pytest.raises(ValueError, match=message):
         gained_in_last_third(log[-1:])
 
 

@@ -79,9 +79,8 @@ def test_test_documents_are_read_by_final_runs_alone_and_a_run_that_is_there_is_
     }
     for row in last["test"]["flow_velocity"]["reductions"]:
         losses = last["test"]["flow_velocity"]["losses"]
-        assert row["reduction"] == pytest.approx(
-            1 - losses["last"]["loss"] / losses[row["baseline"]]["loss"]
-        )
+        expected = 1 - losses["last"]["loss"] / losses[row["baseline"]]["loss"]
+        assert row["reduction"] == pytest.approx(expected)
     assert last["log"][-1]["step"] == 20 and last["activations"] == 20 * 64
     measure(study, [GPURun("tried", TINY)], out, "of other code")
     assert len(read_json(out)["trials"]) == 1

@@ -36,9 +36,8 @@ def test_auc_is_counted_by_hand_and_agrees_with_scikit_learn():
     high, low = np.array([[1.0], [2.0], [2.0]]), np.array([[0.0], [2.0]])
     assert auc(high, low)[0] == pytest.approx((1 + 0 + 1 + 0.5 + 1 + 0.5) / 6)
     values, label = np.random.default_rng(0).integers(0, 5, (60, 3)), np.arange(60) % 3 == 0
-    assert auc(values[label], values[~label]) == pytest.approx(
-        [roc_auc_score(label, column) for column in values.T]
-    )
+    expected = [roc_auc_score(label, column) for column in values.T]
+    assert auc(values[label], values[~label]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -86,9 +85,8 @@ def test_logistic_regression_on_one_unit_orders_as_the_signed_unit_does(strength
     for unit in (17, 3, 4, 5):
         model = LogisticRegression(C=strength).fit(values[rows][:, [unit]], label)
         ours = TaskProbes(values, task, seed=0).best(candidates=[unit]).auc
-        assert ours == pytest.approx(
-            roc_auc_score(held_label, model.decision_function(values[held][:, [unit]]))
-        )
+        expected = roc_auc_score(held_label, model.decision_function(values[held][:, [unit]]))
+        assert ours == pytest.approx(expected)
 
 
 def test_cross_validated_auc_is_that_of_refitted_regressions():

@@ -51,9 +51,8 @@ def test_outliers_by_hand():
 def test_the_median_is_of_training_documents(make_store):
     path, values = make_store(dtype="float32")
     store = ActivationStore(path)
-    assert robustness.training_median(store) == pytest.approx(
-        values[:3000].norm(dim=1).median().item()
-    )
+    expected = values[:3000].norm(dim=1).median().item()
+    assert robustness.training_median(store) == pytest.approx(expected)
 
 
 def test_reductions_with_and_without_outliers_agree_with_the_comparison():
@@ -255,9 +254,8 @@ def test_methods_measured_apart_on_the_same_draws_are_compared_as_if_together():
         robustness.joined(sums), "m", "b"
     ) == robustness.paired_reduction(both, "m", "b")
     sums["b"]["counts"][0] += 1
-    with pytest.raises(
-        ValueError, match=r"m, b have \[3000, 3001\] draws .*: expected the same draws for all"
-    ):
+    message = r"m, b have \[3000, 3001\] draws .*: expected the same draws for all"
+    with pytest.raises(ValueError, match=message):
         robustness.joined(sums)
 
 

@@ -24,9 +24,8 @@ def grid(noise, seed, truth=TRUTH):
 def test_known_constants_are_recovered(truth):
     compute = np.geomspace(1e11, 1e15, 9)
     found = scaling.fit(compute, truth(compute))
-    assert (found.e, found.a, found.alpha) == pytest.approx(
-        (truth.e, truth.a, truth.alpha), rel=2e-3, abs=2e-3
-    )
+    expected = (truth.e, truth.a, truth.alpha)
+    assert (found.e, found.a, found.alpha) == pytest.approx(expected, rel=2e-3, abs=2e-3)
 
 
 def test_fit_agrees_with_a_general_least_squares_solver():

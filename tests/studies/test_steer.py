@@ -220,9 +220,8 @@ def test_log_likelihood_is_that_of_transformers_labels(architecture):
     new = torch.randint(4, 60, (5, 3), generator=generator(4))
     for prompt, ids, value in zip(PROMPTS, new, log_likelihoods(lm, PROMPTS, new)):
         labels = torch.cat([torch.full_like(prompt, -100), ids])[None]
-        assert value == pytest.approx(
-            -lm.model(torch.cat([prompt, ids])[None], labels=labels).loss.item(), rel=1e-5
-        )
+        expected = -lm.model(torch.cat([prompt, ids])[None], labels=labels).loss.item()
+        assert value == pytest.approx(expected, rel=1e-5)
 
 
 def test_plain_addition_adds_the_difference_of_raw_means():
@@ -275,10 +274,8 @@ def test_a_latent_is_judged_on_texts_that_it_was_not_chosen_on():
 def test_a_one_step_repair_is_the_closed_form_on_the_noised_edit():
     z, edited = torch.zeros(3, 3), torch.ones(3, 3)
     noise = torch.randn(3, 3, generator=generator(6))
-    assert torch.equal(
-        posterior_mean(gaussian(), 0.4)(z, edited, generator(6)),
-        gaussian()(0.6 * edited + 0.4 * noise, 0.4),
-    )
+    expected = gaussian()(0.6 * edited + 0.4 * noise, 0.4)
+    assert torch.equal(posterior_mean(gaussian(), 0.4)(z, edited, generator(6)), expected)
 
 
 @pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])

@@ -42,10 +42,8 @@ def test_every_repair_has_its_opponents_and_every_file_its_name(name):
                 there[concept, direction, "additive", None]
             )
         if intervention == "sdedit_mixture" and concept:
-            assert (
-                there[concept, direction, "sdedit", sigma]
-                == there[concept, direction, intervention, sigma]
-            )
+            expected = there[concept, direction, intervention, sigma]
+            assert there[concept, direction, "sdedit", sigma] == expected
     assert {cell.concept for cell in cells} == {
         None,
         *(steering_study.slug(*concept) for concept in size.concepts),

@@ -83,9 +83,8 @@ def draws(n, seed):
 @pytest.mark.parametrize("shift", [-0.5, 0.0, 0.5, 2.0])
 def test_the_area_of_a_shifted_normal_is_its_closed_form(shift):
     """Φ(δ/√2); the standard error of 4,000 pairs is at most 0.0065."""
-    assert area(draws(4000, 0), draws(4000, 1) + shift) == pytest.approx(
-        scipy.stats.norm.cdf(shift / math.sqrt(2)), abs=0.02
-    )
+    expected = scipy.stats.norm.cdf(shift / math.sqrt(2))
+    assert area(draws(4000, 0), draws(4000, 1) + shift) == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.2])
@@ -96,9 +95,8 @@ def test_mahalanobis_against_a_scaled_covariance_is_an_f_probability(scale):
     scores = mahalanobis(model, z_nd)
     assert scipy.stats.kstest(6 * scores, scipy.stats.chi2(6).cdf).pvalue > 0.01
     wider_nd = model.mean_d + scale * (other_nd - model.mean_d)
-    assert area(scores, mahalanobis(model, wider_nd)) == pytest.approx(
-        scipy.stats.f.sf(1 / scale**2, 6, 6), abs=0.02
-    )
+    expected = scipy.stats.f.sf(1 / scale**2, 6, 6)
+    assert area(scores, mahalanobis(model, wider_nd)) == pytest.approx(expected, abs=0.02)
 
 
 def test_mahalanobis_against_a_shifted_mean_is_a_noncentral_integral():
@@ -231,9 +229,8 @@ def test_denoising_loss_of_a_gaussian_on_its_own_draws_is_the_expected_one():
     model = gaussian(8)
     tokens = tokens_of(model.sample(3000, torch.Generator().manual_seed(0)))
     found = denoising_losses({"gaussian": model}, tokens, (0.3,), 1, seed=0)["gaussian"].mean()
-    assert found == pytest.approx(
-        model.expected_mse(0.3, model.eigenvalues_d.double()) / 0.3**2, rel=0.02
-    )
+    expected = model.expected_mse(0.3, model.eigenvalues_d.double()) / 0.3**2
+    assert found == pytest.approx(expected, rel=0.02)
 
 
 def test_a_mixture_of_one_is_as_surprised_as_its_gaussian():
@@ -241,9 +238,8 @@ def test_a_mixture_of_one_is_as_surprised_as_its_gaussian():
     tokens = tokens_of(model.sample(50, torch.Generator().manual_seed(0)))
     mixture = GaussianMixtureDenoiser(torch.zeros(1), (model,))
     assert surprise(mixture, tokens, 0) == pytest.approx(surprise(model, tokens, 0))
-    assert (
-        np.argsort(surprise(model, tokens, 0))[-1] == np.argsort(mahalanobis(model, tokens.z))[-1]
-    )
+    expected = np.argsort(mahalanobis(model, tokens.z))[-1]
+    assert np.argsort(surprise(model, tokens, 0))[-1] == expected
 
 
 def test_residuals_and_neighbours_by_hand():
@@ -254,9 +250,8 @@ def test_residuals_and_neighbours_by_hand():
 
 
 def test_a_score_that_is_not_finite_is_refused_by_name():
-    with pytest.raises(
-        ValueError, match="score 'of mine' is not finite on 2 of 3 tokens: they cannot be ranked"
-    ):
+    message = "score 'of mine' is not finite on 2 of 3 tokens: they cannot be ranked"
+    with pytest.raises(ValueError, match=message):
         checked("of mine", np.array([1.0, np.nan, np.inf]))
     with pytest.raises(ValueError, match="score 'broken' is not finite on 4 of 4 tokens"):
         denoising_losses(
@@ -385,9 +380,8 @@ def test_all_windows_are_of_one_length_and_documents_take_turns():
     assert all(len(window.token_ids) == 10 for window in windows) and len(windows) == 6
     assert sorted(window.document for window in windows[:3]) == [0, 2, 3]
     assert {window.document for window in windows} == {0, 2, 3}
-    with pytest.raises(
-        ValueError, match="1 of 2 documents have a window of 10 tokens: expected two at least"
-    ):
+    message = "1 of 2 documents have a window of 10 tokens: expected two at least"
+    with pytest.raises(ValueError, match=message):
         shifts.text_windows(
             [Document(str(i), "x" * n) for i, n in enumerate((50, 9))], lm, 10, 6, seed=0
         )

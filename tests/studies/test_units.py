@@ -146,9 +146,8 @@ def test_a_clamped_meta_neuron_writes_the_change_of_the_estimate():
     model = mlp()
     x = 0.9 * Z + 0.1 * torch.randn(Z.shape, generator=torch.Generator().manual_seed(5))
     written = units.meta_neurons(model, 0.1, seed=5).write(Z, 50, 2.0)
-    assert torch.allclose(
-        written, units.clamped_estimate(model, x, 0.1, 50, 2.0) - model.denoise(x, 0.1), atol=1e-6
-    )
+    expected = units.clamped_estimate(model, x, 0.1, 50, 2.0) - model.denoise(x, 0.1)
+    assert torch.allclose(written, expected, atol=1e-6)
     assert written.abs().max() > 0
 
 
@@ -179,9 +178,8 @@ def test_neurons_in_windows_give_the_blocks_mlp_output(architecture):
 
 def test_a_block_without_a_known_mlp_is_refused(monkeypatch):
     monkeypatch.setattr(units, "DOWN", ("another",))
-    with pytest.raises(
-        ValueError, match="expected one matrix named another outside attention, found none"
-    ):
+    message = "expected one matrix named another outside attention, found none"
+    with pytest.raises(ValueError, match=message):
         units.mlp_output(tiny().model, 1)
 
 

@@ -239,9 +239,8 @@ def test_a_training_that_does_not_learn_is_stopped(make_store, tmp_path):
     settings = dataclasses.replace(
         SETTINGS, steps=1000, lr=1e-9, log_every=20, validate_every=1000, save_every=1000, keep=()
     )
-    with pytest.raises(
-        TrainingDiverged, match="at step [45]\\d\\d of 1000: for 250 steps it has been above"
-    ):
+    message = "at step [45]\\d\\d of 1000: for 250 steps it has been above"
+    with pytest.raises(TrainingDiverged, match=message):
         run(store, tmp_path, settings)
 
 
@@ -414,9 +413,8 @@ def test_checkpoint_round_trip_and_kept_copy(make_store, tmp_path):
 def test_store_of_another_model_layer_or_width_is_refused(make_store, tmp_path, change):
     model = fresh(ActivationStore(make_store()[0]))
     other = ActivationStore(make_store(seed=5, **change)[0])
-    with pytest.raises(
-        StoreError, match="was trained on toy@1 layer 1 \\(width 8\\), the store holds"
-    ):
+    message = "was trained on toy@1 layer 1 \\(width 8\\), the store holds"
+    with pytest.raises(StoreError, match=message):
         model.check_store(other)
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from mmlib.activations.store import ActivationStore
 from mmlib.activations.writer import DocumentRows, Layout, StoreWriter
 from mmlib.evaluation import intervals
+from mmlib.runs import run as runs
 
 
 def pytest_addoption(parser):
@@ -73,6 +75,26 @@ def make_store(tmp_path):
         return path, values
 
     return make
+
+
+@pytest.fixture
+def store(make_store):
+    """A store in float32, so that what is read from it is what a test computes with."""
+    return ActivationStore(make_store(dtype="float32")[0])
+
+
+@pytest.fixture
+def own_root(tmp_path, monkeypatch):
+    """A repository and a data folder that hold nothing yet."""
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
+    return tmp_path
+
+
+@pytest.fixture
+def run(own_root):
+    """A run of that repository."""
+    return runs.start(preset="smoke", seed=0)
 
 
 @pytest.fixture

@@ -1,4 +1,18 @@
-"""A tokenizer of letters, for language models of 64 tokens; 1 opens a window, 2 ends a text."""
+"""Language models of random weights with a tokenizer of letters, of 64 tokens; 1 opens a window, 2 ends a text."""
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mmlib.activations.lm import LanguageModel
+from mmlib.activations.windows import Window
+
+LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
+SIZES = {
+    "llama": LLAMA | {"num_attention_heads": 2, "num_key_value_heads": 2},
+    "gpt2": dict(n_embd=16, n_layer=3, n_head=2),
+    "gptj": dict(n_embd=16, n_layer=3, n_head=2, rotary_dim=4),  # its blocks give tuples
+}
 
 
 class Letters:
@@ -12,3 +26,17 @@ class Letters:
 
     def decode(self, ids):
         return "".join(chr(60 + i) for i in ids)
+
+
+def tiny(architecture="llama", dtype=torch.float32, **options):
+    """A model of three blocks, 16 wide."""
+    torch.manual_seed(0)
+    options = {"initializer_range": 0.3} | SIZES[architecture] | options
+    config = AutoConfig.for_model(architecture, vocab_size=64, **options)
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    return LanguageModel(model, Letters(), "tiny@0")
+
+
+def window(n, document=0, start=0):
+    ids = np.random.default_rng([n, document, start]).integers(4, 60, n).astype(np.int32)
+    return Window(document, start, ids, False)

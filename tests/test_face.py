@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from letters import Letters
+from letters import tiny
 from toy_fits import activations
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import mmlib
 from mmlib import __main__ as command
 from mmlib.activations.corpora import Document
-from mmlib.activations.lm import LanguageModel, edited_block
+from mmlib.activations.lm import edited_block
 from mmlib.activations.store import StoreError
 
 
@@ -86,9 +85,7 @@ def test_the_commands_fit_evaluate_and_explain_themselves(tmp_path, monkeypatch,
 
 def test_from_texts_to_an_edited_language_model(tmp_path):
     """extract → fit → evaluate → an edit of the very stream that was read."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("gpt2", vocab_size=64, n_embd=16, n_layer=3, n_head=2)
-    lm = LanguageModel(AutoModelForCausalLM.from_config(config).eval(), Letters(), "tiny@0")
+    lm = tiny("gpt2", initializer_range=0.02)
     texts = [Document(f"text {i}", "some words of no sense " * (6 + i)) for i in range(20)]
     folder = tmp_path / "acts"
     store = mmlib.extract(

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents, standard_normal
@@ -17,11 +16,6 @@ from mmlib.denoisers.sae import MixedDenoiser, SAEDenoiser, SAESize, load_sae, s
 
 def cost_of(fit):
     return fit.parameters, fit.train_seconds, fit.train_activations
-
-
-@pytest.fixture
-def store(make_store):
-    return ActivationStore(make_store(dtype="float32")[0])
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import yaml
+from known import unscaled
 from safetensors.torch import load_file, save_file
 from torch.distributions import MultivariateNormal
 
@@ -19,10 +20,13 @@ from mmlib.denoisers.gaussian import GaussianDenoiser
 from mmlib.denoisers.likelihood import SMOOTHING, log_likelihood, smoothed
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, UNetDenoiser
-from mmlib.denoisers.noise import DDPM, FlowMatching, noise_process
+from mmlib.denoisers.noise import DDPM, FlowMatching, noise_process, stratified_levels
 
 VARIANCES = torch.tensor([0.3, 1.0, 2.5])
 MEAN = torch.tensor([0.5, -1.0, 0.0])
+SOLVERS = [("flow_velocity", s) for s in FlowMatching.solvers] + [
+    ("ddpm_epsilon", s) for s in DDPM.solvers
+]
 
 
 def generator(seed=0):
@@ -42,14 +46,7 @@ def exact(objective, normaliser=None):
     """A meta-model whose network is the Gaussian's own optimal prediction: a linear skip over a silent network."""
     inner = MLPDenoiser(3, 8, 16, 1, zero_init=True)
     network = LinearSkip.over(gaussian(), inner, objective).eval()
-    return MetaModel(
-        network,
-        objective,
-        normaliser or Normaliser(torch.zeros(1, 3), torch.ones(1, 3)),
-        "toy@1",
-        [1],
-        "toy",
-    )
+    return unscaled(network, 3, objective, normaliser)
 
 
 @pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
@@ -69,11 +66,7 @@ def test_its_loss_is_the_closed_form(objective):
     assert loss == pytest.approx(gaussian().expected_loss(objective, z), rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "objective, solver",
-    [("flow_velocity", s) for s in FlowMatching.solvers]
-    + [("ddpm_epsilon", s) for s in DDPM.solvers],
-)
+@pytest.mark.parametrize("objective, solver", SOLVERS)
 def test_every_solver_recovers_a_known_gaussian(objective, solver):
     drawn = exact(objective).sample(20_000, steps=100, solver=solver, generator=generator())
     assert torch.allclose(drawn.mean(0), MEAN, atol=0.05)
@@ -101,20 +94,9 @@ class Mixture(torch.nn.Module):
         return self.process.target(estimate, (x - a * estimate) / s)
 
 
-@pytest.mark.parametrize(
-    "objective, solver",
-    [("flow_velocity", s) for s in FlowMatching.solvers]
-    + [("ddpm_epsilon", s) for s in DDPM.solvers],
-)
+@pytest.mark.parametrize("objective, solver", SOLVERS)
 def test_every_solver_recovers_a_known_mixture(objective, solver):
-    model = MetaModel(
-        Mixture(objective),
-        objective,
-        Normaliser(torch.zeros(1, 1), torch.ones(1, 1)),
-        "toy@1",
-        [0],
-        "",
-    )
+    model = unscaled(Mixture(objective), 1, objective)
     drawn = model.sample(4000, steps=200, solver=solver, generator=generator())
     assert 0.46 < (drawn > 0).double().mean() < 0.54
     assert abs(drawn.abs().mean() - 3) < 0.02 and 0.07 < (drawn.abs() - 3).std() < 0.13
@@ -222,9 +204,7 @@ def test_one_probe_has_no_error_estimate_and_none_is_refused():
 def test_neurons_are_what_the_down_projections_see():
     torch.manual_seed(0)
     network = MLPDenoiser(3, 8, 16, 2).eval()
-    model = MetaModel(
-        network, "flow_velocity", Normaliser(torch.zeros(1, 3), torch.ones(1, 3)), "toy@1", [1], ""
-    )
+    model = unscaled(network, 3)
     z = torch.randn(5, 3)
     found = model.neurons(z, sigma=0.1, generator=generator())
     assert {name: tuple(units.shape) for name, units in found.items()} == {
@@ -236,14 +216,7 @@ def test_neurons_are_what_the_down_projections_see():
     n, e = block.ln(h), network.embedding(torch.tensor([100.0]), None)
     by_hand = torch.nn.functional.silu(block.gate_proj(n) * block.time_proj(e)) * block.up_proj(n)
     assert torch.allclose(found["block 0"], by_hand, atol=1e-5)
-    unet = MetaModel(
-        UNetDenoiser(48, (32, 32, 32), 1).eval(),
-        "ddpm_epsilon",
-        Normaliser(torch.zeros(1, 48), torch.ones(1, 48)),
-        "toy@1",
-        [1],
-        "",
-    )
+    unet = unscaled(UNetDenoiser(48, (32, 32, 32), 1).eval(), 48, "ddpm_epsilon")
     assert all(
         units.shape == (2, 32)
         for units in unet.neurons(torch.randn(2, 48), sigma=0.1, generator=generator()).values()
@@ -252,14 +225,7 @@ def test_neurons_are_what_the_down_projections_see():
 
 def test_the_parts_of_a_batch_have_the_loss_of_the_whole():
     torch.manual_seed(0)
-    model = MetaModel(
-        MLPDenoiser(3, 8, 16, 1),
-        "flow_velocity",
-        Normaliser(torch.zeros(1, 3), torch.ones(1, 3)),
-        "toy@1",
-        [1],
-        "",
-    )
+    model = unscaled(MLPDenoiser(3, 8, 16, 1), 3)
     z = torch.randn(24, 3)
     for levels in (None, 6):
         whole = model.loss(z, generator(), levels=levels)
@@ -278,9 +244,7 @@ def test_the_parts_of_a_batch_have_the_loss_of_the_whole():
 def test_both_denoisers_learn_under_both_processes(network, objective):
     """The loss of a new network is finite, and its gradient reaches every weight."""
     torch.manual_seed(0)
-    model = MetaModel(
-        network(), objective, Normaliser(torch.zeros(1, 48), torch.ones(1, 48)), "toy@1", [1], ""
-    )
+    model = unscaled(network(), 48, objective)
     loss = model.loss(torch.randn(16, 48), generator(), levels=8)
     loss.backward()
     assert 0.5 < loss.item() < 5
@@ -320,12 +284,7 @@ def test_the_loss_of_several_layers_is_the_mean_of_each(make_store):
     draws = generator()
     whole = model.loss(z, draws)
     draws = generator()
-    index = torch.stack(
-        [
-            __import__("mmlib.denoisers.noise", fromlist=["x"]).stratified_levels(16, draws)
-            for _ in range(2)
-        ]
-    )
+    index = torch.stack([stratified_levels(16, draws) for _ in range(2)])
     noise = torch.randn(z.shape, generator=draws)
     losses = []
     for i, layer in enumerate((1, 3)):
@@ -366,16 +325,16 @@ def spoil(path, change):
     save_file(tensors, path)
 
 
+BIAS = "inner.in_proj.bias"
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         (lambda w: w.pop("inner.in_proj.weight"), "lacks inner.in_proj.weight"),
         (lambda w: w.update(extra=torch.zeros(1)), "has extra"),
-        (
-            lambda w: w.update({"inner.in_proj.bias": torch.zeros(9)}),
-            "shape \\(9,\\), expected \\(8,\\)",
-        ),
-        (lambda w: w.update({"inner.in_proj.bias": torch.full((8,), math.nan)}), "NaN or infinity"),
+        (lambda w: w.update({BIAS: torch.zeros(9)}), "shape \\(9,\\), expected \\(8,\\)"),
+        (lambda w: w.update({BIAS: torch.full((8,), math.nan)}), "NaN or infinity"),
     ],
 )
 def test_spoilt_weights_are_refused_by_name(saved, change, message):
@@ -411,35 +370,16 @@ def published(tmp_path):
     def write(layers=(7,), multi=None, statistics=1):
         torch.manual_seed(0)
         network = MLPDenoiser(6, 12, 24, 2, multi)
-        save_file(
-            {f"model.{key}": value for key, value in network.state_dict().items()},
-            tmp_path / "final.safetensors",
-        )
-        torch.save(
-            {
-                "mean": torch.arange(6.0).expand(statistics, 6).clone().squeeze(0),
-                "var": torch.full((statistics, 6), 4.0).squeeze(0),
-            },
-            tmp_path / "rep_statistics.pt",
-        )
-        denoiser = {
-            "d_input": 6,
-            "d_model": 12,
-            "d_mlp": 24,
-            "n_layers": 2,
-            "multi_layer_n_layers": multi,
-        }
-        config = {
-            "model_name": "toy/llama",
-            "glp_kwargs": {
-                "denoiser_config": denoiser,
-                "tracedict_config": {
-                    "layer_prefix": "model.layers",
-                    "layers": list(layers),
-                    "retain": "output",
-                },
-            },
-        }
+        weights = {f"model.{key}": value for key, value in network.state_dict().items()}
+        save_file(weights, tmp_path / "final.safetensors")
+        mean = torch.arange(6.0).expand(statistics, 6).clone().squeeze(0)
+        var = torch.full((statistics, 6), 4.0).squeeze(0)
+        torch.save({"mean": mean, "var": var}, tmp_path / "rep_statistics.pt")
+        denoiser = {"d_input": 6, "d_model": 12, "d_mlp": 24, "n_layers": 2}
+        denoiser["multi_layer_n_layers"] = multi
+        traced = {"layer_prefix": "model.layers", "layers": list(layers), "retain": "output"}
+        arguments = {"denoiser_config": denoiser, "tracedict_config": traced}
+        config = {"model_name": "toy/llama", "glp_kwargs": arguments}
         path_as_omegaconf_writes_it = (
             "output_path: !!python/object/apply:pathlib.PosixPath\n- runs\n- glp\n"
         )
@@ -582,31 +522,19 @@ class Malicious:
         return (print, ("executed",))
 
 
+def statistics(**tensors):
+    return lambda folder: torch.save(tensors, folder / "rep_statistics.pt")
+
+
 @pytest.mark.parametrize(
     "spoil_it, message",
     [
         (lambda f: (f / "rep_statistics.pt").unlink(), "rep_statistics.pt is missing"),
-        (
-            lambda f: torch.save(
-                {"mean": torch.zeros(5), "var": torch.ones(5)}, f / "rep_statistics.pt"
-            ),
-            "expected tensors mean and var",
-        ),
-        (
-            lambda f: torch.save(
-                {"mean": torch.zeros(6), "var": torch.zeros(6)}, f / "rep_statistics.pt"
-            ),
-            "variance not positive",
-        ),
+        (statistics(mean=torch.zeros(5), var=torch.ones(5)), "expected tensors mean and var"),
+        (statistics(mean=torch.zeros(6), var=torch.zeros(6)), "variance not positive"),
+        (statistics(mean=Malicious()), "expected tensors mean and var"),
+        (lambda f: (f / "rep_statistics.pt").write_bytes(b"no pickle"), "expected tensors mean"),
         (lambda f: (f / "config.yaml").write_text("glp_kwargs: {}"), "lacks 'denoiser_config'"),
-        (
-            lambda f: torch.save({"mean": Malicious()}, f / "rep_statistics.pt"),
-            "expected tensors mean and var",
-        ),
-        (
-            lambda f: (f / "rep_statistics.pt").write_bytes(b"no pickle"),
-            "expected tensors mean and var",
-        ),
         (lambda f: (f / "config.yaml").write_text("a: [1"), "is no YAML"),
     ],
 )

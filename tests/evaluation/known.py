@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from mmlib.activations.tokens import Tokens
+from mmlib.activations.tokens import Normaliser, Tokens
+from mmlib.denoisers.meta_model import MetaModel
 
 
 class Scaled:
@@ -22,3 +23,9 @@ class Scaled:
 def tokens_of(z: torch.Tensor, documents: np.ndarray) -> Tokens:
     """Activations as tokens of documents, at positions that count on."""
     return Tokens(z, documents, np.arange(len(z)))
+
+
+def unscaled(network, d, objective="flow_velocity", normaliser=None):
+    """A meta-model of a network, whose raw activations are standardised ones unless a normaliser says otherwise."""
+    normaliser = normaliser or Normaliser(torch.zeros(1, d), torch.ones(1, d))
+    return MetaModel(network, objective, normaliser, "toy@1", [1], "toy")

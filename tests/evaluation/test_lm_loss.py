@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from letters import Letters
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
+from letters import SIZES, tiny, window
+from transformers import GPT2Config
 
 from mmlib.activations import lm as llm
 from mmlib.activations.corpora import Document
 from mmlib.activations.extract import plan_extraction, write_store
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
-from mmlib.activations.windows import Window, spread_windows, stored_activations, stored_windows
+from mmlib.activations.windows import spread_windows, stored_activations, stored_windows
 from mmlib.evaluation import lm_loss
 from mmlib.evaluation.claim import verdict
 from mmlib.evaluation.lm_loss import (
@@ -25,33 +25,7 @@ from mmlib.evaluation.lm_loss import (
     window_noise,
 )
 
-SIZES = {
-    "llama": dict(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    ),
-    "gpt2": dict(n_embd=16, n_layer=3, n_head=2),
-    "gptj": dict(n_embd=16, n_layer=3, n_head=2, rotary_dim=4),
-}  # its blocks give tuples
 PLAIN = Normaliser(torch.zeros(1, 16), torch.ones(1, 16))
-
-
-def tiny(architecture="llama", dtype=torch.float32):
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        architecture, vocab_size=64, initializer_range=0.3, **SIZES[architecture]
-    )
-    return llm.LanguageModel(
-        AutoModelForCausalLM.from_config(config).to(dtype).eval(), Letters(), "tiny@0"
-    )
-
-
-def window(n, document=0, start=0):
-    ids = np.random.default_rng([n, document, start]).integers(4, 60, n).astype(np.int32)
-    return Window(document, start, ids, False)
 
 
 WINDOWS = [window(9), window(9, 1), window(5, 1, 9), window(12, 4)]

@@ -6,7 +6,6 @@ import nbformat
 import pytest
 
 from mmlib.runs import pipeline, published
-from mmlib.runs import run as runs
 
 
 def losses(loss, reduction, second, written):
@@ -94,10 +93,9 @@ def test_results_that_no_run_wrote_anew_are_refused(folders):
 
 
 @pytest.fixture
-def finished(tmp_path, monkeypatch):
+def finished(own_root, monkeypatch):
     """A repository of one notebook, and a data folder in which it has run at the default preset."""
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
+    tmp_path = own_root
     monkeypatch.setattr(pipeline, "NOTEBOOKS", {"04_b": ("main", ()), "11_c": ("applications", ())})
     (tmp_path / "requirements.txt").touch()
     (tmp_path / "notebooks").mkdir()

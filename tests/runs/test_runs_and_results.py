@@ -175,10 +175,8 @@ def test_full_disk_is_refused_with_both_numbers(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def timed(tmp_path, monkeypatch):
+def timed(own_root, monkeypatch):
     """A repository whose notebooks were timed on another machine, which is known to be twice as fast in float32."""
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     other = {
         "processor": "Abacus",
@@ -190,7 +188,7 @@ def timed(tmp_path, monkeypatch):
         },
     }
     content = keyed_results("run_times", {"machines": [other]})
-    results.write_json(pipeline.times_file("smoke", tmp_path), content)
+    results.write_json(pipeline.times_file("smoke", own_root), content)
     return other
 
 
@@ -238,15 +236,13 @@ def test_the_machine_is_measured():
 
 
 def test_a_run_leaves_what_is_published_and_reads_it_where_it_has_nothing_of_its_own(
-    tmp_path, monkeypatch
+    own_root, monkeypatch
 ):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
-    published = tmp_path / "results" / "default"
+    published = own_root / "results" / "default"
     results.write_json(published / "numbers.json", {"answer": 1})
     run = runs.start(preset="default", seed=0)
-    assert run.results == tmp_path / "data" / "results" / "default"
-    assert run.figures == tmp_path / "data" / "figures" / "default"
+    assert run.results == own_root / "data" / "results" / "default"
+    assert run.figures == own_root / "data" / "figures" / "default"
     assert run.has("numbers") and run.read("numbers", "11_steer") == {"answer": 1}
     run.write("numbers", {"answer": 2}, "11_steer")
     assert run.read("numbers", "11_steer")["answer"] == 2
@@ -254,8 +250,8 @@ def test_a_run_leaves_what_is_published_and_reads_it_where_it_has_nothing_of_its
     other = runs.start(preset="default", seed=1)
     assert not other.has("numbers") and not runs.start(preset="smoke", seed=0).has("numbers")
     monkeypatch.setattr(runs, "PUBLISHING", True)
-    assert run.results == published and run.figures == tmp_path / "figures"
-    assert other.results == tmp_path / "data" / "results" / "default+seed1"
+    assert run.results == published and run.figures == own_root / "figures"
+    assert other.results == own_root / "data" / "results" / "default+seed1"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

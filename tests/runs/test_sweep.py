@@ -5,11 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.networks import MLPSize
 from mmlib.files import read_json
-from mmlib.runs import run as runs
 from mmlib.runs.sweep import RecipeTrial, Sweep, Trial, require_one_pass, seconds_a_step
 from mmlib.training.recipe import Recipe
 from mmlib.training.train import Training
@@ -28,20 +26,8 @@ RECIPE = Recipe(MLPSize(1, 8, 16), TINY)
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
-    return runs.start(preset="smoke", seed=0)
-
-
-@pytest.fixture
 def sweep(run):
     return Sweep(run, "toys", "06_scaling")
-
-
-@pytest.fixture
-def store(make_store):
-    return ActivationStore(make_store(dtype="float32")[0])
 
 
 class Counting:

@@ -3,13 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from letters import Letters
-from transformers import AutoConfig, AutoModelForCausalLM
+from letters import tiny
 
 from mmlib.activations.corpora import Document
-from mmlib.activations.lm import LanguageModel
 from mmlib.activations.store import ActivationStore, StoreError, verify
-from mmlib.runs import run as runs
 from mmlib.runs.texts import text_store, text_stores
 from mmlib_studies.robustness import resplit_store
 
@@ -71,25 +68,16 @@ def test_a_copy_of_other_numbers_is_not_taken_for_one_of_these(make_store, tmp_p
     )
 
 
-@pytest.fixture
-def small_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
-    return runs.start(preset="smoke", seed=0)
-
-
-def test_texts_at_several_layers_come_from_one_pass_and_each_is_as_if_alone(small_run):
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("gpt2", vocab_size=64, n_embd=16, n_layer=3, n_head=2)
-    lm = LanguageModel(AutoModelForCausalLM.from_config(config).eval(), Letters(), "tiny@0")
+def test_texts_at_several_layers_come_from_one_pass_and_each_is_as_if_alone(run):
+    lm = tiny("gpt2", initializer_range=0.02)
     documents = [Document(f"d{i}", "abcdefgh" * (i + 1)) for i in range(3)]
-    several = text_stores(small_run, "toy", documents, lm, [0, 2], tokens=12)
+    several = text_stores(run, "toy", documents, lm, [0, 2], tokens=12)
     assert list(several) == [0, 2]
     assert {store.path for store in several.values()} == {several[0].path}
     assert several[0].path.name.endswith("-layers0-2-12tokens")
     assert set(several[0].splits) == {"test"}
     assert several[0].n == 8 + 12 + 12
-    alone = text_store(small_run, "toy", documents, lm, 2, tokens=12)
+    alone = text_store(run, "toy", documents, lm, 2, tokens=12)
     assert alone.path.name.endswith("-layer2-12tokens") and several[2].documents == alone.documents
     expected = several[2].read(several[2].rows("test"))
     assert torch.allclose(alone.read(alone.rows("test")), expected, atol=1e-5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_lm_loss import SIZES, tiny, window
+from letters import SIZES, tiny, window
 
 from mmlib.activations import lm as llm
 from mmlib_studies.probing import clamping as clamps

@@ -8,7 +8,6 @@ import torch
 
 from mmlib.activations.store import ActivationStore
 from mmlib.denoisers.networks import MLPSize, UNetDenoiser, image_shape
-from mmlib.runs import run as runs
 from mmlib.runs.sweep import Sweep
 from mmlib.training.recipe import Recipe
 from mmlib.training.train import Training
@@ -20,18 +19,6 @@ from mmlib_studies.recipes.study import ABLATIONS, PARTS, RecipeStudy
 from mmlib_studies.recipes.trainings import VARIANTS, Trainings, watched
 
 TINY = watched(Training("flow_velocity", steps=4, batch=32, lr=1e-3, bf16=False), 2)
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
-    return runs.start(preset="smoke", seed=0)
-
-
-@pytest.fixture
-def store(make_store):
-    return ActivationStore(make_store(dtype="float32")[0])
 
 
 def outcome(seconds, losses, setup=0.0, loss=None):

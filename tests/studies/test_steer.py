@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_lm_loss import SIZES, tiny
+from letters import SIZES, tiny
 from test_meta_model import exact, gaussian, generator
 
 from mmlib.activations import lm as llm

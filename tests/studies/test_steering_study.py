@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.runs import run as runs
 from mmlib.runs.results import keyed_results
 from mmlib.runs.sweep import Sweep
 from mmlib_studies import figures
@@ -100,10 +99,8 @@ def said(cell, strength):
 
 
 @pytest.fixture
-def sweep(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
-    return Sweep(runs.start(preset="smoke", seed=0), "steering_study", "25_steering_study")
+def sweep(run):
+    return Sweep(run, "steering_study", "25_steering_study")
 
 
 @pytest.fixture

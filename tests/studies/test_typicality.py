@@ -7,9 +7,8 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
-from letters import Letters
+from letters import tiny
 from sklearn.metrics import roc_auc_score
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmlib.activations import lm as llm
 from mmlib.activations.corpora import Document
@@ -37,24 +36,6 @@ from mmlib_studies.ood.scores import (
 from mmlib_studies.ood.sizes import TypicalitySize
 
 PLAIN = Normaliser(torch.zeros(1, 16), torch.ones(1, 16))
-
-
-def tiny(dtype=torch.float32):
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=64,
-        initializer_range=0.3,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    return llm.LanguageModel(
-        AutoModelForCausalLM.from_config(config).to(dtype).eval(), Letters(), "tiny@0"
-    )
 
 
 def gaussian(d, seed=0):

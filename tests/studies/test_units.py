@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from test_lm_loss import SIZES, tiny, window
+from known import unscaled
+from letters import SIZES, tiny, window
 
 from mmlib.activations import lm as llm
-from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.gaussian import PrincipalComponents
-from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
 from mmlib.denoisers.networks import MLPDenoiser, UNetDenoiser
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
@@ -18,20 +17,9 @@ from mmlib_studies.probing import units as contexts
 Z = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
 
 
-def meta(network):
-    return MetaModel(
-        network.eval(),
-        "flow_velocity",
-        Normaliser(torch.zeros(1, 16), torch.ones(1, 16)),
-        "tiny@0",
-        [1],
-        "",
-    )
-
-
 def mlp():
     torch.manual_seed(0)
-    return meta(MLPDenoiser(16, 24, 40, 2))
+    return unscaled(MLPDenoiser(16, 24, 40, 2).eval(), 16)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +141,9 @@ def test_a_clamped_meta_neuron_writes_the_change_of_the_estimate():
 
 def test_units_of_a_unet_are_read_and_not_clamped():
     torch.manual_seed(0)
-    dictionary = units.meta_neurons(meta(UNetDenoiser(16, (32, 32, 32), 1)), 0.1, seed=0)
+    dictionary = units.meta_neurons(
+        unscaled(UNetDenoiser(16, (32, 32, 32), 1).eval(), 16), 0.1, seed=0
+    )
     assert dictionary.write is None and units.read_units(dictionary, Z).shape == (6, 11 * 32)
 
 

@@ -3,25 +3,13 @@
 import pytest
 import torch
 
-from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.activations.store import StoreError
 from mmlib.denoisers.gaussian import standard_normal
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, UNetDenoiser
 from mmlib.files import MissingInput
-from mmlib.runs import run as runs
 from mmlib.runs.artefacts import chosen_meta_model
 from mmlib.training import recipe as recipes
-
-
-@pytest.fixture
-def store(make_store):
-    return ActivationStore(make_store(dtype="float32")[0])
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
-    return runs.start(preset="smoke", seed=0)
 
 
 def saved(folder, store, seed, **changes):

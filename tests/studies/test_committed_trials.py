@@ -46,12 +46,8 @@ def store_of(configuration, **changes):
 
 def scaling_trials(store, seed=0):
     size = scaling.SIZES["default"]
-    evaluation = {
-        "objective": "flow_velocity",
-        "documents": "test",
-        "tokens_per_level": size.tokens,
-        "seed": seed,
-    }
+    evaluation = {"objective": "flow_velocity", "documents": "test", "seed": seed}
+    evaluation["tokens_per_level"] = size.tokens
     rates = scaling.rate_trials(size, store, seed)
     return [
         *(one.trial(None, {"documents": "validation"}) for one in rates),
@@ -122,16 +118,10 @@ TRIALS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("study", "count"),
-    [
-        ("scaling", 37),
-        ("replication", 12),
-        ("robustness", 6),
-        ("steering_study", 69),
-        ("recipes", 93),
-    ],
-)
+COUNTS = {"scaling": 37, "replication": 12, "robustness": 6, "steering_study": 69, "recipes": 93}
+
+
+@pytest.mark.parametrize(("study", "count"), COUNTS.items())
 def test_no_committed_trial_is_computed_again(study, count):
     trials = TRIALS[study]()
     assert {trial.name for trial in trials} == set(committed(study))
@@ -148,12 +138,8 @@ def test_the_plan_of_recipes_finds_all_of_them_done():
 def test_another_seed_or_text_recomputes_a_whole_study():
     store = store_of(committed("scaling")["width80-32512"])
     assert len(changed(scaling_trials(store, seed=1), "scaling")) == 37
-    other = replace_documents(store)
+    other = SimpleNamespace(**vars(store) | {"documents": "wikipedia@0/0"})
     assert len(changed(scaling_trials(other), "scaling")) == 37
-
-
-def replace_documents(store):
-    return SimpleNamespace(**{**vars(store), "documents": "wikipedia@0/0"})
 
 
 def test_another_prior_recomputes_the_mixtures_alone():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmlib.activations.store import ActivationStore
-from mmlib.denoisers.networks import MLPSize, UNetDenoiser, image_shape
+from mmlib.denoisers.networks import MLPSize, image_shape
 from mmlib.runs.sweep import Sweep
 from mmlib.training.recipe import Recipe
 from mmlib.training.train import Training
@@ -15,25 +15,17 @@ from mmlib_studies.recipes import images
 from mmlib_studies.recipes import outcomes as trials
 from mmlib_studies.recipes.plan import guess, plan
 from mmlib_studies.recipes.sizes import SIZES, RecipeStudySize
-from mmlib_studies.recipes.study import ABLATIONS, PARTS, RecipeStudy
-from mmlib_studies.recipes.trainings import VARIANTS, Trainings, watched
+from mmlib_studies.recipes.study import PARTS, RecipeStudy
+from mmlib_studies.recipes.trainings import Trainings, watched
 
 TINY = watched(Training("flow_velocity", steps=4, batch=32, lr=1e-3, bf16=False), 2)
 
 
 def outcome(seconds, losses, setup=0.0, loss=None):
-    log = {
-        "step": list(range(1, len(losses) + 1)),
-        "seconds": seconds,
-        "loss": losses,
-        "validation_loss": losses,
-    }
-    return {
-        "loss": losses[-1] if loss is None else loss,
-        "setup_seconds": setup,
-        "seconds": seconds[-1],
-        "log": log,
-    }
+    log = {"step": list(range(1, len(losses) + 1)), "seconds": seconds}
+    log |= {"loss": losses, "validation_loss": losses}
+    loss = losses[-1] if loss is None else loss
+    return {"loss": loss, "setup_seconds": setup, "seconds": seconds[-1], "log": log}
 
 
 # Rates
@@ -185,16 +177,9 @@ def study(run, store, monkeypatch):
     def made_up(cell, measured=True):
         found.asked.append(cell.name)
         training, loss = cell.recipe.training, found.law(cell)
+        settings = {key: getattr(training, key) for key in ("lr", "batch", "steps")}
         return {
-            "configuration": {
-                "recipe": {
-                    "training": {
-                        "lr": training.lr,
-                        "batch": training.batch,
-                        "steps": training.steps,
-                    }
-                }
-            },
+            "configuration": {"recipe": {"training": settings}},
             "activations": cell.activations,
             "parameters": 1,
             **outcome([0.5 * training.batch, 1.0 * training.batch], [2.0, loss]),
@@ -250,52 +235,6 @@ def test_the_published_architecture_is_tried_as_often_as_ours_at_the_length_used
     assert len(tried["published"]) >= len(tried["gated"]) and study.published_long["rate"] == 2e-3
     # tuned, another batch, the whole length
     assert len({row["steps"] for row in tried["published"]}) == 3
-
-
-def test_variants_differ_in_what_they_say_alone(study):
-    cells = {variant: study.train.mlp(variant, 1e-3) for variant in VARIANTS}
-    assert {
-        name: (c.recipe.training.levels, c.recipe.size.gated_skip, c.recipe.linear_skip)
-        for name, c in cells.items()
-    } == {
-        "published": (None, False, False),
-        "shared": (16, False, False),
-        "gated": (16, True, False),
-        "linear": (16, False, True),
-    }
-    assert len({replace(c.recipe.training, levels=None) for c in cells.values()}) == 1
-    assert all(
-        c.recipe.training.validate_every % c.recipe.training.log_every == 0 for c in cells.values()
-    )
-
-
-def test_ablations_keep_the_number_of_parameters_about_the_same():
-    from mmlib.denoisers.networks import MLPDenoiser, count_parameters
-
-    shapes = [
-        (3, 1280),
-        *(
-            (round(3 * deep), round(1280 * wide))
-            for deep, wide in (
-                change["shape"] for change in ABLATIONS.values() if "shape" in change
-            )
-        ),
-    ]
-    with torch.device("meta"):
-        sizes = [
-            count_parameters(MLPDenoiser(640, 640, f, layers, gated_skip=True))
-            for layers, f in shapes
-        ]
-    assert len(sizes) == 4 and max(sizes) < 1.01 * min(sizes)
-
-
-def test_a_permutation_keeps_the_steps_and_the_seed_of_the_natural_order(run, make_store):
-    store = ActivationStore(make_store(d=16, dtype="float32")[0])
-    train = Trainings(run, store)
-    natural, permuted = (train.unet(1e-3, train.reference, 1, order=order) for order in (None, 1))
-    assert natural.recipe.training == permuted.recipe.training and natural.seed == permuted.seed
-    assert sorted(permuted.recipe.size.order) == list(range(16)) != list(permuted.recipe.size.order)
-    assert natural.recipe.size.order is None
 
 
 def planned(run, store, size=None, parts=PARTS):
@@ -375,16 +314,3 @@ def test_heights_that_do_not_fit_the_width_are_left_out():
             image_shape(d, height)[0] == height
             for height in images.other_heights(d, range(4, 200, 4))
         )
-
-
-def test_every_unet_of_the_default_study_can_be_built():
-    size = RecipeStudySize()
-    heights = (None, *images.other_heights(640, size.unet_heights))
-    with torch.device("meta"):
-        built = [
-            UNetDenoiser(640, channels, layers_per_block=1, height=height).image
-            for channels in size.unet_channels
-            for height in heights
-        ]
-    assert len(built) == len(size.unet_channels) * len(heights)
-    assert all(height * width >= 640 for height, width in built)

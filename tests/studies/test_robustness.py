@@ -16,6 +16,17 @@ from mmlib.evaluation.losses import evaluate
 from mmlib_studies import robustness
 
 
+def reductions(
+    methods, baselines, z, documents, outlier=None, objectives=("flow_velocity",), **more
+):
+    """Rows of reductions of toy methods; without `outlier`, no token is one."""
+    outlier = np.zeros(len(z), dtype=bool) if outlier is None else outlier
+    more = {"seed": 0} | more
+    return robustness.reduction_rows(
+        methods, baselines, list(objectives), z, documents, outlier, **more
+    )
+
+
 @pytest.mark.parametrize(
     "blocks, middle, expected",
     [(18, 8, [4, 8, 13]), (12, 5, [3, 5, 9]), (4, 1, [1, 3]), (18, 4, [4, 13])],
@@ -63,9 +74,7 @@ def test_reductions_with_and_without_outliers_agree_with_the_comparison():
     outlier[10:20] = True
     z[outlier] *= 10
     methods, baselines = {"m": Scaled(0.3)}, {"b": Scaled(0.8)}
-    rows = robustness.reduction_rows(
-        methods, baselines, ["flow_velocity"], z, documents, outlier, tokens=400, seed=3
-    )
+    rows = reductions(methods, baselines, z, documents, outlier, tokens=400, seed=3)
     losses = evaluate(
         {**methods, **baselines}, tokens_of(z, documents), "flow_velocity", per_level=400, seed=3
     )
@@ -92,16 +101,8 @@ def test_reductions_with_and_without_outliers_agree_with_the_comparison():
 
 def test_no_outlier_changes_nothing():
     z = torch.randn(100, 4, generator=torch.Generator().manual_seed(1))
-    rows = robustness.reduction_rows(
-        {"m": Scaled(0.3)},
-        {"b": Scaled(0.8)},
-        ["ddpm_epsilon"],
-        z,
-        np.repeat(np.arange(5), 20),
-        np.zeros(100, dtype=bool),
-        tokens=300,
-        seed=0,
-    )
+    documents, options = np.repeat(np.arange(5), 20), {"objectives": ["ddpm_epsilon"]}
+    rows = reductions({"m": Scaled(0.3)}, {"b": Scaled(0.8)}, z, documents, tokens=300, **options)
     assert rows[0] == {**rows[1], "tokens": "all"} and rows[0]["draws"] == 10_000
 
 
@@ -131,27 +132,17 @@ def test_redrawn_test_documents_were_in_training_and_span_the_lengths():
 
 def test_slow_opponents_see_every_nth_token_and_what_is_compared_with_them_too():
     z = torch.randn(300, 4, generator=torch.Generator().manual_seed(1))
-    documents, none = np.repeat(np.arange(6), 50), np.zeros(300, dtype=bool)
+    documents = np.repeat(np.arange(6), 50)
     methods = {"m": Scaled(0.3), "b": Scaled(0.8)}
     baselines = {"b": Scaled(0.8)}
     slow = {"s": Scaled(0.5)}
-    rows = robustness.reduction_rows(
-        methods,
-        baselines,
-        ["flow_velocity"],
-        z,
-        documents,
-        none,
-        tokens=30,
-        seed=3,
-        slow=slow,
-        slow_tokens=10,
-    )
+    some, options = (methods, baselines, z, documents), {"tokens": 30, "seed": 3, "slow": slow}
+    rows = reductions(*some, slow_tokens=10, **options)
     found = {(row["method"], row["baseline"]): row for row in rows if row["tokens"] == "all"}
     assert set(found) == {("m", "b"), ("m", "s"), ("b", "s"), ("s", "b")} and len(rows) == 8
     full, common = (
-        evaluate(some, tokens_of(z, documents), "flow_velocity", per_level=30, seed=3, every=every)
-        for some, every in (({**methods, **baselines}, 1), ({**methods, **baselines, **slow}, 3))
+        evaluate(seen, tokens_of(z, documents), "flow_velocity", per_level=30, seed=3, every=every)
+        for seen, every in (({**methods, **baselines}, 1), ({**methods, **baselines, **slow}, 3))
     )
     assert found["m", "b"]["draws"] == 3000
     assert found["m", "b"]["reduction"] == pytest.approx(1 - full.mean("m") / full.mean("b"))
@@ -162,18 +153,7 @@ def test_slow_opponents_see_every_nth_token_and_what_is_compared_with_them_too()
     )
     for wrong in (7, None):
         with pytest.raises(ValueError, match="expected the second to divide the first"):
-            robustness.reduction_rows(
-                methods,
-                baselines,
-                ["flow_velocity"],
-                z,
-                documents,
-                none,
-                tokens=30,
-                seed=3,
-                slow=slow,
-                slow_tokens=wrong,
-            )
+            reductions(*some, slow_tokens=wrong, **options)
 
 
 def test_a_mixture_of_one_component_is_the_gaussian_and_takes_nothing_off_its_loss():
@@ -184,22 +164,12 @@ def test_a_mixture_of_one_component_is_the_gaussian_and_takes_nothing_off_its_lo
         + 1
     )
     train, validation, test = z[:5000], z[5000:5500], z[5500:]
-    one = robustness.mixture_again(
-        train,
-        validation,
-        MixtureSize(components=(1,), priors=(0.0,), em_steps=1, validation_tokens=200),
-        seed=0,
-    )
-    rows = robustness.reduction_rows(
-        {"mixture": one},
-        {"gaussian": PrincipalComponents.fit(train).gaussian()},
-        ["flow_velocity", "ddpm_epsilon"],
-        test,
-        np.repeat(np.arange(5), 100),
-        np.zeros(500, dtype=bool),
-        tokens=50,
-        seed=0,
-    )
+    size = MixtureSize(components=(1,), priors=(0.0,), em_steps=1, validation_tokens=200)
+    one = robustness.mixture_again(train, validation, size, seed=0)
+    gaussian, documents = PrincipalComponents.fit(train).gaussian(), np.repeat(np.arange(5), 100)
+    both = ["flow_velocity", "ddpm_epsilon"]
+    given = ({"mixture": one}, {"gaussian": gaussian}, test, documents)
+    rows = reductions(*given, objectives=both, tokens=50)
     assert len(rows) == 4 and all(row["reduction"] == pytest.approx(0, abs=1e-3) for row in rows)
 
 
@@ -250,9 +220,10 @@ def test_methods_measured_apart_on_the_same_draws_are_compared_as_if_together():
         for some in (two, *({name: method} for name, method in two.items()))
     )
     sums = {name: losses.by_document(name).as_json() for name, losses in zip(two, alone)}
-    assert robustness.paired_reduction(
-        robustness.joined(sums), "m", "b"
-    ) == robustness.paired_reduction(both, "m", "b")
+    together, apart = (
+        robustness.paired_reduction(one, "m", "b") for one in (both, robustness.joined(sums))
+    )
+    assert together == apart
     sums["b"]["counts"][0] += 1
     message = r"m, b have \[3000, 3001\] draws .*: expected the same draws for all"
     with pytest.raises(ValueError, match=message):
@@ -260,19 +231,9 @@ def test_methods_measured_apart_on_the_same_draws_are_compared_as_if_together():
 
 
 def test_the_grid_takes_the_velocity_reductions_of_the_small_network_by_hand():
-    row = {
-        "objective": "flow_velocity",
-        "tokens": "all",
-        "method": "small_mlp",
-        "baseline": "gaussian",
-        "group": "layers",
-        "corpus": "w",
-        "layer": 13,
-        "reduction": 0.1,
-        "ci95": [0.0, 0.2],
-        "verdict": "below",
-        "loss": 1.0,
-    }
+    row = {"objective": "flow_velocity", "tokens": "all", "method": "small_mlp", "loss": 1.0}
+    row |= {"baseline": "gaussian", "group": "layers", "corpus": "w", "layer": 13}
+    row |= {"reduction": 0.1, "ci95": [0.0, 0.2], "verdict": "below"}
     rows = [
         row,
         {**row, "layer": 4, "reduction": 0.3},

@@ -165,25 +165,3 @@ def test_counting_by_hand():
     row = (10 * 4 + 4) + (4 * 10 + 10) + 8 + 3 * (8 + 2 * (4 * 8 + 8) + (8 * 4 + 4))
     assert scaling.parameters_of_time(network) == time and count_parameters(network) == time + row
     assert scaling.compute(1e6, 1e6) == 6e12
-
-
-def test_the_rule_of_the_learning_rate_and_the_recipe_of_a_cell():
-    one, four = scaling.learning_rate(128), scaling.learning_rate(512)
-    assert one == pytest.approx(4 * four)
-    assert scaling.learning_rate(scaling.RATE_WIDTH) == scaling.RATE
-    recipe = scaling.recipe(128, 127, 256, 64, factor=0.5)
-    assert recipe.training.lr == one / 2
-    assert (recipe.size.d_model, recipe.size.d_mlp, recipe.size.layers) == (128, 256, 3)
-    assert recipe.training.validate_every > 127
-    assert recipe.training.validate_every % recipe.training.log_every == 0
-
-
-def test_trials_are_the_grid_and_rates_at_its_corners():
-    size = scaling.ScalingSize(widths=(8, 16, 32), budgets=((4, 16), (8, 16)), levels=4)
-    grid = scaling.trials(size, None, 0)
-    assert [trial.name for trial in grid] == [
-        f"width{width}-{seen}" for width in (8, 16, 32) for seen in (64, 128)
-    ]
-    rates = {trial.name: trial.recipe.training.lr for trial in scaling.rate_trials(size, None, 0)}
-    assert len(rates) == 2 * 2 * 3 and not any("width32" in name for name in rates)
-    assert rates["width16-128-rate2"] == 2 * rates["width16-128-rate1"]

@@ -50,32 +50,6 @@ def test_every_repair_has_its_opponents_and_every_file_its_name(name):
     assert {cell.direction for cell in cells} == {None, *steering_study.DIRECTIONS}
 
 
-def test_the_default_grid_is_as_long_as_its_time_allows():
-    cells = combinations(GRIDS["default"])
-    assert 150 <= sum(len(cell.strengths) for cell in cells) <= 200
-    assert (
-        sum(steering_study.COSTS[cell.intervention] * len(cell.strengths) for cell in cells) <= 310
-    )
-
-
-def test_the_first_concept_has_every_intervention_at_every_strength_and_sigma():
-    size = GRIDS["default"]
-    along_means = {
-        (c.intervention, c.sigma): c.strengths
-        for c in combinations(size)
-        if (c.concept, c.direction) == ("sentiment", "mean_difference")
-    }
-    noisy = {
-        (name, sigma)
-        for name in ("gaussian", "mixture", "gated_mlp", "sdedit")
-        for sigma in size.sigmas
-    }
-    assert set(along_means) == {
-        (name, None) for name in ("additive", "norm_kept", "pca_k256", "sae_clean")
-    } | noisy | {("sdedit_mixture", 0.5)}
-    assert set(along_means.values()) == {size.strengths}
-
-
 def said(cell, strength):
     """Plain addition: one of the concept and two of cost a strength. SDEdit: three quarters of each, and 0.1 of cost alone; by the mixture dearer."""
     noise = 0.01 * np.random.default_rng(0).normal(size=SIZE.prompts)

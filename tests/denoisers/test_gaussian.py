@@ -6,7 +6,6 @@ import torch
 from known import tokens_of
 from sklearn.decomposition import PCA
 
-from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.denoisers.gaussian import (
     GaussianDenoiser,
     PrincipalComponents,
@@ -73,27 +72,11 @@ def test_probabilistic_pca_is_scikit_learns(data):
     assert torch.allclose(covariance.double(), expected, atol=1e-2)
 
 
-def test_probabilistic_pca_with_all_components_is_the_gaussian(data):
-    components, x = PrincipalComponents.fit(data), torch.randn(4, 6)
-    assert torch.equal(components.probabilistic(6)(x, 0.3), components.gaussian()(x, 0.3))
-
-
 def test_projection_on_all_components_returns_its_input(data):
     x = torch.randn(4, 6)
     assert torch.allclose(
         PrincipalComponents.fit(data).projection(6, "rescaled")(x, 0.25), x / 0.75, atol=1e-4
     )
-
-
-def test_round_trip_and_refusal_of_other_documents(data, tmp_path, make_store):
-    components, store = PrincipalComponents.fit(data), ActivationStore(make_store()[0])
-    components.save(tmp_path / "pca.safetensors", store.documents)
-    assert torch.equal(
-        PrincipalComponents.load(tmp_path / "pca.safetensors", store).axes_dd, components.axes_dd
-    )
-    other = ActivationStore(make_store(seed=1, corpus="other")[0])
-    with pytest.raises(StoreError, match="may have been trained on"):
-        PrincipalComponents.load(tmp_path / "pca.safetensors", other)
 
 
 def test_parameters_by_hand():

@@ -78,32 +78,29 @@ def corpus_folder(tmp_path_factory):
     return texts
 
 
+def execute(notebook, folder, parameters):
+    papermill.execute_notebook(
+        runs.ROOT / "notebooks" / f"{notebook}.ipynb",
+        folder / "out.ipynb",
+        parameters=parameters,
+        progress_bar=False,
+        kernel_name="python3",
+        execution_timeout=300,
+        iopub_timeout=60,
+    )
+
+
 @pytest.mark.notebooks
-def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_path):
-    parameters = {
-        "preset": "smoke",
-        "model": str(model_folder),
-        "corpus": str(corpus_folder),
-        "layer": 2,
-    }
+def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_path, leaves_nothing):
+    parameters = {"preset": "smoke", "model": str(model_folder), "corpus": str(corpus_folder)}
+    parameters["layer"] = 2
     run = runs.start(seed=0, **parameters)
-    try:
-        papermill.execute_notebook(
-            runs.ROOT / "notebooks" / "01_extract_activations.ipynb",
-            tmp_path / "out.ipynb",
-            parameters=parameters,
-            progress_bar=False,
-            kernel_name="python3",
-            execution_timeout=300,
-            iopub_timeout=60,
-        )
-        store = ActivationStore(run.store, 2)
-        assert (store.n, store.d) == (sum(100 + i for i in range(40)), 16)
-        assert store.model.startswith(str(model_folder))
-        assert (store.splits == "test").sum() == 20 and (store.splits == "validation").sum() == 8
-    finally:
-        shutil.rmtree(run.data, ignore_errors=True)
-        shutil.rmtree(run.results, ignore_errors=True)
+    leaves_nothing.append(run)
+    execute("01_extract_activations", tmp_path, parameters)
+    store = ActivationStore(run.store, 2)
+    assert (store.n, store.d) == (sum(100 + i for i in range(40)), 16)
+    assert store.model.startswith(str(model_folder))
+    assert (store.splits == "test").sum() == 20 and (store.splits == "validation").sum() == 8
 
 
 def fitted(run, store, folder):
@@ -111,16 +108,9 @@ def fitted(run, store, folder):
     z = Normaliser.of(store)(store.read(store.rows("train")))
     components = PrincipalComponents.fit(z)
     components.save(run.shared / "pca.safetensors", store.documents)
-    save_sae(
-        train_sae(
-            (z[i::10] for i in range(10)),
-            store.d,
-            SAESize(latents=32, k=4, steps=10, batch=64),
-            seed=0,
-        ),
-        run.data / "sae",
-        store.documents,
-    )
+    size = SAESize(latents=32, k=4, steps=10, batch=64)
+    sae = train_sae((z[i::10] for i in range(10)), store.d, size, seed=0)
+    save_sae(sae, run.data / "sae", store.documents)
     parts = tuple(
         full_gaussian(z[half].mean(0), *torch.linalg.eigh(torch.cov(z[half].T))[::-1])
         for half in (slice(0, None, 2), slice(1, None, 2))
@@ -145,23 +135,10 @@ def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
     parameters = {"preset": "smoke", "model": str(model_folder), "corpus": str(texts)}
     run = runs.start(seed=0, meta_model=str(tmp_path / "prior"), **parameters)
     leaves_nothing.append(run)
-    command(
-        "-m",
-        "mmlib",
-        "extract",
-        *(part for key, value in parameters.items() for part in (f"--{key}", value)),
-    )
+    command("extract", *(part for key, value in parameters.items() for part in (f"--{key}", value)))
     store = ActivationStore(run.store)
     fitted(run, store, tmp_path / "prior")
-    papermill.execute_notebook(
-        runs.ROOT / "notebooks" / "11_steer.ipynb",
-        tmp_path / "out.ipynb",
-        progress_bar=False,
-        kernel_name="python3",
-        parameters=parameters | {"meta_model": str(tmp_path / "prior")},
-        execution_timeout=300,
-        iopub_timeout=60,
-    )
+    execute("11_steer", tmp_path, parameters | {"meta_model": str(tmp_path / "prior")})
     result = run.read("steering", "11_steer")
     assert result["meta_model"]["name"] == str(tmp_path / "prior")
     assert "+meta_model-" in result["provenance"]["run"]
@@ -190,12 +167,7 @@ def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
     parameters = {"preset": "smoke", "model": str(folder)}
     run = runs.start(seed=0, meta_model=str(tmp_path / "prior"), **parameters)
     leaves_nothing.append(run)
-    command(
-        "-m",
-        "mmlib",
-        "extract",
-        *(part for key, value in parameters.items() for part in (f"--{key}", value)),
-    )
+    command("extract", *(part for key, value in parameters.items() for part in (f"--{key}", value)))
     store = ActivationStore(run.store)
     fitted(run, store, tmp_path / "prior")
     for name in ("mlp", "unet", "denoising_sae"):
@@ -206,15 +178,7 @@ def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
             1,
             PrincipalComponents.load(run.shared / "pca.safetensors", store).gaussian(),
         ).save_pretrained(run.data / name)
-    papermill.execute_notebook(
-        runs.ROOT / "notebooks" / f"{notebook}.ipynb",
-        tmp_path / "out.ipynb",
-        progress_bar=False,
-        kernel_name="python3",
-        parameters=parameters | {"meta_model": str(tmp_path / "prior")},
-        execution_timeout=300,
-        iopub_timeout=60,
-    )
+    execute(notebook, tmp_path, parameters | {"meta_model": str(tmp_path / "prior")})
     found = run.read(result, notebook)
     assert found["meta_model"] == str(tmp_path / "prior")
     assert "+meta_model-" in found["provenance"]["run"]
@@ -245,8 +209,14 @@ def write_stream(folder, n):
     return f"hf:{folder}"
 
 
-def command(*arguments):
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
+def started(*arguments, launcher=()):
+    """`python -m mmlib …`, perhaps by a launcher of several processes."""
+    whole = [sys.executable, *launcher, "-m", "mmlib", *arguments]
+    return subprocess.run(whole, capture_output=True, text=True, timeout=300)
+
+
+def command(*arguments, **options):
+    done = started(*arguments, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -263,19 +233,8 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(
     run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus, layer=2)
     leaves_nothing.append(run)
     same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus)
-    shown = command(
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "mmlib",
-        "extract",
-        *same,
-        "--layers",
-        "2",
-    )
+    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    shown = command("extract", *same, "--layers", "2", launcher=two)
     assert "tokens/s (by one process, not by 2)" in shown
     assert "has more than the 200 documents" in shown
     assert len(list(run.store.glob("part-*.h5"))) == 1
@@ -295,11 +254,9 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(
     assert sum((found & trained).values()) > 0.98 * len(store.rows("train"))
     assert sum((found & (held_out - trained)).values()) < 0.01 * held_out.total()
 
-    shown = command("-m", "mmlib", "train", "mlp", *same, "--layer", "2", "--live")
+    shown = command("train", "mlp", *same, "--layer", "2", "--live")
     assert "mlp-live" in shown and MetaModel.from_pretrained(run.data / "mlp-live").d == 16
-    assert "already trained" in command(
-        "-m", "mmlib", "train", "mlp", *same, "--layer", "2", "--live"
-    )
+    assert "already trained" in command("train", "mlp", *same, "--layer", "2", "--live")
 
 
 def test_one_network_is_trained_on_several_layers_from_the_command_line(
@@ -308,26 +265,15 @@ def test_one_network_is_trained_on_several_layers_from_the_command_line(
     corpus = write_stream(tmp_path / "texts", 100)
     run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus)
     leaves_nothing.append(run)
-    same = (
-        "--preset",
-        "smoke",
-        "--model",
-        str(model_folder),
-        "--corpus",
-        corpus,
-        "--layers",
-        "0",
-        "2",
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "mmlib", "train", "mlp", *same], capture_output=True, text=True
-    )
+    same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus)
+    same += ("--layers", "0", "2")
+    done = started("train", "mlp", *same)
     assert (
         "activations-layers-0-2 is missing: run python -m mmlib extract --layers 0 2 first"
         in done.stderr
     )
-    command("-m", "mmlib", "extract", *same)
-    assert "mlp-layers-0-2" in command("-m", "mmlib", "train", "mlp", *same)
+    command("extract", *same)
+    assert "mlp-layers-0-2" in command("train", "mlp", *same)
     model = MetaModel.from_pretrained(run.data / "mlp-layers-0-2")
     store = ActivationStore(run.store_of([0, 2]), 2)
     assert list(model.layers) == [0, 2]
@@ -340,19 +286,8 @@ def test_live_batches_of_other_texts_than_the_store_holds_are_refused(
     corpus = write_stream(tmp_path / "texts", 100)
     run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus, layer=2)
     leaves_nothing.append(run)
-    command(
-        "-m",
-        "mmlib",
-        "extract",
-        "--preset",
-        "smoke",
-        "--model",
-        str(model_folder),
-        "--corpus",
-        corpus,
-        "--layers",
-        "2",
-    )
+    same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus)
+    command("extract", *same, "--layers", "2")
     store = ActivationStore(run.store, 2)
     text = tmp_path / "texts" / "train.jsonl"
     text.write_text(text.read_text().replace("word1 ", "word2 ", 1))

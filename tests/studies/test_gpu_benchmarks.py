@@ -24,16 +24,11 @@ def test_every_row_is_finite_positive_and_says_what_it_divides(monkeypatch, tmp_
     compiled = torch.compile
     # a compiler takes minutes
     monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="eager"))
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["gpu_benchmarks", "--smoke", "--out", str(tmp_path / "rates.json"), "--commit", "abc"],
-    )
-    monkeypatch.setattr(
-        benchmarks,
-        "SMOKE",
-        replace(SMOKE, workloads=(MLP, UNET), seconds=0.001, compile_within=math.inf),
-    )
+    out = str(tmp_path / "rates.json")
+    asked = ["gpu_benchmarks", "--smoke", "--out", out, "--commit", "abc"]
+    monkeypatch.setattr(sys, "argv", asked)
+    size = replace(SMOKE, workloads=(MLP, UNET), seconds=0.001, compile_within=math.inf)
+    monkeypatch.setattr(benchmarks, "SMOKE", size)
     main()
     result = read_json(tmp_path / "rates.json")
     rows = rows_of(result["rates"], "name", "compiled")
@@ -41,19 +36,13 @@ def test_every_row_is_finite_positive_and_says_what_it_divides(monkeypatch, tmp_
         (w.name, c) for w in (MLP, UNET) for c in (False, True)
     ]
     for row in rows:
-        for rate in (
-            row["activations_per_second"],
-            *row["matmul_flop_per_second"].values(),
-            *row["rounds"]["activations_per_second"],
-        ):
-            assert math.isfinite(rate) and rate > 0
-        assert len(row["rounds"]["activations_per_second"]) == 3 and row["batch"] in (64, 8)
+        matmul, rounds = row["matmul_flop_per_second"], row["rounds"]["activations_per_second"]
+        rates = (row["activations_per_second"], *matmul.values(), *rounds)
+        assert all(math.isfinite(rate) and rate > 0 for rate in rates)
+        assert len(rounds) == 3 and row["batch"] in (64, 8)
+        flop = row["activations_per_second"] * row["flop_per_activation"]
         for side, fraction in row["fraction_of_matmul"].items():
-            assert fraction == pytest.approx(
-                row["activations_per_second"]
-                * row["flop_per_activation"]
-                / row["matmul_flop_per_second"][side]
-            )
+            assert fraction == pytest.approx(flop / matmul[side])
     assert result["left_out"] == {}
     assert result["provenance"]["commit"] == "abc"
     assert result["provenance"]["packages"]["torch"] == torch.__version__

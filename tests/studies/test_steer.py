@@ -46,6 +46,13 @@ REPAIRS = {
 }
 
 
+def steered(lm, strength, repair, tokens=8):
+    def edit(batch):
+        return Steering(NORMALISER, DIRECTION, strength, repair)
+
+    return continuations(lm, PROMPTS, 1, edit, tokens=tokens, seed=0)
+
+
 @pytest.mark.parametrize("architecture", SIZES)
 @pytest.mark.parametrize("name", REPAIRS)
 def test_strength_0_leaves_logits_and_text_bit_for_bit(architecture, name):
@@ -56,17 +63,7 @@ def test_strength_0_leaves_logits_and_text_bit_for_bit(architecture, name):
     assert torch.equal(same, lm.model(PROMPTS).logits)
     plain = continuations(lm, PROMPTS, 1, tokens=8, seed=0)
     assert torch.equal(continuations(lm, PROMPTS, 1, lambda batch: edit, tokens=8, seed=0), plain)
-    assert not torch.equal(
-        continuations(
-            lm,
-            PROMPTS,
-            1,
-            lambda batch: Steering(NORMALISER, DIRECTION, 5.0, REPAIRS[name]),
-            tokens=8,
-            seed=0,
-        ),
-        plain,
-    )
+    assert not torch.equal(steered(lm, 5.0, REPAIRS[name]), plain)
 
 
 def test_after_an_error_no_hook_is_left_and_settings_are_as_shipped():
@@ -74,14 +71,7 @@ def test_after_an_error_no_hook_is_left_and_settings_are_as_shipped():
     before, shipped = lm.model(PROMPTS).logits, lm.model.generation_config
     for wrong in (lambda z, e, g: e / 0, lambda z, e, g: e[1:], lambda z, e, g: e / (1 // 0)):
         with pytest.raises((ValueError, ZeroDivisionError)):
-            continuations(
-                lm,
-                PROMPTS,
-                1,
-                lambda batch: Steering(NORMALISER, DIRECTION, 1.0, wrong),
-                tokens=3,
-                seed=0,
-            )
+            steered(lm, 1.0, wrong, tokens=3)
     assert not any(
         module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules()
     )
@@ -103,13 +93,8 @@ def test_the_cache_holds_the_edited_stream(architecture):
         shipped_settings_off(lm.model),
         llm.edited_block(lm.model, 1, Steering(NORMALISER, DIRECTION, strength)),
     ):
-        cached = lm.model.generate(
-            PROMPTS,
-            attention_mask=torch.ones_like(PROMPTS),
-            do_sample=False,
-            max_new_tokens=10,
-            pad_token_id=0,
-        )
+        greedy = {"do_sample": False, "max_new_tokens": 10, "pad_token_id": 0}
+        cached = lm.model.generate(PROMPTS, attention_mask=torch.ones_like(PROMPTS), **greedy)
     ids, first = PROMPTS, PROMPTS.shape[1] - 1
     offset = strength * DIRECTION * NORMALISER.std_ld[0]
     for _ in range(10):
@@ -122,22 +107,8 @@ def test_the_cache_holds_the_edited_stream(architecture):
 
 def test_the_same_draws_choose_tokens_under_every_edit():
     lm = tiny()
-    tiny_edit = continuations(
-        lm,
-        PROMPTS,
-        1,
-        lambda batch: Steering(NORMALISER, DIRECTION, 1e-6, REPAIRS["additive"]),
-        tokens=8,
-        seed=0,
-    )
-    drawing = continuations(
-        lm,
-        PROMPTS,
-        1,
-        lambda batch: Steering(NORMALISER, DIRECTION, 1e-6, projected(network(), 1e-6, 2)),
-        tokens=8,
-        seed=0,
-    )
+    tiny_edit = steered(lm, 1e-6, REPAIRS["additive"])
+    drawing = steered(lm, 1e-6, projected(network(), 1e-6, 2))
     plain = continuations(lm, PROMPTS, 1, tokens=8, seed=0)
     assert torch.equal(tiny_edit, plain) and torch.equal(drawing, plain)
     assert not torch.equal(continuations(lm, PROMPTS, 1, tokens=8, seed=1), plain)
@@ -146,26 +117,19 @@ def test_the_same_draws_choose_tokens_under_every_edit():
 
 
 def test_batches_of_prompts_share_no_noise_and_the_first_keeps_the_seeds_own():
-    drawn = [
-        torch.randn(
-            4, generator=Steering(NORMALISER, DIRECTION, 1.0, seed=3, batch=batch).generator
-        )
-        for batch in (0, 1, 2, 1)
-    ]
+    edits = (Steering(NORMALISER, DIRECTION, 1.0, seed=3, batch=batch) for batch in (0, 1, 2, 1))
+    drawn = [torch.randn(4, generator=edit.generator) for edit in edits]
     assert torch.equal(drawn[0], torch.randn(4, generator=generator(3)))
     assert torch.equal(drawn[1], drawn[3])
     assert not torch.isclose(drawn[0], drawn[1]).any()
     assert not torch.isclose(drawn[1], drawn[2]).any()
     asked = []
-    continuations(
-        tiny(),
-        PROMPTS,
-        1,
-        lambda batch: asked.append(batch) or Steering(NORMALISER, DIRECTION, 1.0, batch=batch),
-        tokens=2,
-        seed=0,
-        batch=2,
-    )
+
+    def edit(batch):
+        asked.append(batch)
+        return Steering(NORMALISER, DIRECTION, 1.0, batch=batch)
+
+    continuations(tiny(), PROMPTS, 1, edit, tokens=2, seed=0, batch=2)
     assert asked == [0, 1, 2]
 
 

@@ -11,45 +11,10 @@ def marked(pieces, mark):
     return [piece for piece, marks in zip(pieces, token_marks(pieces)) if mark in marks]
 
 
-TEXT = [
-    "\n",
-    " In",
-    " the",
-    " town",
-    " of",
-    " Caf",
-    "é",
-    " (",
-    "near",
-    " Bonn",
-    ")",
-    ",",
-    " he",
-    " said",
-    ' "',
-    "running",
-    " fast",
-    '"',
-    " and",
-    " walked",
-    ".",
-    " He",
-    " sings",
-    " well",
-    ".",
-    " In",
-    " ",
-    "1",
-    "9",
-    "8",
-    " dogs",
-    " sleep",
-    ",",
-    " glass",
-    " too",
-    "\n",
-    " x",
-]
+TEXT = (
+    '\n| In| the| town| of| Caf|é| (|near| Bonn|)|,| he| said| "|running| fast|"'
+    "| and| walked|.| He| sings| well|.| In| |1|9|8| dogs| sleep|,| glass| too|\n| x"
+).split("|")
 
 
 @pytest.mark.parametrize(

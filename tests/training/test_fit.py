@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy_fits import METHODS, D, activations, fitted
+from toy_fits import METHODS, activations, fitted
 
 import mmlib
 from mmlib.denoisers.mixture import MixtureSize
@@ -240,4 +240,3 @@ def test_a_store_is_split_by_its_documents_and_keeps_its_test_documents_out(make
     model = mmlib.fit(store, "gaussian", validation=0.2, progress=False)
     assert sum(model.facts["rows"].values()) == 3500 and model.facts["split"] == "group"
     assert model.check(store).origin.layers == (1,)
-    assert D == 12

@@ -59,16 +59,7 @@ def test_the_commands_fit_evaluate_and_explain_themselves(tmp_path, monkeypatch,
     )
     assert json.loads((tmp_path / "full" / "model.json").read_text())["facts"]["seed"] == 3
     capsys.readouterr()
-    options = [
-        "--data",
-        "test.npy",
-        "--groups",
-        "test_documents.npy",
-        "--rows",
-        "20",
-        "--csv",
-        "t.csv",
-    ]
+    options = "--data test.npy --groups test_documents.npy --rows 20 --csv t.csv".split()
     command.COMMANDS["evaluate"](["pca", "full", *options])
     shown = capsys.readouterr().out
     assert "velocity_loss" in shown and "interval: 95 %, by group: 6 groups" in shown
@@ -87,13 +78,10 @@ def test_from_texts_to_an_edited_language_model(tmp_path):
     """extract → fit → evaluate → an edit of the very stream that was read."""
     lm = tiny("gpt2", initializer_range=0.02)
     texts = [Document(f"text {i}", "some words of no sense " * (6 + i)) for i in range(20)]
-    folder = tmp_path / "acts"
-    store = mmlib.extract(
-        lm, texts, folder, layers=[1], window=32, validation=4, test=6, progress=False
-    )
-    model = (
-        mmlib.fit(store, "gaussian", validation=0.3, progress=False).check(store).check(lm, layer=1)
-    )
+    split = {"validation": 4, "test": 6, "window": 32}
+    store = mmlib.extract(lm, texts, tmp_path / "acts", layers=[1], **split, progress=False)
+    model = mmlib.fit(store, "gaussian", validation=0.3, progress=False)
+    model = model.check(store).check(lm, layer=1)
     table = mmlib.evaluate({"gaussian": model}, store, rows=20, progress=False)
     assert table.attrs["interval"] == "95 %, by group: 6 groups"
     with pytest.raises(StoreError, match="layer 1 .* layer 2"):

@@ -63,11 +63,8 @@ def test_an_sae_and_its_mix(store, z_nd, tmp_path):
     gaussian = PrincipalComponents.fit(z_nd).gaussian()
     generator = torch.Generator().manual_seed(0)
     mix = MixedDenoiser(read, [Level(0.5, 1.0)], z_nd[:50], generator, also=[gaussian])
-    assert cost_of(mix) == (
-        read.parameters + gaussian.parameters,
-        read.train_seconds + gaussian.train_seconds,
-        96,
-    )
+    seconds = read.train_seconds + gaussian.train_seconds
+    assert cost_of(mix) == (read.parameters + gaussian.parameters, seconds, 96)
 
 
 def test_a_network_and_its_copies(store, tmp_path):
@@ -76,23 +73,16 @@ def test_a_network_and_its_copies(store, tmp_path):
     from mmlib.training.recipe import Recipe, new_model
     from mmlib.training.train import Training, train
 
-    settings = Training(
-        "flow_velocity", steps=4, batch=32, lr=1e-3, log_every=2, validate_every=2, save_every=2
-    )
-    settings = replace(settings, keep=(("half", 2),))
+    settings = Training("flow_velocity", steps=4, batch=32, lr=1e-3, keep=(("half", 2),))
+    settings = replace(settings, log_every=2, validate_every=2, save_every=2)
+
+    def batches(start):
+        return shuffled_batches(store, "train", 32, 0, start=start)
 
     def trained():
         model = new_model(Recipe(MLPSize(1, 8, 16), settings), Origin.of(store), 0)
         validation = model.normaliser(store.read(store.rows("validation")))
-        log = train(
-            model,
-            settings,
-            lambda start: shuffled_batches(store, "train", 32, 0, start=start),
-            validation,
-            tmp_path / "mlp",
-            seed=0,
-        )
-        return model, log
+        return model, train(model, settings, batches, validation, tmp_path / "mlp", seed=0)
 
     model, log = trained()
     assert cost_of(model)[1:] == (log[-1]["seconds"], 128)

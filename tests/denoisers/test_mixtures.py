@@ -31,13 +31,9 @@ def mixture():
     components = []
     for _ in weights:
         basis = torch.linalg.qr(torch.randn(4, 4, generator=g, dtype=torch.double))[0]
-        components.append(
-            full_gaussian(
-                torch.randn(4, generator=g, dtype=torch.double),
-                basis,
-                torch.rand(4, generator=g, dtype=torch.double) + 0.1,
-            )
-        )
+        mean = torch.randn(4, generator=g, dtype=torch.double)
+        variances = torch.rand(4, generator=g, dtype=torch.double) + 0.1
+        components.append(full_gaussian(mean, basis, variances))
     return GaussianMixtureDenoiser(weights.log(), tuple(components))
 
 
@@ -131,21 +127,15 @@ def many():
     g, components = generator(9), []
     for _ in range(40):
         basis = torch.linalg.qr(torch.randn(30, 30, generator=g, dtype=torch.double))[0]
-        components.append(
-            full_gaussian(
-                2 * torch.randn(30, generator=g, dtype=torch.double),
-                basis,
-                torch.logspace(-3, 1, 30, dtype=torch.double),
-            )
-        )
-    drawn = torch.stack(
-        [
-            c.mean_d
-            + c.basis_dd
-            @ (c.eigenvalues_d.sqrt() * torch.randn(30, generator=g, dtype=torch.double))
-            for c in components * 3
-        ]
-    )
+        mean = 2 * torch.randn(30, generator=g, dtype=torch.double)
+        variances = torch.logspace(-3, 1, 30, dtype=torch.double)
+        components.append(full_gaussian(mean, basis, variances))
+
+    def draw(c):
+        noise = torch.randn(30, generator=g, dtype=torch.double)
+        return c.mean_d + c.basis_dd @ (c.eigenvalues_d.sqrt() * noise)
+
+    drawn = torch.stack([draw(c) for c in components * 3])
     drawn[7] *= 1000
     return GaussianMixtureDenoiser(
         torch.full((40,), 1 / 40, dtype=torch.double).log(), tuple(components)
@@ -244,12 +234,8 @@ def test_a_component_of_one_token_has_the_covariance_within_components():
 
 def test_fit_finds_the_clusters_and_beats_the_gaussian():
     (z, _), (held_out, _) = clusters(4000, generator(5)), clusters(1000, generator(6))
-    fitted, tried = fit_mixture(
-        z,
-        held_out,
-        MixtureSize(components=(1, 2), priors=(1.0, 1000.0), em_steps=1, validation_tokens=0),
-        seed=0,
-    )
+    size = MixtureSize((1, 2), (1.0, 1000.0), em_steps=1, validation_tokens=0)
+    fitted, tried = fit_mixture(z, held_out, size, seed=0)
     assert sorted(fitted.log_weights_k.exp().tolist()) == pytest.approx([0.25, 0.75], abs=0.001)
     assert len(tried) == 5
     assert [row["least_tokens"] for row in tried] == [4000, 4000, 1000, 1000, 1000]
@@ -270,12 +256,8 @@ def test_em_moves_what_kmeans_put_in_the_wrong_cluster():
     narrow = torch.randn(3000, 4, generator=generator(7)) * 0.1
     wide = torch.randn(3000, 4, generator=generator(8)) * 2 + 2
     z, held_out = torch.cat([narrow[:2500], wide[:2500]]), torch.cat([narrow[2500:], wide[2500:]])
-    fitted, tried = fit_mixture(
-        z,
-        held_out,
-        MixtureSize(components=(2,), priors=(1.0,), em_steps=5, validation_tokens=0),
-        seed=0,
-    )
+    size = MixtureSize(components=(2,), priors=(1.0,), em_steps=5, validation_tokens=0)
+    fitted, tried = fit_mixture(z, held_out, size, seed=0)
     scores = [row["nats_per_dimension"] for row in tried]
     assert scores[-1] > scores[0] + 0.05 and max(fitted.log_weights_k.exp().tolist()) < 0.52
 

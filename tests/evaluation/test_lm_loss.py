@@ -290,17 +290,10 @@ def test_effects_are_sums_by_document(monkeypatch):
     assert effects.error_d["b", 0.5].tolist() == [4, 8, 4]
     assert effects.clean_loss()[0] == pytest.approx(8 / 31)
     row = effects.row(("b", 0.5))
-    assert (
-        row["method"],
-        row["sigma"],
-        row["delta"],
-        row["fvu"],
-        row["recovered"],
-    ) == pytest.approx(("b", 0.5, 14 / 31, 0.4, 1 - 14 / 40))
-    for value, interval in (
-        ("delta", "ci95"),
-        ("fvu", "fvu_ci95"),
-        ("recovered", "recovered_ci95"),
+    values = [row[key] for key in ("method", "sigma", "delta", "fvu", "recovered")]
+    assert values == pytest.approx(["b", 0.5, 14 / 31, 0.4, 1 - 14 / 40])
+    for value, interval in zip(
+        ("delta", "fvu", "recovered"), ("ci95", "fvu_ci95", "recovered_ci95")
     ):
         assert row[interval][0] <= row[value] <= row[interval][1]
     found = effects.reduction("a", "b", [0.5])
@@ -315,16 +308,9 @@ def test_effects_are_sums_by_document(monkeypatch):
     assert both["mean_verdict"] == verdict(*both["mean_ci95"])
     assert found["mean_reduction"] == found["reduction"]
     uncertain = effects.reduction("a", "c", [0.5])  # its changes by document: −1, 2, 0
-    assert (uncertain["reduction"], uncertain["verdict"], uncertain["loss_reduction"]) == (
-        None,
-        "undetermined",
-        0,
-    )
-    assert (uncertain["mean_reduction"], uncertain["mean_ci95"], uncertain["mean_verdict"]) == (
-        None,
-        None,
-        "undetermined",
-    )
+    nothing = ("reduction", "mean_reduction", "mean_ci95")
+    assert [uncertain[key] for key in nothing] == [None] * 3 and uncertain["loss_reduction"] == 0
+    assert uncertain["verdict"] == uncertain["mean_verdict"] == "undetermined"
     part = Effects(WINDOWS[:3], outcome([2.0, 2, 2, 2]), outcomes)
     assert part.counts_d.tolist() == [8, 12]
     assert part.row(("b", 0.5))["delta"] == pytest.approx(10 / 20)

@@ -26,34 +26,22 @@ def folders(tmp_path):
     for folder in (here, there):
         folder.mkdir()
     (there / "losses.json").write_text(json.dumps(losses(1.2512, 0.2511, -0.031, "then")))
-    (there / "run_times.json").write_text(
-        json.dumps({"provenance": {"written": "then"}, "minutes": 3})
-    )
+    times = {"provenance": {"written": "then"}, "minutes": 3}
+    (there / "run_times.json").write_text(json.dumps(times))
     return here, there
 
 
 def test_numbers_are_compared_by_their_keys_and_judged_by_their_intervals(folders):
     here, there = folders
     (here / "losses.json").write_text(json.dumps(losses(1.2513, 0.2559, -0.0151, "now")))
-    (here / "run_times.json").write_text(
-        json.dumps({"provenance": {"written": "now"}, "minutes": 9})
-    )
+    times = {"provenance": {"written": "now"}, "minutes": 9}
+    (here / "run_times.json").write_text(json.dumps(times))
     found = published.compare(here, there)
-    assert (found["numbers"], found["same"], found["with_interval"], found["inside"]) == (
-        3,
-        1,
-        2,
-        1,
-    )
+    counted = [found[key] for key in ("numbers", "same", "with_interval", "inside")]
+    assert counted == [3, 1, 2, 1]
     first, second = found["rows"]
-    assert first == {
-        "number": "losses:rows.0.reduction",
-        "published": 0.2511,
-        "here": 0.2559,
-        "ci95": [0.24, 0.26],
-        "same": False,
-        "inside": True,
-    }
+    numbers = {"number": "losses:rows.0.reduction", "published": 0.2511, "here": 0.2559}
+    assert first == numbers | {"ci95": [0.24, 0.26], "same": False, "inside": True}
     assert second["inside"] is False and found["other_verdicts"] == []
     shown = published.as_text(found)
     assert "every verdict is the same" in shown and shown.count("OUTSIDE") == 1
@@ -65,10 +53,8 @@ def test_numbers_are_compared_by_their_keys_and_judged_by_their_intervals(folder
 def test_an_end_that_is_not_known_leaves_out_nothing(folders):
     here, there = folders
     for folder, value in ((here, 9e9), (there, 2.0)):
-        content = {
-            "provenance": {"written": str(folder)},
-            "a": {"value": value, "ci95": [1.0, None]},
-        }
+        content = {"provenance": {"written": str(folder)}}
+        content["a"] = {"value": value, "ci95": [1.0, None]}
         (folder / "scaling.json").write_text(json.dumps(content))
     found = published.compare(here, there)
     assert found["inside"] == 1 and "[1, ?]" in published.as_text(found)

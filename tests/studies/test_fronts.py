@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmlib.activations.corpora import Document
-from mmlib_studies.steering import concepts, fronts
+from mmlib_studies.steering import concepts
 from mmlib_studies.steering.fronts import Front, area_between, cost_at, distinct, repetition
 
 
@@ -72,12 +72,8 @@ def test_fronts_give_areas_and_costs_with_intervals():
 
 def test_what_is_not_reached_is_none_never_a_number():
     forth, back = front([0.5], [1.0], noise=0.01), front([-0.5], [1.0], noise=0.01)
-    assert forth.area_to(back) == {
-        "area": None,
-        "ci95": None,
-        "up_to": None,
-        "mean_difference": None,
-    }
+    nothing = dict.fromkeys(("area", "ci95", "up_to", "mean_difference"))
+    assert forth.area_to(back) == nothing
     assert forth.cost(0.6) == {"cost": None, "ci95": [None, None], "reached": 0.0}
     assert forth.reach == pytest.approx(0.5, abs=0.01)
     assert back.reach == 0
@@ -97,9 +93,8 @@ def test_what_is_not_reached_is_none_never_a_number():
 
 def test_fronts_of_unlike_prompts_are_refused():
     with pytest.raises(ValueError, match="fronts of 6 and 7 prompts"):
-        fronts.Front(np.ones((2, 6)), np.ones((2, 6))).area_to(
-            fronts.Front(np.ones((2, 7)), np.ones((2, 7)))
-        )
+        six, seven = (Front(*2 * (np.ones((2, n)),)) for n in (6, 7))
+        six.area_to(seven)
 
 
 def test_the_interval_of_a_cost_covers_it():

@@ -31,11 +31,8 @@ TINY = Recipe(
 def study(make_store, monkeypatch):
     monkeypatch.setattr(gpu_study, "TOKENS", 50)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    documents = {
-        "rows": (3000, 500, *6 * (120,)),
-        "splits": ("train", "validation", *6 * ("test",)),
-    }
-    return GPUStudy(ActivationStore(make_store(dtype="float32", **documents)[0]))
+    rows, splits = (3000, 500, *6 * (120,)), ("train", "validation", *6 * ("test",))
+    return GPUStudy(ActivationStore(make_store(dtype="float32", rows=rows, splits=splits)[0]))
 
 
 def test_an_epoch_has_every_row_once_in_an_order_of_its_own():
@@ -105,13 +102,9 @@ def test_what_was_measured_before_a_machine_went_is_kept_and_such_a_run_is_begun
 def test_likelihood_of_a_network_is_beside_the_gaussians_on_the_same_tokens(study, monkeypatch):
     """A network that predicts the Gaussian's velocity has its density, up to steps and probes."""
     monkeypatch.setattr(gpu_study, "DENSITY_TOKENS", 60)
-    model = MetaModel.for_store(
-        LinearSkip.over(
-            study.components.gaussian(), MLPDenoiser(8, zero_init=True), "flow_velocity"
-        ),
-        "flow_velocity",
-        study.store,
-    )
+    silent, gaussian = MLPDenoiser(8, zero_init=True), study.components.gaussian()
+    network = LinearSkip.over(gaussian, silent, "flow_velocity")
+    model = MetaModel.for_store(network, "flow_velocity", study.store)
     found = gpu_study.density_of(model, study.components, study.splits["test"])
     assert abs(found["over_gaussian"]) < 0.02
     assert found["mean"] == pytest.approx(found["gaussian"] + found["over_gaussian"])

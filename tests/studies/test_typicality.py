@@ -103,36 +103,23 @@ def test_areas_are_scikit_learns_with_documents_as_weights():
     weights = rng.integers(0, 3, (4, 11)).astype(float)
     weights[:, [0, 6]] = 1
     truth, scores = np.repeat([0, 1], [40, 50]), np.concatenate([reference, shifted])
-    expected = [
-        roc_auc_score(
-            truth,
-            scores,
-            sample_weight=np.concatenate([row[:6][of_reference], row[6:][of_shifted]]),
+
+    def expected(shifted_from):
+        both = (
+            np.concatenate([row[:6][of_reference], row[shifted_from:][of_shifted]])
+            for row in weights
         )
-        for row in weights
-    ]
-    assert found.auroc(weights) == pytest.approx(expected) and found.groups == (6, 5)
+        return [roc_auc_score(truth, scores, sample_weight=weight) for weight in both]
+
+    assert found.auroc(weights) == pytest.approx(expected(6)) and found.groups == (6, 5)
     together = Separation.of(reference, of_reference, shifted, of_shifted, same_documents=True)
-    expected = [
-        roc_auc_score(
-            truth,
-            scores,
-            sample_weight=np.concatenate([row[:6][of_reference], row[:6][of_shifted]]),
-        )
-        for row in weights
-    ]
-    assert together.auroc(weights[:, :6]) == pytest.approx(expected) and together.groups == (6,)
+    assert together.auroc(weights[:, :6]) == pytest.approx(expected(0)) and together.groups == (6,)
 
 
 def test_documents_of_one_set_alone_are_weighed_where_they_are():
     """Reference documents 3, 8 and 9, shifted ones 8 and 9: pairs by hand."""
-    found = Separation.of(
-        np.array([1.0, 2, 3]),
-        np.array([3, 8, 9]),
-        np.array([2.0, 2.5]),
-        np.array([9, 8]),
-        same_documents=True,
-    )
+    given = ([1.0, 2, 3], [3, 8, 9], [2.0, 2.5], [9, 8])
+    found = Separation.of(*map(np.array, given), same_documents=True)
     assert found.wins_ab.tolist() == [[0, 1, 1], [0, 1, 0.5], [0, 0, 0]]
     assert found.sizes_b.tolist() == [0, 1, 1]
     assert found.auroc(np.ones(3)) == 3.5 / 6
@@ -169,12 +156,8 @@ def test_noise_is_a_function_of_seed_and_token():
     noise_nd = token_noise(tokens, 0.3, 0, 1)
     assert torch.equal(token_noise(tokens[np.array([3, 1])], 0.3, 0, 1), noise_nd[[3, 1]])
     assert len({tuple(row.tolist()) for row in noise_nd}) == 4
-    for other in (
-        token_noise(tokens, 0.3, 1, 1),
-        token_noise(tokens, 0.3, 0, 2),
-        token_noise(tokens, 0.4, 0, 1),
-    ):
-        assert not (other == noise_nd).any()
+    for other in ((0.3, 1, 1), (0.3, 0, 2), (0.4, 0, 1)):
+        assert not (token_noise(tokens, *other) == noise_nd).any()
     many_nd = token_noise(tokens_of(torch.zeros(500, 40)), 0.5, 0, 0)
     assert abs(many_nd.mean()) < 0.02 and many_nd.std() == pytest.approx(1, abs=0.02)
 
@@ -182,13 +165,8 @@ def test_noise_is_a_function_of_seed_and_token():
 def test_denoising_loss_of_the_mean_model_by_hand():
     z_nd = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     tokens = tokens_of(z_nd)
-    found = denoising_losses(
-        {"mean": standard_normal(8), "noisy": lambda x_nd, sigma: x_nd},
-        tokens,
-        (0.25, 0.5),
-        2,
-        seed=3,
-    )
+    methods = {"mean": standard_normal(8), "noisy": lambda x_nd, sigma: x_nd}
+    found = denoising_losses(methods, tokens, (0.25, 0.5), 2, seed=3)
     for j, sigma in enumerate((0.25, 0.5)):
         gain = (1 - sigma) / ((1 - sigma) ** 2 + sigma**2)
         by_hand, untouched = np.zeros(5), np.zeros(5)
@@ -267,7 +245,7 @@ def test_tokens_are_no_html():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_perturbed_weights_come_back_bit_for_bit(dtype):
-    lm = tiny(dtype)
+    lm = tiny(dtype=dtype)
     before = {name: weight.clone() for name, weight in lm.model.named_parameters()}
     with shifts.perturbed(lm.model, 1, 0.2, seed=0):
         changed = {
@@ -327,7 +305,7 @@ def test_tokens_are_those_of_the_positions_asked_for():
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_store_is_read_again_to_the_bit_and_by_no_other_model(split, tmp_path):
     """In bfloat16, with windows of many lengths in several blocks and batches, in which other shapes would round otherwise."""
-    lm = tiny(torch.bfloat16)
+    lm = tiny(dtype=torch.bfloat16)
     texts = [
         Document(str(i), "".join(map(chr, np.random.default_rng(i).integers(60, 120, 30 + 7 * i))))
         for i in range(12)

@@ -22,19 +22,15 @@ def mlp():
     return unscaled(MLPDenoiser(16, 24, 40, 2).eval(), 16)
 
 
-@pytest.mark.parametrize(
-    "dictionary",
-    [
-        units.raw_dimensions(16),
-        units.principal_components(
-            PrincipalComponents.fit(
-                torch.randn(200, 16, generator=torch.Generator().manual_seed(1)) + 3
-            )
-        ),
-        units.random_directions(30, 16, seed=0),
-    ],
-    ids=["raw", "pca", "random"],
-)
+ROWS = torch.randn(200, 16, generator=torch.Generator().manual_seed(1)) + 3
+LINEAR = {
+    "raw": units.raw_dimensions(16),
+    "pca": units.principal_components(PrincipalComponents.fit(ROWS)),
+    "random": units.random_directions(30, 16, seed=0),
+}
+
+
+@pytest.mark.parametrize("dictionary", LINEAR.values(), ids=LINEAR)
 def test_a_clamped_linear_unit_reads_as_its_value_and_nothing_moves_across_it(dictionary):
     change = dictionary.write(Z, 5, 2.5)
     assert dictionary.read(Z + change)[:, 5] == pytest.approx(2.5, abs=1e-5)
@@ -57,12 +53,8 @@ def test_random_features_are_what_a_gated_unit_is_before_training():
 
 
 def test_a_clamped_latent_writes_its_decoder_direction(tmp_path):
-    sae = train_sae(
-        (torch.randn(64, 16) for _ in range(10)),
-        16,
-        SAESize(latents=32, k=4, steps=4, batch=64),
-        seed=0,
-    )
+    size = SAESize(latents=32, k=4, steps=4, batch=64)
+    sae = train_sae((torch.randn(64, 16) for _ in range(10)), 16, size, seed=0)
     save_sae(sae, tmp_path, "toy")
     dictionary = units.sae_latents(sae)
     with torch.inference_mode():
@@ -79,19 +71,13 @@ def test_mixture_components_have_their_densities_and_probabilities():
         full_gaussian(torch.full((16,), float(mean)), torch.eye(16), torch.full((16,), variance))
         for mean, variance in ((0, 1.0), (0.5, 2.0))
     ]
-    found = units.read_units(
-        units.mixture_components(
-            GaussianMixtureDenoiser(torch.tensor([0.3, 0.7]).log(), tuple(parts)), 0.1
-        ),
-        Z,
+    mixture = GaussianMixtureDenoiser(torch.tensor([0.3, 0.7]).log(), tuple(parts))
+    found = units.read_units(units.mixture_components(mixture, 0.1), Z)
+    by_hand = (
+        np.sum(-((0.9 * Z.numpy() - 0.9 * mean) ** 2) / (2 * v) - np.log(2 * np.pi * v) / 2, 1)
+        for mean, v in ((0, 0.81 + 0.01), (0.5, 1.62 + 0.01))
     )
-    joint = np.stack(
-        [
-            np.sum(-((0.9 * Z.numpy() - 0.9 * mean) ** 2) / (2 * v) - np.log(2 * np.pi * v) / 2, 1)
-            for mean, v in ((0, 0.81 + 0.01), (0.5, 1.62 + 0.01))
-        ],
-        1,
-    )
+    joint = np.stack(list(by_hand), 1)
     weighed = np.exp(joint) * (0.3, 0.7)
     assert found[:, :2] == pytest.approx(joint, rel=1e-4)
     assert np.exp(found[:, 2:]) == pytest.approx(weighed / weighed.sum(1, keepdims=True), rel=1e-3)

@@ -24,7 +24,7 @@ class ReplicationSize:
 
 
 SIZES = {
-    "smoke": ReplicationSize(tokens=80, tokens_slow=20),
+    "smoke": ReplicationSize(seeds=(1,), tokens=40, tokens_slow=20),
     "default": ReplicationSize(),
     "gpu": ReplicationSize(tokens=4000, tokens_slow=4000),
 }

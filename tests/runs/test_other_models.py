@@ -23,6 +23,7 @@ from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
 from mmlib.runs import run as runs
 from mmlib.runs.artefacts import live_source
+from mmlib.runs.results import rows_of, tables
 from mmlib.training.recipe import new_model
 
 WORDS = [f"word{i}" for i in range(50)]

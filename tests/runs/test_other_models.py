@@ -170,10 +170,10 @@ def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
         result["meta_model"]["name"] == str(tmp_path / "prior")
         and "+meta_model-" in result["provenance"]["run"]
     )
-    steered = {row["intervention"] for row in rows_with("intervention", result["rows"])}
-    assert {"additive", "sdedit", "mixture"} <= steered
-    shown = list(rows_with("texts", result["examples"]["rows"]))
-    assert shown and all(len(row["texts"]) == 4 for row in shown)
+    rows = rows_in("steering", "rows", result)
+    assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in rows}
+    examples = rows_in("steering", "examples.rows", result["examples"])
+    assert all(len(row["texts"]) == 4 for row in examples)
     assert not (runs.DATA / "results" / run.name / "steering.json").exists()
 
 
@@ -229,21 +229,15 @@ def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
         found["meta_model"] == str(tmp_path / "prior")
         and "+meta_model-" in found["provenance"]["run"]
     )
-    areas = {
-        "probing": [row["all"]["mean"] for row in rows_with("all", found.get("dictionaries"))],
-        "typicality": [row["auroc"] for row in rows_with("auroc", found.get("auroc"))],
-    }[result]
-    assert len(areas) > 5 and all(0 <= area <= 1 for area in areas)
+    rows = rows_in(result, "rows", found)
+    areas = [row["auroc"] if "auroc" in row else row["all"]["mean"] for row in rows]
+    assert all(0 <= area <= 1 for area in areas) and len(areas) > 5
 
 
-def rows_with(key, value):
-    """Rows of keyed results that have this field, whatever they are keyed by."""
-    if isinstance(value, dict):
-        if key in value and not isinstance(value[key], dict) or key == "all" and key in value:
-            yield value
-        else:
-            for inner in value.values():
-                yield from rows_with(key, inner)
+def rows_in(name, table, content):
+    """The rows of one table of a results file, which is keyed; `content` is what holds the table."""
+    entry = tables()[name][table]
+    return rows_of(content[entry.get("to", "rows")], *entry["key"])
 
 
 @pytest.fixture

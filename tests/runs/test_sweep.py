@@ -9,8 +9,7 @@ from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.networks import MLPSize
 from mmlib.files import read_json
 from mmlib.runs.sweep import RecipeTrial, Sweep, Trial, require_one_pass, seconds_a_step
-from mmlib.training.recipe import Recipe
-from mmlib.training.train import Training
+from mmlib.training.recipe import Recipe, Training
 
 TINY = Training(
     "flow_velocity",

@@ -182,8 +182,7 @@ def test_to_beat_all_is_to_beat_the_strongest():
 
 
 @pytest.mark.parametrize(
-    "value, expected",
-    [(0.05, REPRODUCED), (0.01, ARTEFACT), (-0.1, ARTEFACT), (None, UNDECIDED)],
+    "value, expected", [(0.05, REPRODUCED), (0.01, ARTEFACT), (-0.1, ARTEFACT), (None, UNDECIDED)]
 )
 def test_to_beat_all_is_an_artefact_where_a_mixture_is_not_beaten(value, expected):
     rows = [row for row in COMPARISON["reductions"] if row["baseline"] != "mixture"]

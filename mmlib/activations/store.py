@@ -21,6 +21,7 @@ Bare h5py reads the whole in five lines. The folder may be moved; bfloat16 is ke
     /token_ids *             (n,)    int32, the token at whose position the activation was read; -1 where a part is missing
     /document *              (n,)    int32, index into /documents
     /position *              (n,)    int32, index of the token in its document, from 0
+    /checksums/NAME *        XXH3-64 of every 1,024 rows of each of these; /places/NAME: where they begin in each part's file
     /documents/title, split  (D,)    UTF-8 strings; the split is "train", "validation" or "test"
     /documents/first_row, rows (D,)  int64; the rows of a document lie side by side
     /statistics/layer_LL/mean, variance   (d,) float64, over the rows of training documents only
@@ -29,8 +30,9 @@ Bare h5py reads the whole in five lines. The folder may be moved; bfloat16 is ke
 Documents are ordered train, validation, test, so each split is one run of rows. The opening <bos> of a window is left out. Datasets
 are little-endian, contiguous and uncompressed, in the file format of HDF5 1.10: they can be mapped.
 
-Every bit is guarded: rows by checksums of their own in the part, the rest of a part by a digest (see `mmlib.activations.parts`), which
-the manifest repeats, beside the digests of `activations.h5` and of itself. Digests guard against accident, not against malice.
+Every bit is guarded. A part begins with the XXH3-128 of the rest of it, in HDF5's user block; the manifest repeats that digest, beside
+those of `activations.h5` and of itself. Whoever reads rows needs no digest of a whole part: the rows are found and checked by the
+places and checksums in `activations.h5`. Digests guard against accident, not against malice.
 
 Parts end at multiples of 1,024 rows of the whole store. So the chunks that are shuffled are the same whatever the parts' size, and
 none lies in two files. A part's bytes depend on the plan of the extraction alone, so parts can be written in any order, by any
@@ -40,70 +42,124 @@ number of processes, again after a kill, and without a file lock. `python -m mml
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from numbers import Integral
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
+import torch
 import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.activations.parts import (
-    CHUNK_ROWS,
-    COLUMNS,
-    DTYPES,
-    FORMAT,
-    FORMAT_VERSION,
-    MALFORMED,
-    MANIFEST,
-    VIRTUAL,
-    CheckedRows,
-    Part,
-    RunningMoments,
-    as_float,
-    chunk_count,
-    from_numpy,
-    layer_name,
-    row_numbers,
-    seal,
-)
 from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.files import StoreError
 
+FORMAT, FORMAT_VERSION = "mmlib.activations", 4
+MANIFEST, VIRTUAL = "manifest.json", "activations.h5"
+CHUNK_ROWS = 1024  # rows under one checksum
+SEAL_BYTES = 512  # before the HDF5 of a part
 OPEN_PARTS = 512  # files at most, half of what a process may usually open
+DTYPES = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+COLUMNS = ("token_ids", "document", "position")
+
+
+class Column(NamedTuple):
+    """What a store keeps of every row: shape of a row, type, and what a missing part reads as."""
+
+    width: tuple[int, ...]
+    dtype: np.dtype
+    fill: float
+
+
+def columns(layers: Sequence[int], d: int, dtype: str) -> dict[str, Column]:
+    """All columns of a store, by the names of their datasets."""
+    nan = 0x7FC0 if dtype == "bfloat16" else np.nan
+    rows = {layer_name(layer): Column((d,), DTYPES[dtype], nan) for layer in layers}
+    return rows | {name: Column((), np.dtype("<i4"), -1) for name in COLUMNS}
+
+
+def layer_name(layer: int, what: str = "activations") -> str:
+    """Name of a layer's dataset."""
+    return f"{what}/layer_{layer:02d}"
+
+
+def chunk_count(rows: int) -> int:
+    """Number of checksums for so many rows."""
+    return -(-rows // CHUNK_ROWS)
+
+
+def sealed(content: dict) -> bytes:
+    """JSON whose last entry, `digest`, is the XXH3-128 of the other entries."""
+    text = json.dumps(content, ensure_ascii=False)
+    content = {**content, "digest": xxhash.xxh3_128_hexdigest(text.encode())}
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def part_seal(digest: str) -> bytes:
+    """What a part begins with."""
+    return f"{FORMAT}-part {digest}\n".encode().ljust(SEAL_BYTES, b"\0")
+
+
+def digest_of(file: BinaryIO) -> str:
+    """XXH3-128 of the rest of a file."""
+    state = xxhash.xxh3_128()
+    while block := file.read(2**24):
+        state.update(block)
+    return state.hexdigest()
+
+
+def check_part(path: Path) -> str:
+    """Digest of a part, after reading every byte of it.
+
+    Raises:
+        StoreError: it is damaged or none.
+    """
+    with open(path, "rb") as file:
+        seal, digest = file.read(SEAL_BYTES), digest_of(file)
+    if seal != part_seal(digest):
+        raise StoreError(f"{path} is damaged, truncated or no part of a store: extract it again")
+    return digest
 
 
 def refuse_former(path: Path) -> None:
-    """Refuse what an earlier version wrote: a store was one HDF5 file, whose user block held a seal.
+    """Refuse what another version wrote. Before version 3 a store was one HDF5 file, with a seal before it.
 
     Raises:
-        StoreError: `path` is such a file, another file, or a folder with such a file and no manifest.
+        StoreError: `path` is such a file, another file, or a folder with such a file or such a manifest.
     """
-    if path.is_dir():
-        files = [] if (path / MANIFEST).exists() else sorted(path.glob("*.h5"))
-    else:
-        files = [path] if path.exists() else []
-    for file in files:
+    advice = f"this code reads version {FORMAT_VERSION}, a folder of parts. Make it again"
+    manifest = path / MANIFEST
+    try:
+        found = json.loads(manifest.read_bytes())
+        version = found["format_version"] if found["format"] == FORMAT else FORMAT_VERSION
+    except (OSError, ValueError, TypeError, KeyError):
+        version = FORMAT_VERSION
+    if version != FORMAT_VERSION:
+        raise StoreError(
+            f"{manifest} is of {FORMAT} version {version}: {advice}, in another folder"
+        )
+    inside = [] if manifest.exists() else sorted(path.glob("*.h5"))
+    for file in [path] if path.is_file() else inside:
         try:
-            with open(file, "rb") as opened:
-                start = opened.read(64)
-        except FileNotFoundError:  # another process replaces it
-            continue
-        if start.startswith(f"{FORMAT} ".encode()):
-            try:
+            start = file.open("rb").read(64)
+            made_by = ""
+            if start.startswith(f"{FORMAT} ".encode()):
                 with h5py.File(file, "r", locking=False) as former:
                     made_by = str(former.attrs["created_by"])
-            except (OSError, KeyError):
-                made_by = ""
+        except (OSError, KeyError):  # damaged, or another process replaces it
+            pass
+        if start.startswith(f"{FORMAT} ".encode()):
             command = made_by if made_by.startswith("python") else "python -m mmlib extract"
+            seal = start.split(b"\n")[0].decode()
             raise StoreError(
-                f"{file} is a store of the former format, {start.split(chr(10).encode())[0].decode()}, one file; "
-                f"this code reads version {FORMAT_VERSION}, a folder of parts. Make it again: {command}"
+                f"{file} is a store of the former format, {seal}, one file; {advice}: {command}"
             )
-    if files == [path]:
+    if path.is_file():
         raise StoreError(f"{path} is a file: expected the folder of a store, with {MANIFEST} in it")
 
 
@@ -115,26 +171,164 @@ def read_manifest(folder: Path) -> dict:
     """
     refuse_former(folder)
     if not (folder / MANIFEST).exists():
-        begun = any(folder.glob("part-*.h5*"))
         raise StoreError(
             f"{folder} was not finished: run the extraction again, it continues with the parts that miss"
-            if begun
+            if any(folder.glob("part-*.h5*"))
             else f"{folder} holds no store: expected a folder with {MANIFEST} in it"
         )
+    text = (folder / MANIFEST).read_bytes()
     try:
-        text = (folder / MANIFEST).read_bytes()
         found = json.loads(text)
-        version = found.get("format"), found.get("format_version")
         content = {key: value for key, value in found.items() if key != "digest"}
-        if version == (FORMAT, FORMAT_VERSION) and seal(content, indent=1) == text:
+        if found["format"] == FORMAT and sealed(content) == text:
             return found
-    except MALFORMED:
-        version = ()
-    if version and version[0] == FORMAT and version[1] != FORMAT_VERSION:
-        raise StoreError(
-            f"{folder} is {FORMAT} version {version[1]}: this code reads version {FORMAT_VERSION}, extract it again"
-        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        pass
     raise StoreError(f"{folder / MANIFEST} is damaged or was changed: run the extraction again")
+
+
+class _PartFile(io.FileIO):
+    """Closed where nobody holds it any more: a store never waits for Python to warn of it."""
+
+    def __del__(self):
+        self.close()
+
+
+class CheckedRows:
+    """Rows of one column through all parts. No row is given out before its chunk was checked.
+
+    Args:
+        checksums: of each chunk.
+        places: where the column begins in each part's file.
+        part: opens a part by its index.
+    """
+
+    def __init__(self, name, column: Column, n, part_rows, checksums, places, part: Callable):
+        self.name, self.width, self.dtype, self.n = name, column.width, column.dtype, n
+        self._part_chunks, self._part = part_rows // CHUNK_ROWS, part
+        self._checksums, self._places = checksums.tolist(), places.tolist()
+        self._row_bytes = column.dtype.itemsize * int(np.prod(column.width, dtype=int))
+
+    def bounds(self, chunk: int) -> tuple[int, int]:
+        """First and end row of a chunk."""
+        return chunk * CHUNK_ROWS, min(self.n, (chunk + 1) * CHUNK_ROWS)
+
+    def chunks(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(chunk, first row, end row) of the chunks that overlap rows start to stop, clipped to them."""
+        for chunk in range(start // CHUNK_ROWS, chunk_count(stop)):
+            first, end = self.bounds(chunk)
+            yield chunk, max(start, first), min(stop, end)
+
+    def read_chunk(self, chunk: int, into: np.ndarray | None = None) -> np.ndarray:
+        """One whole chunk, (rows, …), in `into` if that is given.
+
+        Raises:
+            StoreError: it fails its checksum, or its part is missing or another.
+        """
+        first, end = self.bounds(chunk)
+        into = np.empty((end - first, *self.width), self.dtype) if into is None else into
+        into, (index, within) = into[: end - first], divmod(chunk, self._part_chunks)
+        file, data = self._part(index), into.data.cast("B")
+        at = self._places[index] + within * CHUNK_ROWS * self._row_bytes
+        got = os.preadv(file.fileno(), [data], at)  # it and the checksum run outside Python's lock
+        if got != into.nbytes or xxhash.xxh3_64_intdigest(data) != self._checksums[chunk]:
+            low = within * CHUNK_ROWS
+            raise StoreError(
+                f"{file.name}: {self.name}, rows {low} to {low + len(into)} of this part fail their checksum: "
+                "extract it again; parts that are whole are kept"
+            )
+        return into
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Consecutive rows, (stop − start, …), which must be there.
+
+        Raises:
+            StoreError: as `read_chunk`.
+        """
+        values = np.empty((stop - start, *self.width), self.dtype)
+        for chunk, first, end in self.chunks(start, stop):
+            into, low = values[first - start : end - start], chunk * CHUNK_ROWS
+            if (first, end) == self.bounds(chunk):
+                self.read_chunk(chunk, into)
+            else:
+                into[:] = self.read_chunk(chunk)[first - low : end - low]
+        return values
+
+
+def row_numbers(rows, n: int, where: object) -> np.ndarray:
+    """Rows 0 to n − 1, given as numbers in any order, as a slice or range, or as a mask: (rows,) int64.
+
+    Raises:
+        IndexError: there are no such rows, a mask has another length, or these are no row numbers.
+    """
+    if isinstance(rows, slice):
+        return np.arange(n)[rows]
+    given = np.asarray(rows)
+    if given.dtype == bool and given.shape == (n,):
+        return np.flatnonzero(given)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise IndexError(
+            f"rows of type {given.dtype} and shape {given.shape} were asked for: expected row numbers, (rows,), "
+            f"or a mask of all {n} rows of {where}"
+        )
+    if given.size and not 0 <= given.min() <= given.max() < n:
+        raise IndexError(
+            f"rows {given.min()} to {given.max()} were asked for, {where} has {n}: there are no others"
+        )
+    return given.astype(np.int64)
+
+
+def to_numpy(values: Tensor) -> np.ndarray:
+    """The same bits, bfloat16 as uint16."""
+    if values.dtype == torch.bfloat16:
+        return values.view(torch.int16).numpy().view(np.uint16)
+    return values.numpy()
+
+
+def from_numpy(values: np.ndarray) -> Tensor:
+    """The inverse of `to_numpy`."""
+    if values.dtype == np.uint16:
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
+def as_float(values: np.ndarray) -> np.ndarray:
+    """Stored values as float32; bfloat16 comes as its 16 bits."""
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def moments_of(rows_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and population variance of one or more rows, (d,) each, in float64."""
+    centred = rows_nd.astype(np.float64)
+    mean = centred.mean(0)
+    centred -= mean
+    return mean, np.einsum("nd,nd->d", centred, centred) / len(rows_nd)
+
+
+class RunningMoments:
+    """Mean and variance of rows seen so far, merged in float64 (Chan, Golub and LeVeque 1979, eq. 2.1)."""
+
+    def __init__(self, d: int):
+        self.count, self.mean, self._m2 = 0, np.zeros(d), np.zeros(d)
+
+    def update(self, rows_nd: np.ndarray) -> None:
+        """Merge a block of rows, (n, d)."""
+        if len(rows_nd):
+            self.merge(len(rows_nd), *moments_of(rows_nd))
+
+    def merge(self, n: int, mean: np.ndarray, variance: np.ndarray) -> None:
+        """Merge n rows of known mean and population variance, (d,) each."""
+        delta, total = mean - self.mean, self.count + n
+        self._m2 += variance * n + delta**2 * self.count * n / max(1, total)
+        self.mean += delta * n / max(1, total)
+        self.count = total
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Population variance, (d,); 0 before any row."""
+        return self._m2 / max(1, self.count)
 
 
 class ActivationStore:
@@ -166,30 +360,13 @@ class ActivationStore:
             raise StoreError(
                 f"{self.path} holds layers {self.layers}, not layer {layer}: run 01_extract_activations for that layer"
             )
-        self.mean, self.variance = self._statistics()
         self._check_sizes()
-        part_rows, part = identity["part_rows"], self._parts()
-        name, dtype = f"activations/{layer_name(self.layer)}", DTYPES[self.dtype]
-        self.activations = CheckedRows(name, (self.d,), dtype, self.n, part_rows, part)
-        self._columns = {
-            column: CheckedRows(column, (), np.dtype("<i4"), self.n, part_rows, part)
-            for column in COLUMNS
-        }
+        self.columns = self._open()
+        self.activations = self.columns[layer_name(self.layer)]
 
     def __reduce__(self):
         """Opened again where it is unpickled, as in the workers of a DataLoader."""
         return type(self), (self.path, self.layer)
-
-    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        file, virtual = self.path / VIRTUAL, self.manifest["virtual"]
-        content = file.read_bytes() if file.exists() else b""
-        if xxhash.xxh3_128_hexdigest(content) != virtual["digest"]:
-            raise StoreError(
-                f"{file} is damaged, missing or of another store: run the extraction again"
-            )
-        with h5py.File(io.BytesIO(content), "r") as opened:
-            group = opened[f"statistics/{layer_name(self.layer)}"]
-            return group["mean"][:], group["variance"][:]
 
     def _check_sizes(self) -> None:
         """Refuse a store that lacks a part, before anything is computed with it."""
@@ -203,21 +380,45 @@ class ActivationStore:
                     "or run the extraction again"
                 )
 
-    def _parts(self) -> Callable[[int], Part]:
-        """What opens a part, and keeps it open; it does not hold the store."""
+    def _open(self) -> dict[str, CheckedRows]:
+        """The columns of the store and of this layer, by what `activations.h5` says of them; the statistics too."""
+        path, identity = self.path / VIRTUAL, self.manifest["identity"]
+        content = path.read_bytes() if path.exists() else b""
+        if xxhash.xxh3_128_hexdigest(content) != self.manifest["virtual"]["digest"]:
+            raise StoreError(
+                f"{path} is damaged, missing or of another store: run the extraction again"
+            )
         folder, entries = self.path, self.manifest["parts"]
 
         @lru_cache(OPEN_PARTS)
-        def part(index: int) -> Part:
-            opened = Part(folder / entries[index]["file"])
-            if opened.header["digest"] != entries[index]["digest"]:
+        def part(index: int) -> _PartFile:  # it does not hold the store
+            file = folder / entries[index]["file"]
+            try:
+                opened = _PartFile(file)
+            except FileNotFoundError as error:
+                raise StoreError(f"{file} is missing: keep all parts together") from error
+            if os.pread(opened.fileno(), SEAL_BYTES, 0) != part_seal(entries[index]["digest"]):
                 raise StoreError(
-                    f"{opened.path} is not the part that {MANIFEST} lists: run the extraction again"
+                    f"{file} is not the part that {MANIFEST} lists: run the extraction again"
                 )
             return opened
 
-        self.part = part
-        return part
+        self.close = part.cache_clear  # closes the files; they are opened again if more is read
+        with h5py.File(io.BytesIO(content), "r") as file:
+            statistics = file[layer_name(self.layer, "statistics")]
+            self.mean, self.variance = statistics["mean"][:], statistics["variance"][:]
+            return {
+                name: CheckedRows(
+                    name,
+                    column,
+                    self.n,
+                    identity["part_rows"],
+                    file[f"checksums/{name}"][:],
+                    file[f"places/{name}"][:],
+                    part,
+                )
+                for name, column in columns([self.layer], self.d, self.dtype).items()
+            }
 
     @property
     def documents(self) -> str:
@@ -331,9 +532,9 @@ class ActivationStore:
         if name == "document":  # known from the table
             found = np.searchsorted(self.first_row, np.arange(start, stop), "right") - 1
             return found.astype(np.int32)
-        if name not in self._columns:
+        if name not in COLUMNS:
             raise KeyError(f"no column {name!r}: expected one of {', '.join(COLUMNS)}")
-        return self._columns[name].read(start, stop)
+        return self.columns[name].read(start, stop)
 
     def tokens(self, split: str, rows: np.ndarray | slice | None = None) -> Tokens:
         """The standardised activations of a split, with the document and position of each row.
@@ -380,10 +581,6 @@ class ActivationStore:
             "size": f"{self.bytes / 1e9:.2f} GB in {len(self.manifest['parts'])} parts",
         }
 
-    def close(self) -> None:
-        """Close the files; they are opened again if more is read."""
-        self.part.cache_clear()
-
 
 def verify(folder: Path) -> list[str]:
     """Read every byte of a store. The list of what is wrong: empty for a sound one.
@@ -391,29 +588,35 @@ def verify(folder: Path) -> list[str]:
     Checked: the manifest, all digests and checksums, finite values, documents and positions in order, and statistics against the rows.
     """
     try:
-        whole = ActivationStore(folder)
-        stores = [ActivationStore(folder, layer) for layer in whole.layers]
+        stores = [ActivationStore(folder)]
+        stores += [ActivationStore(folder, layer) for layer in stores[0].layers[1:]]
     except StoreError as error:
         return [str(error)]
-    chunks = (len(stores) + len(COLUMNS)) * chunk_count(whole.n)
+    first, problems = stores[0], []
+    chunks = (len(stores) + len(COLUMNS)) * chunk_count(first.n)
     with tqdm(total=chunks, desc=f"verifying {Path(folder).name}", unit=" chunks", delay=2) as bar:
-        problems = []
-        for name, rows in whole._columns.items():
-            problems += _problems(folder, rows, partial(_fits, whole, name), bar)
+        for name in COLUMNS:
+            problems += _problems(first, name, partial(_fits, first, name), bar)
         for store in stores:
             problems += _wrong_values(store, bar)
             store.close()
+    for entry in first.manifest["parts"]:
+        if not any(entry["file"] in problem for problem in problems):
+            try:  # what is outside the rows
+                check_part(first.path / entry["file"])
+            except (StoreError, OSError) as error:
+                problems.append(str(error))
     return list(dict.fromkeys(problems))
 
 
-def _problems(folder: Path, rows: CheckedRows, check: Callable, bar: tqdm) -> Iterator[str]:
-    """What is wrong with the chunks of one dataset: their checksums, and what `check` says of their values."""
-    for chunk in range(chunk_count(rows.n)):
+def _problems(store: ActivationStore, name: str, check: Callable, bar: tqdm) -> Iterator[str]:
+    """What is wrong with the chunks of one column: their checksums, and what `check` says of their values."""
+    for chunk in range(chunk_count(store.n)):
         bar.update()
-        bounds = range(*rows.bounds(chunk))
+        bounds = range(*store.columns[name].bounds(chunk))
         try:
-            if wrong := check(bounds, rows.read_chunk(chunk)):
-                yield f"{folder}: {rows.name}, rows {bounds.start} to {bounds.stop} {wrong}"
+            if wrong := check(bounds, store.columns[name].read_chunk(chunk)):
+                yield f"{store.path}: {name}, rows {bounds.start} to {bounds.stop} {wrong}"
         except StoreError as error:
             yield str(error)
 
@@ -438,7 +641,7 @@ def _wrong_values(store: ActivationStore, bar: tqdm) -> list[str]:
         moments.update(values[: max(0, train_rows - bounds.start)])
         return None if np.isfinite(values).all() else "have values that are not finite"
 
-    found = list(_problems(store.path, store.activations, finite, bar))
+    found = list(_problems(store, layer_name(store.layer), finite, bar))
     spread = np.abs(moments.mean) + np.sqrt(moments.variance)
     same = np.allclose(store.variance, moments.variance, rtol=1e-9, atol=0)
     same &= bool((np.abs(store.mean - moments.mean) <= 1e-9 * spread).all())

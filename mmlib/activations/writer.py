@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,29 +20,36 @@ import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.activations.parts import (
+from mmlib.activations.store import (
     CHUNK_ROWS,
     COLUMNS,
     DTYPES,
     FORMAT,
     FORMAT_VERSION,
-    LIBVER,
     MANIFEST,
+    SEAL_BYTES,
     VIRTUAL,
-    Part,
+    ActivationStore,
     RunningMoments,
+    as_float,
+    check_part,
     chunk_count,
+    columns,
+    digest_of,
     layer_name,
-    part_content,
-    part_name,
-    seal,
+    moments_of,
+    part_seal,
+    read_manifest,
+    refuse_former,
+    sealed,
     to_numpy,
-    write_whole,
 )
-from mmlib.activations.store import ActivationStore, read_manifest, refuse_former
-from mmlib.files import StoreError, naming_full_disk
+from mmlib.files import StoreError, naming_full_disk, replace_durably
 
+LIBVER = ("v110", "v110")  # readable since HDF5 1.10, which has virtual datasets
 PART_BYTES, MOST_PARTS = 30_000_000, 2000
+GUARDED = {"chunks": True, "fletcher32": True}  # HDF5 checks it where it is read
+UNREADABLE = (OSError, KeyError, ValueError, RuntimeError)  # what h5py raises of a damaged file
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,7 @@ class Layout:
         chunk_bytes = CHUNK_ROWS * len(self.layers) * d * DTYPES[dtype].itemsize
         chunks = max(1, part_bytes // chunk_bytes, -(-chunk_count(self.n) // MOST_PARTS))
         self.part_rows, self.parts = chunks * CHUNK_ROWS, -(-chunk_count(self.n) // chunks)
+        self.columns = columns(self.layers, d, dtype)
         self.created_by = attributes.get("created_by", "")
         self.identity = {
             **{name: plain(name, x) for name, x in attributes.items() if name != "created_by"},
@@ -105,25 +114,23 @@ class Layout:
         """The rows of a part."""
         return range(part * self.part_rows, min(self.n, (part + 1) * self.part_rows))
 
-    def datasets(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and type of a row of each dataset of rows."""
-        names = [f"activations/{layer_name(layer)}" for layer in self.layers]
-        rows = {name: ((self.d,), DTYPES[self.dtype]) for name in names}
-        return rows | {name: ((), np.dtype("<i4")) for name in COLUMNS}
-
     def missing(self, folder: Path) -> list[int]:
         """Parts that are not there."""
         return [part for part in range(self.parts) if not (folder / part_name(part)).exists()]
 
-    def differences(self, identity: dict) -> str:
-        """What is other there than here, by name: "window (256 → 128)"; empty if nothing is."""
-        names = {**self.identity, **identity}
-        pairs = {name: (identity.get(name), self.identity.get(name)) for name in names}
-        return ", ".join(
-            f"{name} ({str(there)[:60]} → {str(here)[:60]})"
-            for name, (there, here) in pairs.items()
-            if there != here
-        )
+
+def part_name(index: int) -> str:
+    """File name of a part."""
+    return f"part-{index:05d}.h5"
+
+
+def differences(there: Mapping, here: Mapping) -> str:
+    """What is other there than here, by name: "window (256 → 128)"; empty if nothing is."""
+    return ", ".join(
+        f"{name} ({str(there.get(name))[:60]} → {str(here.get(name))[:60]})"
+        for name in {**here, **there}
+        if there.get(name) != here.get(name)
+    )
 
 
 def plain(name: str, value):
@@ -168,41 +175,51 @@ def examine(folder: Path, layout: Layout, replace: bool = False) -> tuple[list[i
     Args:
         replace: remove what is of another identity, with a word, instead of refusing it.
     Raises:
-        StoreError: the folder holds a store of the former format, or parts or a manifest of another identity.
+        StoreError: the folder holds a store of another format, or parts or a manifest of another identity.
     """
     refuse_former(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_left(folder)
-    files, strangers = sorted(folder.glob("part-*.h5")), {}
-    for path in [folder / MANIFEST, *files]:
-        with suppress(StoreError):  # what is damaged, or was removed meanwhile, is nobody's
-            found = read_manifest(folder) if path.name == MANIFEST else Part(path).header
-            if other := layout.differences(found["identity"]):
-                strangers[path] = other
-    if strangers:
-        kind = "a finished" if folder / MANIFEST in strangers else "an unfinished"
-        what = f"{folder} holds {kind} store of other {next(iter(strangers.values()))}"
+    if others := [path for path in _files(folder) if _other(path, layout)]:
+        kind = "a finished" if others[0].name == MANIFEST else "an unfinished"
+        what = f"{folder} holds {kind} store of other {_other(others[0], layout)}"
         if not replace:
             raise StoreError(
                 f"{what}: go back to those settings, give another folder, or replace it "
                 "(replace=True, or --replace on the command line)"
             )
         print(f"replacing what is there: {what}", flush=True)
-        for path in strangers:
+    for path in others:
+        if _other(path, layout):  # still: another process may have replaced it
             path.unlink(missing_ok=True)
     digests = []
-    for path in tqdm(sorted({*files} - {*strangers}), desc="checking what is there", delay=2):
+    for path in tqdm(_files(folder)[1:], desc="checking what is there", delay=2):
         try:
-            part = Part(path)
-            part.check()
-            digests.append(part.header["digest"])
+            digests.append(check_part(path))
         except StoreError as error:
             print(f"replacing what is there: {error}", flush=True)
             path.unlink(missing_ok=True)
+        except FileNotFoundError:  # another process replaces it
+            pass
     with suppress(StoreError, FileNotFoundError):
         listed = [entry["digest"] for entry in ActivationStore(folder).manifest["parts"]]
         return layout.missing(folder), listed == digests
     return layout.missing(folder), False
+
+
+def _files(folder: Path) -> list[Path]:
+    """Where the manifest is or would be, and the parts that are there."""
+    return [folder / MANIFEST, *sorted(folder.glob("part-*.h5"))]
+
+
+def _other(path: Path, layout: Layout) -> str:
+    """How the identity in a manifest or part differs; empty for what is damaged or not there, which is nobody's."""
+    with suppress(StoreError, *UNREADABLE):
+        if path.name == MANIFEST:
+            return differences(read_manifest(path.parent)["identity"], layout.identity)
+        with h5py.File(path, "r", locking=False) as part:
+            return differences(json.loads(part.attrs["identity"]), layout.identity)
+    return ""
 
 
 def _remove_left(folder: Path) -> None:
@@ -251,8 +268,8 @@ class StoreWriter:
         self.next_row = self.spans[0].start if self.spans else layout.n
         room = min(layout.part_rows, layout.n) if due else 0
         self._arrays = {
-            name: np.empty((room, *width), dtype)
-            for name, (width, dtype) in layout.datasets().items()
+            name: np.empty((room, *column.width), column.dtype)
+            for name, column in layout.columns.items()
         }
 
     def append(
@@ -282,7 +299,7 @@ class StoreWriter:
             )
         columns = dict(zip(COLUMNS, (token_ids, document, position)))
         values = {
-            f"activations/{layer_name(layer)}": self._checked(layer, values_nd, **columns)
+            layer_name(layer): self._checked(layer, values_nd, **columns)
             for layer, values_nd in activations.items()
         } | columns
         self._check_places(document, position)
@@ -374,26 +391,91 @@ def finite_rows(values: np.ndarray) -> np.ndarray:
     )
 
 
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write to a temporary name that no other process uses, read it back, and rename it.
+
+    Raises:
+        StoreError: it reads back otherwise than it was written.
+    """
+    name = f"{path.name}.{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+    partial = path.with_name(name)
+    try:
+        with open(partial, "w+b") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            if digest_of(file) != xxhash.xxh3_128_hexdigest(content):
+                raise StoreError(f"{path} reads back otherwise than it was written: check the disk")
+        replace_durably(partial, path)
+    except FileNotFoundError:  # another process has finished the same store, and removed it
+        if not path.exists():
+            raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def part_content(layout: Layout, part: int, rows: Mapping[str, np.ndarray]) -> memoryview:
+    """The bytes of a part: a function of its rows and the layout alone.
+
+    `/moments/layer_LL` (chunks, 2, d) are mean and variance of the training rows of each chunk, from which a store's statistics are
+    merged in the order of its rows.
+
+    Args:
+        rows: {name: (rows, …)} of each of the layout's columns.
+    """
+    made, run = io.BytesIO(), layout.rows_of(part)
+    training = max(0, layout.train_rows - run.start)
+    with h5py.File(made, "w", libver=LIBVER, userblock_size=SEAL_BYTES) as file:
+        file.attrs["identity"], file.attrs["first_row"] = json.dumps(layout.identity), run.start
+        for name, values in rows.items():
+            chunks = [values[i : i + CHUNK_ROWS] for i in range(0, len(run), CHUNK_ROWS)]
+            sums = [xxhash.xxh3_64_intdigest(chunk.data.cast("B")) for chunk in chunks]
+            dataset = file.create_dataset(name, data=values)
+            file.create_dataset(f"checksums/{name}", data=np.array(sums, "<u8"), **GUARDED)
+            if name in COLUMNS:
+                continue
+            dataset.attrs["dtype"] = layout.dtype
+            seen = [
+                values[i : min(i + CHUNK_ROWS, training)]
+                for i in range(0, min(training, len(run)), CHUNK_ROWS)
+            ]
+            if seen:
+                moments = np.array([moments_of(as_float(x)) for x in seen], "<f8")
+                file.create_dataset(name.replace("activations", "moments"), data=moments, **GUARDED)
+    content = made.getbuffer()
+    content[:SEAL_BYTES] = part_seal(xxhash.xxh3_128_hexdigest(content[SEAL_BYTES:]))
+    return content
+
+
 def write_manifest(folder: Path, layout: Layout) -> None:
     """The file of virtual datasets, then the manifest that says of all files what they must be; each is written whole.
 
     Raises:
-        StoreError: a part is missing or damaged.
+        StoreError: a part is missing, damaged or of another store.
     """
-    entries, moments = [], {layer: RunningMoments(layout.d) for layer in layout.layers}
+    entries, checksums, places = [], {}, {}
+    moments = {layer: RunningMoments(layout.d) for layer in layout.layers}
     for index in range(layout.parts):
-        part = Part(folder / part_name(index))
-        header = {key: part.header[key] for key in ("rows", "size", "digest")}
-        entries.append({"file": part.path.name, **header})
-        training = max(0, layout.train_rows - index * layout.part_rows)
-        for layer, running in moments.items():
-            known = part.array(f"moments/{layer_name(layer)}", "<f8").reshape(-1, 2, layout.d)
-            for chunk, (mean, variance) in enumerate(known):
-                rows = min(
-                    CHUNK_ROWS, part.rows - chunk * CHUNK_ROWS, training - chunk * CHUNK_ROWS
-                )
-                running.merge(rows, mean, variance)
-    virtual = virtual_file(layout, moments)
+        path, rows = folder / part_name(index), layout.rows_of(index)
+        try:
+            with h5py.File(path, "r", locking=False) as part:
+                same = json.loads(part.attrs["identity"]) == layout.identity
+                if not same or part.attrs["first_row"] != rows.start:
+                    raise ValueError("it is of another store")
+                for name in layout.columns:
+                    checksums.setdefault(name, []).extend(part[f"checksums/{name}"][:])
+                    places.setdefault(name, []).append(part[name].id.get_offset())
+                for layer, running in moments.items():
+                    for chunk, known in enumerate(part.get(layer_name(layer, "moments"), ())):
+                        first = rows.start + chunk * CHUNK_ROWS
+                        end = min(first + CHUNK_ROWS, rows.stop, layout.train_rows)
+                        running.merge(end - first, *known)
+            digest = path.open("rb").read(SEAL_BYTES).split()[1].decode()
+        except UNREADABLE as error:
+            raise StoreError(f"{path} is damaged ({error}): run the extraction again") from error
+        entries.append({"file": path.name, "size": path.stat().st_size, "digest": digest})
+    virtual = virtual_file(layout, moments, checksums, places)
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -409,10 +491,10 @@ def write_manifest(folder: Path, layout: Layout) -> None:
         "virtual": {"file": VIRTUAL, "digest": xxhash.xxh3_128_hexdigest(virtual)},
     }
     write_whole(folder / VIRTUAL, virtual)
-    write_whole(folder / MANIFEST, seal(content, indent=1))
+    write_whole(folder / MANIFEST, sealed(content))
 
 
-def virtual_file(layout: Layout, moments: Mapping[int, RunningMoments]) -> bytes:
+def virtual_file(layout: Layout, moments: Mapping, checksums: Mapping, places: Mapping) -> bytes:
     """An HDF5 file that shows all parts as one, by relative names; what a missing part held reads as NaN, or −1."""
     made = io.BytesIO()
     with h5py.File(made, "w", libver=LIBVER) as file:
@@ -428,18 +510,18 @@ def virtual_file(layout: Layout, moments: Mapping[int, RunningMoments]) -> bytes
         group["rows"], group["first_row"] = layout.document_rows, layout.first_row
         for layer, running in moments.items():
             for name in ("mean", "variance"):
-                path = f"statistics/{layer_name(layer)}/{name}"
+                path = f"{layer_name(layer, 'statistics')}/{name}"
                 file.create_dataset(path, data=getattr(running, name))
-        for name, (width, dtype) in layout.datasets().items():
-            virtual = h5py.VirtualLayout((layout.n, *width), dtype)
+        for name, column in layout.columns.items():
+            file.create_dataset(f"checksums/{name}", data=np.array(checksums[name], "<u8"))
+            file.create_dataset(f"places/{name}", data=np.array(places[name], "<i8"))
+            virtual = h5py.VirtualLayout((layout.n, *column.width), column.dtype)
             virtual.dcpl.set_obj_track_times(False)  # equal stores have equal bytes
-            for index in range(layout.parts):
-                rows = layout.rows_of(index)
+            for index, rows in enumerate(map(layout.rows_of, range(layout.parts))):
                 virtual[rows.start : rows.stop] = h5py.VirtualSource(
-                    part_name(index), name, (len(rows), *width), dtype
+                    part_name(index), name, (len(rows), *column.width), column.dtype
                 )
-            missing = (0x7FC0 if dtype == np.uint16 else np.nan) if width else -1
-            dataset = file.create_virtual_dataset(name, virtual, fillvalue=missing)
-            if width:
+            dataset = file.create_virtual_dataset(name, virtual, fillvalue=column.fill)
+            if name not in COLUMNS:
                 dataset.attrs["dtype"] = layout.dtype
     return made.getvalue()

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from mmlib.activations.corpora import SPLITS, Document, corpus_identity, split_documents
 from mmlib.activations.lm import PROGRESS, LanguageModel, residual_blocks, resolve_layer
-from mmlib.activations.store import CHUNK_ROWS, DTYPES, ActivationStore, StoreError
+from mmlib.activations.parts import CHUNK_ROWS, DTYPES
+from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.windows import (
     Block,
     Rows,
@@ -48,7 +49,7 @@ from mmlib.activations.writer import (
 from mmlib.files import code_digest, require_disk
 
 BATCH_TOKENS = 4096  # positions in one forward pass, unless told otherwise
-CODE = ("windows", "lm", "corpora", "writer")  # what decides the bytes of a store
+CODE = ("windows", "lm", "corpora", "writer", "parts")  # what decides the bytes of a store
 
 
 @dataclass(frozen=True)

@@ -43,87 +43,39 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache, partial
 from numbers import Integral
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
-import torch
 import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.activations.tokens import Normaliser, Tokens
+from mmlib.activations.parts import (
+    CHUNK_ROWS,
+    COLUMNS,
+    FORMAT_VERSION,
+    FORMER,
+    MANIFEST,
+    OPEN_PARTS,
+    SEAL_BYTES,
+    VIRTUAL,
+    CheckedRows,
+    PartFile,
+    check_part,
+    chunk_count,
+    columns,
+    layer_name,
+    part_seal,
+    row_numbers,
+    sealed,
+)
+from mmlib.activations.tokens import Normaliser, RunningMoments, Tokens, as_float, from_numpy
 from mmlib.files import StoreError
-
-FORMAT, FORMAT_VERSION = "mmlib.activations", 4
-MANIFEST, VIRTUAL = "manifest.json", "activations.h5"
-CHUNK_ROWS = 1024  # rows under one checksum
-SEAL_BYTES = 512  # before the HDF5 of a part
-OPEN_PARTS = 512  # files at most, half of what a process may usually open
-DTYPES = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-COLUMNS = ("token_ids", "document", "position")
-
-
-class Column(NamedTuple):
-    """What a store keeps of every row: shape of a row, type, and what a missing part reads as."""
-
-    width: tuple[int, ...]
-    dtype: np.dtype
-    fill: float
-
-
-def columns(layers: Sequence[int], d: int, dtype: str) -> dict[str, Column]:
-    """All columns of a store, by the names of their datasets."""
-    nan = 0x7FC0 if dtype == "bfloat16" else np.nan
-    rows = {layer_name(layer): Column((d,), DTYPES[dtype], nan) for layer in layers}
-    return rows | {name: Column((), np.dtype("<i4"), -1) for name in COLUMNS}
-
-
-def layer_name(layer: int, what: str = "activations") -> str:
-    """Name of a layer's dataset."""
-    return f"{what}/layer_{layer:02d}"
-
-
-def chunk_count(rows: int) -> int:
-    """Number of checksums for so many rows."""
-    return -(-rows // CHUNK_ROWS)
-
-
-def sealed(content: dict) -> bytes:
-    """JSON whose last entry, `digest`, is the XXH3-128 of the other entries."""
-    text = json.dumps(content, ensure_ascii=False)
-    content = {**content, "digest": xxhash.xxh3_128_hexdigest(text.encode())}
-    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
-
-
-def part_seal(digest: str) -> bytes:
-    """What a part begins with."""
-    return f"{FORMAT}-part {digest}\n".encode().ljust(SEAL_BYTES, b"\0")
-
-
-def digest_of(file: BinaryIO) -> str:
-    """XXH3-128 of the rest of a file."""
-    state = xxhash.xxh3_128()
-    while block := file.read(2**24):
-        state.update(block)
-    return state.hexdigest()
-
-
-def check_part(path: Path) -> str:
-    """Digest of a part, after reading every byte of it.
-
-    Raises:
-        StoreError: it is damaged or none.
-    """
-    with open(path, "rb") as file:
-        seal, digest = file.read(SEAL_BYTES), digest_of(file)
-    if seal != part_seal(digest):
-        raise StoreError(f"{path} is damaged, truncated or no part of a store: extract it again")
-    return digest
 
 
 def refuse_former(path: Path) -> None:
@@ -132,35 +84,34 @@ def refuse_former(path: Path) -> None:
     Raises:
         StoreError: `path` is such a file, another file, or a folder with such a file or such a manifest.
     """
-    advice = f"this code reads version {FORMAT_VERSION}, a folder of parts. Make it again"
-    manifest = path / MANIFEST
-    try:
-        found = json.loads(manifest.read_bytes())
-        version = found["format_version"] if found["format"] == FORMAT else FORMAT_VERSION
-    except (OSError, ValueError, TypeError, KeyError):
-        version = FORMAT_VERSION
-    if version != FORMAT_VERSION:
-        raise StoreError(
-            f"{manifest} is of {FORMAT} version {version}: {advice}, in another folder"
-        )
+    manifest, advice = (
+        path / MANIFEST,
+        f"this code reads version {FORMAT_VERSION}, a folder of parts",
+    )
+    if (version := _entries(manifest).get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
+        raise StoreError(f"{manifest} is of version {version}: {advice}. Give another folder")
     inside = [] if manifest.exists() else sorted(path.glob("*.h5"))
     for file in [path] if path.is_file() else inside:
-        try:
-            start = file.open("rb").read(64)
-            made_by = ""
-            if start.startswith(f"{FORMAT} ".encode()):
-                with h5py.File(file, "r", locking=False) as former:
-                    made_by = str(former.attrs["created_by"])
-        except (OSError, KeyError):  # damaged, or another process replaces it
-            pass
-        if start.startswith(f"{FORMAT} ".encode()):
-            command = made_by if made_by.startswith("python") else "python -m mmlib extract"
-            seal = start.split(b"\n")[0].decode()
+        start, command = b"", "python -m mmlib extract"
+        with suppress(OSError, KeyError), open(file, "rb") as opened:
+            start = opened.readline(64).rstrip()
+            if start.startswith(FORMER):
+                made_by = str(h5py.File(opened, "r").attrs["created_by"])
+                command = made_by if made_by.startswith("python") else command
+        if start.startswith(FORMER):
             raise StoreError(
-                f"{file} is a store of the former format, {seal}, one file; {advice}: {command}"
+                f"{file} is a store of the former format, {start.decode()}, one file; {advice}. Make it again: {command}"
             )
     if path.is_file():
         raise StoreError(f"{path} is a file: expected the folder of a store, with {MANIFEST} in it")
+
+
+def _entries(manifest: Path) -> dict:
+    """What a manifest says, unchecked; nothing if it does not read."""
+    with suppress(OSError, ValueError):
+        found = json.loads(manifest.read_bytes())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def read_manifest(folder: Path) -> dict:
@@ -176,159 +127,11 @@ def read_manifest(folder: Path) -> dict:
             if any(folder.glob("part-*.h5*"))
             else f"{folder} holds no store: expected a folder with {MANIFEST} in it"
         )
-    text = (folder / MANIFEST).read_bytes()
-    try:
-        found = json.loads(text)
-        content = {key: value for key, value in found.items() if key != "digest"}
-        if found["format"] == FORMAT and sealed(content) == text:
-            return found
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        pass
-    raise StoreError(f"{folder / MANIFEST} is damaged or was changed: run the extraction again")
-
-
-class _PartFile(io.FileIO):
-    """Closed where nobody holds it any more: a store never waits for Python to warn of it."""
-
-    def __del__(self):
-        self.close()
-
-
-class CheckedRows:
-    """Rows of one column through all parts. No row is given out before its chunk was checked.
-
-    Args:
-        checksums: of each chunk.
-        places: where the column begins in each part's file.
-        part: opens a part by its index.
-    """
-
-    def __init__(self, name, column: Column, n, part_rows, checksums, places, part: Callable):
-        self.name, self.width, self.dtype, self.n = name, column.width, column.dtype, n
-        self._part_chunks, self._part = part_rows // CHUNK_ROWS, part
-        self._checksums, self._places = checksums.tolist(), places.tolist()
-        self._row_bytes = column.dtype.itemsize * int(np.prod(column.width, dtype=int))
-
-    def bounds(self, chunk: int) -> tuple[int, int]:
-        """First and end row of a chunk."""
-        return chunk * CHUNK_ROWS, min(self.n, (chunk + 1) * CHUNK_ROWS)
-
-    def chunks(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(chunk, first row, end row) of the chunks that overlap rows start to stop, clipped to them."""
-        for chunk in range(start // CHUNK_ROWS, chunk_count(stop)):
-            first, end = self.bounds(chunk)
-            yield chunk, max(start, first), min(stop, end)
-
-    def read_chunk(self, chunk: int, into: np.ndarray | None = None) -> np.ndarray:
-        """One whole chunk, (rows, …), in `into` if that is given.
-
-        Raises:
-            StoreError: it fails its checksum, or its part is missing or another.
-        """
-        first, end = self.bounds(chunk)
-        into = np.empty((end - first, *self.width), self.dtype) if into is None else into
-        into, (index, within) = into[: end - first], divmod(chunk, self._part_chunks)
-        file, data = self._part(index), into.data.cast("B")
-        at = self._places[index] + within * CHUNK_ROWS * self._row_bytes
-        got = os.preadv(file.fileno(), [data], at)  # it and the checksum run outside Python's lock
-        if got != into.nbytes or xxhash.xxh3_64_intdigest(data) != self._checksums[chunk]:
-            low = within * CHUNK_ROWS
-            raise StoreError(
-                f"{file.name}: {self.name}, rows {low} to {low + len(into)} of this part fail their checksum: "
-                "extract it again; parts that are whole are kept"
-            )
-        return into
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Consecutive rows, (stop − start, …), which must be there.
-
-        Raises:
-            StoreError: as `read_chunk`.
-        """
-        values = np.empty((stop - start, *self.width), self.dtype)
-        for chunk, first, end in self.chunks(start, stop):
-            into, low = values[first - start : end - start], chunk * CHUNK_ROWS
-            if (first, end) == self.bounds(chunk):
-                self.read_chunk(chunk, into)
-            else:
-                into[:] = self.read_chunk(chunk)[first - low : end - low]
-        return values
-
-
-def row_numbers(rows, n: int, where: object) -> np.ndarray:
-    """Rows 0 to n − 1, given as numbers in any order, as a slice or range, or as a mask: (rows,) int64.
-
-    Raises:
-        IndexError: there are no such rows, a mask has another length, or these are no row numbers.
-    """
-    if isinstance(rows, slice):
-        return np.arange(n)[rows]
-    given = np.asarray(rows)
-    if given.dtype == bool and given.shape == (n,):
-        return np.flatnonzero(given)
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise IndexError(
-            f"rows of type {given.dtype} and shape {given.shape} were asked for: expected row numbers, (rows,), "
-            f"or a mask of all {n} rows of {where}"
-        )
-    if given.size and not 0 <= given.min() <= given.max() < n:
-        raise IndexError(
-            f"rows {given.min()} to {given.max()} were asked for, {where} has {n}: there are no others"
-        )
-    return given.astype(np.int64)
-
-
-def to_numpy(values: Tensor) -> np.ndarray:
-    """The same bits, bfloat16 as uint16."""
-    if values.dtype == torch.bfloat16:
-        return values.view(torch.int16).numpy().view(np.uint16)
-    return values.numpy()
-
-
-def from_numpy(values: np.ndarray) -> Tensor:
-    """The inverse of `to_numpy`."""
-    if values.dtype == np.uint16:
-        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(values)
-
-
-def as_float(values: np.ndarray) -> np.ndarray:
-    """Stored values as float32; bfloat16 comes as its 16 bits."""
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
-
-
-def moments_of(rows_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and population variance of one or more rows, (d,) each, in float64."""
-    centred = rows_nd.astype(np.float64)
-    mean = centred.mean(0)
-    centred -= mean
-    return mean, np.einsum("nd,nd->d", centred, centred) / len(rows_nd)
-
-
-class RunningMoments:
-    """Mean and variance of rows seen so far, merged in float64 (Chan, Golub and LeVeque 1979, eq. 2.1)."""
-
-    def __init__(self, d: int):
-        self.count, self.mean, self._m2 = 0, np.zeros(d), np.zeros(d)
-
-    def update(self, rows_nd: np.ndarray) -> None:
-        """Merge a block of rows, (n, d)."""
-        if len(rows_nd):
-            self.merge(len(rows_nd), *moments_of(rows_nd))
-
-    def merge(self, n: int, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Merge n rows of known mean and population variance, (d,) each."""
-        delta, total = mean - self.mean, self.count + n
-        self._m2 += variance * n + delta**2 * self.count * n / max(1, total)
-        self.mean += delta * n / max(1, total)
-        self.count = total
-
-    @property
-    def variance(self) -> np.ndarray:
-        """Population variance, (d,); 0 before any row."""
-        return self._m2 / max(1, self.count)
+    found = _entries(folder / MANIFEST)
+    content = {key: value for key, value in found.items() if key != "digest"}
+    if sealed(content) != (folder / MANIFEST).read_bytes():
+        raise StoreError(f"{folder / MANIFEST} is damaged or was changed: run the extraction again")
+    return found
 
 
 class ActivationStore:
@@ -382,43 +185,32 @@ class ActivationStore:
 
     def _open(self) -> dict[str, CheckedRows]:
         """The columns of the store and of this layer, by what `activations.h5` says of them; the statistics too."""
-        path, identity = self.path / VIRTUAL, self.manifest["identity"]
+        path, part_rows = self.path / VIRTUAL, self.manifest["identity"]["part_rows"]
         content = path.read_bytes() if path.exists() else b""
         if xxhash.xxh3_128_hexdigest(content) != self.manifest["virtual"]["digest"]:
-            raise StoreError(
-                f"{path} is damaged, missing or of another store: run the extraction again"
-            )
+            raise StoreError(f"{path} is damaged, missing or of another store: extract it again")
         folder, entries = self.path, self.manifest["parts"]
 
         @lru_cache(OPEN_PARTS)
-        def part(index: int) -> _PartFile:  # it does not hold the store
+        def part(index: int) -> PartFile:  # it does not hold the store
             file = folder / entries[index]["file"]
             try:
-                opened = _PartFile(file)
+                opened = PartFile(file)
             except FileNotFoundError as error:
                 raise StoreError(f"{file} is missing: keep all parts together") from error
             if os.pread(opened.fileno(), SEAL_BYTES, 0) != part_seal(entries[index]["digest"]):
-                raise StoreError(
-                    f"{file} is not the part that {MANIFEST} lists: run the extraction again"
-                )
+                raise StoreError(f"{file} is not the part that {MANIFEST} lists: extract it again")
             return opened
 
         self.close = part.cache_clear  # closes the files; they are opened again if more is read
         with h5py.File(io.BytesIO(content), "r") as file:
             statistics = file[layer_name(self.layer, "statistics")]
             self.mean, self.variance = statistics["mean"][:], statistics["variance"][:]
-            return {
-                name: CheckedRows(
-                    name,
-                    column,
-                    self.n,
-                    identity["part_rows"],
-                    file[f"checksums/{name}"][:],
-                    file[f"places/{name}"][:],
-                    part,
-                )
-                for name, column in columns([self.layer], self.d, self.dtype).items()
-            }
+            made = {}
+            for name, column in columns([self.layer], self.d, self.dtype).items():
+                where = file[f"checksums/{name}"][:], file[f"places/{name}"][:]
+                made[name] = CheckedRows(name, column, self.n, part_rows, *where, part)
+            return made
 
     @property
     def documents(self) -> str:

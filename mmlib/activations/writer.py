@@ -8,7 +8,6 @@ import io
 import json
 import os
 import platform
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,36 +19,32 @@ import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.activations.store import (
+from mmlib.activations.parts import (
     CHUNK_ROWS,
     COLUMNS,
     DTYPES,
     FORMAT,
     FORMAT_VERSION,
+    LIBVER,
     MANIFEST,
     SEAL_BYTES,
+    UNREADABLE,
     VIRTUAL,
-    ActivationStore,
-    RunningMoments,
-    as_float,
     check_part,
     chunk_count,
     columns,
-    digest_of,
+    finite_rows,
     layer_name,
-    moments_of,
-    part_seal,
-    read_manifest,
-    refuse_former,
+    part_content,
+    part_name,
     sealed,
-    to_numpy,
+    write_whole,
 )
-from mmlib.files import StoreError, naming_full_disk, replace_durably
+from mmlib.activations.store import ActivationStore, read_manifest, refuse_former
+from mmlib.activations.tokens import RunningMoments, to_numpy
+from mmlib.files import StoreError, naming_full_disk
 
-LIBVER = ("v110", "v110")  # readable since HDF5 1.10, which has virtual datasets
 PART_BYTES, MOST_PARTS = 30_000_000, 2000
-GUARDED = {"chunks": True, "fletcher32": True}  # HDF5 checks it where it is read
-UNREADABLE = (OSError, KeyError, ValueError, RuntimeError)  # what h5py raises of a damaged file
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ class Layout:
             raise StoreError(f"dtype {dtype!r}: a store keeps {', '.join(DTYPES)}")
         if missing := [name for name in ("model", "corpus") if name not in attributes]:
             raise StoreError(
-                f"attributes {', '.join(missing)} are missing: a store says what its activations are of"
+                f"attributes {', '.join(missing)} are missing: what is this a store of?"
             )
         check_order(documents)
         self.documents, self.layers, self.d, self.dtype = list(documents), list(layers), d, dtype
@@ -98,7 +93,11 @@ class Layout:
         chunks = max(1, part_bytes // chunk_bytes, -(-chunk_count(self.n) // MOST_PARTS))
         self.part_rows, self.parts = chunks * CHUNK_ROWS, -(-chunk_count(self.n) // chunks)
         self.columns = columns(self.layers, d, dtype)
-        self.created_by = attributes.get("created_by", "")
+        self.facts = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        self.facts |= {
+            "created_by": attributes.get("created_by", ""),
+            "train_rows": self.train_rows,
+        }
         self.identity = {
             **{name: plain(name, x) for name, x in attributes.items() if name != "created_by"},
             "layers": self.layers,
@@ -117,11 +116,6 @@ class Layout:
     def missing(self, folder: Path) -> list[int]:
         """Parts that are not there."""
         return [part for part in range(self.parts) if not (folder / part_name(part)).exists()]
-
-
-def part_name(index: int) -> str:
-    """File name of a part."""
-    return f"part-{index:05d}.h5"
 
 
 def differences(there: Mapping, here: Mapping) -> str:
@@ -381,73 +375,6 @@ class StoreWriter:
             path.unlink(missing_ok=True)
 
 
-def finite_rows(values: np.ndarray) -> np.ndarray:
-    """Which stored rows have finite values only, (n,). In numpy: torch would start threads beside those of the language model."""
-    exponent = np.uint16(0x7F80)
-    return (
-        ((values & exponent) != exponent).all(1)
-        if values.dtype == np.uint16
-        else np.isfinite(values).all(1)
-    )
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write to a temporary name that no other process uses, read it back, and rename it.
-
-    Raises:
-        StoreError: it reads back otherwise than it was written.
-    """
-    name = f"{path.name}.{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
-    partial = path.with_name(name)
-    try:
-        with open(partial, "w+b") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            if digest_of(file) != xxhash.xxh3_128_hexdigest(content):
-                raise StoreError(f"{path} reads back otherwise than it was written: check the disk")
-        replace_durably(partial, path)
-    except FileNotFoundError:  # another process has finished the same store, and removed it
-        if not path.exists():
-            raise
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def part_content(layout: Layout, part: int, rows: Mapping[str, np.ndarray]) -> memoryview:
-    """The bytes of a part: a function of its rows and the layout alone.
-
-    `/moments/layer_LL` (chunks, 2, d) are mean and variance of the training rows of each chunk, from which a store's statistics are
-    merged in the order of its rows.
-
-    Args:
-        rows: {name: (rows, …)} of each of the layout's columns.
-    """
-    made, run = io.BytesIO(), layout.rows_of(part)
-    training = max(0, layout.train_rows - run.start)
-    with h5py.File(made, "w", libver=LIBVER, userblock_size=SEAL_BYTES) as file:
-        file.attrs["identity"], file.attrs["first_row"] = json.dumps(layout.identity), run.start
-        for name, values in rows.items():
-            chunks = [values[i : i + CHUNK_ROWS] for i in range(0, len(run), CHUNK_ROWS)]
-            sums = [xxhash.xxh3_64_intdigest(chunk.data.cast("B")) for chunk in chunks]
-            dataset = file.create_dataset(name, data=values)
-            file.create_dataset(f"checksums/{name}", data=np.array(sums, "<u8"), **GUARDED)
-            if name in COLUMNS:
-                continue
-            dataset.attrs["dtype"] = layout.dtype
-            seen = [
-                values[i : min(i + CHUNK_ROWS, training)]
-                for i in range(0, min(training, len(run)), CHUNK_ROWS)
-            ]
-            if seen:
-                moments = np.array([moments_of(as_float(x)) for x in seen], "<f8")
-                file.create_dataset(name.replace("activations", "moments"), data=moments, **GUARDED)
-    content = made.getbuffer()
-    content[:SEAL_BYTES] = part_seal(xxhash.xxh3_128_hexdigest(content[SEAL_BYTES:]))
-    return content
-
-
 def write_manifest(folder: Path, layout: Layout) -> None:
     """The file of virtual datasets, then the manifest that says of all files what they must be; each is written whole.
 
@@ -459,6 +386,8 @@ def write_manifest(folder: Path, layout: Layout) -> None:
     for index in range(layout.parts):
         path, rows = folder / part_name(index), layout.rows_of(index)
         try:
+            with open(path, "rb") as file:
+                digest = file.read(SEAL_BYTES).split()[1].decode()
             with h5py.File(path, "r", locking=False) as part:
                 same = json.loads(part.attrs["identity"]) == layout.identity
                 if not same or part.attrs["first_row"] != rows.start:
@@ -471,18 +400,14 @@ def write_manifest(folder: Path, layout: Layout) -> None:
                         first = rows.start + chunk * CHUNK_ROWS
                         end = min(first + CHUNK_ROWS, rows.stop, layout.train_rows)
                         running.merge(end - first, *known)
-            digest = path.open("rb").read(SEAL_BYTES).split()[1].decode()
-        except UNREADABLE as error:
+        except (IndexError, *UNREADABLE) as error:
             raise StoreError(f"{path} is damaged ({error}): run the extraction again") from error
         entries.append({"file": path.name, "size": path.stat().st_size, "digest": digest})
     virtual = virtual_file(layout, moments, checksums, places)
     content = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "created_by": layout.created_by,
+        **layout.facts,
         "identity": layout.identity,
         "rows": layout.n,
-        "train_rows": layout.train_rows,
         "documents": {
             key: [getattr(document, key) for document in layout.documents]
             for key in ("title", "split", "rows")
@@ -500,18 +425,16 @@ def virtual_file(layout: Layout, moments: Mapping, checksums: Mapping, places: M
     with h5py.File(made, "w", libver=LIBVER) as file:
         for name, value in layout.identity.items():
             file.attrs[name] = json.dumps(value) if isinstance(value, dict) else value
-        facts = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        file.attrs.update(
-            {**facts, "train_rows": layout.train_rows, "created_by": layout.created_by}
-        )
+        for name, value in layout.facts.items():
+            file.attrs[name] = value
         group = file.create_group("documents")
         group["title"] = [document.title for document in layout.documents]
         group["split"] = [document.split for document in layout.documents]
         group["rows"], group["first_row"] = layout.document_rows, layout.first_row
         for layer, running in moments.items():
-            for name in ("mean", "variance"):
-                path = f"{layer_name(layer, 'statistics')}/{name}"
-                file.create_dataset(path, data=getattr(running, name))
+            group = layer_name(layer, "statistics")
+            file.create_dataset(f"{group}/mean", data=running.mean)
+            file.create_dataset(f"{group}/variance", data=running.variance)
         for name, column in layout.columns.items():
             file.create_dataset(f"checksums/{name}", data=np.array(checksums[name], "<u8"))
             file.create_dataset(f"places/{name}", data=np.array(places[name], "<i8"))

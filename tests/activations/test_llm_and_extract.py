@@ -17,7 +17,8 @@ from mmlib.activations import windows
 from mmlib.activations.batches import live_batches, multi_layer_batches, streamed_batches
 from mmlib.activations.corpora import Document
 from mmlib.activations.extract import describe, extract, plan_extraction, write_store
-from mmlib.activations.store import CHUNK_ROWS, ActivationStore, StoreError, verify
+from mmlib.activations.parts import CHUNK_ROWS
+from mmlib.activations.store import ActivationStore, StoreError, verify
 from mmlib.activations.windows import block_rows, cut_blocks, cut_windows, read_block
 from mmlib.activations.writer import StoreWriter
 from mmlib.denoisers.checkpoints import Origin

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from mmlib.activations.batches import multi_layer_batches, shuffled_batches, spread_rows
-from mmlib.activations.store import ActivationStore, RunningMoments, StoreError, from_numpy, verify
-from mmlib.activations.tokens import Normaliser
-from mmlib.activations.writer import DocumentRows, Layout, StoreWriter, finite_rows
+from mmlib.activations.parts import finite_rows
+from mmlib.activations.store import ActivationStore, StoreError, verify
+from mmlib.activations.tokens import Normaliser, RunningMoments, from_numpy
+from mmlib.activations.writer import DocumentRows, Layout, StoreWriter
 
 BITS = {"bfloat16": torch.int16, "float16": torch.int16, "float32": torch.int32}
 
@@ -502,7 +503,7 @@ def test_contents_that_contradict_each_other_are_found(tmp_path, monkeypatch):
 
 def test_a_part_that_reads_back_otherwise_is_not_kept(tmp_path, monkeypatch):
     w = writer(tmp_path / "a")
-    monkeypatch.setattr("mmlib.activations.writer.digest_of", lambda file: "other")
+    monkeypatch.setattr("mmlib.activations.parts.digest_of", lambda file: "other")
     with pytest.raises(StoreError, match="part-00000.h5 reads back otherwise than it was written"):
         w.append({0: torch.ones(4, 2)}, np.arange(4), np.zeros(4, int), np.arange(4))
     assert not list((tmp_path / "a").iterdir())

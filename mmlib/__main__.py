@@ -263,7 +263,7 @@ def _data(name: str, layer: int | None):
 
 def plan_command(arguments: list[str]) -> None:
     """Print which notebooks are due, why, and for how many minutes on this machine."""
-    from mmlib.runs import pipeline
+    from mmlib.runs import plan
 
     parser = _parser(
         "plan", plan_command, "python -m mmlib plan --preset smoke 04_compare_losses", NAMES
@@ -280,10 +280,10 @@ def plan_command(arguments: list[str]) -> None:
     )
     given = parser.parse_args(arguments)
     with _said_in_a_line():
-        names = pipeline.named(given.names or [pipeline.MAIN])
+        names = plan.named(given.names or [plan.MAIN])
         if given.paths:
             return print(*(f"notebooks/{name}.ipynb" for name in names), sep="\n")
-        pipeline.plan(pipeline.due(names, given.preset, given.what_if), given.preset)
+        plan.show(plan.due(names, given.preset, given.what_if), given.preset)
 
 
 def run_command(arguments: list[str]) -> None:
@@ -291,7 +291,7 @@ def run_command(arguments: list[str]) -> None:
 
     A run writes to the data folder alone; results/ and figures/ change by --publish.
     """
-    from mmlib.runs import pipeline, published
+    from mmlib.runs import pipeline, plan
     from mmlib.runs import run as runs
 
     parser = _parser("run", run_command, "python -m mmlib run main --preset smoke", NAMES)
@@ -308,27 +308,25 @@ def run_command(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     with _said_in_a_line():
         if given.publish:
-            return print(*published.publish(), sep="\n")
+            return print(*pipeline.publish(), sep="\n")
         if not given.folder:
-            names = pipeline.named(given.names or [pipeline.MAIN])
+            names = plan.named(given.names or [plan.MAIN])
             wanted = (
-                dict.fromkeys(names, ["asked for"])
-                if given.only
-                else pipeline.due(names, given.preset)
+                dict.fromkeys(names, ["asked for"]) if given.only else plan.due(names, given.preset)
             )
-            pipeline.plan(wanted, given.preset)
+            plan.show(wanted, given.preset)
             if wanted:
                 pipeline.run(list(wanted), given.preset)
                 pipeline.summary(list(wanted), given.preset)
-            print(published.where(given.preset))
+            print(pipeline.where(given.preset))
         if given.folder or (given.compare and given.preset == runs.PUBLISHED):
             folder = given.folder or runs.DATA / "results" / given.preset
-            if not given.folder and published.same(folder):
+            if not given.folder and pipeline.same(folder):
                 return print("these are the published results")
-            found = published.compare(folder, runs.ROOT / "results" / runs.PUBLISHED)
-            print(f"\n{published.as_text(found)}")
+            found = pipeline.compare(folder, runs.ROOT / "results" / runs.PUBLISHED)
+            print(f"\n{pipeline.as_text(found)}")
             if given.keep:
-                print(published.keep(found, folder, given.keep))
+                print(pipeline.keep(found, folder, given.keep))
 
 
 def pages_command(arguments: list[str]) -> None:

@@ -1,8 +1,9 @@
-"""What every step checks about files: inputs that exist, a disk that suffices, outputs written whole or not at all.
+"""Files and the machine: inputs that exist, outputs written whole or not at all, JSON with provenance, what the device computes in.
 
-Small, committed, machine-readable outcomes: JSON with provenance, written whole or not at all.
-
-What the machine computes on, and in.
+require, require_disk           an input that another notebook makes; room for what will be written
+written_whole                   a file or folder under a temporary name, renamed when it is complete
+write_json, provenance          committed outcomes: finite numbers, and the commit, command and machine that they come from
+default_device, bf16_pays       where this machine computes, and in which arithmetic; also its cores, memory and rates
 """
 
 import errno

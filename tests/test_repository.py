@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mmlib.runs import dependencies
+from mmlib.runs import plan
 from mmlib.runs.run import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -133,7 +133,7 @@ def test_code_is_formatted_and_passes_its_linter():
 
 
 def test_a_changed_module_is_known_to_the_notebooks_that_use_it():
-    users = {path.stem[:2]: dependencies.modules_of(path) for path in NOTEBOOKS}
+    users = {path.stem[:2]: plan.modules_of(path) for path in NOTEBOOKS}
     store, losses, claim = (
         "mmlib.activations.store",
         "mmlib.evaluation.losses",
@@ -141,13 +141,79 @@ def test_a_changed_module_is_known_to_the_notebooks_that_use_it():
     )
     assert all(store in users[n] for n in ("01", "02", "03", "04", "05"))
     assert losses in users["04"] and losses not in users["02"]
-    computed_by = {
-        path.stem[:2]: dependencies.modules_of(path, dependencies.DRAWING) for path in NOTEBOOKS
-    }
+    computed_by = {path.stem[:2]: plan.modules_of(path, plan.DRAWING) for path in NOTEBOOKS}
     assert claim in users["01"] and claim not in computed_by["01"], (
         "what only figures import makes nothing but figures due"
     )
     assert claim in computed_by["04"] and "mmlib_studies.steering.grid" in computed_by["25"]
+
+
+PAGES = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md", "figures/README.md"),
+    "results/schema/README.md",
+)
+PACKAGES = {"mmlib": ROOT / "mmlib", "mmlib_studies": ROOT / "notebooks" / "studies"}
+CODE = [path for folder in PACKAGES.values() for path in sorted(folder.rglob("*.py"))]
+
+
+def texts_of(path):
+    """What a reader reads of a file: a page, a notebook's markdown, a module with its docstrings and comments."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = nbformat.reads(text, as_version=4).cells
+        return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return text
+
+
+def resolves(dotted):
+    """Whether a name like mmlib.denoisers.noise.sdedit is a package, a module, or what one defines."""
+    package, *parts = dotted.split(".")
+    place = PACKAGES[package]
+    while parts and (place / parts[0]).is_dir():
+        place /= parts.pop(0)
+    module = place / f"{parts[0]}.py" if parts else place / "__init__.py"
+    if module.exists():
+        parts = parts[1:]
+    else:
+        module = place / "__init__.py"
+    source = module.read_text(encoding="utf-8")
+    defined = r"^\s*(?:def |class |\"?){}\b"
+    return all(re.search(defined.format(part), source, re.MULTILINE) for part in parts[:1])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / page for page in PAGES] + NOTEBOOKS + CODE,
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_every_file_and_module_that_a_text_names_is_there(path):
+    text = texts_of(path)
+    files = re.findall(
+        r"(?<![\w./{}-])((?:mmlib|notebooks|tests|templates)/[\w/.-]*\.(?:py|ipynb|md|j2))\b", text
+    )
+    if path.suffix != ".py":
+        quoted = re.findall(r"`([\w/.-]+\.(?:py|ipynb|md|toml|j2))`", text)
+        files += [name for name in quoted if not (path.parent / name).exists()]
+    missing = [name for name in files if not (ROOT / name).exists()]
+    modules = re.findall(r"(?<![\w./\"'-])((?:mmlib|mmlib_studies)(?:\.[A-Za-z_]\w*)+)", text)
+    missing += [name for name in modules if not resolves(name)]
+    assert not missing, f"{path.relative_to(ROOT)} names what is not there: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_docstring_that_names_what_is_in_a_room_finds_it_there(path):
+    """`room.name`: the room defines the name, or both are of the module's own code."""
+    tree = ast.parse(texts_of(path))
+    own = {getattr(node, "id", getattr(node, "arg", None)) for node in ast.walk(tree)}
+    imports = [alias for node in ast.walk(tree) for alias in getattr(node, "names", ())]
+    own |= {alias.asname or alias.name for alias in imports if isinstance(alias, ast.alias)}
+    missing = []
+    for room, name in re.findall(r"`([a-z]\w*)\.(?!h5\b)([A-Za-z_]\w*)[^`]*`", texts_of(path)):
+        homes = [code for code in CODE if code.stem == room]
+        found = room in own or any(re.search(rf"\b{name}\b", texts_of(home)) for home in homes)
+        if not found and room not in ("mmlib", "mmlib_studies", "numpy", "r"):
+            missing.append(f"{room}.{name}")
+    assert not missing, f"{path.relative_to(ROOT)} names {', '.join(missing)}"
 
 
 def committed(name):

@@ -13,7 +13,7 @@ import pytest
 
 from mmlib.__main__ import COMMANDS
 from mmlib.files import processor
-from mmlib.runs import pipeline
+from mmlib.runs import plan
 from mmlib.runs import run as runs
 
 TIMES = {
@@ -46,8 +46,8 @@ def mmlib(*arguments, data, **outside):
 def ran(tmp_path, monkeypatch):
     """The data folder of a run in which every notebook has its stamp."""
     monkeypatch.setattr(runs, "DATA", tmp_path)
-    for notebook in pipeline.NOTEBOOKS:
-        pipeline.stamp(notebook, "smoke", pipeline.state_of(notebook, "smoke"))
+    for notebook in plan.NOTEBOOKS:
+        plan.stamp(notebook, "smoke", plan.state_of(notebook, "smoke"))
     return tmp_path
 
 
@@ -71,7 +71,7 @@ MAIN = ["01", "02", "03", "04", "05", "07", "08", "09", "31"]
     ],
 )
 def test_a_change_reruns_what_depends_on_it_and_no_more(ran, changed, expected):
-    found = pipeline.due(["09_claims", "31_figures"], "smoke", [changed])
+    found = plan.due(["09_claims", "31_figures"], "smoke", [changed])
     assert [name[:2] for name in found] == expected
     assert all(
         f"{changed} changed" in reasons or "runs before it" in reasons[0]
@@ -80,12 +80,10 @@ def test_a_change_reruns_what_depends_on_it_and_no_more(ran, changed, expected):
 
 
 def test_a_study_is_due_by_what_it_imports_and_by_what_ran_before_it(ran):
-    found = pipeline.due(pipeline.named(["studies"]), "smoke", ["notebooks/studies/robustness.py"])
+    found = plan.due(plan.named(["studies"]), "smoke", ["notebooks/studies/robustness.py"])
     assert [name[:2] for name in found] == ["23", "24"]
-    pipeline.stamp(
-        "03_train_meta_model", "smoke", pipeline.state_of("03_train_meta_model", "smoke")
-    )
-    found = pipeline.due(["06_scaling", "21_recipes"], "smoke")
+    plan.stamp("03_train_meta_model", "smoke", plan.state_of("03_train_meta_model", "smoke"))
+    found = plan.due(["06_scaling", "21_recipes"], "smoke")
     assert found == {"06_scaling": ["03_train_meta_model ran since"]}
 
 
@@ -93,7 +91,7 @@ def test_results_that_the_ledger_takes_in_make_it_due(ran):
     folder = ran / "results" / "smoke"
     folder.mkdir(parents=True)
     (folder / "steering.json").write_text("{}")
-    found = pipeline.due(pipeline.named(["main"]), "smoke")
+    found = plan.due(plan.named(["main"]), "smoke")
     assert found == {
         "09_claims": ["smoke/steering.json changed"],
         "31_figures": ["09_claims runs before it"],
@@ -101,15 +99,15 @@ def test_results_that_the_ledger_takes_in_make_it_due(ran):
 
 
 def test_what_was_edited_while_a_notebook_ran_is_due(ran):
-    before = pipeline.state_of("05_sample_quality", "smoke")
+    before = plan.state_of("05_sample_quality", "smoke")
     before["mmlib/evaluation/frechet.py"] = "as it was"
-    pipeline.stamp("05_sample_quality", "smoke", before)
-    found = pipeline.due(["05_sample_quality"], "smoke")
+    plan.stamp("05_sample_quality", "smoke", before)
+    found = plan.due(["05_sample_quality"], "smoke")
     assert found == {"05_sample_quality": ["mmlib/evaluation/frechet.py changed"]}
 
 
 def test_the_command_says_what_is_due_and_why(ran, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "rates_here", lambda: {"float32": 100.0, "bfloat16": 200.0})
+    monkeypatch.setattr(plan, "rates_here", lambda: {"float32": 100.0, "bfloat16": 200.0})
 
     def said(name, *arguments):
         COMMANDS[name]([*arguments])
@@ -150,12 +148,12 @@ def test_wrong_calls_are_refused_in_words(ran, wrong, message):
 
 def test_every_notebook_is_in_the_plan_and_says_at_its_head_what_it_needs():
     paths = sorted((runs.ROOT / "notebooks").glob("*.ipynb"))
-    assert sorted(pipeline.NOTEBOOKS) == [path.stem for path in paths]
-    order = list(pipeline.NOTEBOOKS)
-    for i, (notebook, (_, needs)) in enumerate(pipeline.NOTEBOOKS.items()):
+    assert sorted(plan.NOTEBOOKS) == [path.stem for path in paths]
+    order = list(plan.NOTEBOOKS)
+    for i, (notebook, (_, needs)) in enumerate(plan.NOTEBOOKS.items()):
         assert all(order.index(name) < i for name in needs)
-        head = json.loads(pipeline.path_of(notebook).read_text())["cells"][0]["source"]
-        assert pipeline.needs_line(notebook) in "".join(head).splitlines()
+        head = json.loads(plan.path_of(notebook).read_text())["cells"][0]["source"]
+        assert plan.needs_line(notebook) in "".join(head).splitlines()
 
 
 def test_make_refuses_in_a_line_what_cannot_work_and_helps_without_anything(tmp_path):
@@ -228,7 +226,7 @@ def test_a_run_keeps_its_times_and_a_second_one_does_nothing(finished):
 @pytest.mark.notebooks
 def test_two_runs_by_papermill_and_by_nbval_give_identical_results(finished, tmp_path):
     """`make test` runs nbval on every notebook beside the tests, and says where; alone, 01 to 03 are run here."""
-    paths = [pipeline.path_of(n) for n in pipeline.NOTEBOOKS if n[:2] in FIRST]
+    paths = [plan.path_of(n) for n in plan.NOTEBOOKS if n[:2] in FIRST]
     if beside := os.environ.get("MMLIB_NBVAL"):
         data, end = runs.ROOT / beside, time.time() + 1200
         while not (data / "results" / "smoke" / "training.json").exists() and time.time() < end:
@@ -270,7 +268,7 @@ def test_a_notebook_finds_its_kernel_and_mmlib_from_any_folder(where, tmp_path, 
     monkeypatch.chdir(tmp_path / where)
     output = tmp_path / "a folder" / "out.ipynb"
     papermill.execute_notebook(
-        pipeline.path_of("09_claims"), output, progress_bar=False, kernel_name="python3"
+        plan.path_of("09_claims"), output, progress_bar=False, kernel_name="python3"
     )
     assert (tmp_path / "data" / "results" / "default" / "claims.json").exists()
 
@@ -278,7 +276,7 @@ def test_a_notebook_finds_its_kernel_and_mmlib_from_any_folder(where, tmp_path, 
 @pytest.mark.notebooks
 def test_nbval_runs_a_notebook_at_a_path_with_a_space_from_the_root(tmp_path):
     (tmp_path / "a folder").mkdir()
-    path = shutil.copy(pipeline.path_of("09_claims"), tmp_path / "a folder")
+    path = shutil.copy(plan.path_of("09_claims"), tmp_path / "a folder")
     outside = {**os.environ, "PRESET": "default", "MMLIB_DATA": str(tmp_path / "data")}
     done = subprocess.run(
         [*NBVAL, "--rootdir", tmp_path, path], cwd="/", capture_output=True, text=True, env=outside

@@ -10,8 +10,7 @@ from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.sae import SAESize
 from mmlib.training.budget import PCASize
-from mmlib.training.recipe import Recipe
-from mmlib.training.train import Training
+from mmlib.training.recipe import Recipe, Training
 
 D = 12
 

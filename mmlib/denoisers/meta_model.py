@@ -180,7 +180,7 @@ class MetaModel:
             levels: number u of different levels, each shared by n/u rows, which is faster; None: one a row.
             part: (i, k): the loss of the i-th of k equal parts of the batch. Their mean is the loss of the whole.
             network: in place of the model's own, such as one that is wrapped for several processes.
-            density: of the levels, one of `noise.DENSITIES`; "uniform" is the plain objective.
+            density: of the levels, one of `mmlib.denoisers.noise.DENSITIES`; "uniform" is the plain objective.
             weighting: weights of the squared errors by level, after the same densities; "uniform" is the plain objective.
         """
         z_lnd = z if z.ndim == 3 else z[None]

@@ -33,7 +33,7 @@ from mmlib.files import written_whole
 
 @dataclass(frozen=True)
 class MixtureSize:
-    """A mixture of Gaussians and what is tried for it on validation documents; see `mixtures.fit_mixture`."""
+    """A mixture of Gaussians and what is tried for it on validation documents; see `mmlib.denoisers.mixture.fit_mixture`."""
 
     components: tuple[int, ...] = (
         128,

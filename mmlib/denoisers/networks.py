@@ -1,12 +1,13 @@
-"""A sparse autoencoder as a denoising network, to be trained on noisy activations and not on clean ones.
+"""The denoising networks: the paper's MLP, the article's UNet, a sparse autoencoder, and any of them on top of a Gaussian.
 
-The denoising networks: the article's UNet on the vector seen as an image, and the paper's MLP.
+The MLP, with e the embedding of the time (and of the layer, where several share a network), each W a linear layer with a bias:
 
-A network maps (noisy activations (n, d), time (u,) in [0, 1000]) to a prediction (n, d); what it predicts is the noise process's
-business (`mmlib.denoisers.noise`). u divides n: rows come in u runs of n/u that share a time, so that what depends on the time alone is
-computed once a run. One time for all (u = 1) and one a row (u = n) are the ends.
+    h₀ = W_in x;   h_{i+1} = h_i + W_down( SiLU( W_gate n_i ⊙ W_time e ) ⊙ W_up n_i ),   n_i = LayerNorm(h_i)
+    e = W₂ SiLU( W₁ sinusoid(t) );   prediction = W_out LayerNorm(h_last)   (+ W_skip LayerNorm(h_last) ⊙ x, our gated skip)
 
-A denoiser that adds to a closed-form one: what the best linear-Gaussian method predicts is given, the network learns the rest.
+A network maps noisy activations x (n, d) and times t (u,) in [0, 1000] to a prediction (n, d). What it predicts is the noise process's
+business (`mmlib.denoisers.noise`). u divides n: rows come in u runs of n/u that share a time, so what depends on the time alone is
+computed once a run. Letters: m is the width of the blocks, f the width inside a block.
 """
 
 from dataclasses import dataclass
@@ -29,150 +30,7 @@ class MLPSize:
     layers: int = 3
     d_model: int | None = None
     d_mlp: int | None = None
-    gated_skip: bool = False  # see `denoisers.MLPDenoiser`
-
-
-@dataclass(frozen=True)
-class UNetSize:
-    """Channels of the article's UNet. Its own are (128, 256, 512) with 2 layers a block: 59 M parameters."""
-
-    channels: tuple[int, int, int] = (128, 256, 512)
-    layers_per_block: int = 2
-    height: int | None = (
-        None  # of the image that the activation is seen as; None: see `denoisers.image_shape`
-    )
-    order: tuple[int, ...] | None = None  # of the dimensions in it; None: as they come
-
-
-@dataclass(frozen=True)
-class SparseSize:
-    """A TopK sparse autoencoder that is trained to denoise, see `sparse_denoiser.SparseDenoiser`."""
-
-    latents: int
-    k: int  # active latents per activation
-    level_gain: bool = False  # its output is scaled by a number that depends on the noise level
-
-
-LEVEL_FEATURES = 64  # of the noise level, that its gain is read off
-
-
-class Directions(nn.Module):
-    """Σ_m latent_m direction_m, (n, d) from (n, m): a linear layer whose rows, not columns, are the directions, to be looked up one by one."""
-
-    def __init__(self, directions_md: Tensor):
-        super().__init__()
-        self.weight = nn.Parameter(directions_md)
-
-    def forward(self, latents_nm: Tensor) -> Tensor:
-        """The sum of directions, (n, d)."""
-        return latents_nm @ self.weight
-
-
-class SparseDenoiser(ModelMixin, ConfigMixin):
-    """decoder(TopK(ReLU(encoder(x − b_dec) + b_enc))) + b_dec: a TopK sparse autoencoder (Gao et al. 2024, eqs. 1 and 2), fed x.
-
-    Used on top of a Gaussian (`mmlib.denoisers.networks.LinearSkip`), where it predicts what that leaves. Alone it could not: at low noise the
-    velocity is nearly −x/(1 − σ), and k latents reconstruct x far too coarsely for that.
-
-    Weights start as SAELens's do: decoder rows of norm 0.1, the encoder their transpose, biases 0.
-
-    Args:
-        d_input: width d of the activations.
-        latents: number m of latents.
-        k: at most so many are active.
-        level_gain: multiply the output by a number that depends on the noise level alone. The latents do not know the level either
-            way.
-    Raises:
-        ValueError: more latents are to be active than there are.
-    """
-
-    @register_to_config
-    def __init__(self, d_input: int, latents: int, k: int, level_gain: bool = False):
-        super().__init__()
-        if not 0 < k <= latents:
-            raise ValueError(f"k={k} of {latents} latents: expected 1 to {latents}")
-        self.encoder = nn.Linear(d_input, latents)
-        self.b_dec = nn.Parameter(torch.zeros(d_input))
-        self.decoder = Directions(0.1 * F.normalize(torch.randn(latents, d_input), dim=1))
-        with torch.no_grad():
-            self.encoder.weight.copy_(self.decoder.weight)
-            self.encoder.bias.zero_()
-        if level_gain:
-            self.gain = nn.Linear(LEVEL_FEATURES, 1)
-            nn.init.zeros_(self.gain.weight)
-            nn.init.ones_(self.gain.bias)
-
-    @property
-    def units(self) -> dict[str, nn.Module]:
-        """Modules whose inputs are the hidden units, (n, m), by name."""
-        return {"latents": self.decoder}
-
-    def _active(self, x_nd: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each row the k largest latents, (n, k), and their numbers, (n, k)."""
-        values_nk, places_nk = self.encoder(x_nd - self.b_dec).topk(self.config.k, sorted=False)
-        return values_nk.relu(), places_nk
-
-    def encode(self, x_nd: Tensor) -> Tensor:
-        """Latents (n, m), at most k of them above 0 in each row."""
-        values_nk, places_nk = self._active(x_nd)
-        return values_nk.new_zeros(len(x_nd), self.config.latents).scatter(1, places_nk, values_nk)
-
-    def forward(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
-        """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of rows."""
-        if (
-            self.training
-        ):  # the same sum over the active latents alone; otherwise `units` are to be read
-            values_nk, places_nk = self._active(x_nd)
-            output_nd = (
-                F.embedding_bag(
-                    places_nk,
-                    self.decoder.weight,
-                    per_sample_weights=values_nk.to(self.decoder.weight),
-                    mode="sum",
-                )
-                + self.b_dec
-            )
-        else:
-            output_nd = self.decoder(self.encode(x_nd)) + self.b_dec
-        if not self.config.level_gain:
-            return output_nd
-        gain_u1 = self.gain(
-            get_timestep_embedding(
-                time_u, LEVEL_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0
-            )
-        )
-        return (output_nd.unflatten(0, (len(time_u), -1)) * gain_u1[:, None]).flatten(0, 1)
-
-
-def by_run(x_nm: Tensor, runs: int) -> Tensor:
-    """(u, n/u, m): the rows that share a time together.
-
-    Raises:
-        ValueError: the runs cannot have the same length.
-    """
-    if len(x_nm) % runs:
-        raise ValueError(
-            f"{len(x_nm)} rows and {runs} times: expected the second to divide the first"
-        )
-    return x_nm.unflatten(0, (runs, -1))
-
-
-class MLPBlock(nn.Module):
-    """x + down( SiLU( gate(h) ⊙ time(e) ) ⊙ up(h) ) with h = LayerNorm(x): a SwiGLU block whose gate the noise level modulates."""
-
-    def __init__(self, d_model: int, d_mlp: int):
-        super().__init__()
-        self.ln = nn.LayerNorm(d_model)
-        self.up_proj = nn.Linear(d_model, d_mlp)
-        self.gate_proj = nn.Linear(d_model, d_mlp)
-        self.time_proj = nn.Linear(d_model, d_mlp)
-        self.down_proj = nn.Linear(d_mlp, d_model)
-
-    def forward(self, x_urm: Tensor, embedding_um: Tensor) -> Tensor:
-        """The next hidden state, (u, n/u, m)."""
-        h_urm = self.ln(x_urm)
-        gate_urf = self.gate_proj(h_urm) * self.time_proj(embedding_um)[:, None]
-        return x_urm + self.down_proj(F.silu(gate_urf) * self.up_proj(h_urm))
+    gated_skip: bool = False  # see `MLPDenoiser`
 
 
 class MLPDenoiser(ModelMixin, ConfigMixin):
@@ -264,27 +122,47 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
         return embedding_um + self.layer_embed(sinusoid(layer_u / (n_layers - 1)))
 
 
-def image_shape(d: int, height: int | None = None) -> tuple[int, int]:
-    """Height and width of the image that holds a d-vector, row by row; the UNet halves both twice, so 4 divides them.
+class MLPBlock(nn.Module):
+    """x + down( SiLU( gate(h) ⊙ time(e) ) ⊙ up(h) ) with h = LayerNorm(x): a SwiGLU block whose gate the noise level modulates."""
 
-    The height is the largest multiple of 4, at most 32 and at most √d, that divides the vector: 5120 → 32 × 160 as published,
-    640 → 20 × 32. A vector that no such height divides is padded with zeros to the next multiple of 16.
+    def __init__(self, d_model: int, d_mlp: int):
+        super().__init__()
+        self.ln = nn.LayerNorm(d_model)
+        self.up_proj = nn.Linear(d_model, d_mlp)
+        self.gate_proj = nn.Linear(d_model, d_mlp)
+        self.time_proj = nn.Linear(d_model, d_mlp)
+        self.down_proj = nn.Linear(d_mlp, d_model)
 
-    Args:
-        height: another height instead.
+    def forward(self, x_urm: Tensor, embedding_um: Tensor) -> Tensor:
+        """The next hidden state, (u, n/u, m)."""
+        h_urm = self.ln(x_urm)
+        gate_urf = self.gate_proj(h_urm) * self.time_proj(embedding_um)[:, None]
+        return x_urm + self.down_proj(F.silu(gate_urf) * self.up_proj(h_urm))
+
+
+def by_run(x_nm: Tensor, runs: int) -> Tensor:
+    """(u, n/u, m): the rows that share a time together.
+
     Raises:
-        ValueError: 4 does not divide the height, or it does not divide the padded vector into a width that 4 divides.
+        ValueError: the runs cannot have the same length.
     """
-    padded = -(-d // 16) * 16
-    if height is None:
-        height = max(
-            h for h in range(4, 33, 4) if h == 4 or (h * h <= padded and padded % (4 * h) == 0)
-        )
-    if height % 4 or padded % (4 * height):
+    if len(x_nm) % runs:
         raise ValueError(
-            f"height {height} for {d} dimensions (padded to {padded}): expected a multiple of 4 that divides {padded // 4}"
+            f"{len(x_nm)} rows and {runs} times: expected the second to divide the first"
         )
-    return height, padded // height
+    return x_nm.unflatten(0, (runs, -1))
+
+
+@dataclass(frozen=True)
+class UNetSize:
+    """Channels of the article's UNet. Its own are (128, 256, 512) with 2 layers a block: 59 M parameters."""
+
+    channels: tuple[int, int, int] = (128, 256, 512)
+    layers_per_block: int = 2
+    height: int | None = (
+        None  # of the image that the activation is seen as; None: see `image_shape`
+    )
+    order: tuple[int, ...] | None = None  # of the dimensions in it; None: as they come
 
 
 class UNetDenoiser(ModelMixin, ConfigMixin):
@@ -359,18 +237,134 @@ class UNetDenoiser(ModelMixin, ConfigMixin):
 ActivationDiffusionModel = UNetDenoiser  # the article's name for it
 
 
+def image_shape(d: int, height: int | None = None) -> tuple[int, int]:
+    """Height and width of the image that holds a d-vector, row by row; the UNet halves both twice, so 4 divides them.
+
+    The height is the largest multiple of 4, at most 32 and at most √d, that divides the vector: 5120 → 32 × 160 as published,
+    640 → 20 × 32. A vector that no such height divides is padded with zeros to the next multiple of 16.
+
+    Args:
+        height: another height instead.
+    Raises:
+        ValueError: 4 does not divide the height, or it does not divide the padded vector into a width that 4 divides.
+    """
+    padded = -(-d // 16) * 16
+    if height is None:
+        height = max(
+            h for h in range(4, 33, 4) if h == 4 or (h * h <= padded and padded % (4 * h) == 0)
+        )
+    if height % 4 or padded % (4 * height):
+        raise ValueError(
+            f"height {height} for {d} dimensions (padded to {padded}): expected a multiple of 4 that divides {padded // 4}"
+        )
+    return height, padded // height
+
+
+@dataclass(frozen=True)
+class SparseSize:
+    """A TopK sparse autoencoder that is trained to denoise, see `SparseDenoiser`."""
+
+    latents: int
+    k: int  # active latents per activation
+    level_gain: bool = False  # its output is scaled by a number that depends on the noise level
+
+
+LEVEL_FEATURES = 64  # of the noise level, that its gain is read off
+
+
+class SparseDenoiser(ModelMixin, ConfigMixin):
+    """decoder(TopK(ReLU(encoder(x − b_dec) + b_enc))) + b_dec: a TopK sparse autoencoder (Gao et al. 2024, eqs. 1 and 2), fed x.
+
+    Used on top of a Gaussian (`mmlib.denoisers.networks.LinearSkip`), where it predicts what that leaves. Alone it could not: at low noise the
+    velocity is nearly −x/(1 − σ), and k latents reconstruct x far too coarsely for that.
+
+    Weights start as SAELens's do: decoder rows of norm 0.1, the encoder their transpose, biases 0.
+
+    Args:
+        d_input: width d of the activations.
+        latents: number m of latents.
+        k: at most so many are active.
+        level_gain: multiply the output by a number that depends on the noise level alone. The latents do not know the level either
+            way.
+    Raises:
+        ValueError: more latents are to be active than there are.
+    """
+
+    @register_to_config
+    def __init__(self, d_input: int, latents: int, k: int, level_gain: bool = False):
+        super().__init__()
+        if not 0 < k <= latents:
+            raise ValueError(f"k={k} of {latents} latents: expected 1 to {latents}")
+        self.encoder = nn.Linear(d_input, latents)
+        self.b_dec = nn.Parameter(torch.zeros(d_input))
+        self.decoder = Directions(0.1 * F.normalize(torch.randn(latents, d_input), dim=1))
+        with torch.no_grad():
+            self.encoder.weight.copy_(self.decoder.weight)
+            self.encoder.bias.zero_()
+        if level_gain:
+            self.gain = nn.Linear(LEVEL_FEATURES, 1)
+            nn.init.zeros_(self.gain.weight)
+            nn.init.ones_(self.gain.bias)
+
+    @property
+    def units(self) -> dict[str, nn.Module]:
+        """Modules whose inputs are the hidden units, (n, m), by name."""
+        return {"latents": self.decoder}
+
+    def _active(self, x_nd: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each row the k largest latents, (n, k), and their numbers, (n, k)."""
+        values_nk, places_nk = self.encoder(x_nd - self.b_dec).topk(self.config.k, sorted=False)
+        return values_nk.relu(), places_nk
+
+    def encode(self, x_nd: Tensor) -> Tensor:
+        """Latents (n, m), at most k of them above 0 in each row."""
+        values_nk, places_nk = self._active(x_nd)
+        return values_nk.new_zeros(len(x_nd), self.config.latents).scatter(1, places_nk, values_nk)
+
+    def forward(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
+        """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of rows."""
+        if (
+            self.training
+        ):  # the same sum over the active latents alone; otherwise `units` are to be read
+            values_nk, places_nk = self._active(x_nd)
+            output_nd = (
+                F.embedding_bag(
+                    places_nk,
+                    self.decoder.weight,
+                    per_sample_weights=values_nk.to(self.decoder.weight),
+                    mode="sum",
+                )
+                + self.b_dec
+            )
+        else:
+            output_nd = self.decoder(self.encode(x_nd)) + self.b_dec
+        if not self.config.level_gain:
+            return output_nd
+        gain_u1 = self.gain(
+            get_timestep_embedding(
+                time_u, LEVEL_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0
+            )
+        )
+        return (output_nd.unflatten(0, (len(time_u), -1)) * gain_u1[:, None]).flatten(0, 1)
+
+
+class Directions(nn.Module):
+    """Σ_m latent_m direction_m, (n, d) from (n, m): a linear layer whose rows, not columns, are the directions, to be looked up one by one."""
+
+    def __init__(self, directions_md: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(directions_md)
+
+    def forward(self, latents_nm: Tensor) -> Tensor:
+        """The sum of directions, (n, d)."""
+        return latents_nm @ self.weight
+
+
 DENOISERS = {
     "MLPDenoiser": MLPDenoiser,
     "UNetDenoiser": UNetDenoiser,
     "SparseDenoiser": SparseDenoiser,
 }
-
-
-def count_parameters(network: torch.nn.Module) -> int:
-    """Number of trained numbers, and of those fitted in closed form."""
-    return sum(parameter.numel() for parameter in network.parameters()) + getattr(
-        network, "fitted_numbers", 0
-    )
 
 
 class LinearSkip(ModelMixin, ConfigMixin):
@@ -433,3 +427,10 @@ class LinearSkip(ModelMixin, ConfigMixin):
             return (
                 linear_urd + self.process.target(self.mean_d, torch.zeros_like(self.mean_d))
             ).flatten(0, 1)
+
+
+def count_parameters(network: torch.nn.Module) -> int:
+    """Number of trained numbers, and of those fitted in closed form."""
+    return sum(parameter.numel() for parameter in network.parameters()) + getattr(
+        network, "fitted_numbers", 0
+    )

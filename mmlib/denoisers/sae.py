@@ -1,6 +1,7 @@
-"""Sparse autoencoders (SAEs), trained by SAELens, as denoisers. PCA and Gaussians are in `mmlib.denoisers.gaussian`.
+"""Sparse autoencoders (SAEs): trained by SAELens, saved and loaded in its format, and read as denoisers (`SAEDenoiser`, `MixedDenoiser`).
 
-SAELens is imported where it is used: that takes seconds, and without it everything but SAEs works.
+SAELens is imported where it is used: that takes seconds, and without it everything but SAEs works. PCA and Gaussians are in
+`mmlib.denoisers.gaussian`.
 """
 
 import time
@@ -31,7 +32,7 @@ class SAESize:
     steps: int
     batch: int = 1024
     lr: float = 1e-3
-    kind: str = "topk"  # or "batchtopk", "jumprelu"; see `baselines.SAE_KINDS`
+    kind: str = "topk"  # or "batchtopk", "jumprelu"; see `SAE_KINDS`
 
 
 def sae_lens():

@@ -42,8 +42,7 @@ def over(floor: float, loss: float, baseline: float) -> float:
 def over_the_estimate(comparison: dict, scaling: dict) -> dict:
     """The reduction over the law's E for each primary definition on velocity, and for the mixture.
 
-    The interval is that of E alone, cut; the choice of documents would widen it by a few points (`compare.floor_rows` has those
-    intervals). The reduction is monotone in E, so its ends are those of E.
+    The interval is that of E alone, cut; the choice of documents would widen it by a few points (notebook 04 has those intervals). The reduction is monotone in E, so its ends are those of E.
 
     Args:
         comparison: results of notebook 04, keyed (`losses`, `primaries`).

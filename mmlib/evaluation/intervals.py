@@ -1,7 +1,7 @@
 """Confidence intervals that treat whole documents as the independent units: a paired, studentised cluster bootstrap.
 
 Percentiles of resampled documents cover too rarely when documents are few and of unequal length (88 to 90 % for 95 % in simulations like
-the test documents here). The symmetric bootstrap-t (Hall 1988) does not under-cover there (tests/test_intervals.py): in each resample the
+the test documents here). The symmetric bootstrap-t (Hall 1988) does not under-cover there (`tests/evaluation/test_intervals.py`): in each resample the
 distance from the estimate is divided by that resample's own jackknife standard error, and the 95 % quantile of its absolute value takes
 the place of Student's.
 """

@@ -209,7 +209,7 @@ def train_recipe(
 
     Args:
         stores: one, or several of one layer each, which give one network conditioned on the layer.
-        live: batches come from the language model itself, see `live.live_source`.
+        live: batches come from the language model itself, see `live_source`.
     Raises:
         ValueError: the preset has no such recipe (the message lists those there are), or it cannot have several layers.
     """

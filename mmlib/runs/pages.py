@@ -4,17 +4,21 @@ In a template `r.loss_comparison.losses.flow_velocity.gated_mlp` is what stands 
 `results/default/loss_comparison.json`, and filters say how it is written:
 
     {{ row | share }}                    25.1 % [24.2, 26.0]        of `value` and `ci95`
-    {{ row | lower }}                    25.1 % lower [24.2, 26.0], or 2.9 % higher [2.3, 3.5]
+    {{ row | lower }}                    25.1 % [24.2, 26.0] lower, or 2.9 % [2.3, 3.5] higher
     {{ row | estimate("mean", 2) }}      0.85 [0.82, 0.88]
     {{ x | number(2) }}, {{ x | percent }}, {{ ci95 | interval }}, {{ name | label }}, {{ word | verdict }}
+
+`recipes_of` are the networks of the default preset by name, as `mmlib.runs.presets` has them. `repository` is this repository's address, "" where pyproject.toml's `[tool.mmlib]` has none.
 """
 
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mmlib.files import read_json, written_whole
+from mmlib.runs.presets import DEFAULT
 from mmlib.runs.run import ROOT
 
 PAGES = {  # page: template
@@ -124,11 +128,11 @@ def share(row, field: str = "value", digits: int = 1, ci95: str = "ci95") -> str
 
 
 def lower(row, field: str = "value", digits: int = 1, ci95: str = "ci95") -> str:
-    """A reduction as it is said: 25.1 % lower [24.2, 26.0]; below 0 it is 2.9 % higher [2.3, 3.5]."""
+    """A reduction as it is said: 25.1 % [24.2, 26.0] lower; below 0 it is 2.9 % [2.3, 3.5] higher."""
     value, (low, high) = _finite(row[field]), row[ci95]
     if value >= 0:
-        return f"{percent(value, digits)} lower {interval([low, high], digits, 100)}"
-    return f"{percent(-value, digits)} higher {interval([-high, -low], digits, 100)}"
+        return f"{percent(value, digits)} {interval([low, high], digits, 100)} lower"
+    return f"{percent(-value, digits)} {interval([-high, -low], digits, 100)} higher"
 
 
 def count(rows: Numbers, depth: int = 1) -> int:
@@ -175,7 +179,14 @@ def render(
     )
     filters = (number, percent, interval, estimate, share, lower, count, label, verdict)
     environment.filters |= {function.__name__: function for function in filters}
-    return environment.get_template(PAGES[page]).render(r=Results(results))
+    return environment.get_template(PAGES[page]).render(
+        r=Results(results), repository=repository(), recipes_of=DEFAULT.recipes
+    )
+
+
+def repository(pyproject: Path = ROOT / "pyproject.toml") -> str:
+    """This repository's address, "" while it has none: pyproject.toml is the one place where it is written."""
+    return tomllib.loads(pyproject.read_text(encoding="utf-8"))["tool"]["mmlib"]["repository"]
 
 
 def render_pages(root: Path = ROOT) -> list[Path]:

@@ -1,98 +1,26 @@
-"""The notebooks: their order, what each needs, what is due and why, how long it takes here; and running them.
+"""The pipeline: run notebooks, compare a run with the published results, publish it in their place.
 
-`python -m mmlib plan` and `run` are the command lines. A notebook is due when its code, a file that it imports, or
-results that it reads are others than when it last ran, or when a notebook before it ran since; its stamp in the data
-folder says what these were. No torch here: the notebook's own process has need of the memory.
+`python -m mmlib run` is the command line; what is due, and why, is `mmlib.runs.plan`. Each notebook has a process of its own, which
+needs the memory: no torch is loaded here. Bits differ between processors and numbers of threads, so a run elsewhere gives other last
+digits. A number that leaves the interval published beside it is more than that.
 """
 
-import hashlib
 import json
+import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mmlib.files import (
-    cores,
-    free_memory,
-    processor,
-    provenance,
-    read_json,
-    require_disk,
-    write_json,
-)
+from mmlib.files import processor, provenance, read_json, write_json, written_whole
+from mmlib.runs import plan
 from mmlib.runs import run as runs
-from mmlib.runs.dependencies import code_of, files_of
+from mmlib.runs.pages import render_pages
 from mmlib.runs.results import keyed_results
-
-MAIN, APPLICATIONS, STUDIES = LINES = ("main", "applications", "studies")
-
-
-NOTEBOOKS = {  # in the order in which they run: its line, and the notebooks whose outputs it reads
-    "01_extract_activations": (MAIN, ()),
-    "02_fit_baselines": (MAIN, ("01_extract_activations",)),
-    "03_train_meta_model": (MAIN, ("02_fit_baselines",)),
-    "04_compare_losses": (MAIN, ("03_train_meta_model",)),
-    "05_sample_quality": (MAIN, ("03_train_meta_model",)),
-    "07_density": (MAIN, ("03_train_meta_model",)),
-    "08_lm_loss": (MAIN, ("03_train_meta_model",)),
-    "11_steer": (APPLICATIONS, ("03_train_meta_model",)),
-    "12_meta_neurons": (APPLICATIONS, ("03_train_meta_model",)),
-    "13_off_manifold": (APPLICATIONS, ("03_train_meta_model",)),
-    "06_scaling": (STUDIES, ("03_train_meta_model",)),
-    "21_recipes": (STUDIES, ("02_fit_baselines",)),
-    "22_benchmarks": (STUDIES, ("03_train_meta_model",)),
-    "23_robustness": (STUDIES, ("03_train_meta_model",)),
-    "24_replication": (STUDIES, ("04_compare_losses",)),
-    "25_steering_study": (STUDIES, ("03_train_meta_model",)),
-    "09_claims": (
-        MAIN,
-        ("04_compare_losses", "05_sample_quality", "07_density", "08_lm_loss"),
-    ),
-    "31_figures": (MAIN, ("09_claims",)),
-}
-
-
-READS_IF_THERE = {  # results of applications and studies, which the ledger takes in where they ran
-    "09_claims": (
-        "scaling",
-        "steering",
-        "probing",
-        "typicality",
-        "robustness",
-        "replication",
-        "steering_study",
-    )
-}
-
-
-DISK = {  # bytes that a notebook writes, the language model and checkpoints included
-    "smoke": {"01_extract_activations": 2_000_000_000},
-    "default": {
-        "01_extract_activations": 5_000_000_000,
-        "22_benchmarks": 6_000_000_000,
-        "23_robustness": 4_000_000_000,
-    },
-    "gpu": {"01_extract_activations": 12_000_000_000},
-}
-
-
-LOW_PRECISION = {  # share of a notebook's time that passes in bfloat16 products where those pay
-    "01_extract_activations": 0.9,
-    "02_fit_baselines": 0.4,
-    "04_compare_losses": 0.2,
-    "05_sample_quality": 0.3,
-    "08_lm_loss": 0.9,
-    "11_steer": 0.8,
-    "12_meta_neurons": 0.7,
-    "13_off_manifold": 0.7,
-    "25_steering_study": 0.8,
-}
-USUAL_SHARE = 0.6
-
 
 # glibc gives freed memory back at once, and every training step faults it in again, in the backward pass's own heap
 # too. Kept in one heap, in large pages, steps are faster, with the same bits.
@@ -102,222 +30,28 @@ MEMORY_SETTINGS = (
 )
 
 
-def path_of(notebook: str) -> Path:
-    """The file of a notebook."""
-    return runs.ROOT / "notebooks" / f"{notebook}.ipynb"
+ESTIMATES = (
+    "value",
+    "reduction",
+    "gap",
+    "loss",
+    "delta",
+    "mean",
+    "auroc",
+    "area",
+    "difference",
+    "effect",
+)  # a "ci95" is of the first of these that stands beside it
 
 
-def named(names: Sequence[str]) -> list[str]:
-    """Notebooks in their order, by lines ("main", "all") or their own names, numbers or paths.
-
-    Raises:
-        ValueError: no notebook or line is called so.
-    """
-    found = set()
-    for name in names:
-        stem = Path(name).stem
-        of_it = {
-            notebook
-            for notebook, (line, _) in NOTEBOOKS.items()
-            if name in (line, "all") or stem in (notebook, notebook[:2])
-        }
-        if not of_it and name not in LINES:
-            raise ValueError(
-                f"unknown notebook {name!r}: expected {', '.join(LINES)}, all, or some of {', '.join(NOTEBOOKS)}"
-            )
-        found |= of_it
-    return [notebook for notebook in NOTEBOOKS if notebook in found]
+OTHER = "other_processor"  # a comparison that is kept
 
 
-def with_needs(notebooks: Sequence[str]) -> list[str]:
-    """These notebooks and all that must have run before them, in their order."""
-    found, todo = set(), list(notebooks)
-    while todo:
-        notebook = todo.pop()
-        found.add(notebook)
-        todo += NOTEBOOKS[notebook][1]
-    return [notebook for notebook in NOTEBOOKS if notebook in found]
-
-
-def needs_line(notebook: str) -> str:
-    """What the head of a notebook says must have run before it."""
-    before = [name[:2] for name in with_needs([notebook]) if name != notebook]
-    if notebook in ("09_claims", "31_figures"):
-        return f"*Needs: {', '.join(before)} for a run of your own; in a clone the published results do.*"
-    return f"*Needs: {', '.join(before) or 'nothing, it is the first'}.*"
-
-
-def state_of(notebook: str, preset: str) -> dict[str, str]:
-    """What decides the outcome of a notebook besides those before it: digest by file.
-
-    Of the notebook itself its code counts, and neither text nor outputs.
-    """
-    files = [runs.ROOT / "requirements.txt", *files_of(path_of(notebook))]
-    found = {file.relative_to(runs.ROOT).as_posix(): _digest(file.read_bytes()) for file in files}
-    found[f"notebooks/{notebook}.ipynb"] = _digest("\0".join(code_of(path_of(notebook))).encode())
-    for name in READS_IF_THERE.get(notebook, ()):
-        homes = (runs.DATA, runs.ROOT) if preset == runs.PUBLISHED else (runs.DATA,)
-        paths = [home / "results" / preset / f"{name}.json" for home in homes]
-        if path := next((path for path in paths if path.exists()), None):
-            found[f"{preset}/{name}.json"] = _digest(path.read_bytes())
-    return found
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
-
-
-def stamp_of(notebook: str, preset: str) -> Path:
-    """Says what a notebook was when it last ran, and what ran before it."""
-    return runs.DATA / "stamps" / preset / f"{notebook}.json"
-
-
-def stamp(notebook: str, preset: str, state: dict[str, str]) -> None:
-    """Note that a notebook has run; `state` as it was when it began, so what was edited meanwhile is due."""
-    before = {name: _ran(name, preset) for name in NOTEBOOKS[notebook][1]}
-    write_json(stamp_of(notebook, preset), {"ran": time.time_ns(), "files": state, "after": before})
-
-
-def _ran(notebook: str, preset: str) -> int | None:
-    path = stamp_of(notebook, preset)
-    return read_json(path)["ran"] if path.exists() else None
-
-
-def due(notebooks: Sequence[str], preset: str, what_if: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Why each of these notebooks, or one that they need, must run; those that need not are left out.
-
-    Args:
-        what_if: paths in the repository that are taken to have just changed.
-    """
-    for file in what_if:
-        if not (runs.ROOT / file).exists():
-            raise ValueError(f"no file {file}: expected a path in the repository")
-    found = {}
-    for notebook in with_needs(notebooks):
-        before = [name for name in NOTEBOOKS[notebook][1] if name in found]
-        path = stamp_of(notebook, preset)
-        if not path.exists():
-            found[notebook] = ["it never ran here"]
-            continue
-        known, now = read_json(path), state_of(notebook, preset)
-        reasons = [
-            f"{file} changed"
-            for file in sorted({*known["files"], *now})
-            if known["files"].get(file) != now.get(file) or file in what_if
-        ]
-        reasons += [f"{name} runs before it" for name in before] + [
-            f"{name} ran since"
-            for name, ran in known["after"].items()
-            if name not in before and _ran(name, preset) != ran
-        ]
-        if reasons:
-            found[notebook] = reasons
-    return found
-
-
-def times_file(preset: str, home: Path) -> Path:
-    """Times by machine: `runs.ROOT` has the published ones, `runs.DATA` those with this machine's."""
-    return home / "results" / preset / "run_times.json"
-
-
-def measured_times(preset: str) -> tuple[list[dict], dict]:
-    """All machines whose times are known, and the one of them that is like this: a new one, last, where none is."""
-    paths = [times_file(preset, home) for home in (runs.DATA, runs.ROOT)]
-    found = next((read_json(path)["machines"] for path in paths if path.exists()), {})
-    machines = list(found.values()) if isinstance(found, dict) else []  # else of an old version
-    this = {"processor": processor(), "cores": os.cpu_count()}
-    if not any(machine.items() >= this.items() for machine in machines):
-        machines.append({**this, "notebooks": {}})
-    return machines, next(machine for machine in machines if machine.items() >= this.items())
-
-
-def rates_here() -> dict[str, float]:
-    """`machine_rates` in a process of its own, which takes torch with it when it ends."""
-    code = "import json, sys; from mmlib.files import machine_rates; print(json.dumps(machine_rates(sys.argv[1])))"
-    runs.DATA.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-c", code, runs.DATA], capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout)
-
-
-def slower_by(share: float, there: dict[str, float], here: dict[str, float]) -> float:
-    """How much longer work takes here than there, by the rates of both.
-
-    Args:
-        share: of the work that is done in bfloat16 where that is the faster; the rest is in float32.
-    """
-    fast_there, fast_here = (max(rates["float32"], rates["bfloat16"]) for rates in (there, here))
-    return share * fast_there / fast_here + (1 - share) * there["float32"] / here["float32"]
-
-
-def estimates(preset: str, here: dict[str, float]) -> dict[str, float]:
-    """Minutes of every notebook that was ever timed, for a machine of these rates.
-
-    This machine's own times come first, then times of machines whose rates are known, then any.
-    """
-    machines, this = measured_times(preset)
-    found = {}
-    for machine in sorted(machines, key=lambda m: (m is this, "rates" in m)):  # the best last
-        for notebook, row in machine["notebooks"].items():
-            share = LOW_PRECISION.get(notebook, USUAL_SHARE)
-            factor = slower_by(share, machine["rates"], here) if "rates" in machine else 1.0
-            found[notebook] = row["minutes"] * factor
-    return found
-
-
-def plan(wanted: dict[str, list[str]], preset: str) -> None:
-    """Print what will run, why, and for how long on this machine, and what the machine lacks.
-
-    Args:
-        wanted: notebooks with the reasons why they run, as `due` gives them.
-    Raises:
-        ValueError: no such preset.
-        OSError: the disk cannot hold what the notebooks write.
-    """
-    if preset not in DISK:
-        raise ValueError(f"unknown preset {preset!r}: expected one of {', '.join(DISK)}")
-    if not wanted:
-        print(f"preset {preset}: nothing has changed since the last run, nothing to do")
-        return
-    runs.DATA.mkdir(parents=True, exist_ok=True)
-    if needed := sum(DISK[preset].get(notebook, 0) for notebook in wanted):
-        require_disk(runs.DATA, needed, f"the {preset} preset")
-    rates = rates_here()
-    minutes = estimates(preset, rates)
-    count = f"{len(wanted)} notebook{'s' if len(wanted) > 1 else ''} to run"
-    print(f"\npreset {preset}: {count}; minutes as estimated for this machine, ? where unknown\n")
-    for notebook, reasons in wanted.items():
-        known = f"{minutes[notebook]:.1f}" if notebook in minutes else "?"
-        more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
-        print(f"  {notebook:<24}{known:>8}   {reasons[0]}{more}")
-    together = sum(minutes.get(notebook, 0) for notebook in wanted)
-    print(f"  {'together':<24}{together:>8.1f}   {needed / 1e9:.0f} GB of disk\n")
-    for warning in warnings(wanted, preset, rates):
-        print(f"  {warning}\n")
-    sys.stdout.flush()
-
-
-def warnings(notebooks: Sequence[str], preset: str, rates: dict[str, float]) -> list[str]:
-    """What this machine lacks for a run of these notebooks."""
-    peaks = {
-        name: row["peak_gib"]
-        for machine in measured_times(preset)[0]
-        for name, row in machine["notebooks"].items()
-        if name in notebooks
-    }
-    found, free = [], free_memory()
-    if peaks and free is not None and free < max(peaks.values()) * 2**30:
-        hungriest = max(peaks, key=peaks.get)
-        found.append(
-            f"low memory: {hungriest} took {peaks[hungriest]:.1f} GiB elsewhere, {free / 2**30:.1f} GiB are free"
-            " here: close what you can spare, or take --preset smoke"
-        )
-    if cores() == 1:
-        found.append("one core: whatever was timed on two takes about twice as long")
-    if rates["bfloat16"] <= rates["float32"]:
-        found.append("no units for bfloat16: the language model and training run in float32")
-    return found
+NOT_COMPARED = {
+    "run_times",
+    "benchmarks",
+    OTHER,
+}  # times of a machine, and comparisons themselves
 
 
 def executed(notebook: str, preset: str) -> Path:
@@ -345,10 +79,10 @@ def execute(notebook: str, preset: str) -> None:
     """Execute a notebook in a fresh kernel, with its log and progress on the terminal, then stamp it."""
     import papermill
 
-    output, state, began = executed(notebook, preset), state_of(notebook, preset), time.time()
+    output, state, began = executed(notebook, preset), plan.state_of(notebook, preset), time.time()
     output.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
-        path_of(notebook),
+        plan.path_of(notebook),
         output,
         progress_bar=False,
         kernel_name="python3",
@@ -361,21 +95,21 @@ def execute(notebook: str, preset: str) -> None:
     took = {"minutes": round((time.time() - began) / 60, 2), "peak_gib": round(peak / 2**30, 2)}
     write_json(output.with_suffix(".time.json"), took)
     if runs.home(preset) == runs.DATA:  # else what it drew is not of this folder's run
-        stamp(notebook, preset, state)
+        plan.stamp(notebook, preset, state)
 
 
 def _record_times(preset: str) -> None:
     """Put what notebooks took here beside the published times, in the data folder."""
-    machines, this = measured_times(preset)
+    machines, this = plan.measured_times(preset)
     measured = {
         path.name.removesuffix(".time.json"): read_json(path)
         for path in executed("any", preset).parent.glob("*.time.json")
     }
     this["notebooks"] = dict(sorted({**this["notebooks"], **measured}.items()))
-    this["rates"] = rates_here()
+    this["rates"] = plan.rates_here()
     facts = {"preset": preset, "command": f"python -m mmlib run --preset {preset}"}
     content = {"provenance": provenance(runs.ROOT, **facts), "machines": machines}
-    write_json(times_file(preset, runs.DATA), keyed_results("run_times", content))
+    write_json(plan.times_file(preset, runs.DATA), keyed_results("run_times", content))
 
 
 def summary(ran: Sequence[str], preset: str) -> None:
@@ -386,3 +120,239 @@ def summary(ran: Sequence[str], preset: str) -> None:
         shown = os.path.relpath(executed(notebook, preset))
         print(f"  {notebook:<24}{row['minutes']:>8.1f}{row['peak_gib']:>10.1f}   {shown}")
     print(f"  {'together':<24}{sum(row['minutes'] for row in took.values()):>8.1f}\n")
+
+
+def estimates(content: dict | list, path: str = "") -> Iterator[tuple[str, float, list | None]]:
+    """(keys, number, its 95 % interval or None) of every estimate in a results file, times left out."""
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    interval = content.get("ci95")
+    paired = next((key for key in ESTIMATES if key in content), None) if interval else None
+    for key, value in content.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key in ("provenance", "sources", "ci95", "migrated_from") or _is_time(str(key)):
+            continue
+        if isinstance(value, (dict, list)):
+            yield from estimates(value, where)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield where, value, interval if key == paired else None
+
+
+def verdicts(content: dict | list, path: str = "") -> Iterator[tuple[str, str]]:
+    """(keys, verdict) of everything in a results file that is judged."""
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    for key, value in content.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key == "verdict":
+            yield where, str(value)
+        elif isinstance(value, (dict, list)) and key != "provenance":
+            yield from verdicts(value, where)
+
+
+def _is_time(key: str) -> bool:
+    return key.endswith(("seconds", "minutes", "per_second", "_gib"))
+
+
+def same(folder: Path) -> bool:
+    """Whether every results file of the folder, if there are any, is the published one."""
+    published = runs.ROOT / "results" / runs.PUBLISHED
+    return all(
+        read_json(path)["provenance"] == read_json(published / path.name)["provenance"]
+        for path in folder.glob("*.json")
+        if path.stem not in NOT_COMPARED and (published / path.name).exists()
+    )
+
+
+def compare(folder: Path, published: Path) -> dict:
+    """Numbers of a run beside the published ones, over all results files that both have.
+
+    Returns:
+        counts of `numbers`, of those the `same` to three digits, of those `with_interval`, and of these the ones `inside`
+        it; `other_verdicts`; and `rows`: per number with an interval its `number` (FILE:KEYS), `published`, `here`,
+        `ci95`, `same`, `inside`.
+    Raises:
+        FileNotFoundError: no results file in the folder is of another run than the published.
+    """
+    rows, others, numbers, same = [], [], 0, 0
+    for path in sorted(published.glob("*.json")):
+        if path.stem in NOT_COMPARED or not (folder / path.name).exists():
+            continue
+        old, new = read_json(path), read_json(folder / path.name)
+        if old["provenance"]["written"] == new["provenance"]["written"]:
+            continue
+        here = {keys: value for keys, value, _ in estimates(new)}
+        for keys, value, ci95 in estimates(old):
+            if keys not in here:
+                continue
+            alike = _alike(value, here[keys])
+            numbers, same = numbers + 1, same + alike
+            if ci95:
+                rows.append(
+                    {
+                        "number": f"{path.stem}:{keys}",
+                        "published": value,
+                        "here": here[keys],
+                        "ci95": ci95,
+                        "same": alike,
+                        "inside": _inside(here[keys], ci95),
+                    }
+                )
+        judged = dict(verdicts(new))
+        others += [
+            f"{path.stem}:{keys}: {verdict}, {judged[keys]} here"
+            for keys, verdict in verdicts(old)
+            if judged.get(keys, verdict) != verdict
+        ]
+    if not numbers:
+        raise FileNotFoundError(
+            f"{folder} has no results of another run than the published: make reproduce first, or name a folder like {published}"
+        )
+    return {
+        "numbers": numbers,
+        "same": same,
+        "with_interval": len(rows),
+        "inside": sum(row["inside"] for row in rows),
+        "other_verdicts": others,
+        "rows": rows,
+    }
+
+
+def _inside(value: float, ci95: list) -> bool:
+    """Whether a number lies in an interval; an end that is not known, null in the file, leaves out nothing."""
+    low, high = ci95
+    return (low is None or low <= value) and (high is None or value <= high)
+
+
+def _alike(a: float, b: float) -> bool:
+    return a == b or math.isclose(a, b, rel_tol=5e-4)
+
+
+def as_text(found: dict, most: int = 40) -> str:
+    """The counts, the verdicts that differ, and the numbers furthest from the published ones."""
+    import pandas as pd
+
+    lines = [
+        f"{found['numbers']} numbers beside the published ones: {found['same']} are the same to three digits; "
+        f"of {found['with_interval']} with a 95 % interval {found['inside']} lie in it",
+        *(found["other_verdicts"] or ["every verdict is the same"]),
+    ]
+
+    def distance(row: dict) -> float:
+        low, high = row["ci95"]
+        width = math.inf if low is None or high is None else max(high - low, 1e-12)
+        return abs(row["here"] - row["published"]) / width
+
+    differing = sorted((row for row in found["rows"] if not row["same"]), key=distance)[::-1]
+    if differing:
+        table = pd.DataFrame(differing[:most])
+        table["inside"] = table["inside"].map({True: "", False: "OUTSIDE"})
+        table["ci95"] = [
+            f"[{', '.join('?' if end is None else f'{end:.4g}' for end in ends)}]"
+            for ends in table["ci95"]
+        ]
+        shown = table.drop(columns="same").rename(columns={"inside": ""})
+        lines += ["", shown.to_string(index=False, float_format="{:.4g}".format)]
+        if len(differing) > most:
+            lines.append(f"… and {len(differing) - most} that lie nearer")
+    return "\n".join(lines)
+
+
+def keep(found: dict, folder: Path, name: str) -> Path:
+    """Put a comparison with the results of another machine among the published results."""
+    of_it = next(path for path in sorted(folder.glob("*.json")) if path.stem not in NOT_COMPARED)
+    facts = {
+        "preset": runs.PUBLISHED,
+        "seed": 0,
+        "command": f"python -m mmlib run --folder FOLDER --keep {name}",
+        "processor": processor(),
+        "commit_of_the_other_run": read_json(of_it)["provenance"]["commit"],
+    }
+    content = {"provenance": provenance(runs.ROOT, **facts), **keyed_results(OTHER, found)}
+    return write_json(runs.ROOT / "results" / runs.PUBLISHED / f"{name}.json", content)
+
+
+def publish() -> list[str]:
+    """Put a finished default run in place of what is in git: executed notebooks, results, figures, pages; all or nothing.
+
+    Applications and studies that are due stay as they were.
+
+    Returns:
+        what was published, or why it was not, a line each.
+    Raises:
+        ValueError: the main line is due, or a notebook shows a path of this machine.
+    """
+    said, names = [], []
+    for line in plan.LINES:
+        notebooks = plan.named([line])
+        reasons = plan.due(notebooks, runs.PUBLISHED)
+        if reasons and line == plan.MAIN:
+            first, why = next(iter(reasons.items()))
+            raise ValueError(f"{first} is due ({why[0]}): make reproduce first")
+        if reasons:
+            said.append(f"{line} not published: {', '.join(reasons)} due, make {line} first")
+        else:
+            names += notebooks
+    texts = {notebook: _readable(notebook) for notebook in names}
+    for notebook, text in texts.items():
+        with written_whole(plan.path_of(notebook)) as partial:
+            partial.write_text(text, encoding="utf-8")
+    _copy_outcomes(names)
+    pages = ", ".join(path.relative_to(runs.ROOT).as_posix() for path in render_pages(runs.ROOT))
+    return [*said, f"published: {', '.join(name[:2] for name in names)}; rendered: {pages}"]
+
+
+def _copy_outcomes(names: list[str]) -> None:
+    """Results of these notebooks, with the trials that they rest on, and all figures."""
+    own = runs.DATA / "results" / runs.PUBLISHED
+    target = runs.ROOT / "results" / runs.PUBLISHED
+    for path in own.glob("*.json"):
+        notebook = read_json(path)["provenance"].get("notebook")
+        if notebook and Path(notebook).stem not in names:
+            continue
+        shutil.copy2(path, target / path.name)
+        if (trials := own / path.stem).is_dir():
+            shutil.copytree(trials, target / path.stem, dirs_exist_ok=True)
+    figures = runs.DATA / "figures" / runs.PUBLISHED
+    if figures.exists():
+        shutil.copytree(figures, runs.ROOT / "figures", dirs_exist_ok=True)
+
+
+def _readable(notebook: str) -> str:
+    """The notebook with the outputs of its executed copy.
+
+    Progress bars are left out, and pictures where figures/ holds every one of them.
+    """
+    content, done = (
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (
+            plan.path_of(notebook),
+            executed(notebook, runs.PUBLISHED),
+        )
+    )
+    if "widgets" in done["metadata"]:
+        content["metadata"]["widgets"] = done["metadata"]["widgets"]
+    code, ran = ([c for c in book["cells"] if c["cell_type"] == "code"] for book in (content, done))
+    if ["".join(c["source"]) for c in code] != ["".join(c["source"]) for c in ran]:
+        raise ValueError(f"{notebook} was edited since it ran: make reproduce first")
+    for cell, done_cell in zip(code, ran):
+        cell["execution_count"] = done_cell["execution_count"]
+        cell["outputs"] = [
+            output
+            for output in done_cell["outputs"]
+            if output.get("name") != "stderr"
+            and not (notebook == plan.DRAWS_ONLY and "image/png" in output.get("data", {}))
+        ]
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    if str(runs.ROOT) in text:
+        raise ValueError(
+            f"{notebook} shows the path {runs.ROOT}, which no reader's machine has: print it relative to the repository"
+        )
+    return text
+
+
+def where(preset: str) -> str:
+    """Where the outcomes of a run are, relative to where the reader is."""
+    folder = runs.home(preset)
+    figures = folder / "figures" / ("" if folder == runs.ROOT else preset)
+    return f"results: {os.path.relpath(folder / 'results' / preset)}    figures: {os.path.relpath(figures)}"

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.networks import MLPSize, SparseSize, UNetSize
 from mmlib.denoisers.sae import SAESize
-from mmlib.training.recipe import Recipe
-from mmlib.training.train import Training
+from mmlib.training.recipe import Recipe, Training
 
 PCA_K = 64  # components of the primary PCA methods, in every preset: the methods are named by it
 PCA_KS = (16, 64, 256)  # all that are compared

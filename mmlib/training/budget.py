@@ -12,8 +12,7 @@ from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.sae import SAESize
 from mmlib.files import bf16_pays
-from mmlib.training.recipe import Recipe
-from mmlib.training.train import Training
+from mmlib.training.recipe import Recipe, Training
 
 ROWS_PER_COMPONENT = 64  # of a mixture whose number of components was not asked for
 

@@ -1,7 +1,14 @@
-"""A recipe: a denoiser's size and how it is trained; and untrained models of it."""
+"""Recipes: a denoiser's size, how it is trained, the schedule of its learning rate; and untrained models of it.
+
+Recipe             a network's size and its `Training`
+Training           steps, batch, rate, warm-up, decay, averaging, noise levels; each field says what it does
+learning_rate      the rate of a step: linear warm-up, then a decay by name (`DECAYS`)
+new_model          a model with random weights
+"""
 
 import copy
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -18,7 +25,66 @@ from mmlib.denoisers.networks import (
     UNetDenoiser,
     UNetSize,
 )
-from mmlib.training.train import Training
+from mmlib.denoisers.noise import DENSITIES
+
+DECAYS = {
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "linear": lambda progress: 1 - progress,
+    "late": lambda progress: min(1.0, (1 - progress) / 0.2),
+}  # of the peak that is above the final rate, by progress from 0 to 1
+
+
+def _later(default):
+    """A field that came after trials of studies had been trained with its default: see `mmlib.runs.sweep`."""
+    return field(default=default, metadata={"later": True})
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run of a denoiser: AdamW, linear warm-up, cosine decay, gradient clipping, EMA weights."""
+
+    objective: str  # what the network predicts: "flow_velocity" (v = ε − z) or "ddpm_epsilon" (ε)
+    steps: int
+    batch: int  # activations per step
+    lr: float  # peak learning rate
+    warmup: float = 0.02  # fraction of the steps that warms up linearly
+    final_lr: float = 0.02  # the cosine ends at this fraction of the peak
+    ema: float = 0.99  # decay of the averaged weights, the ones evaluated and saved; after s steps at most (1 + s)/(10 + s), diffusers' warm-up
+    beta2: float = 0.99  # of AdamW
+    levels: int | None = (
+        None  # different noise levels in a batch, shared by runs of rows; None: one a row
+    )
+    stop_if_stuck: bool = True  # give up on a training that stays above the mean predictor's loss
+    compile: bool = False  # torch.compile, where a compiler is installed and it pays
+    clip: float = 1.0  # gradient norm
+    weight_decay: float = 0.0
+    bf16: bool = True  # bfloat16 autocast where the device computes in it, float32 elsewhere
+    log_every: int = 10
+    validate_every: int = 100
+    save_every: int = 100  # a state to resume from; both at steps that are logged
+    keep: tuple[
+        tuple[str, int], ...
+    ] = ()  # (name, step): copies of the averaged weights kept on the way
+    density: str = _later(
+        "uniform"
+    )  # of the noise levels, or "logit_normal": see `mmlib.denoisers.noise.DENSITIES`
+    weighting: str = _later("uniform")  # of the squared errors by noise level, likewise
+    decay: str = _later(
+        "cosine"
+    )  # of the rate; or "linear", or "late": constant, then linear over the last fifth
+
+    def __post_init__(self):
+        """Refuse validation or saving at steps that are not logged, where they would not happen, and names that nothing has."""
+        if self.validate_every % self.log_every or self.save_every % self.log_every:
+            raise ValueError(
+                f"validate_every={self.validate_every} and save_every={self.save_every}: expected multiples of log_every={self.log_every}"
+            )
+        for name, allowed in (("density", DENSITIES), ("weighting", DENSITIES), ("decay", DECAYS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}"
+                )
+
 
 Size = MLPSize | UNetSize | SparseSize
 
@@ -30,6 +96,17 @@ class Recipe:
     size: Size
     training: Training
     linear_skip: bool = False  # the network adds to the closed-form Gaussian's prediction
+
+
+def learning_rate(step: int, settings: Training) -> float:
+    """Rate of step 0, 1, …: linear warm-up, then a decay to `final_lr` of the peak."""
+    warmup = max(1, round(settings.warmup * settings.steps))
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, settings.steps - warmup)
+    return settings.lr * (
+        settings.final_lr + (1 - settings.final_lr) * DECAYS[settings.decay](progress)
+    )
 
 
 def network_of(size: Size, d: int, layers: int | None = None) -> nn.Module:

@@ -1,12 +1,13 @@
-"""One training loop for every denoiser: AdamW, warm-up and cosine decay, clipping, averaged weights, exact resume.
+"""One training loop for every denoiser: AdamW, clipping, averaged weights, exact resume. Settings and rates: `mmlib.training.recipe`.
 
     python -m mmlib train gated_mlp --preset default          train what a preset names, on the store that notebook 01 wrote
     torchrun --nproc-per-node 2 -m mmlib train gated_mlp …    the same, on several processes or machines with a shared disk
 
-Batches, noise levels and noise are functions of (seed, step), so on a CPU a run that was killed and resumed with as many threads
-ends with the same bytes as one that was not (how sums round depends on their number), and a checkpoint needs no random-number state.
-Noise is drawn where training runs: a GPU draws other numbers than a CPU, so a run that moves to the other kind trains on, but not to
-the same weights. Several processes each take their part of every batch: the loss is the one of a single process.
+Batches, noise levels and noise are functions of (seed, step). So on a CPU a run that was killed and resumed with as many threads
+ends with the same bytes as one that was not, and a checkpoint needs no random-number state. A GPU draws other noise than a CPU: a run
+that moves there trains on, to other weights. Several processes each take their part of every batch. A training's folder holds log.jsonl, the
+model, state.safetensors to resume from while it runs, and done.json once it is finished; the last two bear a *fingerprint*, everything that
+decides the outcome. What bears another one is removed, never resumed.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,67 +24,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from mmlib.denoisers.gaussian import standard_normal
 from mmlib.denoisers.meta_model import MetaModel
-from mmlib.denoisers.noise import DENSITIES
 from mmlib.files import bf16_pays, code_digest, default_device, require_disk, written_whole
-from mmlib.training.resume import done, resume, save_state
-
-
-def _later(default):
-    """A field that came after trials of studies had been trained with its default: see `sweep.RecipeTrial.configuration`."""
-    return field(default=default, metadata={"later": True})
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training run of a denoiser: AdamW, linear warm-up, cosine decay, gradient clipping, EMA weights."""
-
-    objective: str  # what the network predicts: "flow_velocity" (v = ε − z) or "ddpm_epsilon" (ε)
-    steps: int
-    batch: int  # activations per step
-    lr: float  # peak learning rate
-    warmup: float = 0.02  # fraction of the steps that warms up linearly
-    final_lr: float = 0.02  # the cosine ends at this fraction of the peak
-    ema: float = 0.99  # decay of the averaged weights, the ones evaluated and saved; after s steps at most (1 + s)/(10 + s), diffusers' warm-up
-    beta2: float = 0.99  # of AdamW
-    levels: int | None = (
-        None  # different noise levels in a batch, shared by runs of rows; None: one a row
-    )
-    stop_if_stuck: bool = True  # give up on a training that stays above the mean predictor's loss
-    compile: bool = False  # torch.compile, where a compiler is installed and it pays
-    clip: float = 1.0  # gradient norm
-    weight_decay: float = 0.0
-    bf16: bool = True  # bfloat16 autocast where the device computes in it, float32 elsewhere
-    log_every: int = 10
-    validate_every: int = 100
-    save_every: int = 100  # a state to resume from; both at steps that are logged
-    keep: tuple[
-        tuple[str, int], ...
-    ] = ()  # (name, step): copies of the averaged weights kept on the way
-    density: str = _later(
-        "uniform"
-    )  # of the noise levels, or "logit_normal": see `noise.DENSITIES`
-    weighting: str = _later("uniform")  # of the squared errors by noise level, likewise
-    decay: str = _later(
-        "cosine"
-    )  # of the rate; or "linear", or "late": constant, then linear over the last fifth
-
-    def __post_init__(self):
-        """Refuse validation or saving at steps that are not logged, where they would not happen, and names that nothing has."""
-        if self.validate_every % self.log_every or self.save_every % self.log_every:
-            raise ValueError(
-                f"validate_every={self.validate_every} and save_every={self.save_every}: expected multiples of log_every={self.log_every}"
-            )
-        for name, allowed in (("density", DENSITIES), ("weighting", DENSITIES), ("decay", DECAYS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}"
-                )
-
+from mmlib.training.recipe import Training, learning_rate
 
 VALIDATION_ROWS = 1024  # at most
 
@@ -93,7 +42,6 @@ VALIDATION_BATCHES = 8  # likewise: a slow network has small batches, and would 
 
 CODE = (  # what decides the outcome of a training, besides its settings and its source
     "training/train",
-    "training/resume",
     "training/recipe",
     "denoisers/meta_model",
     "denoisers/networks",
@@ -106,24 +54,6 @@ CODE = (  # what decides the outcome of a training, besides its settings and its
 
 class TrainingDiverged(RuntimeError):
     """The loss is NaN or infinite, or stays above what the mean alone has; the message says at which step."""
-
-
-def learning_rate(step: int, settings: Training) -> float:
-    """Rate of step 0, 1, …: linear warm-up, then a decay to `final_lr` of the peak."""
-    warmup = max(1, round(settings.warmup * settings.steps))
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, settings.steps - warmup)
-    return settings.lr * (
-        settings.final_lr + (1 - settings.final_lr) * DECAYS[settings.decay](progress)
-    )
-
-
-DECAYS = {
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-    "linear": lambda progress: 1 - progress,
-    "late": lambda progress: min(1.0, (1 - progress) / 0.2),
-}  # of the peak that is above the final rate, by progress from 0 to 1
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -219,13 +149,8 @@ class TrainingRun:
         tracker: str | GeneralTracker | None,
         device: str | None = None,
     ):
-        self.model, self.settings, self.folder, self.seed, self.source = (
-            model,
-            settings,
-            Path(folder),
-            seed,
-            source,
-        )
+        self.model, self.settings, self.folder = model, settings, Path(folder)
+        self.seed, self.source = seed, source
         self.accelerator = _accelerator(tracker, self.folder, device or default_device())
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.network = model.network.to(self.device).train()
@@ -296,10 +221,8 @@ class TrainingRun:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.settings)
         z = self.model.normaliser(next(source).to(self.device))
-        generator, part = (
-            step_generator(self.seed, self.step, self.device),
-            (self.accelerator.process_index, self.accelerator.num_processes),
-        )
+        generator = step_generator(self.seed, self.step, self.device)
+        part = (self.accelerator.process_index, self.accelerator.num_processes)
         loss = self._loss(z, generator, self.forward, part)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
@@ -310,9 +233,8 @@ class TrainingRun:
         )
         norm = total_norm.item()
         self._refuse_non_finite("gradient norm", norm, self.step + 1)
-        if (
-            norm > self.settings.clip
-        ):  # clip_grad_norm_ multiplies by 1 where nothing is to be clipped, another pass over all gradients
+        # clip_grad_norm_ multiplies by 1 where nothing is to be clipped, another pass over all gradients
+        if norm > self.settings.clip:
             torch.nn.utils.clip_grads_with_norm_(
                 self.parameters, self.settings.clip, total_norm, foreach=True
             )
@@ -358,10 +280,8 @@ class TrainingRun:
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
         ):
-            generator, parts = (
-                step_generator(0, 2**31),
-                self.validation.split(self.settings.batch, dim=-2),
-            )
+            generator = step_generator(0, 2**31)
+            parts = self.validation.split(self.settings.batch, dim=-2)
             losses = [
                 self.model.loss(part.to(self.device), generator).item() * part.shape[-2]
                 for part in parts
@@ -443,3 +363,85 @@ class TrainingRun:
             tracker.finish()
         self.accelerator.wait_for_everyone()  # none returns before the model is there
         return self.log
+
+
+def save_state(run: TrainingRun) -> None:
+    """Write everything that `resume` needs, atomically; the main process alone does."""
+    if not run.main:
+        return
+    state = run.optimizer.state
+    tensors = {
+        f"{kind}.{i}": tensor.detach().contiguous()
+        for i, p in enumerate(run.parameters)
+        for kind, tensor in (
+            ("weight", p),
+            ("average", run.ema.shadow_params[i]),
+            ("m", state[p]["exp_avg"]),
+            ("v", state[p]["exp_avg_sq"]),
+        )
+    }
+    of_it = {"step": str(run.step), "seconds": str(run.seconds)}
+    facts = {**of_it, "fingerprint": run.fingerprint}
+    with written_whole(run.folder / "state.safetensors") as partial:
+        save_file(tensors, partial, metadata=facts)
+
+
+@torch.no_grad()
+def resume(run: TrainingRun) -> None:
+    """Take up what the folder holds of this very training; anything else that lies there is removed."""
+    path = run.folder / "state.safetensors"
+    if done(run):
+        run.log = _read_log(run)
+        run.model.costing(run.log[-1]["seconds"], run.log[-1]["activations"])
+        run.network.load_state_dict(MetaModel.from_pretrained(run.folder).network.state_dict())
+        run.network.eval().to("cpu")
+        return run.accelerator.print("already trained with these settings, data and code")
+    if not path.exists():
+        run.accelerator.wait_for_everyone()
+        return _forget(run)
+    with safe_open(path, "pt", device=str(run.device)) as file:
+        facts = file.metadata()
+        if facts["fingerprint"] != run.fingerprint:
+            run.accelerator.print(
+                f"{path.name} is of another configuration: training starts afresh"
+            )
+            run.accelerator.wait_for_everyone()
+            return _forget(run)
+        run.step, run.seconds = int(facts["step"]), float(facts["seconds"])
+        for i, p in enumerate(run.parameters):
+            p.copy_(file.get_tensor(f"weight.{i}"))
+            run.ema.shadow_params[i].copy_(file.get_tensor(f"average.{i}"))
+            run.optimizer.state[p] = {
+                "step": torch.tensor(float(run.step), device=p.device),
+                "exp_avg": file.get_tensor(f"m.{i}"),
+                "exp_avg_sq": file.get_tensor(f"v.{i}"),
+            }
+        run.ema.optimization_step = run.step
+    run.log = [entry for entry in _read_log(run) if entry["step"] <= run.step]
+    run.accelerator.wait_for_everyone()  # all have read what one now writes again
+    if run.main:
+        (run.folder / "log.jsonl").write_text(
+            "".join(json.dumps(entry) + "\n" for entry in run.log), encoding="utf-8"
+        )
+    run.accelerator.print(f"resuming at step {run.step}")
+
+
+def done(run: TrainingRun) -> bool:
+    """Whether the folder holds the outcome of this very training."""
+    path = run.folder / "done.json"
+    return path.exists() and path.read_text(encoding="utf-8") == run.fingerprint
+
+
+def _read_log(run: TrainingRun) -> list[dict]:
+    text = (run.folder / "log.jsonl").read_text(encoding="utf-8")
+    whole = text.split("\n")[:-1]  # a kill may have cut the last line
+    return [json.loads(line) for line in whole]
+
+
+def _forget(run: TrainingRun) -> None:
+    """Remove what an earlier training left, so that nothing of it can be taken for this one's."""
+    if run.main:
+        for name in ("state.safetensors", "log.jsonl", "done.json"):
+            (run.folder / name).unlink(missing_ok=True)
+        for name in (".", *(name for name, _ in run.settings.keep)):
+            (run.folder / name / "meta_model.json").unlink(missing_ok=True)

@@ -30,7 +30,8 @@ from mmlib.denoisers.networks import MLPDenoiser, UNetDenoiser, count_parameters
 from mmlib.files import GPU_PACKAGES, default_device, provenance, write_json
 from mmlib.runs.results import keyed_results
 from mmlib.runs.run import ROOT
-from mmlib.training.train import Training, TrainingRun, step_generator
+from mmlib.training.recipe import Training
+from mmlib.training.train import TrainingRun, step_generator
 
 ROUNDS = 3  # of each row: matrix products and training in turns
 

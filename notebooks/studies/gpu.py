@@ -34,8 +34,8 @@ from mmlib.files import GPU_PACKAGES, default_device, provenance, read_json, wri
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PCA_K, get_preset
 from mmlib.runs.results import keyed_results, rows_of
-from mmlib.training.recipe import Recipe, new_model
-from mmlib.training.train import Training, train
+from mmlib.training.recipe import Recipe, Training, new_model
+from mmlib.training.train import train
 
 PRESET, SEED, TOKENS = "default", 0, 1000  # tokens at each noise level
 

@@ -22,8 +22,7 @@ from mmlib.denoisers.sae import MixedDenoiser, SAEDenoiser
 from mmlib.evaluation.claim import verdict
 from mmlib.evaluation.losses import Losses, grid_losses, reduction_interval
 from mmlib.runs.sweep import RecipeTrial
-from mmlib.training.recipe import Recipe
-from mmlib.training.train import Training
+from mmlib.training.recipe import Recipe, Training
 
 
 def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> ActivationStore:
@@ -193,7 +192,7 @@ def as_chosen(size: MixtureSize, tried: Sequence[dict]) -> MixtureSize:
     """The number of components and the prior that validation documents chose, as the only ones to be tried; EM has as many steps as it had.
 
     Args:
-        tried: what `mixtures.fit_mixture` reports.
+        tried: what `mmlib.denoisers.mixture.fit_mixture` reports.
     """
     best = max(tried, key=lambda trial: trial["nats_per_dimension"])
     return replace(size, components=(best["components"],), priors=(best["prior"],))
@@ -239,7 +238,7 @@ def redraw_test(lengths: Sequence[int], splits: Sequence[str], n_test: int, seed
     """Another split of the same documents: test documents are drawn from those of training, which the old ones join.
 
     For when test documents have been looked at and choices may have followed. Validation documents stay. Stratified by length, as
-    `corpus.split_documents` is.
+    `mmlib.activations.corpora.split_documents` is.
 
     Args:
         lengths: of the documents, in tokens.

@@ -15,8 +15,7 @@ from mmlib.activations.store import ActivationStore
 from mmlib.denoisers.networks import MLPSize
 from mmlib.evaluation import claim as claimed
 from mmlib.runs.sweep import RecipeTrial
-from mmlib.training.recipe import Recipe
-from mmlib.training.train import Training
+from mmlib.training.recipe import Recipe, Training
 
 
 @dataclass(frozen=True)

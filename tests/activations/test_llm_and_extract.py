@@ -24,8 +24,8 @@ from mmlib.activations.writer import StoreWriter
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPSize
-from mmlib.training.recipe import Recipe, new_model
-from mmlib.training.train import Training, train
+from mmlib.training.recipe import Recipe, Training, new_model
+from mmlib.training.train import train
 
 TINY = {
     "llama": dict(

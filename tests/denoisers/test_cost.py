@@ -86,8 +86,8 @@ def test_an_sae_and_its_mix(store, z_nd, tmp_path):
 def test_a_network_and_its_copies(store, tmp_path):
     from mmlib.activations.batches import shuffled_batches
     from mmlib.denoisers.networks import MLPSize
-    from mmlib.training.recipe import Recipe, new_model
-    from mmlib.training.train import Training, train
+    from mmlib.training.recipe import Recipe, Training, new_model
+    from mmlib.training.train import train
 
     settings = Training(
         "flow_velocity", steps=4, batch=32, lr=1e-3, log_every=2, validate_every=2, save_every=2

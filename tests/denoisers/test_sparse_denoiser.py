@@ -9,8 +9,7 @@ from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import SparseDenoiser, SparseSize
 from mmlib.denoisers.noise import FlowMatching
-from mmlib.training.recipe import Recipe, new_model
-from mmlib.training.train import Training
+from mmlib.training.recipe import Recipe, Training, new_model
 
 TIME = torch.tensor([500.0])
 

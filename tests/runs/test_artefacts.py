@@ -15,8 +15,7 @@ from mmlib.denoisers.sae import SAESize, save_sae, train_sae
 from mmlib.files import MissingInput
 from mmlib.runs import run as runs
 from mmlib.runs.artefacts import load, mixture_digest
-from mmlib.training.recipe import Recipe, new_model
-from mmlib.training.train import Training
+from mmlib.training.recipe import Recipe, Training, new_model
 
 TINY = Training("flow_velocity", steps=4, batch=32, lr=1e-3, keep=(("half", 2),))
 

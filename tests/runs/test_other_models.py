@@ -23,6 +23,7 @@ from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
 from mmlib.runs import run as runs
 from mmlib.runs.artefacts import live_source
+from mmlib.runs.results import rows_of, tables
 from mmlib.training.recipe import new_model
 
 WORDS = [f"word{i}" for i in range(50)]
@@ -169,8 +170,10 @@ def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
         result["meta_model"]["name"] == str(tmp_path / "prior")
         and "+meta_model-" in result["provenance"]["run"]
     )
-    assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in result["rows"]}
-    assert all(len(row["texts"]) == 4 for row in result["examples"]["rows"])
+    rows = rows_in("steering", "rows", result)
+    assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in rows}
+    examples = rows_in("steering", "examples.rows", result["examples"])
+    assert all(len(row["texts"]) == 4 for row in examples)
     assert not (runs.DATA / "results" / run.name / "steering.json").exists()
 
 
@@ -226,13 +229,15 @@ def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
         found["meta_model"] == str(tmp_path / "prior")
         and "+meta_model-" in found["provenance"]["run"]
     )
-    assert (
-        all(
-            0 <= (row["auroc"] if "auroc" in row else row["all"]["mean"]) <= 1
-            for row in found["rows"]
-        )
-        and len(found["rows"]) > 5
-    )
+    rows = rows_in(result, "rows", found)
+    areas = [row["auroc"] if "auroc" in row else row["all"]["mean"] for row in rows]
+    assert all(0 <= area <= 1 for area in areas) and len(areas) > 5
+
+
+def rows_in(name, table, content):
+    """The rows of one table of a results file, which is keyed; `content` is what holds the table."""
+    entry = tables()[name][table]
+    return rows_of(content[entry.get("to", "rows")], *entry["key"])
 
 
 @pytest.fixture

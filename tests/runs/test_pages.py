@@ -5,6 +5,7 @@ import re
 import pytest
 
 from mmlib.runs import pages
+from mmlib.runs.presets import DEFAULT
 from mmlib.runs.run import ROOT
 
 TEMPLATES = sorted((ROOT / "templates").glob("*.j2"))
@@ -49,6 +50,20 @@ def test_every_figure_has_its_caption():
     assert set(re.findall(r"\((\w+)\.png\)", text)) == drawn
 
 
+def test_the_table_of_our_recipe_is_of_the_networks_in_results():
+    rows = pages.Results(ROOT / "results")["loss_comparison"]["losses"]["flow_velocity"]
+    for name in ("mlp", "gated_mlp"):
+        training = DEFAULT.recipes[name].training
+        assert rows[name]["train_activations"] == training.steps * training.batch
+
+
+def test_an_address_of_the_repository_comes_from_one_place(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text('[tool.mmlib]\nrepository = "https://a.example/b"\n')
+    assert pages.repository(tmp_path / "pyproject.toml") == "https://a.example/b"
+    monkeypatch.setattr(pages, "repository", lambda: "https://a.example/b")
+    assert "    git clone https://a.example/b mmlib && cd mmlib\n" in pages.render("README.md")
+
+
 def rendered(
     tmp_path, template, content='{"losses": {"mlp": {"value": 1.153, "ci95": [1.1, 1.2]}}}'
 ):
@@ -82,6 +97,6 @@ def test_numbers_are_written_as_people_write_them(tmp_path):
     assert text == "1.2 [1.1, 1.2]"
     row = {"value": -0.0287, "ci95": [-0.0349, -0.0225]}
     assert pages.share(row, digits=2) == "−2.87 % [−3.49, −2.25]"
-    assert pages.lower(row, digits=2) == "2.87 % higher [2.25, 3.49]"
-    assert pages.lower({"value": 0.25, "ci95": [0.2, 0.3]}) == "25.0 % lower [20.0, 30.0]"
+    assert pages.lower(row, digits=2) == "2.87 % [2.25, 3.49] higher"
+    assert pages.lower({"value": 0.25, "ci95": [0.2, 0.3]}) == "25.0 % [20.0, 30.0] lower"
     assert pages.interval([0.5, None], 1) == "[0.5, …]" and pages.number(-0.0001) == "0.00"

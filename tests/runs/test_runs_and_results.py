@@ -11,7 +11,7 @@ import pytest
 
 from mmlib import files as results
 from mmlib.files import MissingInput, processor, require, require_disk, written_whole
-from mmlib.runs import pipeline
+from mmlib.runs import pipeline, plan
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PRESETS, get_preset
 from mmlib.runs.results import keyed_results
@@ -180,7 +180,7 @@ def test_full_disk_is_refused_with_both_numbers(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="extraction needs 3.00 GB at .*, where 2.00 GB are free"):
         require_disk(tmp_path, 3_000_000_000, "extraction")
     with pytest.raises(OSError, match="the default preset needs 5.00 GB"):
-        pipeline.plan({"01_extract_activations": ["it never ran here"]}, "default")
+        plan.show({"01_extract_activations": ["it never ran here"]}, "default")
 
 
 @pytest.fixture
@@ -199,23 +199,23 @@ def timed(tmp_path, monkeypatch):
         },
     }
     content = keyed_results("run_times", {"machines": [other]})
-    results.write_json(pipeline.times_file("smoke", tmp_path), content)
+    results.write_json(plan.times_file("smoke", tmp_path), content)
     return other
 
 
 def test_minutes_are_those_of_another_machine_by_the_rates_of_both(timed, monkeypatch, capsys):
     """Without bfloat16 units the language model takes six times as long, float32 twice; each in its share."""
     here = {"float32": 100.0, "bfloat16": 2.0, "disk": 100.0}
-    assert pipeline.slower_by(0.9, timed["rates"], here) == pytest.approx(0.9 * 6 + 0.1 * 2)
-    assert pipeline.slower_by(0.9, here, here) == 1.0
-    assert pipeline.estimates("smoke", here) == pytest.approx(
+    assert plan.slower_by(0.9, timed["rates"], here) == pytest.approx(0.9 * 6 + 0.1 * 2)
+    assert plan.slower_by(0.9, here, here) == 1.0
+    assert plan.minutes_here("smoke", here) == pytest.approx(
         {"01_extract_activations": 9.0 * 5.6, "04_compare_losses": 5.0 * (0.2 * 6 + 0.8 * 2)}
     )
-    monkeypatch.setattr(pipeline, "rates_here", lambda: here)
-    monkeypatch.setattr(pipeline, "free_memory", lambda: 4 * 2**30)
-    monkeypatch.setattr(pipeline, "cores", lambda: 1)
+    monkeypatch.setattr(plan, "rates_here", lambda: here)
+    monkeypatch.setattr(plan, "free_memory", lambda: 4 * 2**30)
+    monkeypatch.setattr(plan, "cores", lambda: 1)
     names = ("01_extract_activations", "04_compare_losses", "31_figures")
-    pipeline.plan(dict.fromkeys(names, ["it never ran here", "b"]), "smoke")
+    plan.show(dict.fromkeys(names, ["it never ran here", "b"]), "smoke")
     shown = capsys.readouterr().out
     rows = [line.split(maxsplit=2) for line in shown.splitlines() if line[2:3].isdigit()]
     assert [row[1] for row in rows] == ["50.4", "14.0", "?"]
@@ -226,23 +226,23 @@ def test_minutes_are_those_of_another_machine_by_the_rates_of_both(timed, monkey
 
 def test_times_are_kept_by_machine_and_this_one_is_asked_first(timed, monkeypatch):
     here = {"float32": 100.0, "bfloat16": 300.0, "disk": 100.0}
-    monkeypatch.setattr(pipeline, "rates_here", lambda: here)
+    monkeypatch.setattr(plan, "rates_here", lambda: here)
     took = {"minutes": 1.5, "peak_gib": 2.0}
     name = "01_extract_activations"
     results.write_json(pipeline.executed(name, "smoke").with_suffix(".time.json"), took)
     pipeline.run([], "smoke")
     known, published = (
-        list(results.read_json(pipeline.times_file("smoke", home))["machines"].values())
+        list(results.read_json(plan.times_file("smoke", home))["machines"].values())
         for home in (runs.DATA, runs.ROOT)
     )
     this = {"processor": processor(), "cores": 3, "notebooks": {name: took}, "rates": here}
     assert known == [timed, this] and published == [timed]
     slower = {"float32": 50.0, "bfloat16": 150.0, "disk": 100.0}
-    assert pipeline.estimates("smoke", slower)[name] == pytest.approx(3.0)
+    assert plan.minutes_here("smoke", slower)[name] == pytest.approx(3.0)
 
 
 def test_the_machine_is_measured():
-    rates = pipeline.rates_here()
+    rates = plan.rates_here()
     assert set(rates) == {"float32", "bfloat16", "disk"} and all(v > 0 for v in rates.values())
     assert results.cores() >= 1 and results.free_memory() > 2**20
 
@@ -319,7 +319,7 @@ def test_slow_methods_see_a_whole_share_of_the_tokens(name):
 
 
 def test_every_preset_says_what_disk_it_needs():
-    assert set(pipeline.DISK) == set(PRESETS)
+    assert set(plan.DISK) == set(PRESETS)
 
 
 def test_every_preset_is_consistent():

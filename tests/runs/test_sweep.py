@@ -11,8 +11,7 @@ from mmlib.denoisers.networks import MLPSize
 from mmlib.files import read_json
 from mmlib.runs import run as runs
 from mmlib.runs.sweep import RecipeTrial, Sweep, Trial, require_one_pass, seconds_a_step
-from mmlib.training.recipe import Recipe
-from mmlib.training.train import Training
+from mmlib.training.recipe import Recipe, Training
 
 TINY = Training(
     "flow_velocity",

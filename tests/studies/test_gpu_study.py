@@ -16,8 +16,7 @@ from mmlib.files import read_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PCA_K, get_preset
 from mmlib.runs.results import keyed_results
-from mmlib.training.recipe import Recipe
-from mmlib.training.train import Training
+from mmlib.training.recipe import Recipe, Training
 from mmlib_studies import gpu as gpu_study
 from mmlib_studies.gpu import GPURun, GPUStudy, main, measure, resident_batches
 

@@ -10,8 +10,7 @@ from mmlib.activations.store import ActivationStore
 from mmlib.denoisers.networks import MLPSize, UNetDenoiser, image_shape
 from mmlib.runs import run as runs
 from mmlib.runs.sweep import Sweep
-from mmlib.training.recipe import Recipe
-from mmlib.training.train import Training
+from mmlib.training.recipe import Recipe, Training
 from mmlib_studies.recipes import images
 from mmlib_studies.recipes import outcomes as trials
 from mmlib_studies.recipes.plan import guess, plan

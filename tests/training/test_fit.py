@@ -12,8 +12,7 @@ from mmlib.denoisers.sae import SAESize
 from mmlib.training import budget
 from mmlib.training.budget import Budget, PCASize, sized, with_steps
 from mmlib.training.fit import row_batches, split_rows
-from mmlib.training.recipe import Recipe
-from mmlib.training.train import Training
+from mmlib.training.recipe import Recipe, Training
 
 H, DOCUMENTS = activations()
 

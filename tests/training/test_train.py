@@ -25,15 +25,8 @@ from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser, MLPSize, UNetDenoiser
 from mmlib.evaluation.losses import evaluate
-from mmlib.training.recipe import Recipe, new_model
-from mmlib.training.train import (
-    Training,
-    TrainingDiverged,
-    TrainingRun,
-    learning_rate,
-    step_generator,
-    train,
-)
+from mmlib.training.recipe import Recipe, Training, learning_rate, new_model
+from mmlib.training.train import TrainingDiverged, TrainingRun, step_generator, train
 
 SETTINGS = Training(
     "flow_velocity",

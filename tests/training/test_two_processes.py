@@ -8,6 +8,7 @@ import sys
 import pytest
 import test_train as t
 import torch
+from accelerate import PartialState
 
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.runs.presets import get_preset
@@ -29,9 +30,9 @@ def train_whole_then_cut(path, folder):
     try:
         t.run(store, folder / "cut", SETTINGS, kill_at=9)
     except t.Killed:
-        from accelerate import PartialState
-
-        print("processes:", PartialState().num_processes)
+        state = PartialState()
+        print("processes:", state.num_processes)
+        state.destroy_process_group()  # else a thread of it may outlive the interpreter, and abort
 
 
 def launch(*command, **outside):

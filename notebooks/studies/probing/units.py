@@ -1,11 +1,9 @@
-"""Dictionaries of units: what reads numbers off activations, and what setting one of them changes in the activations.
+"""Dictionaries of units: what reads numbers off activations, what setting one of them changes, and where in text it is largest.
 
 A *unit* is a dimension, a principal component, a latent of an SAE, a neuron of the language model's block, a hidden unit of a denoiser
 ("meta-neuron"), a direction, or a component of a mixture of Gaussians. To *clamp* a unit is to set it to a value. What that writes into
 the residual stream is the direction times the change for whatever is linear, and for a meta-neuron the change of the denoiser's
-one-step estimate from the same noisy activation.
-
-Top activating tokens in context: where in running text a unit is largest, and how a reader is shown it.
+one-step estimate from the same noisy activation. `top_contexts` finds the tokens at which a unit is largest, for `as_html` to show.
 """
 
 import html

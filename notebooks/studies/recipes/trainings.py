@@ -16,8 +16,8 @@ from mmlib.denoisers.networks import MLPSize, UNetSize
 from mmlib.evaluation import losses as compare
 from mmlib.runs.run import Run
 from mmlib.runs.sweep import RecipeTrial, Sweep, Trial, trained_and_measured
-from mmlib.training.recipe import Recipe
-from mmlib.training.train import Training, TrainingDiverged
+from mmlib.training.recipe import Recipe, Training
+from mmlib.training.train import TrainingDiverged
 from mmlib_studies.recipes.outcomes import seconds_a_step
 from mmlib_studies.recipes.sizes import SIZES, RecipeStudySize
 

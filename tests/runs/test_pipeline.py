@@ -5,7 +5,7 @@ import json
 import nbformat
 import pytest
 
-from mmlib.runs import pipeline, published
+from mmlib.runs import pipeline, plan
 from mmlib.runs import run as runs
 
 
@@ -39,7 +39,7 @@ def test_numbers_are_compared_by_their_keys_and_judged_by_their_intervals(folder
     (here / "run_times.json").write_text(
         json.dumps({"provenance": {"written": "now"}, "minutes": 9})
     )
-    found = published.compare(here, there)
+    found = pipeline.compare(here, there)
     assert (found["numbers"], found["same"], found["with_interval"], found["inside"]) == (
         3,
         1,
@@ -56,10 +56,10 @@ def test_numbers_are_compared_by_their_keys_and_judged_by_their_intervals(folder
         "inside": True,
     }
     assert second["inside"] is False and found["other_verdicts"] == []
-    shown = published.as_text(found)
+    shown = pipeline.as_text(found)
     assert "every verdict is the same" in shown and shown.count("OUTSIDE") == 1
     assert shown.index("rows.1.reduction") < shown.index("rows.0.reduction")
-    assert "1 more that lie nearer" not in shown and "and 1 that lie nearer" in published.as_text(
+    assert "1 more that lie nearer" not in shown and "and 1 that lie nearer" in pipeline.as_text(
         found, most=1
     )
 
@@ -72,8 +72,8 @@ def test_an_end_that_is_not_known_leaves_out_nothing(folders):
             "a": {"value": value, "ci95": [1.0, None]},
         }
         (folder / "scaling.json").write_text(json.dumps(content))
-    found = published.compare(here, there)
-    assert found["inside"] == 1 and "[1, ?]" in published.as_text(found)
+    found = pipeline.compare(here, there)
+    assert found["inside"] == 1 and "[1, ?]" in pipeline.as_text(found)
 
 
 def test_another_verdict_is_named(folders):
@@ -81,17 +81,17 @@ def test_another_verdict_is_named(folders):
     other = losses(1.2512, 0.2511, -0.031, "now")
     other["rows"][1]["verdict"] = "above"
     (here / "losses.json").write_text(json.dumps(other))
-    found = published.compare(here, there)
+    found = pipeline.compare(here, there)
     assert found["other_verdicts"] == ["losses:rows.1.verdict: below, above here"]
-    assert "below, above here" in published.as_text(found)
+    assert "below, above here" in pipeline.as_text(found)
 
 
 def test_results_that_no_run_wrote_anew_are_refused(folders):
     here, there = folders
     with pytest.raises(FileNotFoundError, match="no results of another run"):
-        published.compare(there, there)
+        pipeline.compare(there, there)
     with pytest.raises(FileNotFoundError, match="no results of another run"):
-        published.compare(here, there)
+        pipeline.compare(here, there)
 
 
 @pytest.fixture
@@ -99,14 +99,14 @@ def finished(tmp_path, monkeypatch):
     """A repository of one notebook, and a data folder in which it has run at the default preset."""
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     monkeypatch.setattr(runs, "DATA", tmp_path / "data")
-    monkeypatch.setattr(pipeline, "NOTEBOOKS", {"04_b": ("main", ()), "11_c": ("applications", ())})
+    monkeypatch.setattr(plan, "NOTEBOOKS", {"04_b": ("main", ()), "11_c": ("applications", ())})
     (tmp_path / "requirements.txt").touch()
     (tmp_path / "notebooks").mkdir()
-    for name in pipeline.NOTEBOOKS:
+    for name in plan.NOTEBOOKS:
         book = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_markdown_cell("# old"), nbformat.v4.new_code_cell("print(1)")]
         )
-        nbformat.write(book, pipeline.path_of(name))
+        nbformat.write(book, plan.path_of(name))
         done = pipeline.executed(name, "default")
         done.parent.mkdir(parents=True, exist_ok=True)
         code = book.cells[1]
@@ -116,7 +116,7 @@ def finished(tmp_path, monkeypatch):
             nbformat.v4.new_output("stream", name="stderr", text="100 %"),
         ]
         nbformat.write(book, done)
-    pipeline.stamp("04_b", "default", pipeline.state_of("04_b", "default"))
+    plan.stamp("04_b", "default", plan.state_of("04_b", "default"))
     own = tmp_path / "data" / "results" / "default"
     (own / "losses").mkdir(parents=True)
     (own / "losses.json").write_text(json.dumps(losses(1, 2, 3, "now")))
@@ -135,27 +135,27 @@ def test_a_finished_run_takes_the_place_of_what_is_published_and_an_unfinished_l
     finished, monkeypatch
 ):
     pages = [finished / "README.md"]
-    monkeypatch.setattr(published, "render_pages", lambda root: pages if root == finished else [])
-    text = pipeline.path_of("04_b")
+    monkeypatch.setattr(pipeline, "render_pages", lambda root: pages if root == finished else [])
+    text = plan.path_of("04_b")
     text.write_text(text.read_text().replace("# old", "# new"))  # text reruns nothing
-    said = published.publish()
+    said = pipeline.publish()
     assert said == [
         "applications not published: 11_c due, make applications first",
         "published: 04; rendered: README.md",
     ]
-    first, second = (nbformat.read(pipeline.path_of(n), as_version=4) for n in ("04_b", "11_c"))
+    first, second = (nbformat.read(plan.path_of(n), as_version=4) for n in ("04_b", "11_c"))
     assert first.cells[0].source == "# new" and [o.text for o in first.cells[1].outputs] == ["1\n"]
     assert first.cells[1].execution_count == 1 and not second.cells[1].outputs
     found = {path.name for path in finished.glob("results/default/**/*.json")}
     assert found == {"losses.json", "trial.json"} and (finished / "figures/losses.pdf").exists()
-    assert not pipeline.due(["04_b"], "default"), "published outputs make nothing due"
+    assert not plan.due(["04_b"], "default"), "published outputs make nothing due"
 
 
 def test_what_was_edited_since_it_ran_is_not_published(finished):
-    path = pipeline.path_of("04_b")
+    path = plan.path_of("04_b")
     path.write_text(path.read_text().replace("print(1)", "print(2)"))
     with pytest.raises(ValueError, match=r"04_b is due \(notebooks/04_b.ipynb changed\): make rep"):
-        published.publish()
+        pipeline.publish()
     assert not list((finished / "results" / "default").iterdir())
 
 
@@ -163,5 +163,5 @@ def test_a_path_of_this_machine_is_not_published(finished):
     done = pipeline.executed("04_b", "default")
     done.write_text(done.read_text().replace("1\\n", f"{finished}/data\\n"))
     with pytest.raises(ValueError, match="04_b shows the path .*, which no reader's machine has"):
-        published.publish()
-    assert str(finished) not in pipeline.path_of("04_b").read_text()
+        pipeline.publish()
+    assert str(finished) not in plan.path_of("04_b").read_text()

@@ -1,0 +1,403 @@
+"""What is due, why, and for how long: the notebooks in their order, what each depends on, what they take on this machine.
+
+A notebook is due when its code, a file that it imports, or results that it reads are others than when it last ran, or when a
+notebook before it ran since; its stamp in the data folder says what these were. Imports are followed name by name: who takes the
+evaluator from a file does not depend on what its other functions use. What draws is left out for notebooks that compute: a changed
+colour redraws the figures (notebook 31) and retrains nothing. `python -m mmlib plan` is the command line; no torch is loaded here.
+"""
+
+import ast
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmlib.files import cores, free_memory, processor, read_json, require_disk, write_json
+from mmlib.runs import run as runs
+
+MAIN, APPLICATIONS, STUDIES = LINES = ("main", "applications", "studies")
+
+
+NOTEBOOKS = {  # in the order in which they run: its line, and the notebooks whose outputs it reads
+    "01_extract_activations": (MAIN, ()),
+    "02_fit_baselines": (MAIN, ("01_extract_activations",)),
+    "03_train_meta_model": (MAIN, ("02_fit_baselines",)),
+    "04_compare_losses": (MAIN, ("03_train_meta_model",)),
+    "05_sample_quality": (MAIN, ("03_train_meta_model",)),
+    "07_density": (MAIN, ("03_train_meta_model",)),
+    "08_lm_loss": (MAIN, ("03_train_meta_model",)),
+    "11_steer": (APPLICATIONS, ("03_train_meta_model",)),
+    "12_meta_neurons": (APPLICATIONS, ("03_train_meta_model",)),
+    "13_off_manifold": (APPLICATIONS, ("03_train_meta_model",)),
+    "06_scaling": (STUDIES, ("03_train_meta_model",)),
+    "21_recipes": (STUDIES, ("02_fit_baselines",)),
+    "22_benchmarks": (STUDIES, ("03_train_meta_model",)),
+    "23_robustness": (STUDIES, ("03_train_meta_model",)),
+    "24_replication": (STUDIES, ("04_compare_losses",)),
+    "25_steering_study": (STUDIES, ("03_train_meta_model",)),
+    "09_claims": (
+        MAIN,
+        ("04_compare_losses", "05_sample_quality", "07_density", "08_lm_loss"),
+    ),
+    "31_figures": (MAIN, ("09_claims",)),
+}
+
+
+READS_IF_THERE = {  # results of applications and studies, which the ledger takes in where they ran
+    "09_claims": (
+        "scaling",
+        "steering",
+        "probing",
+        "typicality",
+        "robustness",
+        "replication",
+        "steering_study",
+    )
+}
+
+
+DISK = {  # bytes that a notebook writes, the language model and checkpoints included
+    "smoke": {"01_extract_activations": 2_000_000_000},
+    "default": {
+        "01_extract_activations": 5_000_000_000,
+        "22_benchmarks": 6_000_000_000,
+        "23_robustness": 4_000_000_000,
+    },
+    "gpu": {"01_extract_activations": 12_000_000_000},
+}
+
+
+LOW_PRECISION = {  # share of a notebook's time that passes in bfloat16 products where those pay
+    "01_extract_activations": 0.9,
+    "02_fit_baselines": 0.4,
+    "04_compare_losses": 0.2,
+    "05_sample_quality": 0.3,
+    "08_lm_loss": 0.9,
+    "11_steer": 0.8,
+    "12_meta_neurons": 0.7,
+    "13_off_manifold": 0.7,
+    "25_steering_study": 0.8,
+}
+USUAL_SHARE = 0.6
+
+
+PACKAGES = {"mmlib": "mmlib", "mmlib_studies": "notebooks/studies"}
+DRAWS_ONLY = "31_figures"
+DRAWING = ("mmlib.plots", "mmlib_studies.figures")  # modules, and all below them
+
+
+CONFIGS = {"mmlib.runs.presets"}  # who uses what they configure imports it too
+
+
+def path_of(notebook: str) -> Path:
+    """The file of a notebook."""
+    return runs.ROOT / "notebooks" / f"{notebook}.ipynb"
+
+
+def named(names: Sequence[str]) -> list[str]:
+    """Notebooks in their order, by lines ("main", "all") or their own names, numbers or paths.
+
+    Raises:
+        ValueError: no notebook or line is called so.
+    """
+    found = set()
+    for name in names:
+        stem = Path(name).stem
+        of_it = {
+            notebook
+            for notebook, (line, _) in NOTEBOOKS.items()
+            if name in (line, "all") or stem in (notebook, notebook[:2])
+        }
+        if not of_it and name not in LINES:
+            raise ValueError(
+                f"unknown notebook {name!r}: expected {', '.join(LINES)}, all, or some of {', '.join(NOTEBOOKS)}"
+            )
+        found |= of_it
+    return [notebook for notebook in NOTEBOOKS if notebook in found]
+
+
+def with_needs(notebooks: Sequence[str]) -> list[str]:
+    """These notebooks and all that must have run before them, in their order."""
+    found, todo = set(), list(notebooks)
+    while todo:
+        notebook = todo.pop()
+        found.add(notebook)
+        todo += NOTEBOOKS[notebook][1]
+    return [notebook for notebook in NOTEBOOKS if notebook in found]
+
+
+def needs_line(notebook: str) -> str:
+    """What the head of a notebook says must have run before it."""
+    before = [name[:2] for name in with_needs([notebook]) if name != notebook]
+    if notebook in ("09_claims", "31_figures"):
+        return f"*Needs: {', '.join(before)} for a run of your own; in a clone the published results do.*"
+    return f"*Needs: {', '.join(before) or 'nothing, it is the first'}.*"
+
+
+def state_of(notebook: str, preset: str) -> dict[str, str]:
+    """What decides the outcome of a notebook besides those before it: digest by file.
+
+    Of the notebook itself its code counts, and neither text nor outputs.
+    """
+    files = [runs.ROOT / "requirements.txt", *files_of(path_of(notebook))]
+    found = {file.relative_to(runs.ROOT).as_posix(): _digest(file.read_bytes()) for file in files}
+    found[f"notebooks/{notebook}.ipynb"] = _digest("\0".join(code_of(path_of(notebook))).encode())
+    for name in READS_IF_THERE.get(notebook, ()):
+        homes = (runs.DATA, runs.ROOT) if preset == runs.PUBLISHED else (runs.DATA,)
+        paths = [home / "results" / preset / f"{name}.json" for home in homes]
+        if path := next((path for path in paths if path.exists()), None):
+            found[f"{preset}/{name}.json"] = _digest(path.read_bytes())
+    return found
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def stamp_of(notebook: str, preset: str) -> Path:
+    """Says what a notebook was when it last ran, and what ran before it."""
+    return runs.DATA / "stamps" / preset / f"{notebook}.json"
+
+
+def stamp(notebook: str, preset: str, state: dict[str, str]) -> None:
+    """Note that a notebook has run; `state` as it was when it began, so what was edited meanwhile is due."""
+    before = {name: _ran(name, preset) for name in NOTEBOOKS[notebook][1]}
+    write_json(stamp_of(notebook, preset), {"ran": time.time_ns(), "files": state, "after": before})
+
+
+def _ran(notebook: str, preset: str) -> int | None:
+    path = stamp_of(notebook, preset)
+    return read_json(path)["ran"] if path.exists() else None
+
+
+def due(notebooks: Sequence[str], preset: str, what_if: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Why each of these notebooks, or one that they need, must run; those that need not are left out.
+
+    Args:
+        what_if: paths in the repository that are taken to have just changed.
+    """
+    for file in what_if:
+        if not (runs.ROOT / file).exists():
+            raise ValueError(f"no file {file}: expected a path in the repository")
+    found = {}
+    for notebook in with_needs(notebooks):
+        before = [name for name in NOTEBOOKS[notebook][1] if name in found]
+        path = stamp_of(notebook, preset)
+        if not path.exists():
+            found[notebook] = ["it never ran here"]
+            continue
+        known, now = read_json(path), state_of(notebook, preset)
+        reasons = [
+            f"{file} changed"
+            for file in sorted({*known["files"], *now})
+            if known["files"].get(file) != now.get(file) or file in what_if
+        ]
+        reasons += [f"{name} runs before it" for name in before] + [
+            f"{name} ran since"
+            for name, ran in known["after"].items()
+            if name not in before and _ran(name, preset) != ran
+        ]
+        if reasons:
+            found[notebook] = reasons
+    return found
+
+
+def times_file(preset: str, home: Path) -> Path:
+    """Times by machine: `runs.ROOT` has the published ones, `runs.DATA` those with this machine's."""
+    return home / "results" / preset / "run_times.json"
+
+
+def measured_times(preset: str) -> tuple[list[dict], dict]:
+    """All machines whose times are known, and the one of them that is like this: a new one, last, where none is."""
+    paths = [times_file(preset, home) for home in (runs.DATA, runs.ROOT)]
+    found = next((read_json(path)["machines"] for path in paths if path.exists()), {})
+    machines = list(found.values()) if isinstance(found, dict) else []  # else of an old version
+    this = {"processor": processor(), "cores": os.cpu_count()}
+    if not any(machine.items() >= this.items() for machine in machines):
+        machines.append({**this, "notebooks": {}})
+    return machines, next(machine for machine in machines if machine.items() >= this.items())
+
+
+def rates_here() -> dict[str, float]:
+    """`machine_rates` in a process of its own, which takes torch with it when it ends."""
+    code = "import json, sys; from mmlib.files import machine_rates; print(json.dumps(machine_rates(sys.argv[1])))"
+    runs.DATA.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, runs.DATA], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def slower_by(share: float, there: dict[str, float], here: dict[str, float]) -> float:
+    """How much longer work takes here than there, by the rates of both.
+
+    Args:
+        share: of the work that is done in bfloat16 where that is the faster; the rest is in float32.
+    """
+    fast_there, fast_here = (max(rates["float32"], rates["bfloat16"]) for rates in (there, here))
+    return share * fast_there / fast_here + (1 - share) * there["float32"] / here["float32"]
+
+
+def minutes_here(preset: str, here: dict[str, float]) -> dict[str, float]:
+    """Minutes of every notebook that was ever timed, for a machine of these rates.
+
+    This machine's own times come first, then times of machines whose rates are known, then any.
+    """
+    machines, this = measured_times(preset)
+    found = {}
+    for machine in sorted(machines, key=lambda m: (m is this, "rates" in m)):  # the best last
+        for notebook, row in machine["notebooks"].items():
+            share = LOW_PRECISION.get(notebook, USUAL_SHARE)
+            factor = slower_by(share, machine["rates"], here) if "rates" in machine else 1.0
+            found[notebook] = row["minutes"] * factor
+    return found
+
+
+def show(wanted: dict[str, list[str]], preset: str) -> None:
+    """Print what will run, why, and for how long on this machine, and what the machine lacks.
+
+    Args:
+        wanted: notebooks with the reasons why they run, as `due` gives them.
+    Raises:
+        ValueError: no such preset.
+        OSError: the disk cannot hold what the notebooks write.
+    """
+    if preset not in DISK:
+        raise ValueError(f"unknown preset {preset!r}: expected one of {', '.join(DISK)}")
+    if not wanted:
+        print(f"preset {preset}: nothing has changed since the last run, nothing to do")
+        return
+    runs.DATA.mkdir(parents=True, exist_ok=True)
+    if needed := sum(DISK[preset].get(notebook, 0) for notebook in wanted):
+        require_disk(runs.DATA, needed, f"the {preset} preset")
+    rates = rates_here()
+    minutes = minutes_here(preset, rates)
+    count = f"{len(wanted)} notebook{'s' if len(wanted) > 1 else ''} to run"
+    print(f"\npreset {preset}: {count}; minutes as estimated for this machine, ? where unknown\n")
+    for notebook, reasons in wanted.items():
+        known = f"{minutes[notebook]:.1f}" if notebook in minutes else "?"
+        more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        print(f"  {notebook:<24}{known:>8}   {reasons[0]}{more}")
+    together = sum(minutes.get(notebook, 0) for notebook in wanted)
+    print(f"  {'together':<24}{together:>8.1f}   {needed / 1e9:.0f} GB of disk\n")
+    for warning in warnings(wanted, preset, rates):
+        print(f"  {warning}\n")
+    sys.stdout.flush()
+
+
+def warnings(notebooks: Sequence[str], preset: str, rates: dict[str, float]) -> list[str]:
+    """What this machine lacks for a run of these notebooks."""
+    peaks = {
+        name: row["peak_gib"]
+        for machine in measured_times(preset)[0]
+        for name, row in machine["notebooks"].items()
+        if name in notebooks
+    }
+    found, free = [], free_memory()
+    if peaks and free is not None and free < max(peaks.values()) * 2**30:
+        hungriest = max(peaks, key=peaks.get)
+        found.append(
+            f"low memory: {hungriest} took {peaks[hungriest]:.1f} GiB elsewhere, {free / 2**30:.1f} GiB are free"
+            " here: close what you can spare, or take --preset smoke"
+        )
+    if cores() == 1:
+        found.append("one core: whatever was timed on two takes about twice as long")
+    if rates["bfloat16"] <= rates["float32"]:
+        found.append("no units for bfloat16: the language model and training run in float32")
+    return found
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module of this repository; None if it is none, such as a name in a module."""
+    package, *parts = module.split(".")
+    if package not in PACKAGES:
+        return None
+    path = runs.ROOT.joinpath(PACKAGES[package], *parts)
+    found = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return found if found.exists() else None
+
+
+def code_of(notebook: Path) -> list[str]:
+    """The sources of its code cells."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def files_of(notebook: Path) -> list[Path]:
+    """Files of this repository that decide what a notebook gives, itself left out."""
+    modules = modules_of(notebook, () if notebook.stem == DRAWS_ONLY else DRAWING)
+    return sorted(file_of(module) for module in modules)
+
+
+def modules_of(notebook: Path, ignored: tuple[str, ...] = ()) -> set[str]:
+    """Modules that a notebook imports, directly or through others.
+
+    Args:
+        ignored: modules that are left out with all below them, and so what only they import.
+    """
+    outside = tuple(f"{name}." for name in ignored)
+    todo, found = set(), set()
+    for code in code_of(notebook):
+        lines = [line for line in code.splitlines() if not line.lstrip().startswith(("%", "!"))]
+        todo |= imports("\n".join(lines))
+    while todo:
+        module, name = todo.pop()
+        if (module, name) in found or f"{module}.".startswith(outside):
+            continue
+        found.add((module, name))
+        if module not in CONFIGS:
+            source = file_of(module).read_text(encoding="utf-8")
+            todo |= imports(source, name)
+    return {module for module, _ in found}
+
+
+@functools.cache
+def imports(source: str, name: str | None = None) -> frozenset[tuple[str, str | None]]:
+    """(module of this repository, the name taken from it or None for all) for each import of some Python source.
+
+    Args:
+        name: leave out what this name, which is defined there, makes no use of; None: leave out nothing.
+    """
+    tree = ast.parse(source)
+    used = _used_by(tree, name) if name else None
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.Import, ast.ImportFrom)):
+            continue
+        for alias in node.names:
+            if used is not None and (alias.asname or alias.name.split(".")[0]) not in used:
+                continue
+            if isinstance(node, ast.Import):
+                found.add((alias.name, None))
+            elif node.module:
+                as_module = f"{node.module}.{alias.name}"
+                found |= {(as_module, None)} if file_of(as_module) else {(node.module, alias.name)}
+    return frozenset((module, taken) for module, taken in found if file_of(module))
+
+
+def _used_by(tree: ast.Module, name: str) -> set[str]:
+    """Names that a definition of a module uses, itself or through others there; and what runs on import uses."""
+    defined, todo = {}, {name}
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            bound = {node.name}
+        else:
+            bound = {n.id for n in _names(node) if isinstance(n.ctx, ast.Store)}
+        for one in bound:
+            defined.setdefault(one, []).append(node)
+        todo |= set() if bound else {n.id for n in _names(node)}
+    used = set()
+    while todo:
+        one = todo.pop()
+        used.add(one)
+        todo |= {n.id for node in defined.get(one, ()) for n in _names(node)} - used
+    return used
+
+
+def _names(node: ast.AST) -> list[ast.Name]:
+    return [inner for inner in ast.walk(node) if isinstance(inner, ast.Name)]

@@ -23,8 +23,9 @@ from torch import Tensor
 from mmlib.activations.corpora import Document
 from mmlib.activations.extract import Plan
 from mmlib.activations.lm import LanguageModel
-from mmlib.activations.parts import CHUNK_ROWS, DTYPES, from_numpy, to_numpy
+from mmlib.activations.parts import CHUNK_ROWS, DTYPES
 from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.activations.tokens import from_numpy, to_numpy
 from mmlib.activations.windows import (
     Block,
     block_rows,

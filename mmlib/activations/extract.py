@@ -38,7 +38,14 @@ from mmlib.activations.windows import (
     read_block,
     tokenize,
 )
-from mmlib.activations.writer import PART_BYTES, DocumentRows, Layout, StoreWriter, examine
+from mmlib.activations.writer import (
+    PART_BYTES,
+    DocumentRows,
+    Layout,
+    StoreWriter,
+    differences,
+    examine,
+)
 from mmlib.files import code_digest, require_disk
 
 BATCH_TOKENS = 4096  # positions in one forward pass, unless told otherwise
@@ -362,8 +369,7 @@ def _mark(folder: Path, state: PartialState) -> str:
 def _check_processes(facts: dict[str, str]) -> None:
     """Refuse processes whose facts differ: their parts would not be of one store."""
     known = gather_object([{key: str(value) for key, value in facts.items()}])
-    if differing := [key for key in facts if len({one[key] for one in known}) > 1]:
-        seen = "; ".join(sorted({str({key: one[key][:80] for key in differing}) for one in known}))
+    if found := [other for other in known if other != known[0]]:
         raise StoreError(
-            f"the processes differ in {', '.join(differing)} ({seen}): give all the same packages, texts, kind of device and folder"
+            f"the processes differ in {differences(known[0], found[0])}: give all the same packages, texts, kind of device and folder"
         )

@@ -1,10 +1,7 @@
-"""One part of a store: an HDF5 file whose every byte is guarded, and the bits of the rows in it.
+"""The files of a store: what they hold of a row, how a part is sealed, written whole, and read chunk by chunk.
 
-An HDF5 file may begin with a user block that HDF5 ignores. In a part it holds one line of JSON: the identity of the store, the places
-of the datasets in the file, and a digest (XXH3-128) of the line itself and of every byte outside the rows. Among those bytes are the
-checksums of the rows: `/checksums/NAME`, the XXH3-64 of every 1,024 rows. So no bit is unguarded, and a part can be opened without
-reading its rows: they are checked as they are read. `/moments/layer_LL` (chunks, 2, d) holds mean and variance of the training rows
-of each 1,024, from which a store's statistics are merged in the order of its rows.
+A part is HDF5 behind a line with the XXH3-128 of the rest, in the user block that HDF5 skips. It is written as a whole and renamed.
+Rows are read past HDF5, from a known place into the caller's memory, and each chunk of them is checked.
 """
 
 import io
@@ -12,31 +9,48 @@ import json
 import os
 import platform
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
-import torch
 import xxhash
-from torch import Tensor
 
+from mmlib.activations.tokens import as_float, moments_of
 from mmlib.files import StoreError, replace_durably
 
-FORMAT, FORMAT_VERSION = "mmlib.activations", 3
-
+FORMAT, FORMAT_VERSION = "mmlib.activations", 4
+FORMER = f"{FORMAT} ".encode()  # what a store began with before version 3
 MANIFEST, VIRTUAL = "manifest.json", "activations.h5"
-
 CHUNK_ROWS = 1024  # rows under one checksum
-
+SEAL_BYTES = 512  # before the HDF5 of a part
+OPEN_PARTS = 512  # files at most, half of what a process may usually open
 DTYPES = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-
 COLUMNS = ("token_ids", "document", "position")
-
-MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError)
-
-
 LIBVER = ("v110", "v110")  # readable since HDF5 1.10, which has virtual datasets
+GUARDED = {"chunks": True, "fletcher32": True}  # HDF5 checks it where it is read
+UNREADABLE = (OSError, KeyError, ValueError, RuntimeError)  # what h5py raises of a damaged file
+
+
+class Column(NamedTuple):
+    """What a store keeps of every row: shape of a row, type, and what a missing part reads as."""
+
+    width: tuple[int, ...]
+    dtype: np.dtype
+    fill: float
+
+
+def columns(layers: Sequence[int], d: int, dtype: str) -> dict[str, Column]:
+    """All columns of a store, by the names of their datasets."""
+    nan = 0x7FC0 if dtype == "bfloat16" else np.nan
+    rows = {layer_name(layer): Column((d,), DTYPES[dtype], nan) for layer in layers}
+    return rows | {name: Column((), np.dtype("<i4"), -1) for name in COLUMNS}
+
+
+def layer_name(layer: int, what: str = "activations") -> str:
+    """Name of a layer's dataset."""
+    return f"{what}/layer_{layer:02d}"
 
 
 def part_name(index: int) -> str:
@@ -44,131 +58,64 @@ def part_name(index: int) -> str:
     return f"part-{index:05d}.h5"
 
 
-def layer_name(layer: int) -> str:
-    """Name of a layer's datasets."""
-    return f"layer_{layer:02d}"
-
-
 def chunk_count(rows: int) -> int:
     """Number of checksums for so many rows."""
     return -(-rows // CHUNK_ROWS)
 
 
-def seal(content: dict, body: Iterable[bytes] = (), indent: int | None = None) -> bytes:
-    """JSON whose last entry, `digest`, is the XXH3-128 of the other entries and of `body`."""
+def sealed(content: dict) -> bytes:
+    """JSON whose last entry, `digest`, is the XXH3-128 of the other entries."""
+    text = json.dumps(content).encode()
+    return json.dumps({**content, "digest": xxhash.xxh3_128_hexdigest(text)}, indent=1).encode()
 
-    def text(entries: dict) -> bytes:
-        return (json.dumps(entries, ensure_ascii=False, indent=indent) + "\n").encode()
 
-    state = xxhash.xxh3_128(text(content))
-    for block in body:
+def part_seal(digest: str) -> bytes:
+    """What a part begins with."""
+    return f"{FORMAT}-part {digest}\n".encode().ljust(SEAL_BYTES, b"\0")
+
+
+def digest_of(file: BinaryIO) -> str:
+    """XXH3-128 of the rest of a file."""
+    state = xxhash.xxh3_128()
+    while block := file.read(2**24):
         state.update(block)
-    return text({**content, "digest": state.hexdigest()})
+    return state.hexdigest()
 
 
-def outside(file, start: int, holes: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-    """The bytes of a file, or of its content in memory, from `start` on, but for the holes (first byte, bytes)."""
-    in_memory = isinstance(file, memoryview)
-    at, size = start, len(file) if in_memory else os.fstat(file.fileno()).st_size
-    for first, length in sorted(map(tuple, holes)) + [(size, 0)]:
-        while at < min(first, size):
-            end = min(first, size, at + 2**24)
-            yield file[at:end] if in_memory else os.pread(file.fileno(), end - at, at)
-            at = end
-        at = first + length
-
-
-def is_rows(name: str) -> bool:
-    """Whether a dataset of a part has checksums of its own."""
-    return name.startswith("activations/") or name in COLUMNS
-
-
-class Part:
-    """One part, open to be read. Its header and all bytes outside its rows are checked; rows are checked as they are read.
+def check_part(path: Path) -> str:
+    """Digest of a part, after reading every byte of it.
 
     Raises:
-        StoreError: the file is missing, damaged, truncated or no part; the message names it.
+        StoreError: it is damaged or none.
     """
+    with open(path, "rb") as file:
+        seal, digest = file.read(SEAL_BYTES), digest_of(file)
+    if seal != part_seal(digest):
+        raise StoreError(f"{path} is damaged, truncated or no part of a store: extract it again")
+    return digest
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        try:
-            self.file = open(path, "rb", buffering=0)
-        except FileNotFoundError as error:
-            raise StoreError(f"{path} is missing: keep all parts of a store together") from error
-        try:
-            start = os.pread(self.file.fileno(), 2**16, 0)
-            if b"\n" not in start:  # of very many layers
-                start = os.pread(self.file.fileno(), 2**22, 0)
-            line = start.partition(b"\n")[0] + b"\n"
-            self.header = json.loads(line)
-            self.places = {name: tuple(place) for name, place in self.header["places"].items()}
-            content = {key: value for key, value in self.header.items() if key != "digest"}
-            holes = [place for name, place in self.places.items() if is_rows(name)]
-            if seal(content, outside(self.file, len(line), holes)) != line:
-                raise ValueError("its digest is another")
-            if self.header["size"] != os.fstat(self.file.fileno()).st_size:
-                raise ValueError("its size is another")
-        except MALFORMED as error:
-            raise StoreError(
-                f"{path} is damaged, truncated or no part of a store ({error}): extract it again, "
-                "parts that are whole are kept"
-            ) from error
-        self.identity, self.rows = self.header["identity"], self.header["rows"]
-        self.checksums = {
-            name: self.array(f"checksums/{name}", "<u8") for name in self.places if is_rows(name)
-        }
+
+class PartFile(io.FileIO):
+    """Closed where nobody holds it any more: a store never waits for Python to warn of it."""
 
     def __del__(self):
-        if hasattr(self, "file"):
-            self.file.close()
-
-    def array(self, name: str, dtype: str) -> np.ndarray:
-        """A dataset outside the rows, flat; empty if there is none."""
-        first, size = self.places.get(name, (0, 0))
-        return np.frombuffer(os.pread(self.file.fileno(), size, first), dtype)
-
-    def read_chunk(self, name: str, chunk: int, into: np.ndarray) -> None:
-        """Fill `into` with a chunk's rows.
-
-        Raises:
-            StoreError: they fail their checksum, or the file ends before they do.
-        """
-        first = self.places[name][0] + chunk * CHUNK_ROWS * (into.nbytes // len(into))
-        got = os.preadv(self.file.fileno(), [into.data.cast("B")], first)
-        if got != into.nbytes or xxhash.xxh3_64_intdigest(into.data.cast("B")) != int(
-            self.checksums[name][chunk]
-        ):
-            low = chunk * CHUNK_ROWS
-            raise StoreError(
-                f"{self.path}: {name}, rows {low} to {low + len(into)} of this part fail their checksum: "
-                "the file is damaged, extract it again; parts that are whole are kept"
-            )
-
-    def check(self) -> None:
-        """Read all rows.
-
-        Raises:
-            StoreError: some fail their checksum.
-        """
-        for name, checksums in self.checksums.items():
-            row_bytes = self.places[name][1] // self.rows
-            for chunk in range(len(checksums)):
-                rows = min(CHUNK_ROWS, self.rows - chunk * CHUNK_ROWS)
-                self.read_chunk(name, chunk, np.empty((rows, row_bytes), np.uint8))
+        self.close()
 
 
 class CheckedRows:
-    """Rows of one dataset through all parts. No row is given out before its chunk was checked.
+    """Rows of one column through all parts. No row is given out before its chunk was checked.
 
     Args:
-        width: shape of a row, (d,) or ().
+        checksums: of each chunk.
+        places: where the column begins in each part's file.
         part: opens a part by its index.
     """
 
-    def __init__(self, name, width, dtype, n, part_rows, part: Callable[[int], Part]):
-        self.name, self.width, self.dtype, self.n = name, width, dtype, n
+    def __init__(self, name, column: Column, n, part_rows, checksums, places, part: Callable):
+        self.name, self.width, self.dtype, self.n = name, column.width, column.dtype, n
         self._part_chunks, self._part = part_rows // CHUNK_ROWS, part
+        self._checksums, self._places = checksums.tolist(), places.tolist()
+        self._row_bytes = column.dtype.itemsize * int(np.prod(column.width, dtype=int))
 
     def bounds(self, chunk: int) -> tuple[int, int]:
         """First and end row of a chunk."""
@@ -184,14 +131,21 @@ class CheckedRows:
         """One whole chunk, (rows, …), in `into` if that is given.
 
         Raises:
-            StoreError: it fails its checksum, or its part is missing or damaged.
+            StoreError: it fails its checksum, or its part is missing or another.
         """
         first, end = self.bounds(chunk)
-        if into is None:
-            into = np.empty((end - first, *self.width), self.dtype)
-        part, index = divmod(chunk, self._part_chunks)
-        self._part(part).read_chunk(self.name, index, into[: end - first])
-        return into[: end - first]
+        into = np.empty((end - first, *self.width), self.dtype) if into is None else into
+        into, (index, within) = into[: end - first], divmod(chunk, self._part_chunks)
+        file, data = self._part(index), into.data.cast("B")
+        at = self._places[index] + within * CHUNK_ROWS * self._row_bytes
+        got = os.preadv(file.fileno(), [data], at)  # it and the checksum run outside Python's lock
+        if got != into.nbytes or xxhash.xxh3_64_intdigest(data) != self._checksums[chunk]:
+            low = within * CHUNK_ROWS
+            raise StoreError(
+                f"{file.name}: {self.name}, rows {low} to {low + len(into)} of this part fail their checksum: "
+                "extract it again; parts that are whole are kept"
+            )
+        return into
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Consecutive rows, (stop − start, …), which must be there.
@@ -201,13 +155,70 @@ class CheckedRows:
         """
         values = np.empty((stop - start, *self.width), self.dtype)
         for chunk, first, end in self.chunks(start, stop):
-            low = chunk * CHUNK_ROWS
+            into, low = values[first - start : end - start], chunk * CHUNK_ROWS
             if (first, end) == self.bounds(chunk):
-                self.read_chunk(chunk, values[first - start :])
+                self.read_chunk(chunk, into)
             else:
-                part = self.read_chunk(chunk)[first - low : end - low]
-                values[first - start : end - start] = part
+                into[:] = self.read_chunk(chunk)[first - low : end - low]
         return values
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write to a temporary name that no other process uses, read it back, and rename it.
+
+    Raises:
+        StoreError: it reads back otherwise than it was written.
+    """
+    name = f"{path.name}.{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+    partial = path.with_name(name)
+    try:
+        with open(partial, "w+b") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            if digest_of(file) != xxhash.xxh3_128_hexdigest(content):
+                raise StoreError(f"{path} reads back otherwise than it was written: check the disk")
+        replace_durably(partial, path)
+    except FileNotFoundError:  # another process has finished the same store, and removed it
+        if not path.exists():
+            raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def part_content(layout, part: int, rows: Mapping[str, np.ndarray]) -> memoryview:
+    """The bytes of a part: a function of its rows and the layout alone.
+
+    `/moments/layer_LL` (chunks, 2, d) are mean and variance of the training rows of each chunk, from which a store's statistics are
+    merged in the order of its rows.
+
+    Args:
+        layout: see `mmlib.activations.writer.Layout`.
+        rows: {name: (rows, …)} of each of the layout's columns.
+    """
+    made, run = io.BytesIO(), layout.rows_of(part)
+    training = max(0, layout.train_rows - run.start)
+    with h5py.File(made, "w", libver=LIBVER, userblock_size=SEAL_BYTES) as file:
+        file.attrs["identity"], file.attrs["first_row"] = json.dumps(layout.identity), run.start
+        for name, values in rows.items():
+            chunks = [values[i : i + CHUNK_ROWS] for i in range(0, len(run), CHUNK_ROWS)]
+            sums = [xxhash.xxh3_64_intdigest(chunk.data.cast("B")) for chunk in chunks]
+            dataset = file.create_dataset(name, data=values)
+            file.create_dataset(f"checksums/{name}", data=np.array(sums, "<u8"), **GUARDED)
+            if name in COLUMNS:
+                continue
+            dataset.attrs["dtype"] = layout.dtype
+            seen = [
+                values[i : min(i + CHUNK_ROWS, training)]
+                for i in range(0, min(training, len(run)), CHUNK_ROWS)
+            ]
+            if seen:
+                moments = np.array([moments_of(as_float(x)) for x in seen], "<f8")
+                file.create_dataset(name.replace("activations", "moments"), data=moments, **GUARDED)
+    content = made.getbuffer()
+    content[:SEAL_BYTES] = part_seal(xxhash.xxh3_128_hexdigest(content[SEAL_BYTES:]))
+    return content
 
 
 def row_numbers(rows, n: int, where: object) -> np.ndarray:
@@ -233,123 +244,11 @@ def row_numbers(rows, n: int, where: object) -> np.ndarray:
     return given.astype(np.int64)
 
 
-def to_numpy(values: Tensor) -> np.ndarray:
-    """The same bits, bfloat16 as uint16."""
-    if values.dtype == torch.bfloat16:
-        return values.view(torch.int16).numpy().view(np.uint16)
-    return values.numpy()
-
-
-def from_numpy(values: np.ndarray) -> Tensor:
-    """The inverse of `to_numpy`."""
-    if values.dtype == np.uint16:
-        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(values)
-
-
-def as_float(values: np.ndarray) -> np.ndarray:
-    """Stored values as float32; bfloat16 comes as its 16 bits."""
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
-
-
-def moments_of(rows_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and population variance of one or more rows, (d,) each, in float64."""
-    centred = rows_nd.astype(np.float64)
-    mean = centred.mean(0)
-    centred -= mean
-    return mean, np.einsum("nd,nd->d", centred, centred) / len(rows_nd)
-
-
-class RunningMoments:
-    """Mean and variance of rows seen so far, merged in float64 (Chan, Golub and LeVeque 1979, eq. 2.1)."""
-
-    def __init__(self, d: int):
-        self.count, self.mean, self._m2 = 0, np.zeros(d), np.zeros(d)
-
-    def update(self, rows_nd: np.ndarray) -> None:
-        """Merge a block of rows, (n, d)."""
-        if len(rows_nd):
-            self.merge(len(rows_nd), *moments_of(rows_nd))
-
-    def merge(self, n: int, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Merge n rows of known mean and population variance, (d,) each."""
-        delta, total = mean - self.mean, self.count + n
-        self._m2 += variance * n + delta**2 * self.count * n / max(1, total)
-        self.mean += delta * n / max(1, total)
-        self.count = total
-
-    @property
-    def variance(self) -> np.ndarray:
-        """Population variance, (d,); 0 before any row."""
-        return self._m2 / max(1, self.count)
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write to a temporary name that no other process uses, read it back, and rename it.
-
-    Raises:
-        StoreError: it reads back otherwise than it was written.
-    """
-    name = f"{path.name}.{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
-    partial = path.with_name(name)
-    try:
-        with open(partial, "w+b") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            found = xxhash.xxh3_128()
-            for block in outside(file, 0, ()):
-                found.update(block)
-            if found.digest() != xxhash.xxh3_128_digest(content):
-                raise StoreError(f"{path} reads back otherwise than it was written: check the disk")
-        replace_durably(partial, path)
-    except FileNotFoundError:  # another process has finished the same store, and removed it
-        if not path.exists():
-            raise
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def part_content(layout, part: int, rows: Mapping[str, np.ndarray]) -> memoryview:
-    """The bytes of a part: a function of its rows and the layout alone.
-
-    Args:
-        layout: see `mmlib.activations.writer.Layout`.
-        rows: {name: (rows, …)} of each of `layout.datasets()`.
-    """
-    first, n = layout.rows_of(part).start, len(layout.rows_of(part))
-    starts, arrays = range(0, n, CHUNK_ROWS), dict(rows)
-    training = min(n, max(0, layout.train_rows - first))
-    for name, values in rows.items():
-        chunks = [values[start : start + CHUNK_ROWS].data.cast("B") for start in starts]
-        sums = [xxhash.xxh3_64_intdigest(chunk) for chunk in chunks]
-        arrays[f"checksums/{name}"] = np.array(sums, "<u8")
-    for layer in layout.layers if training else ():
-        values = rows[f"activations/{layer_name(layer)}"][:training]
-        moments = [moments_of(as_float(values[i : i + CHUNK_ROWS])) for i in starts if i < training]
-        arrays[f"moments/{layer_name(layer)}"] = np.array(moments, "<f8")
-    header = {
-        "format": f"{FORMAT} part",
-        "format_version": FORMAT_VERSION,
-        "identity": layout.identity,
-        "part": part,
-        "first_row": first,
-        "rows": n,
-    }
-    longest = seal({**header, "size": 10**15, "places": {name: (10**15,) * 2 for name in arrays}})
-    made, places = io.BytesIO(), {}
-    block = max(512, 1 << len(longest).bit_length())
-    with h5py.File(made, "w", libver=LIBVER, userblock_size=block) as file:
-        for name, values in arrays.items():
-            dataset = file.create_dataset(name, data=values)
-            places[name] = dataset.id.get_offset(), dataset.id.get_storage_size()
-            if name.startswith("activations/"):
-                dataset.attrs["dtype"] = layout.dtype
-    content = made.getbuffer()
-    header |= {"size": len(content), "places": places}
-    holes = [place for name, place in places.items() if is_rows(name)]
-    line = seal(header, outside(content, len(seal(header)), holes))
-    content[: len(line)] = line
-    return content
+def finite_rows(values: np.ndarray) -> np.ndarray:
+    """Which stored rows have finite values only, (n,). In numpy: torch would start threads beside those of the language model."""
+    exponent = np.uint16(0x7F80)
+    return (
+        ((values & exponent) != exponent).all(1)
+        if values.dtype == np.uint16
+        else np.isfinite(values).all(1)
+    )

@@ -21,6 +21,7 @@ Bare h5py reads the whole in five lines. The folder may be moved; bfloat16 is ke
     /token_ids *             (n,)    int32, the token at whose position the activation was read; -1 where a part is missing
     /document *              (n,)    int32, index into /documents
     /position *              (n,)    int32, index of the token in its document, from 0
+    /checksums/NAME *        XXH3-64 of every 1,024 rows of each of these; /places/NAME: where they begin in each part's file
     /documents/title, split  (D,)    UTF-8 strings; the split is "train", "validation" or "test"
     /documents/first_row, rows (D,)  int64; the rows of a document lie side by side
     /statistics/layer_LL/mean, variance   (d,) float64, over the rows of training documents only
@@ -29,8 +30,9 @@ Bare h5py reads the whole in five lines. The folder may be moved; bfloat16 is ke
 Documents are ordered train, validation, test, so each split is one run of rows. The opening <bos> of a window is left out. Datasets
 are little-endian, contiguous and uncompressed, in the file format of HDF5 1.10: they can be mapped.
 
-Every bit is guarded: rows by checksums of their own in the part, the rest of a part by a digest (see `mmlib.activations.parts`), which
-the manifest repeats, beside the digests of `activations.h5` and of itself. Digests guard against accident, not against malice.
+Every bit is guarded. A part begins with the XXH3-128 of the rest of it, in HDF5's user block; the manifest repeats that digest, beside
+those of `activations.h5` and of itself. Whoever reads rows needs no digest of a whole part: the rows are found and checked by the
+places and checksums in `activations.h5`. Digests guard against accident, not against malice.
 
 Parts end at multiples of 1,024 rows of the whole store. So the chunks that are shuffled are the same whatever the parts' size, and
 none lies in two files. A part's bytes depend on the plan of the extraction alone, so parts can be written in any order, by any
@@ -40,7 +42,9 @@ number of processes, again after a kill, and without a file lock. `python -m mml
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache, partial
 from numbers import Integral
 from pathlib import Path
@@ -54,57 +58,60 @@ from tqdm import tqdm
 from mmlib.activations.parts import (
     CHUNK_ROWS,
     COLUMNS,
-    DTYPES,
-    FORMAT,
     FORMAT_VERSION,
-    MALFORMED,
+    FORMER,
     MANIFEST,
+    OPEN_PARTS,
+    SEAL_BYTES,
     VIRTUAL,
     CheckedRows,
-    Part,
-    RunningMoments,
-    as_float,
+    PartFile,
+    check_part,
     chunk_count,
-    from_numpy,
+    columns,
     layer_name,
+    part_seal,
     row_numbers,
-    seal,
+    sealed,
 )
-from mmlib.activations.tokens import Normaliser, Tokens
+from mmlib.activations.tokens import Normaliser, RunningMoments, Tokens, as_float, from_numpy
 from mmlib.files import StoreError
-
-OPEN_PARTS = 512  # files at most, half of what a process may usually open
 
 
 def refuse_former(path: Path) -> None:
-    """Refuse what an earlier version wrote: a store was one HDF5 file, whose user block held a seal.
+    """Refuse what another version wrote. Before version 3 a store was one HDF5 file, with a seal before it.
 
     Raises:
-        StoreError: `path` is such a file, another file, or a folder with such a file and no manifest.
+        StoreError: `path` is such a file, another file, or a folder with such a file or such a manifest.
     """
-    if path.is_dir():
-        files = [] if (path / MANIFEST).exists() else sorted(path.glob("*.h5"))
-    else:
-        files = [path] if path.exists() else []
-    for file in files:
-        try:
-            with open(file, "rb") as opened:
-                start = opened.read(64)
-        except FileNotFoundError:  # another process replaces it
-            continue
-        if start.startswith(f"{FORMAT} ".encode()):
-            try:
-                with h5py.File(file, "r", locking=False) as former:
-                    made_by = str(former.attrs["created_by"])
-            except (OSError, KeyError):
-                made_by = ""
-            command = made_by if made_by.startswith("python") else "python -m mmlib extract"
+    manifest, advice = (
+        path / MANIFEST,
+        f"this code reads version {FORMAT_VERSION}, a folder of parts",
+    )
+    if (version := _entries(manifest).get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
+        raise StoreError(f"{manifest} is of version {version}: {advice}. Give another folder")
+    inside = [] if manifest.exists() else sorted(path.glob("*.h5"))
+    for file in [path] if path.is_file() else inside:
+        start, command = b"", "python -m mmlib extract"
+        with suppress(OSError, KeyError), open(file, "rb") as opened:
+            start = opened.readline(64).rstrip()
+            if start.startswith(FORMER):
+                made_by = str(h5py.File(opened, "r").attrs["created_by"])
+                command = made_by if made_by.startswith("python") else command
+        if start.startswith(FORMER):
             raise StoreError(
-                f"{file} is a store of the former format, {start.split(chr(10).encode())[0].decode()}, one file; "
-                f"this code reads version {FORMAT_VERSION}, a folder of parts. Make it again: {command}"
+                f"{file} is a store of the former format, {start.decode()}, one file; {advice}. Make it again: {command}"
             )
-    if files == [path]:
+    if path.is_file():
         raise StoreError(f"{path} is a file: expected the folder of a store, with {MANIFEST} in it")
+
+
+def _entries(manifest: Path) -> dict:
+    """What a manifest says, unchecked; nothing if it does not read."""
+    with suppress(OSError, ValueError):
+        found = json.loads(manifest.read_bytes())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def read_manifest(folder: Path) -> dict:
@@ -115,26 +122,16 @@ def read_manifest(folder: Path) -> dict:
     """
     refuse_former(folder)
     if not (folder / MANIFEST).exists():
-        begun = any(folder.glob("part-*.h5*"))
         raise StoreError(
             f"{folder} was not finished: run the extraction again, it continues with the parts that miss"
-            if begun
+            if any(folder.glob("part-*.h5*"))
             else f"{folder} holds no store: expected a folder with {MANIFEST} in it"
         )
-    try:
-        text = (folder / MANIFEST).read_bytes()
-        found = json.loads(text)
-        version = found.get("format"), found.get("format_version")
-        content = {key: value for key, value in found.items() if key != "digest"}
-        if version == (FORMAT, FORMAT_VERSION) and seal(content, indent=1) == text:
-            return found
-    except MALFORMED:
-        version = ()
-    if version and version[0] == FORMAT and version[1] != FORMAT_VERSION:
-        raise StoreError(
-            f"{folder} is {FORMAT} version {version[1]}: this code reads version {FORMAT_VERSION}, extract it again"
-        )
-    raise StoreError(f"{folder / MANIFEST} is damaged or was changed: run the extraction again")
+    found = _entries(folder / MANIFEST)
+    content = {key: value for key, value in found.items() if key != "digest"}
+    if sealed(content) != (folder / MANIFEST).read_bytes():
+        raise StoreError(f"{folder / MANIFEST} is damaged or was changed: run the extraction again")
+    return found
 
 
 class ActivationStore:
@@ -166,30 +163,13 @@ class ActivationStore:
             raise StoreError(
                 f"{self.path} holds layers {self.layers}, not layer {layer}: run 01_extract_activations for that layer"
             )
-        self.mean, self.variance = self._statistics()
         self._check_sizes()
-        part_rows, part = identity["part_rows"], self._parts()
-        name, dtype = f"activations/{layer_name(self.layer)}", DTYPES[self.dtype]
-        self.activations = CheckedRows(name, (self.d,), dtype, self.n, part_rows, part)
-        self._columns = {
-            column: CheckedRows(column, (), np.dtype("<i4"), self.n, part_rows, part)
-            for column in COLUMNS
-        }
+        self.columns = self._open()
+        self.activations = self.columns[layer_name(self.layer)]
 
     def __reduce__(self):
         """Opened again where it is unpickled, as in the workers of a DataLoader."""
         return type(self), (self.path, self.layer)
-
-    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        file, virtual = self.path / VIRTUAL, self.manifest["virtual"]
-        content = file.read_bytes() if file.exists() else b""
-        if xxhash.xxh3_128_hexdigest(content) != virtual["digest"]:
-            raise StoreError(
-                f"{file} is damaged, missing or of another store: run the extraction again"
-            )
-        with h5py.File(io.BytesIO(content), "r") as opened:
-            group = opened[f"statistics/{layer_name(self.layer)}"]
-            return group["mean"][:], group["variance"][:]
 
     def _check_sizes(self) -> None:
         """Refuse a store that lacks a part, before anything is computed with it."""
@@ -203,21 +183,34 @@ class ActivationStore:
                     "or run the extraction again"
                 )
 
-    def _parts(self) -> Callable[[int], Part]:
-        """What opens a part, and keeps it open; it does not hold the store."""
+    def _open(self) -> dict[str, CheckedRows]:
+        """The columns of the store and of this layer, by what `activations.h5` says of them; the statistics too."""
+        path, part_rows = self.path / VIRTUAL, self.manifest["identity"]["part_rows"]
+        content = path.read_bytes() if path.exists() else b""
+        if xxhash.xxh3_128_hexdigest(content) != self.manifest["virtual"]["digest"]:
+            raise StoreError(f"{path} is damaged, missing or of another store: extract it again")
         folder, entries = self.path, self.manifest["parts"]
 
         @lru_cache(OPEN_PARTS)
-        def part(index: int) -> Part:
-            opened = Part(folder / entries[index]["file"])
-            if opened.header["digest"] != entries[index]["digest"]:
-                raise StoreError(
-                    f"{opened.path} is not the part that {MANIFEST} lists: run the extraction again"
-                )
+        def part(index: int) -> PartFile:  # it does not hold the store
+            file = folder / entries[index]["file"]
+            try:
+                opened = PartFile(file)
+            except FileNotFoundError as error:
+                raise StoreError(f"{file} is missing: keep all parts together") from error
+            if os.pread(opened.fileno(), SEAL_BYTES, 0) != part_seal(entries[index]["digest"]):
+                raise StoreError(f"{file} is not the part that {MANIFEST} lists: extract it again")
             return opened
 
-        self.part = part
-        return part
+        self.close = part.cache_clear  # closes the files; they are opened again if more is read
+        with h5py.File(io.BytesIO(content), "r") as file:
+            statistics = file[layer_name(self.layer, "statistics")]
+            self.mean, self.variance = statistics["mean"][:], statistics["variance"][:]
+            made = {}
+            for name, column in columns([self.layer], self.d, self.dtype).items():
+                where = file[f"checksums/{name}"][:], file[f"places/{name}"][:]
+                made[name] = CheckedRows(name, column, self.n, part_rows, *where, part)
+            return made
 
     @property
     def documents(self) -> str:
@@ -331,9 +324,9 @@ class ActivationStore:
         if name == "document":  # known from the table
             found = np.searchsorted(self.first_row, np.arange(start, stop), "right") - 1
             return found.astype(np.int32)
-        if name not in self._columns:
+        if name not in COLUMNS:
             raise KeyError(f"no column {name!r}: expected one of {', '.join(COLUMNS)}")
-        return self._columns[name].read(start, stop)
+        return self.columns[name].read(start, stop)
 
     def tokens(self, split: str, rows: np.ndarray | slice | None = None) -> Tokens:
         """The standardised activations of a split, with the document and position of each row.
@@ -380,10 +373,6 @@ class ActivationStore:
             "size": f"{self.bytes / 1e9:.2f} GB in {len(self.manifest['parts'])} parts",
         }
 
-    def close(self) -> None:
-        """Close the files; they are opened again if more is read."""
-        self.part.cache_clear()
-
 
 def verify(folder: Path) -> list[str]:
     """Read every byte of a store. The list of what is wrong: empty for a sound one.
@@ -391,29 +380,35 @@ def verify(folder: Path) -> list[str]:
     Checked: the manifest, all digests and checksums, finite values, documents and positions in order, and statistics against the rows.
     """
     try:
-        whole = ActivationStore(folder)
-        stores = [ActivationStore(folder, layer) for layer in whole.layers]
+        stores = [ActivationStore(folder)]
+        stores += [ActivationStore(folder, layer) for layer in stores[0].layers[1:]]
     except StoreError as error:
         return [str(error)]
-    chunks = (len(stores) + len(COLUMNS)) * chunk_count(whole.n)
+    first, problems = stores[0], []
+    chunks = (len(stores) + len(COLUMNS)) * chunk_count(first.n)
     with tqdm(total=chunks, desc=f"verifying {Path(folder).name}", unit=" chunks", delay=2) as bar:
-        problems = []
-        for name, rows in whole._columns.items():
-            problems += _problems(folder, rows, partial(_fits, whole, name), bar)
+        for name in COLUMNS:
+            problems += _problems(first, name, partial(_fits, first, name), bar)
         for store in stores:
             problems += _wrong_values(store, bar)
             store.close()
+    for entry in first.manifest["parts"]:
+        if not any(entry["file"] in problem for problem in problems):
+            try:  # what is outside the rows
+                check_part(first.path / entry["file"])
+            except (StoreError, OSError) as error:
+                problems.append(str(error))
     return list(dict.fromkeys(problems))
 
 
-def _problems(folder: Path, rows: CheckedRows, check: Callable, bar: tqdm) -> Iterator[str]:
-    """What is wrong with the chunks of one dataset: their checksums, and what `check` says of their values."""
-    for chunk in range(chunk_count(rows.n)):
+def _problems(store: ActivationStore, name: str, check: Callable, bar: tqdm) -> Iterator[str]:
+    """What is wrong with the chunks of one column: their checksums, and what `check` says of their values."""
+    for chunk in range(chunk_count(store.n)):
         bar.update()
-        bounds = range(*rows.bounds(chunk))
+        bounds = range(*store.columns[name].bounds(chunk))
         try:
-            if wrong := check(bounds, rows.read_chunk(chunk)):
-                yield f"{folder}: {rows.name}, rows {bounds.start} to {bounds.stop} {wrong}"
+            if wrong := check(bounds, store.columns[name].read_chunk(chunk)):
+                yield f"{store.path}: {name}, rows {bounds.start} to {bounds.stop} {wrong}"
         except StoreError as error:
             yield str(error)
 
@@ -438,7 +433,7 @@ def _wrong_values(store: ActivationStore, bar: tqdm) -> list[str]:
         moments.update(values[: max(0, train_rows - bounds.start)])
         return None if np.isfinite(values).all() else "have values that are not finite"
 
-    found = list(_problems(store.path, store.activations, finite, bar))
+    found = list(_problems(store, layer_name(store.layer), finite, bar))
     spread = np.abs(moments.mean) + np.sqrt(moments.variance)
     same = np.allclose(store.variance, moments.variance, rtol=1e-9, atol=0)
     same &= bool((np.abs(store.mean - moments.mean) <= 1e-9 * spread).all())

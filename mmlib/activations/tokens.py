@@ -111,3 +111,56 @@ class Tokens:
     def altered(self, z: Tensor) -> "Tokens":
         """Other activations at the same tokens."""
         return replace(self, z=z)
+
+
+def to_numpy(values: Tensor) -> np.ndarray:
+    """The same bits, bfloat16 as uint16."""
+    if values.dtype == torch.bfloat16:
+        return values.view(torch.int16).numpy().view(np.uint16)
+    return values.numpy()
+
+
+def from_numpy(values: np.ndarray) -> Tensor:
+    """The inverse of `to_numpy`."""
+    if values.dtype == np.uint16:
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
+def as_float(values: np.ndarray) -> np.ndarray:
+    """Stored values as float32; bfloat16 comes as its 16 bits."""
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def moments_of(rows_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and population variance of one or more rows, (d,) each, in float64."""
+    centred = rows_nd.astype(np.float64)
+    mean = centred.mean(0)
+    centred -= mean
+    return mean, np.einsum("nd,nd->d", centred, centred) / len(rows_nd)
+
+
+class RunningMoments:
+    """Mean and variance of rows seen so far, merged in float64 (Chan, Golub and LeVeque 1979, eq. 2.1)."""
+
+    def __init__(self, d: int):
+        self.count, self.mean, self._m2 = 0, np.zeros(d), np.zeros(d)
+
+    def update(self, rows_nd: np.ndarray) -> None:
+        """Merge a block of rows, (n, d)."""
+        if len(rows_nd):
+            self.merge(len(rows_nd), *moments_of(rows_nd))
+
+    def merge(self, n: int, mean: np.ndarray, variance: np.ndarray) -> None:
+        """Merge n rows of known mean and population variance, (d,) each."""
+        delta, total = mean - self.mean, self.count + n
+        self._m2 += variance * n + delta**2 * self.count * n / max(1, total)
+        self.mean += delta * n / max(1, total)
+        self.count = total
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Population variance, (d,); 0 before any row."""
+        return self._m2 / max(1, self.count)

@@ -27,18 +27,21 @@ from mmlib.activations.parts import (
     FORMAT_VERSION,
     LIBVER,
     MANIFEST,
+    SEAL_BYTES,
+    UNREADABLE,
     VIRTUAL,
-    Part,
-    RunningMoments,
+    check_part,
     chunk_count,
+    columns,
+    finite_rows,
     layer_name,
     part_content,
     part_name,
-    seal,
-    to_numpy,
+    sealed,
     write_whole,
 )
 from mmlib.activations.store import ActivationStore, read_manifest, refuse_former
+from mmlib.activations.tokens import RunningMoments, to_numpy
 from mmlib.files import StoreError, naming_full_disk
 
 PART_BYTES, MOST_PARTS = 30_000_000, 2000
@@ -78,7 +81,7 @@ class Layout:
             raise StoreError(f"dtype {dtype!r}: a store keeps {', '.join(DTYPES)}")
         if missing := [name for name in ("model", "corpus") if name not in attributes]:
             raise StoreError(
-                f"attributes {', '.join(missing)} are missing: a store says what its activations are of"
+                f"attributes {', '.join(missing)} are missing: what is this a store of?"
             )
         check_order(documents)
         self.documents, self.layers, self.d, self.dtype = list(documents), list(layers), d, dtype
@@ -89,7 +92,12 @@ class Layout:
         chunk_bytes = CHUNK_ROWS * len(self.layers) * d * DTYPES[dtype].itemsize
         chunks = max(1, part_bytes // chunk_bytes, -(-chunk_count(self.n) // MOST_PARTS))
         self.part_rows, self.parts = chunks * CHUNK_ROWS, -(-chunk_count(self.n) // chunks)
-        self.created_by = attributes.get("created_by", "")
+        self.columns = columns(self.layers, d, dtype)
+        self.facts = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        self.facts |= {
+            "created_by": attributes.get("created_by", ""),
+            "train_rows": self.train_rows,
+        }
         self.identity = {
             **{name: plain(name, x) for name, x in attributes.items() if name != "created_by"},
             "layers": self.layers,
@@ -105,25 +113,18 @@ class Layout:
         """The rows of a part."""
         return range(part * self.part_rows, min(self.n, (part + 1) * self.part_rows))
 
-    def datasets(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and type of a row of each dataset of rows."""
-        names = [f"activations/{layer_name(layer)}" for layer in self.layers]
-        rows = {name: ((self.d,), DTYPES[self.dtype]) for name in names}
-        return rows | {name: ((), np.dtype("<i4")) for name in COLUMNS}
-
     def missing(self, folder: Path) -> list[int]:
         """Parts that are not there."""
         return [part for part in range(self.parts) if not (folder / part_name(part)).exists()]
 
-    def differences(self, identity: dict) -> str:
-        """What is other there than here, by name: "window (256 → 128)"; empty if nothing is."""
-        names = {**self.identity, **identity}
-        pairs = {name: (identity.get(name), self.identity.get(name)) for name in names}
-        return ", ".join(
-            f"{name} ({str(there)[:60]} → {str(here)[:60]})"
-            for name, (there, here) in pairs.items()
-            if there != here
-        )
+
+def differences(there: Mapping, here: Mapping) -> str:
+    """What is other there than here, by name: "window (256 → 128)"; empty if nothing is."""
+    return ", ".join(
+        f"{name} ({str(there.get(name))[:60]} → {str(here.get(name))[:60]})"
+        for name in {**here, **there}
+        if there.get(name) != here.get(name)
+    )
 
 
 def plain(name: str, value):
@@ -168,41 +169,51 @@ def examine(folder: Path, layout: Layout, replace: bool = False) -> tuple[list[i
     Args:
         replace: remove what is of another identity, with a word, instead of refusing it.
     Raises:
-        StoreError: the folder holds a store of the former format, or parts or a manifest of another identity.
+        StoreError: the folder holds a store of another format, or parts or a manifest of another identity.
     """
     refuse_former(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_left(folder)
-    files, strangers = sorted(folder.glob("part-*.h5")), {}
-    for path in [folder / MANIFEST, *files]:
-        with suppress(StoreError):  # what is damaged, or was removed meanwhile, is nobody's
-            found = read_manifest(folder) if path.name == MANIFEST else Part(path).header
-            if other := layout.differences(found["identity"]):
-                strangers[path] = other
-    if strangers:
-        kind = "a finished" if folder / MANIFEST in strangers else "an unfinished"
-        what = f"{folder} holds {kind} store of other {next(iter(strangers.values()))}"
+    if others := [path for path in _files(folder) if _other(path, layout)]:
+        kind = "a finished" if others[0].name == MANIFEST else "an unfinished"
+        what = f"{folder} holds {kind} store of other {_other(others[0], layout)}"
         if not replace:
             raise StoreError(
                 f"{what}: go back to those settings, give another folder, or replace it "
                 "(replace=True, or --replace on the command line)"
             )
         print(f"replacing what is there: {what}", flush=True)
-        for path in strangers:
+    for path in others:
+        if _other(path, layout):  # still: another process may have replaced it
             path.unlink(missing_ok=True)
     digests = []
-    for path in tqdm(sorted({*files} - {*strangers}), desc="checking what is there", delay=2):
+    for path in tqdm(_files(folder)[1:], desc="checking what is there", delay=2):
         try:
-            part = Part(path)
-            part.check()
-            digests.append(part.header["digest"])
+            digests.append(check_part(path))
         except StoreError as error:
             print(f"replacing what is there: {error}", flush=True)
             path.unlink(missing_ok=True)
+        except FileNotFoundError:  # another process replaces it
+            pass
     with suppress(StoreError, FileNotFoundError):
         listed = [entry["digest"] for entry in ActivationStore(folder).manifest["parts"]]
         return layout.missing(folder), listed == digests
     return layout.missing(folder), False
+
+
+def _files(folder: Path) -> list[Path]:
+    """Where the manifest is or would be, and the parts that are there."""
+    return [folder / MANIFEST, *sorted(folder.glob("part-*.h5"))]
+
+
+def _other(path: Path, layout: Layout) -> str:
+    """How the identity in a manifest or part differs; empty for what is damaged or not there, which is nobody's."""
+    with suppress(StoreError, *UNREADABLE):
+        if path.name == MANIFEST:
+            return differences(read_manifest(path.parent)["identity"], layout.identity)
+        with h5py.File(path, "r", locking=False) as part:
+            return differences(json.loads(part.attrs["identity"]), layout.identity)
+    return ""
 
 
 def _remove_left(folder: Path) -> None:
@@ -251,8 +262,8 @@ class StoreWriter:
         self.next_row = self.spans[0].start if self.spans else layout.n
         room = min(layout.part_rows, layout.n) if due else 0
         self._arrays = {
-            name: np.empty((room, *width), dtype)
-            for name, (width, dtype) in layout.datasets().items()
+            name: np.empty((room, *column.width), column.dtype)
+            for name, column in layout.columns.items()
         }
 
     def append(
@@ -282,7 +293,7 @@ class StoreWriter:
             )
         columns = dict(zip(COLUMNS, (token_ids, document, position)))
         values = {
-            f"activations/{layer_name(layer)}": self._checked(layer, values_nd, **columns)
+            layer_name(layer): self._checked(layer, values_nd, **columns)
             for layer, values_nd in activations.items()
         } | columns
         self._check_places(document, position)
@@ -364,43 +375,39 @@ class StoreWriter:
             path.unlink(missing_ok=True)
 
 
-def finite_rows(values: np.ndarray) -> np.ndarray:
-    """Which stored rows have finite values only, (n,). In numpy: torch would start threads beside those of the language model."""
-    exponent = np.uint16(0x7F80)
-    return (
-        ((values & exponent) != exponent).all(1)
-        if values.dtype == np.uint16
-        else np.isfinite(values).all(1)
-    )
-
-
 def write_manifest(folder: Path, layout: Layout) -> None:
     """The file of virtual datasets, then the manifest that says of all files what they must be; each is written whole.
 
     Raises:
-        StoreError: a part is missing or damaged.
+        StoreError: a part is missing, damaged or of another store.
     """
-    entries, moments = [], {layer: RunningMoments(layout.d) for layer in layout.layers}
+    entries, checksums, places = [], {}, {}
+    moments = {layer: RunningMoments(layout.d) for layer in layout.layers}
     for index in range(layout.parts):
-        part = Part(folder / part_name(index))
-        header = {key: part.header[key] for key in ("rows", "size", "digest")}
-        entries.append({"file": part.path.name, **header})
-        training = max(0, layout.train_rows - index * layout.part_rows)
-        for layer, running in moments.items():
-            known = part.array(f"moments/{layer_name(layer)}", "<f8").reshape(-1, 2, layout.d)
-            for chunk, (mean, variance) in enumerate(known):
-                rows = min(
-                    CHUNK_ROWS, part.rows - chunk * CHUNK_ROWS, training - chunk * CHUNK_ROWS
-                )
-                running.merge(rows, mean, variance)
-    virtual = virtual_file(layout, moments)
+        path, rows = folder / part_name(index), layout.rows_of(index)
+        try:
+            with open(path, "rb") as file:
+                digest = file.read(SEAL_BYTES).split()[1].decode()
+            with h5py.File(path, "r", locking=False) as part:
+                same = json.loads(part.attrs["identity"]) == layout.identity
+                if not same or part.attrs["first_row"] != rows.start:
+                    raise ValueError("it is of another store")
+                for name in layout.columns:
+                    checksums.setdefault(name, []).extend(part[f"checksums/{name}"][:])
+                    places.setdefault(name, []).append(part[name].id.get_offset())
+                for layer, running in moments.items():
+                    for chunk, known in enumerate(part.get(layer_name(layer, "moments"), ())):
+                        first = rows.start + chunk * CHUNK_ROWS
+                        end = min(first + CHUNK_ROWS, rows.stop, layout.train_rows)
+                        running.merge(end - first, *known)
+        except (IndexError, *UNREADABLE) as error:
+            raise StoreError(f"{path} is damaged ({error}): run the extraction again") from error
+        entries.append({"file": path.name, "size": path.stat().st_size, "digest": digest})
+    virtual = virtual_file(layout, moments, checksums, places)
     content = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "created_by": layout.created_by,
+        **layout.facts,
         "identity": layout.identity,
         "rows": layout.n,
-        "train_rows": layout.train_rows,
         "documents": {
             key: [getattr(document, key) for document in layout.documents]
             for key in ("title", "split", "rows")
@@ -409,37 +416,35 @@ def write_manifest(folder: Path, layout: Layout) -> None:
         "virtual": {"file": VIRTUAL, "digest": xxhash.xxh3_128_hexdigest(virtual)},
     }
     write_whole(folder / VIRTUAL, virtual)
-    write_whole(folder / MANIFEST, seal(content, indent=1))
+    write_whole(folder / MANIFEST, sealed(content))
 
 
-def virtual_file(layout: Layout, moments: Mapping[int, RunningMoments]) -> bytes:
+def virtual_file(layout: Layout, moments: Mapping, checksums: Mapping, places: Mapping) -> bytes:
     """An HDF5 file that shows all parts as one, by relative names; what a missing part held reads as NaN, or −1."""
     made = io.BytesIO()
     with h5py.File(made, "w", libver=LIBVER) as file:
         for name, value in layout.identity.items():
             file.attrs[name] = json.dumps(value) if isinstance(value, dict) else value
-        facts = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        file.attrs.update(
-            {**facts, "train_rows": layout.train_rows, "created_by": layout.created_by}
-        )
+        for name, value in layout.facts.items():
+            file.attrs[name] = value
         group = file.create_group("documents")
         group["title"] = [document.title for document in layout.documents]
         group["split"] = [document.split for document in layout.documents]
         group["rows"], group["first_row"] = layout.document_rows, layout.first_row
         for layer, running in moments.items():
-            for name in ("mean", "variance"):
-                path = f"statistics/{layer_name(layer)}/{name}"
-                file.create_dataset(path, data=getattr(running, name))
-        for name, (width, dtype) in layout.datasets().items():
-            virtual = h5py.VirtualLayout((layout.n, *width), dtype)
+            group = layer_name(layer, "statistics")
+            file.create_dataset(f"{group}/mean", data=running.mean)
+            file.create_dataset(f"{group}/variance", data=running.variance)
+        for name, column in layout.columns.items():
+            file.create_dataset(f"checksums/{name}", data=np.array(checksums[name], "<u8"))
+            file.create_dataset(f"places/{name}", data=np.array(places[name], "<i8"))
+            virtual = h5py.VirtualLayout((layout.n, *column.width), column.dtype)
             virtual.dcpl.set_obj_track_times(False)  # equal stores have equal bytes
-            for index in range(layout.parts):
-                rows = layout.rows_of(index)
+            for index, rows in enumerate(map(layout.rows_of, range(layout.parts))):
                 virtual[rows.start : rows.stop] = h5py.VirtualSource(
-                    part_name(index), name, (len(rows), *width), dtype
+                    part_name(index), name, (len(rows), *column.width), column.dtype
                 )
-            missing = (0x7FC0 if dtype == np.uint16 else np.nan) if width else -1
-            dataset = file.create_virtual_dataset(name, virtual, fillvalue=missing)
-            if width:
+            dataset = file.create_virtual_dataset(name, virtual, fillvalue=column.fill)
+            if name not in COLUMNS:
                 dataset.attrs["dtype"] = layout.dtype
     return made.getvalue()

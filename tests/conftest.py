@@ -12,7 +12,6 @@ import torch
 
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.writer import DocumentRows, Layout, StoreWriter
-from mmlib.evaluation import intervals
 from mmlib.runs import run as runs
 
 
@@ -95,12 +94,3 @@ def own_root(tmp_path, monkeypatch):
 def run(own_root):
     """A run of that repository."""
     return runs.start(preset="smoke", seed=0)
-
-
-@pytest.fixture
-def few_resamples(monkeypatch):
-    """A fifth of the resamples behind each interval, for tests that draw thousands of intervals or look at none."""
-    monkeypatch.setattr(intervals, "RESAMPLES", 400)
-    intervals.resampled.cache_clear()
-    yield
-    intervals.resampled.cache_clear()

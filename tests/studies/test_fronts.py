@@ -116,7 +116,7 @@ def test_reaches_are_compared_prompt_by_prompt():
         ours.reach_less(front([0.5], [1.0], n=31))
 
 
-def test_areas_and_reaches_are_covered_where_the_best_strengths_are_near_ties(few_resamples):
+def test_areas_and_reaches_are_covered_where_the_best_strengths_are_near_ties():
     """A maximum over noisy means is no smooth function of the prompts: of 20 samples of 40 prompts, with the noise of notebook 11, most intervals hold the truth."""
     ours = (np.array([-0.01, 0.05, 0.10, 0.12]), np.array([0.7, 0.75, 0.94, 1.84]))
     theirs = (np.array([0, 0.06, 0.10, 0.10]), np.array([0, 0.05, 0.5, 1.9]))

@@ -120,7 +120,7 @@ def test_minutes_follow_what_an_intervention_costs(sweep, trials_of):
     assert sweep.minutes(trials_of()) == pytest.approx(plain)  # a minute a run
 
 
-def test_findings_are_those_that_were_planted(sweep, trials_of, few_resamples):
+def test_findings_are_those_that_were_planted(sweep, trials_of):
     findings = Findings(CELLS, sweep.outcomes(trials_of()))
     rows = {
         (r["concept"], r["direction"], r["intervention"], r["sigma"], r["strength"]): r

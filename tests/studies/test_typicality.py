@@ -126,7 +126,7 @@ def test_documents_of_one_set_alone_are_weighed_where_they_are():
     assert found.auroc(np.array([0.0, 2, 1])) == pytest.approx((2 * 2 * 1 + 2 * 0.5) / 9)
 
 
-def test_intervals_point_the_right_way_and_cover(few_resamples):
+def test_intervals_point_the_right_way_and_cover():
     """Twelve and fifteen documents, each with an effect of its own: 95 % intervals hold the truth about that often."""
     effect, shift, truth = 0.5, 1.0, scipy.stats.norm.cdf(1.0 / math.sqrt(2 * (1 + 0.5**2)))
     rng, covered, trials = np.random.default_rng(0), 0, 150

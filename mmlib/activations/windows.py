@@ -205,4 +205,4 @@ def stored_activations(store: ActivationStore, windows: Sequence[Window]) -> Ten
         store.rows_of(window.document, slice(window.start, window.start + len(window.token_ids)))
         for window in windows
     ]
-    return store.take(np.concatenate([np.arange(part.start, part.stop) for part in rows]))
+    return store.read(np.concatenate([np.arange(part.start, part.stop) for part in rows]))

@@ -126,7 +126,7 @@ class Documents:
         chosen = spread_rows(
             len(rows), min(count or len(rows), len(rows)), np.random.default_rng(SEED)
         )
-        self.z = Normaliser.of(store)(store.take(rows.start + chosen))
+        self.z = Normaliser.of(store)(store.read(rows.start + chosen))
         self.document = np.unique(store.column("document", rows)[chosen], return_inverse=True)[1]
 
 

@@ -180,7 +180,7 @@ def training_median(store: ActivationStore) -> float:
     chosen = rows.start + spread_rows(
         len(rows), min(OUTLIER_SAMPLE, len(rows)), np.random.default_rng(0)
     )
-    return float(store.take(chosen).float().norm(dim=1).median())
+    return float(store.read(chosen).float().norm(dim=1).median())
 
 
 def outliers(activations_nd: Tensor, training_median: float) -> np.ndarray:
@@ -228,7 +228,7 @@ def mixed_sae(
         len(rows), min(tokens, len(rows)), np.random.default_rng(seed)
     )
     levels = [level for objective in objectives for level in noise_process(objective).grid()]
-    z_nd = Normaliser.of(store)(store.take(chosen))
+    z_nd = Normaliser.of(store)(store.read(chosen))
     return MixedDenoiser(
         SAEDenoiser(sae, "mean_estimate"), levels, z_nd, torch.Generator().manual_seed(seed)
     )

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmlib.activations.arrays import group_numbers, matrix, rows_of
 from mmlib.activations.store import ActivationStore
+from mmlib.activations.tokens import group_numbers, matrix, rows_of
 
 VALUES = torch.arange(12.0).view(4, 3)
 

@@ -219,8 +219,6 @@ def rows_of(
     groups: Values | None = None,
     *,
     splits: Sequence[str] = ("train", "validation"),
-    d: int | None = None,
-    what: str = "h",
 ) -> Rows:
     """Activations (n, d) and their documents, from whatever holds them.
 
@@ -230,8 +228,6 @@ def rows_of(
         groups: an id for each row (numbers or strings), or the path of a .npy file of them; a store
             has its own.
         splits: of a store, the ones to read.
-        d: the width that is expected.
-        what: the name that an error gives the values.
     Raises:
         TypeError: the values are no real numbers.
         ValueError: they are no n × d finite numbers, or the ids do not fit them.
@@ -241,7 +237,7 @@ def rows_of(
     (torch.Size([3, 2]), [0, 1, 0])
     """
     if not isinstance(values, Store):
-        h_nd = matrix(values, d=d, what=what)
+        h_nd = matrix(values)
         return Rows(h_nd, None if groups is None else group_numbers(groups, len(h_nd)))
     if groups is not None:
         raise ValueError("groups beside a store: it knows the document of each row, leave them out")
@@ -254,6 +250,10 @@ def rows_of(
 
 def matrix(values: Values, *, d: int | None = None, what: str = "h") -> Tensor:
     """Values (n, d) as float32 on the CPU; see `rows_of`.
+
+    Args:
+        d: the width that is expected.
+        what: the name that an error gives the values.
 
     >>> matrix([[1, float("nan")], [3, 4]])
     Traceback (most recent call last):

@@ -70,7 +70,7 @@ def mixed_epoch(
     skip_rows: int = 0,
     buffer: "MixingBuffer | None" = None,
 ) -> Iterator[Tensor]:
-    """One epoch of shuffled batches, (batch, …). Every row comes once, apart from the last few that fill no batch.
+    """One epoch of shuffled batches, (batch, …): every row once, but for the few that fill no batch.
 
     Args:
         skip_rows: leave out so many rows at the start, a multiple of `batch`; pieces whose rows are
@@ -200,7 +200,7 @@ def shuffled_batches(
 def multi_layer_batches(
     stores: list[ActivationStore], split: str, batch: int, seed: int, *, start: int = 0
 ) -> Iterator[Tensor]:
-    """As `shuffled_batches`, from several layers of the same texts: (layers, batch, d), the same rows of each.
+    """As `shuffled_batches`, from several layers of the same texts: (layers, batch, d).
 
     Raises:
         StoreError: the stores do not have the same rows.
@@ -212,16 +212,15 @@ def multi_layer_batches(
             raise StoreError(
                 f"{store.path} does not have the rows of {first.path}: extract the layers together"
             )
-    each = BUFFER_BYTES // len(stores)
-    sources = (
-        shuffled_batches(store, split, batch, seed, start=start, buffer_bytes=each)
-        for store in stores
-    )
+    options = {"start": start, "buffer_bytes": BUFFER_BYTES // len(stores)}
+    sources = (shuffled_batches(store, split, batch, seed, **options) for store in stores)
     yield from map(torch.stack, zip(*sources))
 
 
 def spread_rows(n_rows: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n rows spread evenly over n_rows from a random start: every document gets its share. (n,) increasing.
+    """n rows spread evenly over n_rows from a random start, (n,) increasing.
+
+    Every document gets its share.
 
     Raises:
         ValueError: there are fewer than n.
@@ -305,9 +304,7 @@ def streamed_batches(
 
 def _piece(block: Block, plan: Plan, lm: LanguageModel, inside: np.ndarray | None = None) -> Piece:
     """Rows of a block, (rows, d) or (rows, layers, d); of the documents that are `inside`, or all."""
-    wanted = np.concatenate(
-        [np.full(len(w.token_ids), inside is None or inside[w.document]) for w in block]
-    )
+    wanted = np.concatenate([np.full(len(w), inside is None or inside[w.document]) for w in block])
 
     def read() -> np.ndarray:
         activations = plan.read(block, lm).activations

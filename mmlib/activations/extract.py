@@ -113,11 +113,8 @@ class Plan:
             rooms: use the memory of a block's activations again, so many blocks later; 0: never.
         """
         span = range(self.tokens) if span is None else span
-        largest, dtype = max(map(block_rows, self.blocks)), getattr(torch, self.dtype)
-        room = [
-            {layer: torch.empty(largest, self.d, dtype=dtype) for layer in self.layers}
-            for _ in range(rooms)
-        ]
+        shape, dtype = (max(map(block_rows, self.blocks)), self.d), getattr(torch, self.dtype)
+        room = [{x: torch.empty(shape, dtype=dtype) for x in self.layers} for _ in range(rooms)]
         end = 0
         for i, block in enumerate(self.blocks):
             start, end = end, end + block_rows(block)
@@ -280,11 +277,10 @@ def write_store(
             activation is NaN or infinite; or the processes have other devices, packages, models or
             texts, or do not share the folder.
     """
-    folder = Path(folder)
+    folder, facts = Path(folder), {"model": lm.identity, "tokenizer": lm.tokenizer_identity}
     if state is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         state = PartialState(cpu=lm.model.device.type == "cpu")
-    facts = {"model": lm.identity, "tokenizer": lm.tokenizer_identity, **attributes}
-    facts |= plan.identity(lm)
+    facts |= {**attributes, **plan.identity(lm)}
     layout = Layout(plan.documents, plan.layers, plan.d, plan.dtype, facts, part_bytes)
     if state:
         _check_processes(layout.identity, folder, state)

@@ -46,7 +46,7 @@ class Store(Statistics, Protocol):
 
 @dataclass(frozen=True)
 class Normaliser:
-    """z = (h − mean)/std per dimension, with training statistics of one layer, or of each of several.
+    """z = (h − mean)/std per dimension, with training statistics of one layer or of several.
 
     Args:
         mean_ld, std_ld: (layers, d).
@@ -93,25 +93,22 @@ class Normaliser:
         return z.float() * std + mean
 
     def _matching(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        (layers, d), shape = self.mean_ld.shape, tuple(values.shape)
-        mean, std = self.mean_ld.to(values.device), self.std_ld.to(values.device)
-        if layers == 1 and len(shape) == 2 and shape[1] == d:
-            return mean[0], std[0]
-        if layers > 1 and len(shape) == 3 and (shape[0], shape[2]) == (layers, d):
-            return mean[:, None], std[:, None]
-        raise ValueError(
-            f"activations of shape {shape}: expected "
-            + (
-                f"(n, {d})"
-                if layers == 1
-                else f"({layers}, n, {d}), or choose a layer with MetaModel.at(layer)"
-            )
-        )
+        """Mean and standard deviation in a shape that fits, on the values' device."""
+        layers, d = self.mean_ld.shape
+        lead, shape = (layers,) if layers > 1 else (), tuple(values.shape)
+        if len(shape) != len(lead) + 2 or (*shape[:-2], shape[-1]) != (*lead, d):
+            advice = ", or choose a layer with MetaModel.at(layer)" if lead else ""
+            expected = ", ".join(map(str, (*lead, "n", d)))
+            raise ValueError(f"activations of shape {shape}: expected ({expected}){advice}")
+        mean, std = (x.to(values.device).view(*lead, 1, d) for x in (self.mean_ld, self.std_ld))
+        return mean, std
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Standardised activations of n tokens and where they come from; documents are the units of all intervals.
+    """Standardised activations of n tokens and where they come from.
+
+    Documents are the units of all intervals.
 
     Args:
         z: (n, d) float32.
@@ -168,7 +165,7 @@ def moments_of(rows_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class RunningMoments:
-    """Mean and variance of rows seen so far, merged in float64 (Chan, Golub and LeVeque 1979, eq. 2.1)."""
+    """Mean and variance of rows so far, merged in float64 (Chan, Golub, LeVeque 1979, eq. 2.1)."""
 
     def __init__(self, d: int):
         self.count, self.mean, self._m2 = 0, np.zeros(d), np.zeros(d)

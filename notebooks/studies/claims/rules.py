@@ -1,6 +1,6 @@
 """The scale of verdicts, and the rules by which an interval gets one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 REPRODUCED, EXCEEDED, ARTEFACT, NOT = "reproduced", "exceeded", "artefact", "not reproduced"
 UNDECIDED, INCOMPARABLE, UNTESTED = "undecided", "not comparable", "not tested here"
@@ -29,6 +29,24 @@ def better_than(bound: float, interval: tuple[float, float]) -> str:
 def every(verdicts: set[str]) -> str:
     """The verdict on "all of these hold"."""
     return NOT if NOT in verdicts else UNDECIDED if UNDECIDED in verdicts else REPRODUCED
+
+
+def ahead(interval: tuple[float, float], *controls: tuple[float, float]) -> str:
+    """The verdict on "the value is above 0"; an artefact unless the margin over each control is too."""
+    verdict = better_than(0, interval)
+    beaten = all(better_than(0, control) == REPRODUCED for control in controls)
+    return ARTEFACT if verdict == REPRODUCED and not beaten else verdict
+
+
+def with_control(measured: Measured, control: bool) -> Measured:
+    """What was found is an artefact where it is found of the control too."""
+    found = measured.verdict in (REPRODUCED, EXCEEDED)
+    return replace(measured, verdict=ARTEFACT) if found and control else measured
+
+
+def of_most(yes: int, no: int, of: int) -> str:
+    """The verdict on "most of them do": reproduced where more than half do, not where more do not."""
+    return REPRODUCED if 2 * yes > of else NOT if no > yes else UNDECIDED
 
 
 def percent(value: float, digits: int = 0) -> str:

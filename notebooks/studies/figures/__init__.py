@@ -22,29 +22,9 @@ from mmlib_studies.figures.ood import typicality, typicality_passage
 from mmlib_studies.figures.quality import density, lm_loss, samples
 from mmlib_studies.figures.store import activations, baselines, independence
 from mmlib_studies.figures.units import clamping, probing, unit_contexts
+from mmlib_studies.notebooks import NOTEBOOKS, OPTIONAL
 
-# results → the notebook of the main line, or of applications and studies, that writes them
-MAIN_LINE = {
-    "activations": "01_extract_activations",
-    "baselines": "02_fit_baselines",
-    "training": "03_train_meta_model",
-    "loss_comparison": "04_compare_losses",
-    "sample_quality": "05_sample_quality",
-    "density": "07_density",
-    "lm_loss": "08_lm_loss",
-}
-OPTIONAL = {
-    "scaling": "06_scaling",
-    "steering": "11_steer",
-    "probing": "12_meta_neurons",
-    "typicality": "13_off_manifold",
-    "recipes": "21_recipes",
-    "benchmarks": "22_benchmarks",
-    "robustness": "23_robustness",
-    "replication": "24_replication",
-    "steering_study": "25_steering_study",
-}
-NOTEBOOKS = MAIN_LINE | OPTIONAL
+__all__ = ["FIGURES", "NOTEBOOKS", "OPTIONAL", "draw"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Figures of the store and of the fits on clean activations: notebooks 01 and 02."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,9 +9,7 @@ from mmlib import plots
 
 def activations(result: dict) -> Figure:
     """Stored activations: norms by position, spread and kurtosis by dimension, PCA spectrum."""
-    figure, ((norms, spread), (tails, spectrum)) = plt.subplots(
-        2, 2, figsize=(plots.TEXT_WIDTH, 4.4)
-    )
+    figure, ((norms, spread), (tails, spectrum)) = plots.panels(2, 2, 4.4)
     _norms(norms, result["norm_by_position"])
     spread.plot(np.sort(result["std"])[::-1], color=plots.BLUE)
     spread.set(title="spread by dimension", ylabel="standard deviation", yscale="log")
@@ -49,9 +46,7 @@ def _spectrum(ax: Axes, variances: np.ndarray, rank: float) -> None:
 
 def baselines(result: dict) -> Figure:
     """What PCA-k and SAEs leave of clean activations, and how often the main SAE's latents fire."""
-    figure, (fvu, firing) = plt.subplots(
-        1, 2, figsize=(plots.TEXT_WIDTH, 2.6), width_ratios=(1.5, 1)
-    )
+    figure, (fvu, firing) = plots.panels(1, 2, 2.6, width_ratios=(1.5, 1))
     pca, sae = result["pca"], result["sae"]
     fvu.plot(pca["k"], pca["fvu"], color=plots.ORANGE, marker="o", ms=3, label="PCA-k")
     _saes(fvu, sae, list(result["sae_grid"].values()))
@@ -87,7 +82,7 @@ def _saes(ax: Axes, main: dict, grid: list[dict]) -> None:
 
 def independence(result: dict) -> Figure:
     """Joint firing of SAE latents, and tails of whitened components, against independence."""
-    figure, (joint, tails) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.5))
+    figure, (joint, tails) = plots.panels(1, 2, 2.5)
     found, whitened = result["independence"]["coactivation"], result["independence"]["whitened"]
     histogram = found["histogram"]
     for name, colour, dash, label in (
@@ -101,13 +96,9 @@ def independence(result: dict) -> Figure:
     joint.legend()
     component = np.arange(1, len(whitened["kurtosis"]) + 1)
     tails.plot(component, whitened["kurtosis"], ".", color=plots.BLUE, ms=2.5, label="as it is")
-    style = {
-        "color": plots.ORANGE,
-        "ms": 2.5,
-        "mew": 0.6,
-        "label": "every token scaled to one norm",
-    }
-    tails.plot(component, whitened["norm_kurtosis"], "x", **style)
+    style = {"color": plots.ORANGE, "ms": 2.5, "mew": 0.6}
+    label = "every token scaled to one norm"
+    tails.plot(component, whitened["norm_kurtosis"], "x", label=label, **style)
     tails.axhline(0, color=plots.BLACK, lw=0.8, ls=":", label="a Gaussian's")
     tails.set(title="whitened principal components", ylabel="excess kurtosis")
     tails.set(xlabel="component", xscale="log")

@@ -223,6 +223,55 @@ def steering(area, interval, mixture=(0.1, 0.3)):
     return {"areas": areas, "directions": dict.fromkeys(concepts), "sigmas": list(sigmas)}
 
 
+def law(alpha=(0.2, 0.1, 0.3), edge=False, residual=0.02, e=(1.0, 0.0, 5.0)):
+    return {
+        "alpha": {"value": alpha[0], "ci95": list(alpha[1:])},
+        "e": {"value": e[0], "ci95": list(e[1:])},
+        "at_the_edge": edge,
+        "worst_residual": residual,
+    }
+
+
+def scaled(losses=(3, 2, 1), some=None, everything=None, narrow=(4, 3.5, 3.2), envelope=(0, 1, 2)):
+    rows = [
+        {"name": f"{width}-{i}", "d_model": width, "compute": i + width, "loss": loss}
+        for width, line in ((8, losses), (4, narrow))
+        for i, loss in enumerate(line)
+    ]
+    return {
+        "rows": rows,
+        "envelope": [rows[i]["name"] for i in envelope if i < len(rows)],
+        "extrapolated": "some",
+        "laws": {"some": some or law(), "all_cells": everything or law()},
+    }
+
+
+def edited(areas, mixture=-0.1):
+    """So many comparisons cheaper, dearer and neither, and one without a common level, towards a concept that plain addition
+    raises, and as many towards one that it does not."""
+    intervals = ([-0.2, -0.1], [0.1, 0.2], [-0.1, 0.1], None)
+    each = [interval for interval, n in zip(intervals, (*areas, 1)) for _ in range(n)]
+
+    def place(concept, direction, intervention, sigma=None):
+        names = {"concept": concept, "direction": direction}
+        return names | {"intervention": intervention, "sigma": sigma}
+
+    rows, against = [], []
+    for concept, low in (("space", 0.1), ("sentiment", -0.1)):
+        for i, ci95 in enumerate(each):
+            sigma = 0.5 if ci95 and ci95[0] > 0 else 0.3
+            raised = {"strength": 6.0, "change_ci95": [low, 0.3]}
+            rows.append(place(concept, f"probe {i}", "additive") | raised)
+            against.append(place(concept, f"probe {i}", "sdedit", sigma) | {"area": {"ci95": ci95}})
+    control = {"against": "sdedit_mixture", "area": {"ci95": [-0.3, mixture]}}
+    return {
+        "rows": rows,
+        "against_addition": against,
+        "counts": {"sdedit": {"reach": {"undecided": 18, "higher": 2}}},
+        "projections": [place("space", "probe", "sdedit", 0.5) | control],
+    }
+
+
 NEAR = "Fréchet distance near the floor"
 LIKELIHOOD = "it models the distribution of activations"
 NOTICED = "what such interventions would need: unusual activations are noticed"
@@ -230,6 +279,8 @@ AT_ITS_BEST = "diffusion beats PCA and SAEs, the method at its best"
 LATENTS, LINES = "SAE features do not activate independently", "activations do not lie on lines"
 PROBES = "one-unit probes on meta-neurons beat those on SAE latents, AUC 0.84 against 0.70"
 EDITING = "better behaviour editing"
+ELSEWHERE = "the same, along other directions, towards other concepts, at other σ"
+SMOOTHLY = "the loss falls smoothly with compute"
 
 
 @pytest.mark.parametrize(
@@ -272,6 +323,16 @@ EDITING = "better behaviour editing"
         (EDITING, steering(0.1, [0.05, 0.2]), NOT),
         (EDITING, steering(None, None), UNDECIDED),
         (EDITING, steering(-0.1, [-0.2, -0.05], (-0.3, -0.1)), ARTEFACT),
+        (ELSEWHERE, edited((6, 1, 3), 0.1), ARTEFACT),
+        (ELSEWHERE, edited((1, 6, 3)), NOT),
+        (ELSEWHERE, edited((3, 3, 4)), UNDECIDED),
+        (ELSEWHERE, edited((0, 0, 0)), UNDECIDED),
+        ("with an exponent of 0.169", scaled(), INCOMPARABLE),
+        (SMOOTHLY, scaled(), REPRODUCED),
+        (SMOOTHLY, scaled((3, 1, 2)), NOT),
+        (SMOOTHLY, scaled((1,)), NOT),
+        (SMOOTHLY, scaled(narrow=(4, 3.5, 3.6)), NOT),
+        (SMOOTHLY, scaled(narrow=(2.9, 2.8, 2.7), envelope=(3, 4, 0)), NOT),
     ],
 )
 def test_a_verdict_follows_from_the_interval_and_from_the_control(statement, results, expected):
@@ -292,9 +353,6 @@ def test_values_and_controls_are_quoted():
     assert "those of our recipe 0.90" in found(PROBES, probing=probing([0.05, 0.15]))[2]
     of_latents = rows_of(baselines=baselines(0.7, 0.05, 0.3))[LATENTS]
     assert of_latents["ci95"] == [0.3, 1.0]
-
-
-SMOOTHLY = "the loss falls smoothly with compute"
 
 
 def test_what_was_not_measured_is_not_tested_and_says_why():
@@ -320,46 +378,18 @@ def test_dependence_is_quoted_beside_the_control_of_its_own_kind():
     assert with_control == [ARTEFACT, "independent latents on lines: 95.0 %"]
 
 
-def law(alpha=(0.2, 0.1, 0.3), edge=False, residual=0.02, e=(1.0, 0.0, 5.0)):
-    return {
-        "alpha": {"value": alpha[0], "ci95": list(alpha[1:])},
-        "e": {"value": e[0], "ci95": list(e[1:])},
-        "at_the_edge": edge,
-        "worst_residual": residual,
-    }
+NO_LAWS = [law(edge=True), law(residual=0.06), law((0.2, 0.011, 0.3)), law((0.2, 0.1, 2.9))]
 
 
-def scaled(losses=(3, 2, 1), some=None, everything=None, narrow=(4, 3.5, 3.2), envelope=(0, 1, 2)):
-    rows = [
-        {"name": f"{width}-{i}", "d_model": width, "compute": i + width, "loss": loss}
-        for width, line in ((8, losses), (4, narrow))
-        for i, loss in enumerate(line)
-    ]
-    return {
-        "rows": rows,
-        "envelope": [rows[i]["name"] for i in envelope if i < len(rows)],
-        "extrapolated": "some",
-        "laws": {"some": some or law(), "all_cells": everything or law()},
-    }
-
-
-def test_scaling_needs_laws_that_describe_their_cells_and_losses_that_fall():
-    def of(**changes):
-        return verdict(SMOOTHLY, scaling=scaled(**changes))
-
+@pytest.mark.parametrize("no_law", NO_LAWS)
+def test_scaling_needs_laws_that_describe_their_cells(no_law):
     assert of_scaling.ALPHAS == scaling.ALPHAS
-    assert of() == REPRODUCED
-    assert [of(losses=losses) for losses in ((3, 1, 2), (1,))] == [NOT, NOT]
-    assert of(narrow=(4, 3.5, 3.6)) == NOT
-    assert of(narrow=(2.9, 2.8, 2.7), envelope=(3, 4, 0)) == NOT
-    alphas = [law(alpha=alpha) for alpha in ((0.2, 0.011, 0.3), (0.2, 0.1, 2.9))]
-    for no_law in (law(edge=True), law(residual=0.06), *alphas):
-        assert of(some=no_law, everything=no_law) == NOT
-        assert of(everything=no_law) == of(some=no_law) == UNDECIDED
+    assert verdict(SMOOTHLY, scaling=scaled(some=no_law, everything=no_law)) == NOT
+    assert verdict(SMOOTHLY, scaling=scaled(some=no_law)) == UNDECIDED
+    assert verdict(SMOOTHLY, scaling=scaled(everything=no_law)) == UNDECIDED
     of_all = scaled(everything=law(edge=True, residual=0.06))
     through_all = "through all cells it ends at the bounds of the fit and is off by 6.0 %"
     assert found(SMOOTHLY, scaling=of_all)[2] == f"off by at most 2.0 %; {through_all}"
-    assert verdict("with an exponent of 0.169", scaling=scaled()) == INCOMPARABLE
 
 
 def test_a_share_of_the_reducible_loss_is_a_choice_of_floor():
@@ -393,34 +423,22 @@ def test_elsewhere_the_highest_reduction_is_quoted_with_the_lowest_beside_it():
         place = {"group": "seeds", "corpus": "wikipedia", "layer": 8, "training_seed": seed}
         return {**row, **place, "label": label, "tokens": "all"}
 
-    others = [
-        reduction("mlp", "gaussian", "ddpm_epsilon", 0.9, "above"),
-        reduction("mixture", "gaussian", "flow_velocity", 0.9, "above"),
-    ]
+    other_loss = reduction("mlp", "gaussian", "ddpm_epsilon", 0.9, "above")
+    no_network = reduction("mixture", "gaussian", "flow_velocity", 0.9, "above")
 
     def of(*values):
         rows = [
             placed(reduction("mlp", "gaussian", "flow_velocity", *value), seed, f"at {value[0]}")
             for seed, value in enumerate(values)
         ]
-        study = {"rows": rows + [placed(row, 0, "none of ours") for row in others]}
+        study = {
+            "rows": rows + [placed(row, 0, "none of ours") for row in (other_loss, no_network)]
+        }
         return found("the same, at other layers and on other texts", robustness=study)
 
     note = "the highest of 2, at 0.2; the lowest 10.0 %, at 0.1"
     assert of((0.1, "below"), (0.2, "below")) == (0.2, NOT, note)
     assert of((0.1, "below"), (0.6, "above"))[1] == UNDECIDED
-
-
-def test_each_promise_has_a_row_of_its_own():
-    rows = {claim.statement: claim for claim in claims.CLAIMS}
-    assert len(rows) == len(claims.CLAIMS)
-    promises = {
-        "safety interventions": "",
-        "model editing": "",
-        "feature visualisation": "12_meta_neurons",
-        "circuit analysis": "",
-    }
-    assert {name: rows[f"better {name}"].notebook for name in promises} == promises
 
 
 def test_words_quote_the_numbers():
@@ -431,7 +449,7 @@ def test_words_quote_the_numbers():
     assert in_words(noted) == "1.041 times the floor (so)"
     files = {"loss_comparison": keyed_results("loss_comparison", COMPARISON)}
     table = as_table(ledger(files.get, "default")).splitlines()
-    assert len(table) == 2 + len(claims.CLAIMS)
+    assert len(table) == 2 + len({claim.statement for claim in claims.CLAIMS})
     assert all(line.count("|") == 7 for line in table)
     quoted = "46.0 [44.0, 48.0] % (the mean alone: −20.0 %) | reproduced | 04_compare_losses |"
     assert quoted in table[3]
@@ -446,62 +464,12 @@ def test_steering_is_judged_by_what_it_saves():
     assert row["note"].endswith(ending)
 
 
-ELSEWHERE = "the same, along other directions, towards other concepts, at other σ"
-
-
-@pytest.mark.parametrize(
-    "areas, mixture, verdict",
-    [
-        ((6, 1, 3), -0.1, REPRODUCED),
-        ((6, 1, 3), 0.1, ARTEFACT),
-        ((1, 6, 3), -0.1, NOT),
-        ((3, 3, 4), -0.1, UNDECIDED),
-    ],
-)
-def test_steering_elsewhere_is_a_share_of_comparisons_with_the_mixture_as_control(
-    areas, mixture, verdict
-):
-    """Counted where plain addition raises the concept: towards the second it does not, and what is found there is not counted."""
-    intervals = ([-0.2, -0.1], [0.1, 0.2], [-0.1, 0.1])
-    each = [interval for interval, n in zip(intervals, areas) for _ in range(n)]
-
-    def place(concept, i, intervention, sigma=None):
-        names = {"concept": concept, "direction": i if i == "probe" else f"probe {i}"}
-        return names | {"intervention": intervention, "sigma": sigma}
-
-    study = {
-        "rows": [
-            place(concept, i, "additive") | {"strength": 6.0, "change_ci95": [low, 0.3]}
-            for concept, low in (("space", 0.1), ("sentiment", -0.1))
-            for i in range(2 * len(each))
-        ],
-        "against_addition": [
-            place(concept, i, "sdedit", 0.5 if ci95[0] > 0 else 0.3) | {"area": {"ci95": ci95}}
-            for first, concept in ((0, "space"), (len(each), "sentiment"))
-            for i, ci95 in enumerate(each, first)
-        ],
-        "counts": {"sdedit": {"reach": {"undecided": 18, "higher": 2}}},
-        "projections": [
-            place("space", "probe", "sdedit", 0.5)
-            | {"against": "sdedit_mixture", "area": {"ci95": [-0.3, mixture]}}
-        ],
-    }
-    *decided, note = found(ELSEWHERE, steering_study=study)
-    assert decided == [areas[0] / 10, verdict]
+def test_steering_elsewhere_counts_where_plain_addition_raises_the_concept():
+    *decided, note = found(ELSEWHERE, steering_study=edited((6, 1, 3)))
+    assert decided == [0.6, REPRODUCED]
     assert note.startswith(
-        f"{areas[0]} of 10 cheaper and {areas[1]} dearer (0 of {10 - areas[1]} from σ = 0.3, {areas[1]} of {areas[1]} from σ = 0.5) "
-        "at equal concept, where plain addition raises it; 10 further"
+        "6 of 10 cheaper and 1 dearer (0 of 9 from σ = 0.3, 1 of 1 from σ = 0.5) "
+        "at equal concept, where plain addition raises it; 12 further"
     )
     assert "reach higher in 2 and lower in 0 of all" in note
-
-
-def test_steering_elsewhere_is_undecided_where_nothing_can_be_compared():
-    place = {"concept": "space", "direction": "probe", "sigma": None}
-    raised = {"intervention": "additive", "strength": 6.0, "change_ci95": [0.1, 0.2]}
-    study = {
-        "rows": [place | raised],
-        "projections": [],
-        "against_addition": [place | {"intervention": "sdedit", "area": {"ci95": None}}],
-        "counts": {"sdedit": {"reach": {"undecided": 1}}},
-    }
-    assert found(ELSEWHERE, steering_study=study)[:2] == (None, UNDECIDED)
+    assert found(ELSEWHERE, steering_study=edited((0, 0, 0)))[0] is None

@@ -6,13 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mmlib_studies.probing import probes as probe
-from mmlib_studies.probing.probes import (
-    TaskProbes,
-    auc,
-    grouped_folds,
-    mean_over_tasks,
-    random_candidates,
-)
+from mmlib_studies.probing.probes import TaskProbes, auc, mean_over_tasks, random_candidates
 from mmlib_studies.probing.tasks import Task
 
 
@@ -100,12 +94,12 @@ def test_cross_validated_auc_is_that_of_refitted_regressions():
 
 def test_folds_never_divide_a_group():
     group, label = np.repeat(np.arange(20), 4), np.tile([True, False], 40)
-    folds = grouped_folds(label, group, 5, seed=0)
+    folds = probe.grouped_folds(label, group, 5, seed=0)
     assert len(folds) == 5
     assert sorted(np.concatenate([fold for _, fold in folds])) == list(range(80))
     assert all(not set(group[rest]) & set(group[fold]) for rest, fold in folds)
     with pytest.raises(ValueError, match="4 examples in 2 groups: no fold holds both classes"):
-        grouped_folds(np.array([True, True, False, False]), np.array([0, 0, 1, 1]), 5, seed=0)
+        probe.grouped_folds(np.array([True, True, False, False]), np.array([0, 0, 1, 1]), 5, seed=0)
 
 
 def test_a_unit_that_never_varies_is_never_preferred():

@@ -18,21 +18,9 @@ from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.activations.windows import Window
 from mmlib.denoisers.gaussian import GaussianDenoiser, standard_normal
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
+from mmlib_studies.ood import scores as score
 from mmlib_studies.ood import sets as shifts
-from mmlib_studies.ood.scores import (
-    NeighbourDistance,
-    Separation,
-    by_document,
-    checked,
-    coloured_text,
-    denoising_losses,
-    difference,
-    mahalanobis,
-    ranks_among,
-    residual,
-    surprise,
-    token_noise,
-)
+from mmlib_studies.ood.scores import Separation, token_noise
 from mmlib_studies.ood.sizes import TypicalitySize
 
 PLAIN = Normaliser(torch.zeros(1, 16), torch.ones(1, 16))
@@ -73,14 +61,14 @@ def test_mahalanobis_against_another_gaussian_is_a_noncentral_integral(scale, sh
     """P(c² χ²_d(δ²) > χ²_d), the shift in standard deviations along the widest axis; the score itself is a χ² over d."""
     model = gaussian(6)
     z_nd, other_nd = drawn_of(model, 4000, 1, 2)
-    scores = mahalanobis(model, z_nd)
+    scores = score.mahalanobis(model, z_nd)
     assert scipy.stats.kstest(6 * scores, scipy.stats.chi2(6).cdf).pvalue > 0.01
     moved_d = shift * model.eigenvalues_d[-1].sqrt() * model.basis_dd[:, -1]
     moved_nd = model.mean_d + scale * (other_nd - model.mean_d) + moved_d
     known, other = scipy.stats.chi2(6), scipy.stats.ncx2(6, shift**2)
     expected, _ = scipy.integrate.quad(lambda x: known.pdf(x) * other.sf(x / scale**2), 0, 60)
     assert abs(expected - 0.5) > 0.05
-    assert area(scores, mahalanobis(model, moved_nd)) == pytest.approx(expected, abs=0.02)
+    assert area(scores, score.mahalanobis(model, moved_nd)) == pytest.approx(expected, abs=0.02)
 
 
 def test_areas_are_scikit_learns_with_documents_as_weights():
@@ -126,7 +114,8 @@ def test_intervals_point_the_right_way_and_cover():
     assert 0.90 < covered / trials <= 0.99
     worse = Separation.of(reference, documents, -shifted, others)
     assert worse.row()["ci95"][1] < 0.5
-    assert difference(Separation.of(reference, documents, shifted, others), worse)["ci95"][0] > 0
+    better = Separation.of(reference, documents, shifted, others)
+    assert score.difference(better, worse)["ci95"][0] > 0
 
 
 def test_sets_told_apart_wholly_have_an_area_of_one_and_no_width():
@@ -152,7 +141,7 @@ def test_denoising_loss_of_the_mean_model_by_hand():
     z_nd = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     tokens, sigmas = tokens_of(z_nd), (0.25, 0.5)
     methods = {"mean": standard_normal(8), "noisy": lambda x_nd, sigma: x_nd}
-    found = denoising_losses(methods, tokens, sigmas, 2, seed=3)
+    found = score.denoising_losses(methods, tokens, sigmas, 2, seed=3)
     for j, sigma in enumerate(sigmas):
         gain = (1 - sigma) / ((1 - sigma) ** 2 + sigma**2)
         by_hand, untouched = np.zeros(5), np.zeros(5)
@@ -164,56 +153,57 @@ def test_denoising_loss_of_the_mean_model_by_hand():
             untouched += (z_nd - noise_nd).square().mean(1).numpy() / 2
         assert found["mean"][:, j] == pytest.approx(by_hand, rel=1e-5)
         assert found["noisy"][:, j] == pytest.approx(untouched, rel=1e-4)
-    alone = denoising_losses(methods, tokens[np.array([4])], sigmas, 2, seed=3)
+    alone = score.denoising_losses(methods, tokens[np.array([4])], sigmas, 2, seed=3)
     assert alone["mean"][0] == pytest.approx(found["mean"][4], rel=1e-6)
 
 
 def test_denoising_loss_of_a_gaussian_on_its_own_draws_is_the_expected_one():
     model = gaussian(8)
     tokens = tokens_of(*drawn_of(model, 3000, 0))
-    found = denoising_losses({"gaussian": model}, tokens, (0.3,), 1, seed=0)["gaussian"].mean()
+    found = score.denoising_losses({"gaussian": model}, tokens, (0.3,), 1, seed=0)
     expected = model.expected_mse(0.3, model.eigenvalues_d.double()) / 0.3**2
-    assert found == pytest.approx(expected, rel=0.02)
+    assert found["gaussian"].mean() == pytest.approx(expected, rel=0.02)
 
 
 def test_a_mixture_of_one_is_as_surprised_as_its_gaussian():
     model = gaussian(8)
     tokens = tokens_of(*drawn_of(model, 50, 0))
     mixture = GaussianMixtureDenoiser(torch.zeros(1), (model,))
-    assert surprise(mixture, tokens, 0) == pytest.approx(surprise(model, tokens, 0))
-    expected = np.argsort(mahalanobis(model, tokens.z))[-1]
-    assert np.argsort(surprise(model, tokens, 0))[-1] == expected
+    assert score.surprise(mixture, tokens, 0) == pytest.approx(score.surprise(model, tokens, 0))
+    expected = np.argsort(score.mahalanobis(model, tokens.z))[-1]
+    assert np.argsort(score.surprise(model, tokens, 0))[-1] == expected
 
 
 def test_residuals_and_neighbours_by_hand():
     z_nd = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
-    assert residual(lambda x_nd, sigma: x_nd * torch.tensor([1.0, 0.0]), z_nd).tolist() == [8, 2]
-    line_nd = torch.stack([torch.arange(20.0), torch.zeros(20)], 1)
-    assert NeighbourDistance(line_nd)(torch.tensor([[-1.0, 0.0], [0.0, 0.0]])).tolist() == [10, 9]
+    first_kept = score.residual(lambda x_nd, sigma: x_nd * torch.tensor([1.0, 0.0]), z_nd)
+    assert first_kept.tolist() == [8, 2]
+    distance = score.NeighbourDistance(torch.stack([torch.arange(20.0), torch.zeros(20)], 1))
+    assert distance(torch.tensor([[-1.0, 0.0], [0.0, 0.0]])).tolist() == [10, 9]
 
 
 def test_a_score_that_is_not_finite_is_refused_by_name():
     message = "score 'of mine' is not finite on 2 of 3 tokens: they cannot be ranked"
     with pytest.raises(ValueError, match=message):
-        checked("of mine", np.array([1.0, np.nan, np.inf]))
+        score.checked("of mine", np.array([1.0, np.nan, np.inf]))
     broken, gap = {"broken": lambda x_nd, sigma: x_nd / 0}, torch.tensor([[1.0, math.nan], [0, 0]])
     with pytest.raises(ValueError, match="score 'broken' is not finite on 4 of 4 tokens"):
-        denoising_losses(broken, tokens_of(torch.ones(4, 3)), (0.5,), 1, 0)
+        score.denoising_losses(broken, tokens_of(torch.ones(4, 3)), (0.5,), 1, 0)
     with pytest.raises(ValueError, match="score 'mahalanobis' is not finite on 1 of 2"):
-        checked("mahalanobis", mahalanobis(standard_normal(2), gap))
+        score.checked("mahalanobis", score.mahalanobis(standard_normal(2), gap))
     with pytest.raises(ValueError, match="score 'shifted' is not finite on 1 of 2"):
         Separation.of(np.zeros(2), np.arange(2), np.array([0, np.nan]), np.arange(2))
 
 
 def test_ranks_and_means_of_documents_by_hand():
-    ranks = ranks_among(np.array([0.0, 2, 2.5, 9]), np.array([1.0, 2, 3, 4]))
+    ranks = score.ranks_among(np.array([0.0, 2, 2.5, 9]), np.array([1.0, 2, 3, 4]))
     assert ranks.tolist() == [0, 0.375, 0.5, 1]
-    means, names = by_document(np.array([1.0, 3, 5]), np.array([7, 2, 7]))
+    means, names = score.by_document(np.array([1.0, 3, 5]), np.array([7, 2, 7]))
     assert names.tolist() == [2, 7] and means.tolist() == [3, 3]
 
 
 def test_tokens_are_no_html():
-    found = coloured_text(["<b>", "a"], np.array([1.0, 0.0]), lambda i: f'"{i}"')
+    found = score.coloured_text(["<b>", "a"], np.array([1.0, 0.0]), lambda i: f'"{i}"')
     assert "&lt;b&gt;" in found and "<b>" not in found and 'title="&quot;0&quot;"' in found
     first, second = found.split("<span")[1:]
     assert first[:30] != second[:30]  # other colours

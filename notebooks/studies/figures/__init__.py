@@ -47,33 +47,29 @@ class Entry:
         return CAPTIONS[self.draw.__name__]
 
 
-_ENTRIES = (
-    Entry(activations, ("activations",)),
-    Entry(baselines, ("baselines",)),
-    Entry(independence, ("baselines",)),
-    Entry(training, ("training",)),
-    Entry(loss_by_noise, ("loss_comparison",)),
-    Entry(reductions, ("loss_comparison",), beside=("replication",)),
-    Entry(floors, ("loss_comparison",), beside=("scaling",)),
-    Entry(samples, ("sample_quality",)),
-    Entry(density, ("density",)),
-    Entry(throughput, ("benchmarks",)),
-    Entry(solvers, ("benchmarks",)),
-    Entry(lm_loss, ("lm_loss",)),
-    Entry(scaling, ("scaling",)),
-    Entry(robustness, ("robustness",)),
-    Entry(recipes, ("recipes",)),
-    Entry(unet_recipes, ("recipes",)),
-    Entry(typicality, ("typicality",)),
-    Entry(typicality_passage, ("typicality",)),
-    Entry(probing, ("probing",)),
-    Entry(unit_contexts, ("probing",)),
-    Entry(clamping, ("probing",)),
-    Entry(steering, ("steering",)),
-    Entry(steering_study, ("steering_study",)),
-    Entry(gpu, ("gpu/benchmarks", "gpu/budgets")),
-)
-FIGURES = {entry.draw.__name__: entry for entry in _ENTRIES}
+_DRAWN_OF = {  # results → the figures that need nothing else
+    "activations": (activations,),
+    "baselines": (baselines, independence),
+    "training": (training,),
+    "loss_comparison": (loss_by_noise, reductions, floors),
+    "sample_quality": (samples,),
+    "density": (density,),
+    "benchmarks": (throughput, solvers),
+    "lm_loss": (lm_loss,),
+    "scaling": (scaling,),
+    "robustness": (robustness,),
+    "recipes": (recipes, unet_recipes),
+    "typicality": (typicality, typicality_passage),
+    "probing": (probing, unit_contexts, clamping),
+    "steering": (steering,),
+    "steering_study": (steering_study,),
+}
+_BESIDE = {reductions: ("replication",), floors: ("scaling",)}
+FIGURES = {
+    figure.__name__: Entry(figure, (result,), _BESIDE.get(figure, ()))
+    for result, figures in _DRAWN_OF.items()
+    for figure in figures
+} | {"gpu": Entry(gpu, ("gpu/benchmarks", "gpu/budgets"))}
 
 
 def draw(name: str, read: Callable[[str], dict | None]) -> Figure | None:

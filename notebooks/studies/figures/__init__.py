@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from mmlib_studies.figures.captions import CAPTIONS
 from mmlib_studies.figures.fronts import steering, steering_study
 from mmlib_studies.figures.generality import robustness, scaling
 from mmlib_studies.figures.losses import floors, loss_by_noise, reductions
@@ -40,11 +39,6 @@ class Entry:
     draw: Callable[..., Figure]
     results: tuple[str, ...]
     beside: tuple[str, ...] = ()
-
-    @property
-    def caption(self) -> str:
-        """What the committed figure draws, and what a reader sees in it."""
-        return CAPTIONS[self.draw.__name__]
 
 
 _DRAWN_OF = {  # results → the figures that need nothing else

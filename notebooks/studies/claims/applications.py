@@ -12,7 +12,6 @@ from mmlib_studies.claims.rules import (
     UNDECIDED,
     Measured,
     ahead,
-    better_than,
     of_most,
     percent,
     with_control,
@@ -58,10 +57,9 @@ def probing(results: dict) -> Measured:
     An artefact unless they are ahead of units that no diffusion model made too, by their paired differences.
     """
     over = {other: row["all"] for other, row in results["differences"]["mlp"].items()}
-    note = ", ".join(
-        f"{label} {results['dictionaries'][name]['all']['mean']:.2f}"
-        for name, label in _DICTIONARIES.items()
-    )
+    found = results["dictionaries"]
+    means = {label: found[name]["all"]["mean"] for name, label in _DICTIONARIES.items()}
+    note = ", ".join(f"{label} {mean:.2f}" for label, mean in means.items())
     others = (over[name]["ci95"] for name in ("sae_dense", "lm_neurons", "raw"))
     verdict = ahead(over["sae"]["ci95"], *others)
     return Measured(over["sae"]["mean"], tuple(over["sae"]["ci95"]), "AUC", verdict, note)
@@ -95,8 +93,8 @@ def steering(results: dict) -> Measured:
         f"{-row['mean_difference']:.2f} nats per token in the mean; reach {reach['difference']:+.2f} "
         f"[{reach['ci95'][0]:+.2f}, {reach['ci95'][1]:+.2f}]; intervals over prompts"
     ).replace("-", "−")
-    verdict = better_than(0, (low, high))
-    saved = Measured(-row["area"], (low, high), "nats per token × VADER", verdict, note)
+    unit = "nats per token × VADER"
+    saved = Measured(-row["area"], (low, high), unit, ahead((low, high)), note)
     return with_control(saved, control["area"] is not None and control["ci95"][1] < 0)
 
 
@@ -115,11 +113,8 @@ def steering_elsewhere(results: dict) -> Measured:
         for row in rows_of(results["rows"], *EDIT, "strength")
         if row["intervention"] == "additive" and row["strength"] > 0 and row["change_ci95"][0] > 0
     }
-    found = [
-        row
-        for row in rows_of(results["against_addition"], *EDIT)
-        if row["intervention"] == "sdedit"
-    ]
+    compared_rows = rows_of(results["against_addition"], *EDIT)
+    found = [row for row in compared_rows if row["intervention"] == "sdedit"]
     told = [
         (row["sigma"], *row["area"]["ci95"])
         for row in found

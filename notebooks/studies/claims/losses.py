@@ -15,7 +15,6 @@ from mmlib_studies.claims.rules import (
     UNDECIDED,
     Measured,
     ahead,
-    better_than,
     every,
     percent,
     reduction,
@@ -54,21 +53,15 @@ def beats(method: str, objective: str, baselines: tuple[str, ...]) -> Callable[[
         by_baseline = results["reductions"][objective][method]
         control = by_baseline.get("mixture")
         least = min(baselines, key=lambda baseline: by_baseline[baseline]["value"])
-        verdict = every({better_than(0, by_baseline[name]["ci95"]) for name in baselines})
+        verdict = every({ahead(by_baseline[name]["ci95"]) for name in baselines})
+        worst = Measured(by_baseline[least]["value"], by_baseline[least]["ci95"], "%", verdict)
         if control is None:
             verdict = UNDECIDED if verdict == REPRODUCED else verdict
-            beside = "no control"
-        else:
-            beside = f"over a mixture of Gaussians {percent(control['value'], 1)}"
-        measured = Measured(*_quoted(by_baseline[least]), "%", verdict, f"over {least}; {beside}")
-        behind = control is not None and better_than(0, control["ci95"]) != REPRODUCED
-        return with_control(measured, behind)
+            return replace(worst, verdict=verdict, note=f"over {least}; no control")
+        note = f"over {least}; over a mixture of Gaussians {percent(control['value'], 1)}"
+        return with_control(replace(worst, note=note), ahead(control["ci95"]) != REPRODUCED)
 
     return measure
-
-
-def _quoted(row: dict) -> tuple[float, list[float]]:
-    return row["value"], row["ci95"]
 
 
 def fresh(results: dict) -> Measured:
@@ -104,10 +97,8 @@ def _at_each_sigma(results: dict) -> list[dict]:
 
 def _lm_loss_note(results: dict) -> str:
     """What stands beside the sum over σ: each σ, their mean, the SAE trained to denoise, the controls; and what was not measured."""
-    rows = _summed(results)
-    parts = [
-        f"{percent(row['value'])} at σ = {row['sigmas'][0]}" for row in _at_each_sigma(results)
-    ]
+    rows, alone = _summed(results), _at_each_sigma(results)
+    parts = [f"{percent(row['value'])} at σ = {row['sigmas'][0]}" for row in alone]
     if (mean := rows["gated_mlp", "sae"].get("mean_reduction")) is not None:
         parts.append(f"{percent(mean)} in the mean of all σ")
     beside = {
@@ -127,12 +118,9 @@ def _lm_loss_note(results: dict) -> str:
 
 def _lower_than_saes(rows: dict[tuple[str, str], dict], method: str) -> str:
     """The test at the head of this file; undecided where a comparison is missing."""
-    intervals = [
-        rows.get((method, sae), {}).get(key) for sae in SAES for key in ("ci95", "mean_ci95")
-    ]
-    return every(
-        {UNDECIDED if interval is None else better_than(0, interval) for interval in intervals}
-    )
+    compared = [rows.get((method, sae), {}) for sae in SAES]
+    intervals = [row.get(key) for row in compared for key in ("ci95", "mean_ci95")]
+    return every({ahead(interval) if interval else UNDECIDED for interval in intervals})
 
 
 def lower_lm_loss(results: dict) -> Measured:
@@ -143,7 +131,8 @@ def lower_lm_loss(results: dict) -> Measured:
         controls = {_lower_than_saes(rows, control) for control in CONTROLS}
         measured = all(pair in rows for pair in product(CONTROLS, SAES))
         verdict = ARTEFACT if REPRODUCED in controls else REPRODUCED if measured else UNDECIDED
-    return Measured(*_quoted(rows["gated_mlp", "sae"]), "%", verdict, _lm_loss_note(results))
+    over = rows["gated_mlp", "sae"]
+    return Measured(over["value"], over["ci95"], "%", verdict, _lm_loss_note(results))
 
 
 def better_fidelity(results: dict) -> Measured:
@@ -151,9 +140,8 @@ def better_fidelity(results: dict) -> Measured:
     rows = _summed(results)
     measured = reduction(rows["gated_mlp", "sae"], _lm_loss_note(results))
     others = [rows["gated_mlp", sae] for sae in SAES if ("gated_mlp", sae) in rows]
-    verdicts = {row["verdict"] for row in (*_at_each_sigma(results), *others)} | {
-        row["mean_verdict"] for row in others if "mean_verdict" in row
-    }
+    verdicts = {row["verdict"] for row in (*_at_each_sigma(results), *others)}
+    verdicts |= {row["mean_verdict"] for row in others if "mean_verdict" in row}
     controls = [rows[name, "sae"]["verdict"] for name in CONTROLS if (name, "sae") in rows]
     if len(verdicts) > 1:
         return replace(measured, verdict=UNDECIDED)

@@ -21,11 +21,6 @@ class Measured:
     note: str = ""  # what to know of the value
 
 
-def better_than(bound: float, interval: tuple[float, float]) -> str:
-    """The verdict on "the value is above the bound"."""
-    return REPRODUCED if interval[0] > bound else NOT if interval[1] < bound else UNDECIDED
-
-
 def every(verdicts: set[str]) -> str:
     """The verdict on "all of these hold"."""
     return NOT if NOT in verdicts else UNDECIDED if UNDECIDED in verdicts else REPRODUCED
@@ -33,9 +28,9 @@ def every(verdicts: set[str]) -> str:
 
 def ahead(interval: tuple[float, float], *controls: tuple[float, float]) -> str:
     """The verdict on "the value is above 0"; an artefact unless the margin over each control is too."""
-    verdict = better_than(0, interval)
-    beaten = all(better_than(0, control) == REPRODUCED for control in controls)
-    return ARTEFACT if verdict == REPRODUCED and not beaten else verdict
+    if interval[0] > 0:
+        return REPRODUCED if all(low > 0 for low, _ in controls) else ARTEFACT
+    return NOT if interval[1] < 0 else UNDECIDED
 
 
 def with_control(measured: Measured, control: bool) -> Measured:

@@ -90,9 +90,8 @@ class NeighbourDistance:
     """Distance of z to the tenth nearest of some training activations (Sun et al. 2022, without their scaling to unit length)."""
 
     def __init__(self, z_train_nd: Tensor):
-        self._found = NearestNeighbors(n_neighbors=NEIGHBOUR, algorithm="brute").fit(
-            z_train_nd.numpy()
-        )
+        neighbours = NearestNeighbors(n_neighbors=NEIGHBOUR, algorithm="brute")
+        self._found = neighbours.fit(z_train_nd.numpy())
 
     def __call__(self, z_nd: Tensor) -> np.ndarray:
         """(n,)."""
@@ -106,9 +105,8 @@ def checked(name: str, scores: np.ndarray) -> np.ndarray:
         ValueError: some are not finite, so that they have no order.
     """
     if wrong := int((~np.isfinite(scores)).reshape(len(scores), -1).any(1).sum()):
-        raise ValueError(
-            f"score {name!r} is not finite on {wrong} of {len(scores)} tokens: they cannot be ranked"
-        )
+        found = f"score {name!r} is not finite on {wrong} of {len(scores)} tokens"
+        raise ValueError(f"{found}: they cannot be ranked")
     return scores
 
 

@@ -168,9 +168,8 @@ def prompted_samples(
     path = Path(cache) / "prompted" / f"{Path(lm.identity).name}-{key}.json"
     if not path.exists():
         minutes = f"on two cores about {len(prompts) * tokens / 9000:.1f} minutes"
-        print(
-            f"sampling {len(prompts)} texts of {tokens} tokens from the language model: {minutes}"
-        )
+        texts = f"{len(prompts)} texts of {tokens} tokens from the language model"
+        print(f"sampling {texts}: {minutes}", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"token_ids": _continued(lm, prompts, tokens, seed)})
     return [
@@ -195,12 +194,8 @@ def written_texts(
     )
     asked = [*english, *other]
     prompts = [PROMPTS[language][i] for language, i in asked]
-    texts = [
-        replace(text, label=f"{language} {i}")
-        for text, (language, i) in zip(
-            prompted_samples(lm, prompts, size.length, seed, cache), asked
-        )
-    ]
+    found = prompted_samples(lm, prompts, size.length, seed, cache)
+    texts = [replace(text, label=f"{language} {i}") for text, (language, i) in zip(found, asked)]
     return texts[: len(english)], texts[len(english) :]
 
 
@@ -219,18 +214,15 @@ def equal_windows(windows: Sequence[Window], length: int, n: int, seed: int) -> 
     Raises:
         ValueError: no more than one document has one.
     """
-    long_enough = [
-        replace(window, token_ids=window.token_ids[:length])
-        for window in windows
-        if len(window.token_ids) >= length
-    ]
+    long_enough = [window for window in windows if len(window.token_ids) >= length]
     there, of = (len({window.document for window in some}) for some in (long_enough, windows))
     if there < 2:
         raise ValueError(
             f"{there} of {of} documents have a window of {length} tokens: expected two at least; "
             "give longer texts, or lower TypicalitySize.length"
         )
-    return spread_windows(long_enough, n * length, seed)
+    equal = [replace(window, token_ids=window.token_ids[:length]) for window in long_enough]
+    return spread_windows(equal, n * length, seed)
 
 
 def text_windows(

@@ -102,9 +102,9 @@ def lm_loss(result: dict) -> Figure:
     """Δ LM loss under one-step estimates against σ, and under every replacement against its FVU."""
     figure, (by_sigma, by_fvu) = plots.panels(1, 2, 3.6, sharey=True)
     styles = {"noisy": ("0.6", (1, 1)), **plots.LINES}
-    rows = {method: result["denoisers"].get(method) for method in styles if method != "unet"}
-    rows["unet"] = result["denoisers_common_subset"].get("unet")
-    measured = [(method, list(found.values())) for method, found in rows.items() if found]
+    rows = [(method, result["denoisers"].get(method)) for method in styles]
+    rows.append(("unet", result["denoisers_common_subset"].get("unet")))
+    measured = [(method, list(found.values())) for method, found in rows if found]
     for place, (method, found) in enumerate(measured):
         colour, dashes = styles[method]
         style = {"dashes": dashes, "marker": "o", "ms": 3}

@@ -60,24 +60,21 @@ def baselines(result: dict) -> Figure:
     return figure
 
 
-_SAE_MARKERS = {
-    "topk": ("D", "TopK"),
-    "batchtopk": ("s", "BatchTopK"),
-    "jumprelu": ("^", "JumpReLU"),
-}
+_SAE_MARKERS = {"topk": "D", "batchtopk": "s", "jumprelu": "^"}
+_SAE_NAMES = {"topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU"}
 
 
 def _saes(ax: Axes, main: dict, grid: list[dict]) -> None:
     """FVU against L0, the main SAE full, those of the grid hollow, larger with more latents."""
     for row, face in (*((row, "none") for row in grid), (main, plots.GREEN)):
-        marker, size = _SAE_MARKERS[row["kind"]][0], 2 + 2 * np.sqrt(row["latents"] / 2048)
+        marker, size = _SAE_MARKERS[row["kind"]], 2 + 2 * np.sqrt(row["latents"] / 2048)
         ax.plot(row["l0"], row["fvu"], color=plots.GREEN, marker=marker, ms=size, mfc=face, ls="")
     seen, seen_small = (f"{row['train_activations'] / 1e6:.2g} M" for row in (main, grid[0]))
     style = {"color": plots.GREEN, "ms": 5, "ls": ""}
     ax.plot([], [], marker="D", label=f"TopK SAE, {seen} seen", **style)
     for kind in dict.fromkeys(row["kind"] for row in grid):
-        marker, name = _SAE_MARKERS[kind]
-        ax.plot([], [], marker=marker, mfc="none", label=f"{name}, {seen_small}", **style)
+        style |= {"marker": _SAE_MARKERS[kind], "label": f"{_SAE_NAMES[kind]}, {seen_small}"}
+        ax.plot([], [], mfc="none", **style)
 
 
 def independence(result: dict) -> Figure:
@@ -85,12 +82,11 @@ def independence(result: dict) -> Figure:
     figure, (joint, tails) = plots.panels(1, 2, 2.5)
     found, whitened = result["independence"]["coactivation"], result["independence"]["whitened"]
     histogram = found["histogram"]
-    for name, colour, dash, label in (
-        ("null", plots.BLACK, "--", "shifted apart"),
-        ("data", plots.GREEN, "-", "as they are"),
-    ):
-        style = {"color": colour, "ls": dash, "lw": 1.3, "label": label}
-        joint.stairs(histogram[name], histogram["edges"], **style)
+    apart = {"color": plots.BLACK, "ls": "--", "lw": 1.3, "label": "shifted apart"}
+    joint.stairs(histogram["null"], histogram["edges"], **apart)
+    joint.stairs(
+        histogram["data"], histogram["edges"], color=plots.GREEN, lw=1.3, label="as they are"
+    )
     joint.set(title=f"pairs of {found['latents']} SAE latents", ylabel="share of pairs")
     joint.set(xlabel="log₂ (joint rate / product of rates)")
     joint.legend()

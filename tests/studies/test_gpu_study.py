@@ -49,16 +49,18 @@ def test_test_documents_are_read_by_final_runs_alone_and_a_run_that_is_there_is_
     study, tmp_path, monkeypatch, capsys
 ):
     seen, losses_on = [], gpu_study.losses_on
-    monkeypatch.setattr(
-        gpu_study,
-        "losses_on",
-        lambda documents, *rest: seen.append(documents) or losses_on(documents, *rest),
-    )
-    out, test = tmp_path / "budgets.json", study.splits["test"]
+    split_of = {id(tokens): split for split, tokens in study.splits.items()}
+
+    def watched(tokens, *rest):
+        seen.append(split_of[id(tokens)])
+        return losses_on(tokens, *rest)
+
+    monkeypatch.setattr(gpu_study, "losses_on", watched)
+    out = tmp_path / "budgets.json"
     measure(study, [GPURun("tried", TINY)], out, "abc")
-    assert seen == [study.splits["validation"], study.splits["train"]]
+    assert seen == ["validation", "train"]
     content = measure(study, [GPURun("tried", TINY), GPURun("last", TINY, final=True)], out, "abc")
-    assert seen[2:] == [test, test, study.splits["validation"], study.splits["train"]]
+    assert seen[2:] == ["test", "test", "validation", "train"]
     assert "tried: is in budgets.json already" in capsys.readouterr().out
     tried, last = content["rows"]
     assert json.loads(json.dumps(keyed_results("gpu/budgets", content))) == read_json(out)

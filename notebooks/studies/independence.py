@@ -133,17 +133,15 @@ def coactivation(firing_nm: Tensor, document_n: np.ndarray, seed: int, bins: np.
         return (np.histogram(np.clip(logs, bins[0], bins[-1]), bins)[0] / logs.size).tolist()
 
     ratio, outside_dp = observed_p / n / product_p, above_dp | below_dp
-    by_document = {"outside": outside_dp, "above": above_dp}
     histograms = {"data": histogram(observed_p), "null": histogram(null_sp)}
+    shares = {"outside": outside_dp, "above": above_dp, "below": below_dp}
     return {
         "latents": len(rate_m),
         "tokens": n,
         "pairs": len(ratio),
         "shifts": len(null_sp),
-        "outside": float(outside_dp[0].mean()),
-        "above": float(above_dp[0].mean()),
-        "below": float(below_dp[0].mean()),
-        "by_document": {key: _jackknife(share_dp.mean(1)) for key, share_dp in by_document.items()},
+        **{key: float(share_dp[0].mean()) for key, share_dp in shares.items()},
+        "by_document": {key: _jackknife(shares[key].mean(1)) for key in ("outside", "above")},
         "never_together": float((ratio == 0).mean()),
         "ratio_quantiles": np.quantile(ratio, QUANTILES).tolist(),
         "mutual_information": float(information[0]),
@@ -189,6 +187,11 @@ def _jackknife(share: np.ndarray) -> dict:
     return {"value": value, "without": without, "ci95": ends}
 
 
+def _distance(values_n: np.ndarray) -> float:
+    """Kolmogorov and Smirnov's from N(0, 1); exact p-values, unused, would be slow."""
+    return float(stats.kstest(values_n, "norm", method="asymp").statistic)
+
+
 def gaussianity(whitened_nd: Tensor, seed: int) -> dict:
     """How far are whitened coordinates from independent Gaussians?
 
@@ -207,9 +210,7 @@ def gaussianity(whitened_nd: Tensor, seed: int) -> dict:
     return {
         "kurtosis": stats.kurtosis(values_nd, axis=0).tolist(),
         "norm_kurtosis": stats.kurtosis(directions_nd, axis=0).tolist(),
-        "distance": [
-            float(stats.kstest(column, "norm", method="asymp").statistic) for column in values_nd.T
-        ],  # exact p-values, unused, are slow
+        "distance": [_distance(column_n) for column_n in values_nd.T],
         "squares": {
             "correlation": float(pairs.observed_p.mean()),
             "correlation_null": float(pairs.null_sp.mean()),

@@ -157,7 +157,7 @@ SIZE = replace(
 @pytest.fixture
 def study(run, store, monkeypatch):
     """With made-up outcomes: `study.asked` lists trials, losses come from `study.law(trial)`."""
-    found = RecipeStudy(run, store, SIZE)
+    found = RecipeStudy(run, store, size=SIZE)
     found.asked = []
 
     def made_up(cell, measured=True):
@@ -216,7 +216,7 @@ def test_the_published_architecture_is_tried_as_often_as_ours_at_the_length_used
 
 def planned(run, store, size=None, parts=PARTS):
     """The study with guesses for outcomes."""
-    study = RecipeStudy(run, store, size, lambda trial: guess(trial, study.size))
+    study = RecipeStudy(run, store, size=size, ask=lambda trial: guess(trial, study.size))
     for part in parts:
         getattr(study, part)
     return study

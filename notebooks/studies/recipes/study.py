@@ -7,7 +7,6 @@ was fitted before it; measuring validation losses is in nobody's.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
 
@@ -15,10 +14,8 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from mmlib.activations.store import ActivationStore
 from mmlib.runs.run import Run
-from mmlib.runs.sweep import Trial
 from mmlib_studies.recipes.images import other_heights
 from mmlib_studies.recipes.outcomes import best_of, end_of, loss_of, row_of, time_to, tune
-from mmlib_studies.recipes.sizes import RecipeStudySize
 from mmlib_studies.recipes.trainings import VARIANTS, Trainings, watched
 
 OURS = "gated"  # fixed before this study: the recipe that notebook 03 had then
@@ -46,41 +43,16 @@ ABLATIONS = {  # of our recipe: what differs in its training, its network (deepe
 
 BEST_ABLATIONS = 3  # that are repeated with the other seeds
 
-PARTS = (  # of the study, in an order in which none asks for a later one
-    "rates",
-    "batches",
-    "variants",
-    "published_long",
-    "ours_long",
-    "published_settings",
-    "ours_short",
-    "large",
-    "ablations",
-    "ablation_seeds",
-    "unet_rates",
-    "unet_widths",
-    "unet_heights",
-    "unet_orders",
-    "compiled",
-)
-
 
 class RecipeStudy:
     """The parts of the study, each an attribute that trains what is missing when it is first asked for. Later ones ask for earlier ones.
 
     Args:
-        size: None: that of the run's preset.
-        ask: gives the outcome of a trial; None: what is known, or what training it now gives.
+        options: `size` and `ask` of `Trainings`.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        store: ActivationStore,
-        size: RecipeStudySize | None = None,
-        ask: Callable[[Trial], dict] | None = None,
-    ):
-        self.train = Trainings(run, store, size, ask)
+    def __init__(self, run: Run, store: ActivationStore, **options):
+        self.train = Trainings(run, store, **options)
         self.size, self.seed, self.sweep = self.train.size, run.seed, self.train.sweep
         self.all_seeds = tuple(range(run.seed, run.seed + self.size.seeds))
         self.published = run.preset.published
@@ -263,3 +235,7 @@ class RecipeStudy:
             once = {(row["rate"], row["batch"], row["steps"]): row for row in map(row_of, tried)}
             found[variant] = list(once.values())
         return found
+
+
+# in the order in which they stand above, in which none asks for a later one
+PARTS = tuple(name for name, one in vars(RecipeStudy).items() if isinstance(one, cached_property))

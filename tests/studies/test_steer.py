@@ -19,15 +19,7 @@ from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser
 from mmlib_studies.steering import edits as steer
-from mmlib_studies.steering.edits import (
-    Steering,
-    geometry,
-    norm_kept,
-    posterior_mean,
-    projected,
-    reconstructed,
-    unrepaired,
-)
+from mmlib_studies.steering.edits import Steering, norm_kept, posterior_mean, projected
 
 NORMALISER = Normaliser(torch.linspace(-1, 1, 16)[None], torch.linspace(0.5, 2, 16)[None])
 DIRECTION = torch.randn(16, generator=torch.Generator().manual_seed(1))
@@ -40,9 +32,9 @@ def network():
 
 
 REPAIRS = {
-    "additive": unrepaired,
+    "additive": steer.unrepaired,
     "norm": norm_kept(NORMALISER),
-    "reconstruction": reconstructed(lambda x_nd, sigma: 0.5 * x_nd),
+    "reconstruction": steer.reconstructed(lambda x_nd, sigma: 0.5 * x_nd),
     "posterior mean": posterior_mean(lambda x_nd, sigma: (1 - sigma) * x_nd, 0.5),
     "meta-model": projected(network(), 0.5, 4),
 }
@@ -259,7 +251,7 @@ def test_a_copy_in_bfloat16_projects_alike_and_leaves_the_original():
 
 def test_the_geometry_of_a_repair_by_hand():
     z, edited = torch.zeros(2, 2), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
-    found = geometry(z, edited, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    found = steer.geometry(z, edited, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
     assert found["repair_over_edit"] == pytest.approx([2**0.5 / 2, 0.5])
     assert found["cosine"] == pytest.approx([0.5**0.5, 1.0])
     assert found["along"] == pytest.approx([0.5, 0.5])

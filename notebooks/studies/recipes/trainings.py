@@ -62,8 +62,7 @@ class Trainings:
         self.ask = ask or self.sweep.outcome
         self.named: dict[str, RecipeTrial] = {}
         self.outcomes: dict[str, dict] = {}
-        channels = self.size.unet_channels
-        self.reference = channels[len(channels) // 2]
+        self.reference = self.size.unet_channels[len(self.size.unet_channels) // 2]
 
     def outcome(self, wanted: RecipeTrial, *, measured: bool = True) -> dict:
         """Of a training.

@@ -13,13 +13,7 @@ from tqdm import tqdm
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers import checkpoints as published
-from mmlib.denoisers.checkpoints import (
-    CheckpointError,
-    Origin,
-    fetched,
-    load_network,
-    model_card,
-)
+from mmlib.denoisers.checkpoints import CheckpointError, Origin, fetched, load_network, model_card
 from mmlib.denoisers.likelihood import LogLikelihood, log_likelihood, smoothed
 from mmlib.denoisers.networks import DENOISERS, LinearSkip, count_parameters
 from mmlib.denoisers.noise import DENSITIES, noise_process, stratified_levels

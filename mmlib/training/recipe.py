@@ -8,7 +8,7 @@ new_model          a model with random weights
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -152,7 +152,7 @@ def new_model(
                 "this recipe adds to a Gaussian: pass the one fitted to the training documents"
             )
         network = LinearSkip.over(gaussian, network, recipe.training.objective)
-    return MetaModel.of(network, recipe.training.objective, origin)
+    return MetaModel(network, recipe.training.objective, origin)
 
 
 def untrained(model: MetaModel, seed: int) -> MetaModel:
@@ -165,5 +165,5 @@ def untrained(model: MetaModel, seed: int) -> MetaModel:
     if inner is not trained:
         skip = copy.deepcopy(trained)
         skip.inner, network = network, skip
-    known = (model.process.objective, model.normaliser, model.language_model, model.layers)
-    return MetaModel(network.eval(), *known, documents="").to(str(model.device))
+    origin = replace(model.origin, documents="")
+    return MetaModel(network.eval(), model.process.objective, origin).to(str(model.device))

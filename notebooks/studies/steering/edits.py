@@ -177,14 +177,7 @@ def with_bf16_weights(meta_model: MetaModel) -> MetaModel:
     for module in network.modules():
         if isinstance(module, nn.Linear):
             module.to(torch.bfloat16)
-    return MetaModel(
-        network,
-        meta_model.process.objective,
-        meta_model.normaliser,
-        meta_model.language_model,
-        meta_model.layers,
-        meta_model.documents,
-    )
+    return MetaModel(network, meta_model.process.objective, meta_model.origin)
 
 
 def projected(

@@ -11,7 +11,7 @@ from mmlib.activations.arrays import Rows, Values, rows_of
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import Origin
-from mmlib.denoisers.fitted import Fitted, refuse_mistaken
+from mmlib.denoisers.fitted import Fitted, normaliser_of, refuse_mistaken
 from mmlib.denoisers.noise import LEVELS, Denoiser, noise_process
 from mmlib.evaluation.intervals import LEAST_DOCUMENTS
 from mmlib.evaluation.losses import (
@@ -117,7 +117,7 @@ def _comparable(
         raise ValueError("no methods: expected at least one, by name")
     fits = {name: method for name, method in methods.items() if isinstance(method, Fitted)}
     if standardise is not None:
-        statistics, stated = _statistics(standardise), "as given"
+        statistics, stated = normaliser_of(standardise), "as given"
     elif fits:
         first = next(iter(fits))
         statistics, stated = fits[first].origin.normaliser, f"training statistics of {first!r}"
@@ -141,12 +141,6 @@ def _comparable(
     elif baseline is not None and baseline not in methods:
         raise ValueError(f"baseline {baseline!r}: expected one of {', '.join(methods)}")
     return everyone, statistics, stated
-
-
-def _statistics(given: Fitted | Normaliser | ActivationStore) -> Normaliser:
-    if isinstance(given, ActivationStore):
-        return Normaliser.of(given)
-    return given.origin.normaliser if isinstance(given, Fitted) else given
 
 
 def _same(one: Normaliser, other: Normaliser) -> bool:

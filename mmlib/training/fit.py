@@ -25,7 +25,7 @@ from mmlib.activations.arrays import Values, rows_of
 from mmlib.activations.batches import spread_rows
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import Origin
-from mmlib.denoisers.fitted import KINDS, Cost, Fitted
+from mmlib.denoisers.fitted import KINDS, Cost, Fitted, normaliser_of
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import MixtureSize, fit_mixture
@@ -207,7 +207,7 @@ def _normaliser(h_nd: Tensor, given: Fitted | Normaliser | None) -> Normaliser:
         ValueError: a dimension never varies, or what is given is of another width.
     """
     if given is not None:
-        normaliser = given.origin.normaliser if isinstance(given, Fitted) else given
+        normaliser = normaliser_of(given)
         if normaliser.d != h_nd.shape[1]:
             raise ValueError(f"standardise is {normaliser.d} wide, h is {h_nd.shape[1]}")
         return normaliser

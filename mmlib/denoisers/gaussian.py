@@ -6,7 +6,7 @@ g = (1 − σ) λ / ((1 − σ)² λ + σ²). No linear method has a lower mean 
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +18,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from mmlib.activations.store import ActivationStore
-from mmlib.denoisers.noise import noise_process
+from mmlib.denoisers.noise import Level, noise_process
 from mmlib.files import read_json, write_json, written_whole
 
 
@@ -69,12 +69,15 @@ class GaussianDenoiser:
         gain = self.gain(sigma).double()
         return float(((1 - (1 - sigma) * gain) ** 2 * power_d + sigma**2 * gain**2).mean())
 
-    def expected_loss(self, objective: str, z_nd: Tensor) -> float:
-        """Mean over the evaluation grid of an objective of its loss on activations `z_nd`, exact over the noise."""
+    def expected_losses(self, levels: Sequence[Level], z_nd: Tensor) -> list[float]:
+        """Its loss on activations `z_nd` at each level, weighed as the objective weighs it, exact over the noise."""
         power_d = ((z_nd - self.mean_d) @ self.basis_dd).double().square().mean(0)
-        grid = noise_process(objective).grid()
-        losses = (level.weight * self.expected_mse(level.sigma, power_d) for level in grid)
-        return sum(losses) / len(grid)
+        return [level.weight * self.expected_mse(level.sigma, power_d) for level in levels]
+
+    def expected_loss(self, objective: str, z_nd: Tensor) -> float:
+        """Mean of `expected_losses` over the evaluation grid of an objective."""
+        losses = self.expected_losses(noise_process(objective).grid(), z_nd)
+        return sum(losses) / len(losses)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draws from the Gaussian, (n, d)."""

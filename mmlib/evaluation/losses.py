@@ -15,6 +15,7 @@ Letters of shapes: n tokens or draws, d dimensions, l levels, D or d documents a
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -32,9 +33,8 @@ from mmlib.evaluation.intervals import ratio_interval
 LEAST_SIGMA, MOST_SIGMA = 0.05, 0.95  # mean losses are also given without the levels beyond
 
 
-Draw = Callable[
-    [int, Level], tuple[np.ndarray, Tensor]
-]  # (number of the level, level) → rows of the tokens drawn (n,) and their noise ε (n, d)
+# (number of the level, level) → rows of the tokens drawn (n,) and their noise ε (n, d)
+Draw = Callable[[int, Level], tuple[np.ndarray, Tensor]]
 
 
 class DocumentLosses(NamedTuple):
@@ -93,6 +93,12 @@ class Losses:
         """Mean loss over tokens and the chosen levels."""
         return float(self.curve(method)[levels].mean())
 
+    def reduction(
+        self, method: str, baseline: str, levels: np.ndarray | slice = slice(None)
+    ) -> float:
+        """1 − L_method / L_baseline over tokens and the chosen levels."""
+        return 1 - self.mean(method, levels) / self.mean(baseline, levels)
+
 
 @dataclass(frozen=True)
 class TokenLosses:
@@ -139,17 +145,14 @@ class TokenLosses:
 
         def sums(name: str) -> np.ndarray:
             seen_ln = self.loss[name][:, :: stride // self.every[name]]
+            levels = zip(document_ln, seen_ln, kept)
             return np.stack(
-                [
-                    np.bincount(documents, loss_n[k], n_documents)
-                    for documents, loss_n, k in zip(document_ln, seen_ln, kept)
-                ]
+                [np.bincount(document, loss_n[k], n_documents) for document, loss_n, k in levels]
             )
 
-        counts = [np.bincount(documents, minlength=n_documents) for documents in document_ln]
-        return Losses(
-            self.sigma_l, {name: sums(name) for name in methods}, np.stack(counts).astype(float)
-        )
+        counts = [np.bincount(document, minlength=n_documents) for document in document_ln]
+        sums_ld = {name: sums(name) for name in methods}
+        return Losses(self.sigma_l, sums_ld, np.stack(counts).astype(float))
 
 
 def objective_loss(estimate_nd: Tensor, z_nd: Tensor, level: Level) -> np.ndarray:
@@ -196,16 +199,12 @@ def token_losses(
         rows.append(rows_n)
         for name, method in methods.items():
             seen_nd = x_nd[:: strides[name]]
-            estimates = [
-                method(part_nd, level.sigma) for part_nd in seen_nd.split(batch or len(x_nd))
-            ]
-            losses[name].append(loss(torch.cat(estimates), clean_nd[:: strides[name]], level))
-    return TokenLosses(
-        np.array([level.sigma for level in levels]),
-        np.stack(rows),
-        strides,
-        {name: np.stack(found) for name, found in losses.items()},
-    )
+            parts = seen_nd.split(batch or len(x_nd))
+            estimate_nd = torch.cat([method(part_nd, level.sigma) for part_nd in parts])
+            losses[name].append(loss(estimate_nd, clean_nd[:: strides[name]], level))
+    sigma_l = np.array([level.sigma for level in levels])
+    loss_ln = {name: np.stack(found) for name, found in losses.items()}
+    return TokenLosses(sigma_l, np.stack(rows), strides, loss_ln)
 
 
 def spread_draws(z_nd: Tensor, objective: str, per_level: int, seed: int) -> Draw:
@@ -248,7 +247,6 @@ def grid_losses(
             f"{per_level} tokens a level, every {every[odd[0]]}th for {', '.join(odd)}: "
             "expected the second to divide the first"
         )
-
     return token_losses(
         methods,
         z_nd,
@@ -318,7 +316,7 @@ def reduction_interval(
 
 def loss_rows(losses: Losses, objective: str, budgets: Mapping[str, dict]) -> list[dict]:
     """One row per method: loss with interval, without extreme levels, mean over documents, and the budget."""
-    inner_low, inner_high = losses.sigma_l >= LEAST_SIGMA, losses.sigma_l <= MOST_SIGMA
+    inner = _without_extremes(losses)
     rows = []
     for method in losses.sums:
         sums_d, counts_d = losses.by_document(method)
@@ -328,8 +326,7 @@ def loss_rows(losses: Losses, objective: str, budgets: Mapping[str, dict]) -> li
                 "method": method,
                 "loss": losses.mean(method),
                 "ci95": list(loss_interval(losses, method)),
-                "loss_without_sigma_below_0.05": losses.mean(method, inner_low),
-                "loss_without_sigma_above_0.95": losses.mean(method, inner_high),
+                **{f"loss_{key}": losses.mean(method, kept) for key, kept in inner.items()},
                 "loss_documents_equal": float((sums_d / counts_d).mean()),
                 **budgets[method],
             }
@@ -337,41 +334,40 @@ def loss_rows(losses: Losses, objective: str, budgets: Mapping[str, dict]) -> li
     return rows
 
 
+def _without_extremes(losses: Losses) -> dict[str, np.ndarray]:
+    """Which levels remain without the cleanest and without the noisiest, (levels,) each."""
+    return {
+        "without_sigma_below_0.05": losses.sigma_l >= LEAST_SIGMA,
+        "without_sigma_above_0.95": losses.sigma_l <= MOST_SIGMA,
+    }
+
+
 def reduction_rows(
     losses: Losses, objective: str, methods: list[str], baselines: list[str]
 ) -> list[dict]:
     """1 − L_method / L_baseline with its paired interval, without extreme levels, and the verdict on the claim."""
+    inner = _without_extremes(losses)
     rows = []
-    without = {
-        "below_0.05": losses.sigma_l >= LEAST_SIGMA,
-        "above_0.95": losses.sigma_l <= MOST_SIGMA,
-    }
-    for method in methods:
-        for baseline in baselines:
-            interval, reduction = (
-                list(reduction_interval(losses, method, baseline)),
-                1 - losses.mean(method) / losses.mean(baseline),
-            )
-            rows.append(
-                {
-                    "objective": objective,
-                    "method": method,
-                    "baseline": baseline,
-                    "reduction": reduction,
-                    "ci95": interval,
-                    "claim": CLAIM,
-                    "above_claim": reduction - CLAIM,
-                    **{
-                        f"reduction_without_sigma_{key}": 1
-                        - losses.mean(method, kept) / losses.mean(baseline, kept)
-                        for key, kept in without.items()
-                    },
-                    "baseline_share_of_one_level": float(
-                        losses.curve(baseline).max() / losses.curve(baseline).sum()
-                    ),
-                    "verdict": verdict(*interval),
-                }
-            )
+    for method, baseline in product(methods, baselines):
+        interval = list(reduction_interval(losses, method, baseline))
+        reduction, curve_l = losses.reduction(method, baseline), losses.curve(baseline)
+        rows.append(
+            {
+                "objective": objective,
+                "method": method,
+                "baseline": baseline,
+                "reduction": reduction,
+                "ci95": interval,
+                "claim": CLAIM,
+                "above_claim": reduction - CLAIM,
+                **{
+                    f"reduction_{key}": losses.reduction(method, baseline, kept)
+                    for key, kept in inner.items()
+                },
+                "baseline_share_of_one_level": float(curve_l.max() / curve_l.sum()),
+                "verdict": verdict(*interval),
+            }
+        )
     return rows
 
 
@@ -413,9 +409,5 @@ def _expected_losses(
     grid, exact_ld = noise_process(objective).grid(), np.zeros(shape)
     document_n = tokens.document - tokens.document.min()
     for document in np.unique(document_n):
-        z_nd = tokens.z[document_n == document]
-        power_d = ((z_nd - gaussian.mean_d) @ gaussian.basis_dd).double().square().mean(0)
-        exact_ld[:, document] = [
-            level.weight * gaussian.expected_mse(level.sigma, power_d) for level in grid
-        ]
+        exact_ld[:, document] = gaussian.expected_losses(grid, tokens.z[document_n == document])
     return exact_ld

@@ -151,13 +151,9 @@ def git_commit(root: Path) -> str:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ("git", "-C", str(root), *arguments),
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment,
-        ).stdout
+        command = ("git", "-C", str(root), *arguments)
+        options = {"capture_output": True, "text": True, "check": True, "env": environment}
+        return subprocess.run(command, **options).stdout
 
     try:
         if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != Path(root).resolve():
@@ -285,13 +281,11 @@ def free_memory() -> int | None:
     if meminfo.exists():
         available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="utf-8"))
         free += [int(available[1]) * 1024] if available else []
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
+    for limit, used in (  # of control groups, version 2 and version 1
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
-        if Path(limit).exists() and (most := Path(limit).read_text().strip()) != "max":
-            free.append(int(most) - int(Path(used).read_text()))
+        path = Path("/sys/fs/cgroup") / limit
+        if path.exists() and (most := path.read_text().strip()) != "max":
+            free.append(int(most) - int((Path("/sys/fs/cgroup") / used).read_text()))
     return min(free, default=None)

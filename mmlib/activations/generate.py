@@ -35,9 +35,8 @@ BATCH = 40  # both 40 and 200 documents, those of the presets, are whole batches
 TIMED_TOKENS = 8  # drawn and thrown away, to say how long the rest will take
 
 
-LOGIT_ROWS = (
-    8  # predictions whose logits are taken to float32 at a time, see `mmlib.evaluation.lm_loss`
-)
+# predictions whose logits are taken to float32 at a time, see `mmlib.evaluation.lm_loss`
+LOGIT_ROWS = 8
 
 
 SCORED_AT_ONCE = 16  # continuations in one forward pass
@@ -82,23 +81,16 @@ class GumbelNoise(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits (b, v) with noise added, on their device."""
-        room = np.empty(
-            scores.shape[1]
-        )  # double: of single-precision draws one in ten million is 0, and its token would win
-        return torch.stack(
-            [
-                row
-                - torch.from_numpy(np.log(self.rng.standard_exponential(out=room), out=room)).to(
-                    row
-                )
-                for row in scores
-            ]
-        )
+        # double: of single-precision draws one in ten million is 0, and its token would win
+        room_v, rows = np.empty(scores.shape[1]), []
+        for row in scores:
+            noise_v = np.log(self.rng.standard_exponential(out=room_v), out=room_v)
+            rows.append(row - torch.from_numpy(noise_v).to(row))
+        return torch.stack(rows)
 
 
-Draws = (
-    int | GumbelNoise
-)  # what chooses tokens: torch's own generator by that seed, or Gumbel noise
+# what chooses tokens: torch's own generator by that seed, or Gumbel noise
+Draws = int | GumbelNoise
 
 
 @contextmanager
@@ -228,14 +220,10 @@ def sample_token_ids(
     """
     if n < 1 or tokens < 1:
         raise ValueError(f"{n} samples of {tokens} tokens: expected at least one of each")
-    dtype = str(lm.model.dtype).removeprefix(
-        "torch."
-    )  # the identity of the embedded model does not tell it
-    path = (
-        Path(cache)
-        / "self"
-        / f"{Path(lm.identity).name}-{dtype}-seed{seed}-{tokens}tokens-batch{batch}.jsonl"
-    )
+    # the identity of the embedded model does not say its dtype
+    dtype = str(lm.model.dtype).removeprefix("torch.")
+    name = f"{Path(lm.identity).name}-{dtype}-seed{seed}-{tokens}tokens-batch{batch}.jsonl"
+    path = Path(cache) / "self" / name
     samples, n_bytes = _whole_batches(path, batch)
     batches = range(len(samples) // batch, math.ceil(n / batch))
     if batches:
@@ -278,9 +266,8 @@ def _draw(
         for done, i in enumerate(batches):
             key = _seed_of(seed, i, lm.identity, tokens)
             drawn = generate(lm, nothing, tokens, key, may_end=True, streamer=_Ticks(bar))
-            bar.update(
-                (done + 1) * batch * tokens - bar.n
-            )  # all samples of the batch may have ended early
+            # all samples of the batch may have ended early
+            bar.update((done + 1) * batch * tokens - bar.n)
             yield drawn
 
 
@@ -306,22 +293,14 @@ class _Ticks(BaseStreamer):
 @torch.inference_mode()
 def log_likelihoods(lm: LanguageModel, prompt_ids_bt: Tensor, new_ids_bt: Tensor) -> np.ndarray:
     """Mean log-likelihood of each continuation, nats per token, under the language model as it is, (b,)."""
-    found, n_new = [], new_ids_bt.shape[1]
-    keep = (
-        {"logits_to_keep": n_new + 1}
-        if "logits_to_keep" in inspect.signature(lm.model.forward).parameters
-        else {}
-    )
-    for prompt, new in zip(
-        prompt_ids_bt.split(SCORED_AT_ONCE), new_ids_bt.split(SCORED_AT_ONCE), strict=True
-    ):
-        ids_bt = torch.cat([prompt, new], 1).to(lm.model.device)
+    found, n_new, options = [], new_ids_bt.shape[1], {"use_cache": False}
+    if "logits_to_keep" in inspect.signature(lm.model.forward).parameters:
+        options["logits_to_keep"] = n_new + 1
+    predicting = slice(-n_new - 1, -1)
+    for ids_bt in torch.cat([prompt_ids_bt, new_ids_bt], 1).split(SCORED_AT_ONCE):
+        ids_bt = ids_bt.to(lm.model.device)
         with compact_logits(lm.model):
-            logits_nv = (
-                lm.model(input_ids=ids_bt, use_cache=False, **keep)
-                .logits[:, -n_new - 1 : -1]
-                .flatten(0, 1)
-            )
+            logits_nv = lm.model(input_ids=ids_bt, **options).logits[:, predicting].flatten(0, 1)
         parts = zip(logits_nv.split(LOGIT_ROWS), ids_bt[:, -n_new:].flatten().split(LOGIT_ROWS))
         losses_n = torch.cat(
             [cross_entropy(logits.float(), target, reduction="none") for logits, target in parts]

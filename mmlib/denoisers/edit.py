@@ -6,13 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlib.activations.lm import hidden
-from mmlib.denoisers.fitted import (
-    SDEDIT_STEPS,
-    Fitted,
-    FittedPCA,
-    Unsupported,
-    seeded,
-)
+from mmlib.denoisers.fitted import SDEDIT_STEPS, Fitted, FittedPCA, Unsupported, seeded
 from mmlib.denoisers.noise import checked_sigma
 
 

@@ -1,26 +1,19 @@
 """`MetaModel` = normaliser + denoising network + noise process: the one object that notebooks and applications use."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers import checkpoints as published
-from mmlib.denoisers.checkpoints import (
-    CheckpointError,
-    Origin,
-    fetched,
-    load_network,
-    model_card,
-    read_weights,
-)
+from mmlib.denoisers.checkpoints import CheckpointError, Origin, fetched, load_network, model_card
 from mmlib.denoisers.likelihood import LogLikelihood, log_likelihood, smoothed
 from mmlib.denoisers.networks import DENOISERS, LinearSkip, count_parameters
 from mmlib.denoisers.noise import DENSITIES, noise_process, stratified_levels
@@ -37,46 +30,38 @@ class MetaModel:
     Args:
         network: maps (x (n, d), times (u,)) to a prediction (n, d); one of several layers takes their indices (u,) too.
         objective: what it predicts, "flow_velocity" or "ddpm_epsilon".
-        language_model: identity of the model whose activations it learnt, as the store records it.
-        layers: block indices, in the normaliser's order.
-        documents: identity of the documents it was trained on and of their split; "" if unknown.
+        origin: the activations it learnt: their statistics, language model, layers and documents.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        objective: str,
-        normaliser: Normaliser,
-        language_model: str,
-        layers: Sequence[int],
-        documents: str,
-    ):
-        self.network, self.normaliser, self.process = network, normaliser, noise_process(objective)
-        self.language_model, self.layers, self.documents = language_model, tuple(layers), documents
+    def __init__(self, network: nn.Module, objective: str, origin: Origin):
+        self.network, self.process, self.origin = network, noise_process(objective), origin
         self.train_seconds: float | None = None  # of training; None: not known
         self.train_activations: int | None = None  # that training saw
 
     @classmethod
     def for_store(cls, network: nn.Module, objective: str, *stores: ActivationStore) -> "MetaModel":
         """An untrained model for the activations of a store, or of several: one a layer, of the same texts."""
-        return cls.of(network, objective, Origin.of(*stores))
-
-    @classmethod
-    def of(cls, network: nn.Module, objective: str, origin: Origin) -> "MetaModel":
-        """An untrained model of activations about which so much is known."""
-        return cls(
-            network,
-            objective,
-            origin.normaliser,
-            origin.language_model,
-            origin.layers,
-            origin.documents,
-        )
+        return cls(network, objective, Origin.of(*stores))
 
     @property
-    def origin(self) -> Origin:
-        """What it is a model of."""
-        return Origin(self.normaliser, self.language_model, self.layers, self.documents)
+    def normaliser(self) -> Normaliser:
+        """Statistics of the training documents."""
+        return self.origin.normaliser
+
+    @property
+    def language_model(self) -> str:
+        """Identity of the language model; "" if unknown."""
+        return self.origin.language_model
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Block indices, in the normaliser's order."""
+        return self.origin.layers
+
+    @property
+    def documents(self) -> str:
+        """Identity of the documents it was trained on and of their split; "" if unknown."""
+        return self.origin.documents
 
     @property
     def d(self) -> int:
@@ -131,14 +116,7 @@ class MetaModel:
         """
         if layer not in self.layers:
             raise ValueError(f"layer {layer}: this meta-model was trained on {list(self.layers)}")
-        one = MetaModel(
-            self.network,
-            self.process.objective,
-            self.normaliser.at(self.layers.index(layer)),
-            self.language_model,
-            [layer],
-            self.documents,
-        )
+        one = MetaModel(self.network, self.process.objective, self.origin.at(layer))
         return one.costing(self.train_seconds, self.train_activations)
 
     def check_store(self, store: ActivationStore, *, same_documents: bool = True) -> None:
@@ -203,12 +181,8 @@ class MetaModel:
         prediction_nd = (self.network if network is None else network)(*inputs)
         squared_nd = (prediction_nd.float() - self.process.target(z_nd, noise_nd)).square()
         if weighting != "uniform":
-            squared_nd = (
-                squared_nd
-                * DENSITIES[weighting]
-                .weights.to(z.device)[index]
-                .repeat_interleave(n // u)[:, None]
-            )
+            weight_u = DENSITIES[weighting].weights.to(z.device)[index]
+            squared_nd = squared_nd * weight_u.repeat_interleave(n // u)[:, None]
         return squared_nd.mean()
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
@@ -237,17 +211,8 @@ class MetaModel:
         Raises:
             ValueError: unknown solver; the message lists those there are.
         """
-        nothing_nd = torch.zeros(n, self.d)
-        return self._solve(
-            nothing_nd,
-            torch.randn(n, self.d, generator=generator),
-            1.0,
-            steps,
-            solver,
-            batch,
-            bf16,
-            "sampling",
-        )
+        noise_nd, how = torch.randn(n, self.d, generator=generator), (steps, solver, batch, bf16)
+        return self._solve(torch.zeros(n, self.d), noise_nd, 1.0, *how, "sampling")
 
     def project(
         self,
@@ -271,9 +236,8 @@ class MetaModel:
         if not 0 < sigma < 1:
             raise ValueError(f"σ = {sigma}: expected a noise level between 0 and 1")
         noise_nd = torch.randn(z_nd.shape, generator=generator)
-        return self._solve(
-            z_nd, noise_nd, sigma, steps, solver, batch, bf16, "projecting" if progress else None
-        )
+        how = (steps, solver, batch, bf16)
+        return self._solve(z_nd, noise_nd, sigma, *how, "projecting" if progress else None)
 
     @torch.inference_mode()
     def _solve(
@@ -294,10 +258,8 @@ class MetaModel:
         bar = tqdm(total=total, desc=what, mininterval=2, disable=what is None)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), bar:
             for z_part, noise_part in zip(z_nd.split(batch), noise_nd.split(batch)):
-                fresh = schedule()
-                x_nd = self.process.noised(
-                    fresh, z_part.to(self.device), noise_part.to(self.device)
-                )
+                fresh, parts = schedule(), (z_part.to(self.device), noise_part.to(self.device))
+                x_nd = self.process.noised(fresh, *parts)
                 for x_nd in fresh.run(self.predict, x_nd):
                     bar.update()
                 done.append(x_nd.to(z_nd.device))
@@ -320,27 +282,16 @@ class MetaModel:
             generator: draws the smoothing noise and the probes.
             probes, exact: of the trace, see `mmlib.denoisers.likelihood.log_likelihood`.
         """
-        denoiser, parts = (
-            partial(self.process.estimate, self.predict),
-            smoothed(z_nd, generator).split(batch),
-        )
-        results = [
-            log_likelihood(
-                denoiser,
-                x_nd.to(self.device),
-                last_sigma=self.process.last_sigma,
-                steps=steps,
-                probes=probes,
-                exact=exact,
-                generator=generator,
-            )
-            for x_nd in parts
+        options = {"last_sigma": self.process.last_sigma, "steps": steps, "generator": generator}
+        options |= {"probes": probes, "exact": exact}
+        denoiser = partial(self.process.estimate, self.predict)
+        found = [
+            log_likelihood(denoiser, x_nd.to(self.device), **options)
+            for x_nd in smoothed(z_nd, generator).split(batch)
         ]
-        raw_n = (
-            torch.cat([part.nats_per_dimension_n for part in results]).cpu()
-            - self.normaliser.std_ld.double().log().mean()
-        )
-        return LogLikelihood(raw_n, torch.cat([part.standard_error_n for part in results]).cpu())
+        nats_n = torch.cat([part.nats_per_dimension_n for part in found]).cpu()
+        raw_n = nats_n - self.normaliser.std_ld.double().log().mean()
+        return LogLikelihood(raw_n, torch.cat([part.standard_error_n for part in found]).cpu())
 
     @torch.inference_mode()
     def neurons(
@@ -353,22 +304,17 @@ class MetaModel:
         """
         found: dict[str, Tensor] = {}
 
-        def keep(name: str):
-            return lambda module, inputs: found.__setitem__(
-                name, _rows(inputs[0], len(z_nd)).float().cpu()
-            )
+        def keep(name: str) -> Callable:
+            def record(module, inputs):
+                found[name] = _rows(inputs[0], len(z_nd)).float().cpu()
 
-        hooks = [
-            module.register_forward_pre_hook(keep(name))
-            for name, module in self.network.units.items()
-        ]
-        try:
-            self.denoise(
-                (1 - sigma) * z_nd + sigma * torch.randn(z_nd.shape, generator=generator), sigma
-            )
-        finally:
-            for hook in hooks:
-                hook.remove()
+            return record
+
+        x_nd = (1 - sigma) * z_nd + sigma * torch.randn(z_nd.shape, generator=generator)
+        with ExitStack() as hooks:
+            for name, module in self.network.units.items():
+                hooks.callback(module.register_forward_pre_hook(keep(name)).remove)
+            self.denoise(x_nd, sigma)
         return found
 
     def save_pretrained(self, folder: Path, facts: Mapping[str, object] | None = None) -> None:
@@ -379,23 +325,16 @@ class MetaModel:
         """
         folder = Path(folder)
         (folder / "meta_model.json").unlink(missing_ok=True)
-        self.network.save_pretrained(
-            folder / "network", max_shard_size="1TB"
-        )  # one file, whatever its size
-        save_file(
-            {"mean": self.normaliser.mean_ld, "std": self.normaliser.std_ld},
-            folder / "normaliser.safetensors",
-        )
+        # one file, whatever its size
+        self.network.save_pretrained(folder / "network", max_shard_size="1TB")
+        self.origin.write(folder)
         identity = {
             "network": type(self.network).__name__,
             "objective": self.process.objective,
-            "language_model": self.language_model,
-            "layers": list(self.layers),
-            "documents": self.documents,
+            **self.origin.identity,
         }
-        card = model_card(
-            {**identity, "d": self.d, "parameters": count_parameters(self.network), **(facts or {})}
-        )
+        numbers = {"d": self.d, "parameters": self.parameters}
+        card = model_card({**identity, **numbers, **(facts or {})})
         (folder / "README.md").write_text(card, encoding="utf-8")
         with written_whole(folder / "meta_model.json") as partial_file:
             cost = {"seconds": self.train_seconds, "activations": self.train_activations}
@@ -414,11 +353,8 @@ class MetaModel:
             FileNotFoundError: the folder holds no meta-model.
             CheckpointError: it holds a damaged or incomplete one.
         """
-        folder = fetched(
-            source,
-            revision,
-            () if checkpoint == "final" else (f"checkpoints/{checkpoint}.safetensors",),
-        )
+        epoch = () if checkpoint == "final" else (f"checkpoints/{checkpoint}.safetensors",)
+        folder = fetched(source, revision, epoch)
         if (folder / "config.yaml").exists():
             return cls(*published.read(folder, checkpoint))
         if not (folder / "meta_model.json").exists():
@@ -432,15 +368,7 @@ class MetaModel:
                 f"{source} has network {facts['network']!r}: expected one of {', '.join(NETWORKS)}"
             )
         network = load_network(NETWORKS[facts["network"]], folder / "network")
-        numbers = read_weights(folder / "normaliser.safetensors")
-        model = cls(
-            network,
-            facts["objective"],
-            Normaliser(numbers["mean"], numbers["std"]),
-            facts["language_model"],
-            facts["layers"],
-            facts["documents"],
-        )
+        model = cls(network, facts["objective"], Origin.read(folder, facts))
         cost = facts.get("training", {})
         return model.costing(cost.get("seconds"), cost.get("activations"))
 

@@ -68,13 +68,13 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
         self.layers = nn.ModuleList(MLPBlock(m, f) for _ in range(n_layers))
         self.ln = nn.LayerNorm(m)
         self.out_proj = nn.Linear(m, d_input)
+        outputs = [self.out_proj]
         if gated_skip:
             self.gate_out = nn.Linear(m, d_input)
-        for projection in (
-            (self.out_proj, *([self.gate_out] if gated_skip else [])) if zero_init else ()
-        ):
-            nn.init.zeros_(projection.weight)
-            nn.init.zeros_(projection.bias)
+            outputs.append(self.gate_out)
+        if zero_init:
+            for parameter in nn.ModuleList(outputs).parameters():
+                nn.init.zeros_(parameter)
 
     @property
     def units(self) -> dict[str, nn.Module]:
@@ -95,31 +95,29 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
         for layer in self.layers:
             h_urm = layer(h_urm, embedding_um)
         h_nm = self.ln(h_urm).flatten(0, 1)
-        return (
-            self.out_proj(h_nm) + self.gate_out(h_nm) * x_nd
-            if self.config.gated_skip
-            else self.out_proj(h_nm)
-        )
+        output_nd = self.out_proj(h_nm)
+        return output_nd + self.gate_out(h_nm) * x_nd if self.config.gated_skip else output_nd
 
     def embedding(self, time_u: Tensor, layer_u: Tensor | None) -> Tensor:
         """e (u, m) of the times and layers."""
         m, n_layers = self.in_proj.out_features, self.config.multi_layer_n_layers
         if (layer_u is None) != (n_layers is None):
+            of = f"{n_layers} layers: choose one with MetaModel.at(layer)"
             raise ValueError(
-                f"layer {layer_u} for a network of {n_layers or 'one'} layers: choose one with MetaModel.at(layer)"
-                if n_layers
-                else f"layer {layer_u} for a network of one layer: it takes none"
+                f"layer {layer_u} for a network of {of if n_layers else 'one layer: it takes none'}"
             )
 
-        def sinusoid(value_u: Tensor) -> Tensor:
-            return get_timestep_embedding(value_u, m, flip_sin_to_cos=True, downscale_freq_shift=0)
-
-        embedding_um = self.time_embed(sinusoid(time_u))
+        embedding_um = self.time_embed(sinusoid(time_u, m))
         if layer_u is None:
             return embedding_um
         if (layer_u < 0).any() or (layer_u >= n_layers).any():
             raise ValueError(f"layers {layer_u.unique().tolist()}: expected 0 to {n_layers - 1}")
-        return embedding_um + self.layer_embed(sinusoid(layer_u / (n_layers - 1)))
+        return embedding_um + self.layer_embed(sinusoid(layer_u / (n_layers - 1), m))
+
+
+def sinusoid(value_u: Tensor, width: int) -> Tensor:
+    """Cosines and sines (u, width) of numbers (u,), such as times."""
+    return get_timestep_embedding(value_u, width, flip_sin_to_cos=True, downscale_freq_shift=0)
 
 
 class MLPBlock(nn.Module):
@@ -159,9 +157,7 @@ class UNetSize:
 
     channels: tuple[int, int, int] = (128, 256, 512)
     layers_per_block: int = 2
-    height: int | None = (
-        None  # of the image that the activation is seen as; None: see `image_shape`
-    )
+    height: int | None = None  # of the image of the activation; None: see `image_shape`
     order: tuple[int, ...] | None = None  # of the dimensions in it; None: as they come
 
 
@@ -199,10 +195,9 @@ class UNetDenoiser(ModelMixin, ConfigMixin):
             )
         self.image = image_shape(activation_dim, height)
         order_d = None if order is None else torch.tensor(order)
+        inverse_d = None if order_d is None else order_d.argsort()
         self.register_buffer("order_d", order_d, persistent=False)
-        self.register_buffer(
-            "inverse_order_d", None if order_d is None else order_d.argsort(), persistent=False
-        )
+        self.register_buffer("inverse_order_d", inverse_d, persistent=False)
         self.unet = UNet2DModel(
             sample_size=self.image,
             in_channels=1,
@@ -216,11 +211,8 @@ class UNetDenoiser(ModelMixin, ConfigMixin):
     @property
     def units(self) -> dict[str, nn.Module]:
         """Modules whose inputs are the hidden units, (n, channels, height, width) each, by name: the last convolution of each ResNet block."""
-        return {
-            name.removesuffix(".conv2"): module
-            for name, module in self.unet.named_modules()
-            if name.endswith(".conv2")
-        }
+        last = [name for name, _ in self.unet.named_modules() if name.endswith(".conv2")]
+        return {name.removesuffix(".conv2"): self.unet.get_submodule(name) for name in last}
 
     def forward(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
         """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of rows."""
@@ -323,28 +315,15 @@ class SparseDenoiser(ModelMixin, ConfigMixin):
 
     def forward(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
         """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of rows."""
-        if (
-            self.training
-        ):  # the same sum over the active latents alone; otherwise `units` are to be read
+        if self.training:  # over the active latents alone; otherwise `units` are to be read
             values_nk, places_nk = self._active(x_nd)
-            output_nd = (
-                F.embedding_bag(
-                    places_nk,
-                    self.decoder.weight,
-                    per_sample_weights=values_nk.to(self.decoder.weight),
-                    mode="sum",
-                )
-                + self.b_dec
-            )
+            weights = {"per_sample_weights": values_nk.to(self.decoder.weight), "mode": "sum"}
+            output_nd = F.embedding_bag(places_nk, self.decoder.weight, **weights) + self.b_dec
         else:
             output_nd = self.decoder(self.encode(x_nd)) + self.b_dec
         if not self.config.level_gain:
             return output_nd
-        gain_u1 = self.gain(
-            get_timestep_embedding(
-                time_u, LEVEL_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0
-            )
-        )
+        gain_u1 = self.gain(sinusoid(time_u, LEVEL_FEATURES))
         return (output_nd.unflatten(0, (len(time_u), -1)) * gain_u1[:, None]).flatten(0, 1)
 
 
@@ -360,11 +339,7 @@ class Directions(nn.Module):
         return latents_nm @ self.weight
 
 
-DENOISERS = {
-    "MLPDenoiser": MLPDenoiser,
-    "UNetDenoiser": UNetDenoiser,
-    "SparseDenoiser": SparseDenoiser,
-}
+DENOISERS = {kind.__name__: kind for kind in (MLPDenoiser, UNetDenoiser, SparseDenoiser)}
 
 
 class LinearSkip(ModelMixin, ConfigMixin):
@@ -392,11 +367,8 @@ class LinearSkip(ModelMixin, ConfigMixin):
         config = {key: value for key, value in inner.config.items() if not key.startswith("_")}
         skip = cls(objective, type(inner).__name__, config, len(gaussian.mean_d))
         skip.inner = inner
-        skip.mean_d, skip.basis_dd, skip.eigenvalues_d = (
-            gaussian.mean_d,
-            gaussian.basis_dd,
-            gaussian.eigenvalues_d,
-        )
+        skip.mean_d, skip.basis_dd = gaussian.mean_d, gaussian.basis_dd
+        skip.eigenvalues_d = gaussian.eigenvalues_d
         return skip
 
     @property
@@ -419,18 +391,15 @@ class LinearSkip(ModelMixin, ConfigMixin):
         with torch.autocast(x_nd.device.type, enabled=False):
             a, s = (value[:, None, None] for value in self.process.at_time(time_u))
             power = a**2 * self.eigenvalues_d + s**2
-            gain = self.process.target(
-                a * self.eigenvalues_d / power, s / power
-            )  # of ẑ and of ε̂, along each eigenvector
+            # of ẑ and of ε̂, along each eigenvector
+            gain = self.process.target(a * self.eigenvalues_d / power, s / power)
             centred_urd = by_run(x_nd.float(), len(time_u)) - a * self.mean_d
             linear_urd = (centred_urd @ self.basis_dd * gain) @ self.basis_dd.T
-            return (
-                linear_urd + self.process.target(self.mean_d, torch.zeros_like(self.mean_d))
-            ).flatten(0, 1)
+            at_mean_d = self.process.target(self.mean_d, torch.zeros_like(self.mean_d))
+            return (linear_urd + at_mean_d).flatten(0, 1)
 
 
 def count_parameters(network: torch.nn.Module) -> int:
     """Number of trained numbers, and of those fitted in closed form."""
-    return sum(parameter.numel() for parameter in network.parameters()) + getattr(
-        network, "fitted_numbers", 0
-    )
+    trained = sum(parameter.numel() for parameter in network.parameters())
+    return trained + getattr(network, "fitted_numbers", 0)

@@ -79,7 +79,8 @@ class FlowMatching:
 
     def grid(self) -> list[Level]:
         """σ = (i + ½)/100. A squared error of ẑ counts 1/σ²."""
-        return [Level(sigma, 1 / sigma**2) for sigma in ((i + 0.5) / LEVELS for i in range(LEVELS))]
+        sigmas = [(i + 0.5) / LEVELS for i in range(LEVELS)]
+        return [Level(sigma, 1 / sigma**2) for sigma in sigmas]
 
     def at_time(self, time_n: Tensor) -> tuple[Tensor, Tensor]:
         """(a, s), each (n,), of what a network is told."""
@@ -121,6 +122,15 @@ class DDPM:
     def _alpha_bar(self) -> np.ndarray:
         return self.scheduler.alphas_cumprod.double().numpy()
 
+    @cached_property
+    def _log_ratio(self) -> np.ndarray:
+        """log(s/a) of the training levels, rising."""
+        return np.log(np.sqrt((1 - self._alpha_bar) / self._alpha_bar))
+
+    def _time_of(self, ratio: float) -> float:
+        """The time at which s/a is `ratio`, between the training levels or at their ends."""
+        return float(np.interp(np.log(ratio), self._log_ratio, np.arange(1000)))
+
     def coefficients(self, index_n: Tensor) -> tuple[Tensor, Tensor]:
         """(a, s), each (n, 1), of training levels 0 … 999."""
         alpha_bar = self.scheduler.alphas_cumprod.to(index_n.device)[index_n][:, None]
@@ -142,29 +152,22 @@ class DDPM:
         ratio = sigma / (1 - sigma)
         a = 1 / np.sqrt(1 + ratio**2)
         s = ratio * a
-        own_sigma = np.sqrt((1 - self._alpha_bar) / self._alpha_bar)
-        t = torch.full(
-            (1,),
-            float(np.interp(np.log(ratio), np.log(own_sigma), np.arange(1000))),
-            device=x_nd.device,
-        )
+        t = torch.full((1,), self._time_of(ratio), device=x_nd.device)
         own_x = (a + s) * x_nd
         return (own_x - s * network(own_x, t).float()) / a
 
     def grid(self) -> list[Level]:
         """t = 5, 15, …, 995. A squared error of ẑ counts ᾱ/(1 − ᾱ)."""
-        bars = [float(self._alpha_bar[t]) for t in range(5, 1000, 10)]
-        return [
-            Level(float(np.sqrt(1 - b) / (np.sqrt(b) + np.sqrt(1 - b))), b / (1 - b)) for b in bars
-        ]
+        levels = []
+        for bar in map(float, self._alpha_bar[5::10]):
+            a, s = float(np.sqrt(bar)), float(np.sqrt(1 - bar))
+            levels.append(Level(s / (a + s), bar / (1 - bar)))
+        return levels
 
     def at_time(self, time_n: Tensor) -> tuple[Tensor, Tensor]:
         """(a, s), each (n,), of what a network is told; between training levels log((1 − ᾱ)/ᾱ) is interpolated, as in `estimate`."""
-        log_ratio = (
-            torch.from_numpy(np.log((1 - self._alpha_bar) / self._alpha_bar))
-            .float()
-            .to(time_n.device)
-        )
+        ratio = (1 - self._alpha_bar) / self._alpha_bar
+        log_ratio = torch.from_numpy(np.log(ratio)).float().to(time_n.device)
         below = time_n.long().clamp(0, 998)
         between = torch.lerp(log_ratio[below], log_ratio[below + 1], time_n.clamp(0, 999) - below)
         return torch.sigmoid(-between).sqrt(), torch.sigmoid(between).sqrt()
@@ -181,41 +184,26 @@ class DDPM:
 
         DDIM steps by whole, equal strides, so the number of its steps is the nearest that allows them.
         """
-        scheduler = make_solver(
-            self, solver, beta_start=1e-4, beta_end=0.02, beta_schedule="linear"
-        )
-        own_sigma = np.sqrt((1 - self._alpha_bar) / self._alpha_bar)
-        levels = (
-            1000
-            if sigma == 1
-            else 1
-            + round(
-                float(np.interp(np.log(sigma / (1 - sigma)), np.log(own_sigma), np.arange(1000)))
-            )
-        )
+        betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+        scheduler = make_solver(self, solver, **betas)
+        levels = 1000 if sigma == 1 else 1 + round(self._time_of(sigma / (1 - sigma)))
         if solver == "ddim":
             stride = max(1, round(levels / steps))
             scheduler.set_timesteps(1)
             scheduler.timesteps = torch.arange(levels - 1, -1, -stride)
-            scheduler.num_inference_steps = Fraction(
-                1000, stride
-            )  # its step goes to t − 1000 // this
+            # its step goes to t − 1000 // this
+            scheduler.num_inference_steps = Fraction(1000, stride)
         else:
-            scheduler.set_timesteps(
-                timesteps=sorted(
-                    {max(0, round(levels * (1 - i / steps)) - 1) for i in range(steps)},
-                    reverse=True,
-                )
-            )
+            times = {max(0, round(levels * (1 - i / steps)) - 1) for i in range(steps)}
+            scheduler.set_timesteps(timesteps=sorted(times, reverse=True))
         return Schedule(scheduler, scheduler.timesteps.float(), from_noise=sigma == 1)
 
     def noised(self, schedule: "Schedule", z_nd: Tensor, noise_nd: Tensor) -> Tensor:
         """What a solver starts from, (n, d), in the solver's own scale; at σ = 1 the noise alone."""
         if schedule.from_noise:
             return noise_nd * schedule.scheduler.init_noise_sigma
-        return schedule.scheduler.add_noise(
-            z_nd, noise_nd, schedule.scheduler.timesteps[:1].repeat(len(z_nd))
-        )
+        first_n = schedule.scheduler.timesteps[:1].repeat(len(z_nd))
+        return schedule.scheduler.add_noise(z_nd, noise_nd, first_n)
 
 
 class Schedule:
@@ -241,11 +229,9 @@ class Schedule:
     def run(self, network, x_nd: Tensor) -> Iterator[Tensor]:
         """The state (n, d) after each evaluation; the last is the result."""
         for time, t in zip(self.times, self.scheduler.timesteps):
-            own_x = (
-                self.scheduler.scale_model_input(x_nd, t)
-                if hasattr(self.scheduler, "scale_model_input")
-                else x_nd
-            )
+            own_x = x_nd
+            if hasattr(self.scheduler, "scale_model_input"):
+                own_x = self.scheduler.scale_model_input(x_nd, t)
             prediction_nd = network(own_x, time[None].to(x_nd.device)).float()
             x_nd = self.scheduler.step(prediction_nd, t, x_nd).prev_sample
             yield x_nd
@@ -279,10 +265,10 @@ def checked_sigma(sigma: "float | np.ndarray | Tensor | list[float]", n: int = 1
     if values.dtype.kind not in "fiu" or values.shape not in ((1,), (n,)):
         raise ValueError(f"σ = {sigma!r}: expected one noise level{f', or {n}' if n > 1 else ''}")
     values = values.astype(float)
-    if not ((values > 0) & (values < 1)).all():
-        wrong = values[~((values > 0) & (values < 1))][0]
+    inside = (values > 0) & (values < 1)
+    if not inside.all():
         raise ValueError(
-            f"σ = {wrong}: expected a noise level between 0 and 1, both left out (a time step t of 1000 is σ = t/1000)"
+            f"σ = {values[~inside][0]}: expected a noise level between 0 and 1, both left out (a time step t of 1000 is σ = t/1000)"
         )
     return values
 
@@ -331,9 +317,8 @@ def stratified_levels(n: int, generator: torch.Generator, density: str = "unifor
     """
     on = {"generator": generator, "device": generator.device}
     strata = torch.randperm(n, **on) + torch.rand(n, **on)
-    return DENSITIES[density].quantiles.to(generator.device)[
-        (strata / n * 1000).long().clamp_(max=999)
-    ]
+    places = (strata / n * 1000).long().clamp_(max=999)
+    return DENSITIES[density].quantiles.to(generator.device)[places]
 
 
 @dataclass(frozen=True)

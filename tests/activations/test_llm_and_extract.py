@@ -8,16 +8,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from letters import Letters
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
+from letters import ARCHITECTURES, tiny
+from transformers import GPT2Config
 
 from mmlib.activations import extract as extraction
 from mmlib.activations import lm as llm
 from mmlib.activations import windows
-from mmlib.activations.batches import live_batches, multi_layer_batches, streamed_batches
+from mmlib.activations.batches import (
+    CHUNK_ROWS,
+    live_batches,
+    multi_layer_batches,
+    streamed_batches,
+)
 from mmlib.activations.corpora import Document
 from mmlib.activations.extract import describe, extract, plan_extraction, write_store
-from mmlib.activations.parts import CHUNK_ROWS
 from mmlib.activations.store import ActivationStore, StoreError, verify
 from mmlib.activations.windows import block_rows, cut_blocks, cut_windows, read_block
 from mmlib.activations.writer import StoreWriter
@@ -27,61 +31,18 @@ from mmlib.denoisers.networks import MLPSize
 from mmlib.training.recipe import Recipe, Training, new_model
 from mmlib.training.train import train
 
-TINY = {
-    "llama": dict(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    ),
-    "gemma3_text": dict(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-    ),
-    "qwen2": dict(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    ),
-    "gpt2": dict(n_embd=16, n_layer=3, n_head=2),
-    "gpt_neox": dict(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
-    ),
-    "opt": dict(
-        hidden_size=16,
-        ffn_dim=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        word_embed_proj_dim=16,
-    ),
-}
 
-
-def tiny(architecture):
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, vocab_size=64, **TINY[architecture])
-    return AutoModelForCausalLM.from_config(config).eval()
-
-
-@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_blocks_are_found_and_their_output_is_the_next_hidden_state(architecture):
-    model, ids = tiny(architecture), torch.randint(4, 60, (2, 9))
+    model, ids = tiny(architecture).model, torch.randint(4, 60, (2, 9))
     assert len(llm.residual_blocks(model)) == 3
-    hidden = model(ids, output_hidden_states=True).hidden_states
+    hidden = model(ids, output_hidden_states=True, use_cache=False).hidden_states
     read = llm.read_residual_stream(model, [0, 1], ids)
     assert torch.equal(read[0], hidden[1]) and torch.equal(read[1], hidden[2])
 
 
 def test_later_blocks_never_run_and_hooks_are_removed_even_after_an_error():
-    model = tiny("llama")
-    ran = []
+    model, ran = tiny().model, []
     model.model.layers[2].register_forward_hook(lambda *_: ran.append(2))
     llm.read_residual_stream(model, [1], torch.ones(1, 3, dtype=torch.long))
     assert not ran
@@ -92,24 +53,47 @@ def test_later_blocks_never_run_and_hooks_are_removed_even_after_an_error():
     assert ran == [2]
 
 
+@torch.inference_mode()
+def test_a_forward_pass_is_resumed_at_a_block_and_the_model_is_afterwards_as_before():
+    model, ids = tiny("gptj").model, torch.randint(4, 60, (2, 9))
+    clean, others, ran = model(ids).logits, model(ids.flip(1)).logits, []
+    output = llm.read_blocks(model, [1], ids)[1]
+    model.transformer.h[0].mlp.register_forward_hook(lambda *_: ran.append(0))
+    with llm.resumed_at(model, 1, output):
+        assert torch.allclose(model(ids).logits, clean, atol=1e-5) and not ran
+    assert torch.equal(model(ids.flip(1)).logits, others) and ran
+
+
 @pytest.mark.parametrize("layer", [99, 18, -1, 2.0, True])
 def test_impossible_layer_lists_what_is_allowed(layer):
+    assert llm.resolve_layer(None, 18) == 8 and llm.resolve_layer(0, 18) == 0
     with pytest.raises(ValueError, match="18 blocks, expected an integer from 0 to 17"):
         llm.resolve_layer(layer, 18)
 
 
-def test_default_layer_is_the_middle_block():
-    assert llm.resolve_layer(None, 18) == 8 and llm.resolve_layer(0, 18) == 0
+def test_impossible_layers_are_refused_by_the_plan(lm):
+    for layers, message in (([1, 1], "expected each once"), (99, "layer 99: this model has 3")):
+        with pytest.raises(ValueError, match=message):
+            plan_extraction(DOCUMENTS, SPLITS, lm, layers, window=16)
 
 
-def test_unknown_model_says_what_is_expected(tmp_path):
-    with pytest.raises(
-        ValueError,
-        match="no causal language model 'nobody/nothing'.*gemma3-270m.*local folder.*Hub",
+UNKNOWN = "no causal language model '{}'.*gemma3-270m.*local folder.*Hub"
+
+
+def test_a_model_that_cannot_be_loaded_says_what_is_expected(tmp_path):
+    ambiguous = torch.nn.Module()
+    ambiguous.config = GPT2Config(n_layer=2)
+    for name in "ab":
+        setattr(ambiguous, name, torch.nn.ModuleList([torch.nn.Identity()] * 2))
+    dtypes = "'float8' is not supported: expected bfloat16, float32, float16"
+    for load, message in (
+        (lambda: llm.load_language_model("nobody/nothing"), UNKNOWN.format("nobody/nothing")),
+        (lambda: llm.count_blocks(str(tmp_path), tmp_path), UNKNOWN.format(tmp_path)),
+        (lambda: llm.load_language_model("gpt2", dtype="float8"), dtypes),
+        (lambda: llm.residual_blocks(ambiguous), r"one ModuleList of 2 blocks, found \['a', 'b'\]"),
     ):
-        llm.load_language_model("nobody/nothing", cache=tmp_path)
-    with pytest.raises(ValueError, match="no causal language model"):
-        llm.count_blocks(str(tmp_path), tmp_path)
+        with pytest.raises(ValueError, match=message):
+            load()
 
 
 def test_a_tokenizer_that_was_converted_wrongly_is_refused():
@@ -122,26 +106,9 @@ def test_a_tokenizer_that_was_converted_wrongly_is_refused():
         llm._require_known_tokens(lambda text: {"input_ids": [ord(letter) for letter in text]})
 
 
-def test_unknown_dtype_is_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match="dtype 'float8' is not supported: expected bfloat16, float32, float16"
-    ):
-        llm.load_language_model("gpt2", dtype="float8", cache=tmp_path)
-
-
-def test_ambiguous_architecture_is_refused():
-    model = torch.nn.Module()
-    model.config = GPT2Config(n_layer=2)
-    model.a, model.b = (torch.nn.ModuleList([torch.nn.Identity()] * 2) for _ in range(2))
-    with pytest.raises(
-        ValueError, match=r"expected one ModuleList of 2 blocks, found \['a', 'b'\]"
-    ):
-        llm.residual_blocks(model)
-
-
 @pytest.fixture
 def lm():
-    return llm.LanguageModel(tiny("llama"), Letters(), "tiny@0")
+    return tiny()
 
 
 DOCUMENTS = [
@@ -168,97 +135,67 @@ def test_windows_cover_each_document_and_never_cross_it():
 def test_blocks_depend_on_their_own_documents_alone():
     """Batches of 10 tokens: a block ends with a document from 10 tokens on, or anywhere at 20."""
     lengths = [90, 5, 16, 3, 30]
-    blocks = list(
-        cut_blocks(cut_windows([np.arange(n) for n in lengths], window=6), batch_tokens=10)
-    )
-    assert [block_rows(block) for block in blocks] == [20, 20, 20, 20, 10, 5 + 15, 1 + 3 + 20, 10]
-    again = list(
-        cut_blocks(cut_windows([np.arange(n) for n in lengths[1:]], window=6), batch_tokens=10)
-    )
-    assert [block_rows(block) for block in again] == [20, 24, 10]
+
+    def rows(lengths):
+        windows = cut_windows([np.arange(n) for n in lengths], window=6)
+        return [block_rows(block) for block in cut_blocks(windows, batch_tokens=10)]
+
+    assert rows(lengths) == [20, 20, 20, 20, 10, 5 + 15, 1 + 3 + 20, 10]
+    assert rows(lengths[1:]) == [20, 24, 10]
 
 
 def test_padding_is_little_when_texts_are_short(monkeypatch, lm):
     """Texts of 1 to 60 tokens: positions computed, against those needed."""
-    ids = [np.arange(4, 4 + 1 + 37 * i % 60) % 60 for i in range(200)]
-    shapes = []
-    monkeypatch.setattr(
-        windows,
-        "read_residual_stream",
-        lambda model, layers, ids_bt: (
-            shapes.append(ids_bt.shape) or {0: torch.zeros(*ids_bt.shape, 2)}
-        ),
-    )
-    blocks = list(cut_blocks(cut_windows(ids, 256), batch_tokens=1024))
-    for block in blocks:
+    ids, shapes = [np.arange(4, 4 + 1 + 37 * i % 60) % 60 for i in range(200)], []
+
+    def read(model, layers, ids_bt):
+        shapes.append(ids_bt.shape)
+        return {0: torch.zeros(*ids_bt.shape, 2)}
+
+    monkeypatch.setattr(windows, "read_residual_stream", read)
+    for block in cut_blocks(cut_windows(ids, 256), batch_tokens=1024):
         read_block(block, lm, [0], 1024)
     computed, needed = sum(b * t for b, t in shapes), sum(len(i) + 1 for i in ids)
     assert needed <= computed < 1.25 * needed and max(b * t for b, t in shapes) <= 1024
 
 
+def stored(plan, lm, folder, **options):
+    """The store of a plan."""
+    return write_store(plan, lm, folder, attributes={"corpus": "c"}, **options)
+
+
 def test_stored_rows_are_what_the_model_computes_for_each_window_alone(lm, tmp_path):
     plan = plan_extraction(DOCUMENTS, SPLITS, lm, 1, window=16, batch_tokens=80)
-    write_store(plan, lm, tmp_path / "a", attributes={"model": lm.identity, "corpus": "c"})
-    store = ActivationStore(tmp_path / "a")
-    assert [row.split for row in plan.documents] == [
-        "train",
-        "validation",
-        "test",
-    ] and store.titles.tolist() == ["b", "c", "a"]
-    row = 0
+    store, first = stored(plan, lm, tmp_path / "a"), 0
+    assert [row.split for row in plan.documents] == ["train", "validation", "test"]
+    assert store.titles.tolist() == ["b", "c", "a"]
     for window in plan.windows:
-        n = len(window.token_ids)
-        alone = lm.model(
-            torch.tensor([[1, *window.token_ids]]), output_hidden_states=True
-        ).hidden_states[2][0, 1:]
-        assert torch.allclose(store.read(range(row, row + n)), alone, atol=1e-5)
-        assert store.column("position", range(row, row + n)).tolist() == list(
-            range(window.start, window.start + n)
-        )
-        assert store.column("token_ids", range(row, row + n)).tolist() == window.token_ids.tolist()
-        row += n
-    assert row == store.n
+        rows = range(first, first + len(window.token_ids))
+        ids = torch.tensor([[1, *window.token_ids]])
+        alone = lm.model(ids, output_hidden_states=True).hidden_states[2][0, 1:]
+        assert torch.allclose(store.read(rows), alone, atol=1e-5)
+        positions = range(window.start, window.start + len(rows))
+        assert store.column("position", rows).tolist() == list(positions)
+        assert store.column("token_ids", rows).tolist() == window.token_ids.tolist()
+        first += len(rows)
+    assert first == store.n
 
 
 def test_several_layers_are_stored_by_one_pass_and_trained_on_together(lm, tmp_path):
     """From text to one meta-model of two layers: the rows of each layer are those of an extraction of it alone."""
-    write_store(
-        plan_extraction(DOCUMENTS, SPLITS, lm, [0, 2], window=16),
-        lm,
-        tmp_path / "both",
-        attributes={"model": "tiny@1", "corpus": "toy@1"},
-    )
-    write_store(
-        plan_extraction(DOCUMENTS, SPLITS, lm, 2, window=16),
-        lm,
-        tmp_path / "one",
-        attributes={"model": "tiny@1", "corpus": "toy@1"},
-    )
-    stores = [ActivationStore(tmp_path / "both", layer) for layer in (0, 2)]
-    alone = ActivationStore(tmp_path / "one")
-    assert torch.equal(stores[1].read(range(alone.n)), alone.read(range(alone.n)))
-    training = Training(
-        "flow_velocity",
-        steps=4,
-        batch=4,
-        lr=1e-3,
-        bf16=False,
-        log_every=2,
-        validate_every=2,
-        save_every=2,
-    )
+    both = stored(plan_extraction(DOCUMENTS, SPLITS, lm, [0, 2], window=16), lm, tmp_path / "both")
+    alone = stored(plan_extraction(DOCUMENTS, SPLITS, lm, 2, window=16), lm, tmp_path / "one")
+    stores = [ActivationStore(both.path, layer) for layer in (0, 2)]
+    assert torch.equal(stores[1].read(slice(None)), alone.read(slice(None)))
+    every = {"log_every": 2, "validate_every": 2, "save_every": 2}
+    training = Training("flow_velocity", steps=4, batch=4, lr=1e-3, bf16=False, **every)
     model = new_model(Recipe(MLPSize(1, 16, 32), training), Origin.of(*stores), seed=0)
-    validation = model.normaliser(
-        torch.stack([store.read(store.rows("validation")) for store in stores])
-    )
-    train(
-        model,
-        training,
-        lambda start: multi_layer_batches(stores, "train", 4, 0, start=start),
-        validation,
-        tmp_path / "model",
-        seed=0,
-    )
+    validation = torch.stack([store.read(store.rows("validation")) for store in stores])
+
+    def batches(start):
+        return multi_layer_batches(stores, "train", 4, 0, start=start)
+
+    train(model, training, batches, model.normaliser(validation), tmp_path / "model", seed=0)
     MetaModel.from_pretrained(tmp_path / "model").at(2).check_store(alone)
 
 
@@ -266,62 +203,29 @@ def test_full_disk_is_refused_before_any_work(lm, tmp_path, monkeypatch):
     plan = plan_extraction(DOCUMENTS, SPLITS, lm, 1, window=16)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=plan.bytes - 1))
     with pytest.raises(OSError, match="extraction needs .* GB .* are free"):
-        write_store(plan, lm, tmp_path / "a", attributes={"corpus": "c"})
+        stored(plan, lm, tmp_path / "a")
     assert not list((tmp_path / "a").iterdir())
 
 
 def test_a_store_says_what_its_values_depend_on(lm, tmp_path):
     plan = plan_extraction(DOCUMENTS, SPLITS, lm, 1, window=16)
-    write_store(
-        plan,
-        lm,
-        tmp_path / "a",
-        attributes=describe(lm, "c@1", plan, created_by="a test", seed=3),
-    )
-    known = ActivationStore(tmp_path / "a").attributes
-    assert {
-        "format",
-        "format_version",
-        "model",
-        "tokenizer",
-        "corpus",
-        "layer_convention",
-        "hook_point",
-        "dtype",
-        "window",
-        "batch_tokens",
-        "seed",
-        "device",
-        "packages",
-        "code",
-        "created_by",
-        "layers",
-        "d",
-        "token_ids",
-        "opening_token",
-        "documents",
-        "split",
-    } <= set(known)
-    assert (
-        known["model"] == "tiny@0"
-        and known["tokenizer"].startswith("Letters@")
-        and known["seed"] == 3
-        and known["window"] == 16
-    )
-    assert known["created_by"] == "a test" and "torch" in known["packages"]
+    facts = describe(lm, "c@1", plan, created_by="a test", seed=3)
+    known = write_store(plan, lm, tmp_path / "a", attributes=facts).attributes
+    assert set(known) >= {
+        *("format", "format_version", "model", "tokenizer", "corpus", "documents", "split"),
+        *("layer_convention", "hook_point", "layers", "d", "dtype", "window", "batch_tokens"),
+        *("token_ids", "opening_token", "seed", "device", "packages", "code", "created_by"),
+    }
+    assert (known["model"], known["seed"], known["window"]) == ("tiny@0", 3, 16)
+    assert known["tokenizer"].startswith("Letters@") and "torch" in known["packages"]
+    assert known["created_by"] == "a test"
 
 
 def test_a_document_without_tokens_has_no_rows(lm, tmp_path):
-    plan = plan_extraction(
-        [Document("empty", ""), *DOCUMENTS], ["train", *SPLITS], lm, 1, window=16
-    )
-    write_store(plan, lm, tmp_path / "a", attributes={"model": "m", "corpus": "c"})
-    store = ActivationStore(tmp_path / "a")
-    assert (
-        verify(store.path) == []
-        and len(store.rows_of("empty")) == 0
-        and len(store.rows_of("b")) == 5
-    )
+    documents, splits = [Document("empty", ""), *DOCUMENTS], ["train", *SPLITS]
+    store = stored(plan_extraction(documents, splits, lm, 1, window=16), lm, tmp_path / "a")
+    assert verify(store.path) == []
+    assert len(store.rows_of("empty")) == 0 and len(store.rows_of("b")) == 5
     assert store.titles[store.column("document", slice(0, 1))[0]] == "b"
 
 
@@ -330,15 +234,13 @@ def test_activations_that_are_not_finite_leave_no_store(lm, tmp_path):
     with torch.no_grad():
         lm.model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(StoreError, match="NaN or infinity in layer 1 at document 'b', position 0"):
-        write_store(plan, lm, tmp_path / "a", attributes={"model": "m", "corpus": "c"})
+        stored(plan, lm, tmp_path / "a")
     assert not list((tmp_path / "a").iterdir())
 
 
 LONG = [
-    Document(
-        f"{i}", "".join(map(chr, np.random.default_rng(i).integers(60, 120, 60 + 211 * i % 600)))
-    )
-    for i in range(30)
+    Document(str(i), "".join(map(chr, np.random.default_rng(i).integers(60, 120, n))))
+    for i, n in enumerate(60 + 211 * i % 600 for i in range(30))
 ]
 LONG_SPLITS = ["train"] * 24 + ["validation"] * 3 + ["test"] * 3
 
@@ -395,11 +297,9 @@ def test_a_part_is_written_while_the_next_block_is_read(lm, tmp_path, monkeypatc
 
     monkeypatch.setattr(StoreWriter, "append", slow)
     monkeypatch.setattr(extraction, "read_block", reading)
-    write_store(plan, lm, tmp_path / "a", attributes={"model": "m", "corpus": "c"})
-    assert events[:4] == ["read", "read", "written", "read"] and events[-2:] == [
-        "written",
-        "written",
-    ]
+    stored(plan, lm, tmp_path / "a")
+    assert events[:4] == ["read", "read", "written", "read"]
+    assert events[-2:] == ["written", "written"]
 
 
 def test_a_finished_extraction_is_not_done_again_unless_damaged_or_to_be_replaced(
@@ -421,9 +321,8 @@ def test_a_finished_extraction_is_not_done_again_unless_damaged_or_to_be_replace
     damaged[-1000] ^= 1
     (path / "part-00002.h5").write_bytes(damaged)
     assert "replacing what is there: " in write()[1] and contents(path) == content
-    with pytest.raises(
-        StoreError, match=r"a finished store of other model \(m → another\): go back"
-    ):
+    other = r"a finished store of other model \(m → another\): go back"
+    with pytest.raises(StoreError, match=other):
         write("another")
     assert contents(path) == content
     store, shown = write("another", replace=True)
@@ -474,11 +373,7 @@ def test_what_decides_the_values_is_compared_and_named(lm, tmp_path, what, finis
 
 def test_extract_draws_splits_and_refuses_what_cannot_be(lm, tmp_path):
     store = extract(lm, LONG, tmp_path / "a", window=32, progress=False)
-    assert [list(store.splits).count(split) for split in ("train", "validation", "test")] == [
-        24,
-        3,
-        3,
-    ]
+    assert Counter(store.splits) == {"train": 24, "validation": 3, "test": 3}
     assert store.layer == 0 and len(store.tokens("test")) == len(store.rows("test"))
     for options, message in (
         (dict(splits=["train"]), "1 splits .* for 30 documents: expected one of train, validation"),
@@ -500,26 +395,24 @@ def test_rows_of_a_span_are_those_of_the_whole_bit_for_bit(lm):
         assert sum(map(len, rows)) == len(span)
 
 
+def multiset(values_nd):
+    """Rows by their bytes: two windows may begin alike."""
+    return Counter(row.contiguous().numpy().tobytes() for row in values_nd)
+
+
 @pytest.mark.parametrize("layer", [1, [0, 2]])
 def test_live_batches_have_the_rows_of_the_store_bit_for_bit(lm, tmp_path, layer):
     plan = long_plan(lm, layer)
-    write_store(plan, lm, tmp_path / "a", attributes={"model": "m", "corpus": "c"})
+    stored(plan, lm, tmp_path / "a")
     stores = [ActivationStore(tmp_path / "a", one) for one in plan.layers]
     rows = stores[0].rows("train")
-    stored = torch.stack([store.read(rows) for store in stores])
-    per_epoch = len(rows) // 50
+    known = multiset(torch.stack([store.read(rows) for store in stores], 1))
     live = live_batches(plan, lm, "train", 50, seed=0, buffer_bytes=2000 * 16 * 4 * len(stores))
-    epochs = [[next(live) for _ in range(per_epoch)] for _ in range(2)]
-
-    def multiset(values):  # of rows, by their bytes: two windows may begin alike
-        return Counter(
-            row.contiguous().numpy().tobytes()
-            for row in values.reshape(len(stores), -1, 16).transpose(0, 1)
-        )
-
+    epochs = [[next(live) for _ in range(len(rows) // 50)] for _ in range(2)]
     for epoch in epochs:
-        seen = multiset(torch.cat(epoch, dim=-2))
-        assert seen <= multiset(stored) and seen.total() == per_epoch * 50
+        batches = torch.cat([batch.reshape(len(stores), 50, 16) for batch in epoch], 1)
+        seen = multiset(batches.transpose(0, 1))
+        assert seen <= known and seen.total() == len(rows) // 50 * 50
     assert not torch.equal(epochs[0][0], epochs[1][0])
 
 
@@ -545,27 +438,17 @@ def test_streamed_batches_take_no_more_of_the_stream_than_they_need_and_restart(
             taken.append(i)
             yield LONG[i % len(LONG)]
 
-    batches = streamed_batches(documents(), plan, lm, 50, seed=0, buffer_bytes=2000 * 64)
+    def streamed(documents, **options):
+        return streamed_batches(documents, plan, lm, 50, seed=0, buffer_bytes=2000 * 64, **options)
+
+    batches = streamed(documents())
     first = [next(batches) for _ in range(60)]
     assert len(taken) < 300
-    known = Counter(
-        row.numpy().tobytes() for rows in long_plan(lm).rows(lm) for row in rows.activations[1]
-    )
-    one_pass = streamed_batches(
-        iter([LONG[i] for i in range(30)]), plan, lm, 50, seed=0, buffer_bytes=2000 * 64
-    )
-    seen = [next(one_pass) for _ in range(plan.tokens // 50)]
-    assert (
-        Counter(row.numpy().tobytes() for rows in seen for row in rows) - known
-    ).total() < 0.02 * plan.tokens  # other blocks, other rounding
+    known = sum((multiset(rows.activations[1]) for rows in plan.rows(lm)), Counter())
+    one_pass = streamed(iter(LONG))
+    seen = multiset(torch.cat([next(one_pass) for _ in range(plan.tokens // 50)]))
+    assert (seen - known).total() < 0.02 * plan.tokens  # other blocks, other rounding
     with pytest.raises(StoreError, match=f"ended after {plan.tokens // 50} batches of 50"):
         next(one_pass)
-    again = streamed_batches(documents(), plan, lm, 50, seed=0, start=58, buffer_bytes=2000 * 64)
+    again = streamed(documents(), start=58)
     assert torch.equal(next(again), first[58]) and torch.equal(next(again), first[59])
-
-
-def test_impossible_layer_is_refused_by_the_plan(lm):
-    with pytest.raises(ValueError, match="expected each once"):
-        plan_extraction(DOCUMENTS, SPLITS, lm, [1, 1], window=16)
-    with pytest.raises(ValueError, match="layer 99: this model has 3 blocks"):
-        plan_extraction(DOCUMENTS, SPLITS, lm, 99, window=16)

@@ -28,7 +28,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {}
 
 
 def command(example: str) -> Callable[[Callable], Callable]:
-    """Makes a function a command of the name before "_command"; an error that the user can mend ends it with its message alone."""
+    """Makes a function a command of the name before "_command"; an error that the user can mend
+    ends it with its message alone.
+    """
 
     def register(function: Callable) -> Callable:
         name = function.__name__.removesuffix("_command")
@@ -47,7 +49,9 @@ def command(example: str) -> Callable[[Callable], Callable]:
 
 
 def _parser(name: str, function: Callable, example: str) -> argparse.ArgumentParser:
-    """Positional parameters are arguments, keywords are options: required without a default, flags if of type bool, several if lists."""
+    """Positional parameters are arguments, keywords are options: required without a default, flags
+    if of type bool, several if lists.
+    """
     description, _, entries = inspect.cleandoc(function.__doc__).partition("\n\nArgs:\n")
     helps = dict(re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", entries, re.MULTILINE))
     parser = argparse.ArgumentParser(
@@ -90,7 +94,8 @@ def extract_command(
         model: as in the notebooks; left out: the preset's
         corpus: as in the notebooks; left out: the preset's
         layers: block indices from 0; left out: the preset's
-        output: a folder; left out: the run's store for one layer, activations-layers-… beside it for several
+        output: a folder; left out: the run's store for one layer, activations-layers-… beside it
+            for several
         replace: replace a store of other contents that is there
     """
     from accelerate import PartialState
@@ -144,7 +149,8 @@ def train_command(
     """Train one recipe of a preset from the command line, by one or several processes.
 
     Args:
-        recipe: one of the preset's recipes: gated_mlp, mlp, unet, denoising_sae, …; or published, the paper's own settings
+        recipe: one of the preset's recipes: gated_mlp, mlp, unet, denoising_sae, …; or published,
+            the paper's own settings
         preset: smoke, default or gpu: the sizes
         seed: of the weights, batches and noise (0)
         model: as in the notebooks; left out: the preset's
@@ -212,7 +218,8 @@ def fit_command(
     validation: float = 0.1,
     language_model: str = "",
 ) -> None:
-    """Fit a denoiser to raw activations (n, d) in a file, and save it in a folder that mmlib.load reads.
+    """Fit a denoiser to raw activations (n, d) in a file, and save it in a folder that mmlib.load
+    reads.
 
     Args:
         data: activations: .pt, .npy or .safetensors; or a store's folder
@@ -257,7 +264,8 @@ def evaluate_command(
     seed: int = 0,
     csv: Path | None = None,
 ) -> None:
-    """Velocity and ε losses of saved models on raw activations (n, d) that none was fitted to, with 95 % intervals.
+    """Velocity and ε losses of saved models on raw activations (n, d) that none was fitted to, with
+    95 % intervals.
 
     Args:
         models: folders that mmlib fit wrote; the first one's standardisation is the table's
@@ -300,7 +308,8 @@ def plan_command(
     """Print which notebooks are due, why, and for how many minutes on this machine.
 
     Args:
-        names: main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses; left out: main
+        names: main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses;
+            left out: main
         preset: smoke, default or gpu: the sizes
         what_if: files that are taken to have just changed, such as mmlib/denoisers/sae.py
         paths: print the named notebooks in their order, due or not
@@ -330,7 +339,8 @@ def run_command(
     A run writes to the data folder alone; results/ and figures/ change by --publish.
 
     Args:
-        names: main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses; left out: main
+        names: main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses;
+            left out: main
         preset: smoke, default or gpu: the sizes
         only: run the named notebooks, due or not, and nothing that they need
         compare: then show how far results at the default preset are from the published ones
@@ -363,7 +373,9 @@ def run_command(
 
 @command("")
 def pages_command() -> None:
-    """Render README.md, results/README.md and figures/README.md from templates/ and the published results, by key."""
+    """Render README.md, results/README.md and figures/README.md from templates/ and the published
+    results, by key.
+    """
     from mmlib.runs.pages import render_pages
     from mmlib.runs.run import ROOT
 

@@ -7,7 +7,6 @@
     evaluate   denoising losses of saved models on activations in a file, side by side
     plan       which notebooks are due, why, and for how many minutes on this machine
     run        run them, compare the outcome with the published one, publish it
-    pages      render README.md, results/README.md and figures/README.md from the published results
 
 Libraries are imported by the command that needs them, so that --help comes at once.
 """
@@ -30,8 +29,8 @@ def extract_command(arguments: list[str]) -> None:
     from mmlib.activations.extract import describe, write_store
     from mmlib.activations.lm import load_language_model
     from mmlib.files import default_device
+    from mmlib.runs.artefacts import documents_of, extraction_command, prepare
     from mmlib.runs.run import start
-    from mmlib.runs.texts import documents_of, extraction_command, prepare
 
     parser = _parser(
         "extract", extract_command, "python -m mmlib extract --preset smoke --layers 4 8"
@@ -282,7 +281,7 @@ def plan_command(arguments: list[str]) -> None:
     with _said_in_a_line():
         names = plan.named(given.names or [plan.MAIN])
         if given.paths:
-            return print(*(f"notebooks/{name}.ipynb" for name in names), sep="\n")
+            return print(*(os.path.relpath(plan.path_of(name)) for name in names), sep="\n")
         plan.show(plan.due(names, given.preset, given.what_if), given.preset)
 
 
@@ -329,16 +328,6 @@ def run_command(arguments: list[str]) -> None:
                 print(pipeline.keep(found, folder, given.keep))
 
 
-def pages_command(arguments: list[str]) -> None:
-    """Render README.md, results/README.md and figures/README.md from templates/ and the published results, by key."""
-    _parser("pages", pages_command, "python -m mmlib pages").parse_args(arguments)
-    from mmlib.runs.pages import render_pages
-    from mmlib.runs.run import ROOT
-
-    with _said_in_a_line():
-        print(*(path.relative_to(ROOT) for path in render_pages()), sep="\n")
-
-
 NAMES = "main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses"
 
 
@@ -375,7 +364,6 @@ COMMANDS = {
     "verify": verify_command,
     "plan": plan_command,
     "run": run_command,
-    "pages": pages_command,
 }
 
 

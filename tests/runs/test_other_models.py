@@ -23,11 +23,16 @@ from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
 from mmlib.runs import run as runs
 from mmlib.runs.artefacts import live_source
-from mmlib.runs.results import rows_of, tables
 from mmlib.training.recipe import new_model
 
 WORDS = [f"word{i}" for i in range(50)]
 CAPITALS = [f"Word{i}" for i in range(10)]
+
+
+def save_gpt2(folder, tokens):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gpt2", vocab_size=tokens, n_embd=16, n_layer=4, n_head=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +44,19 @@ def model_folder(tmp_path_factory):
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<s>", unk_token="<unk>"
     ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "gpt2", vocab_size=len(vocabulary), n_embd=16, n_layer=4, n_head=2
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    save_gpt2(folder, len(vocabulary))
     return folder
 
 
 def test_a_local_folder_is_named_by_its_weights(model_folder, tmp_path):
-    lm = llm.load_language_model(str(model_folder), cache=tmp_path)
-    again = llm.load_language_model(str(model_folder), cache=tmp_path)
+    lm, again = (llm.load_language_model(str(model_folder), cache=tmp_path) for _ in range(2))
     assert lm.identity == again.identity and len(lm.identity.split("@")[1]) == 12
     with torch.no_grad():
         again.model.transformer.h[0].mlp.c_fc.weight[0, 0] += 1
     again.model.save_pretrained(tmp_path / "changed")
     again.tokenizer.save_pretrained(tmp_path / "changed")
-    assert (
-        llm.load_language_model(str(tmp_path / "changed"), cache=tmp_path).identity.split("@")[1]
-        != lm.identity.split("@")[1]
-    )
+    changed = llm.load_language_model(str(tmp_path / "changed"), cache=tmp_path)
+    assert changed.identity.split("@")[1] != lm.identity.split("@")[1]
     assert lm.opening_token == 0 and llm.count_blocks(str(model_folder), tmp_path) == 4
 
 
@@ -79,11 +77,11 @@ def corpus_folder(tmp_path_factory):
     return texts
 
 
-def execute(notebook, folder, parameters):
+def execute(notebook, folder, **parameters):
     papermill.execute_notebook(
         runs.ROOT / "notebooks" / f"{notebook}.ipynb",
         folder / "out.ipynb",
-        parameters=parameters,
+        parameters={"preset": "smoke", **parameters},
         progress_bar=False,
         kernel_name="python3",
         execution_timeout=300,
@@ -93,19 +91,22 @@ def execute(notebook, folder, parameters):
 
 @pytest.mark.notebooks
 def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_path, leaves_nothing):
-    parameters = {"preset": "smoke", "model": str(model_folder), "corpus": str(corpus_folder)}
-    parameters["layer"] = 2
-    run = runs.start(seed=0, **parameters)
+    parameters = {"model": str(model_folder), "corpus": str(corpus_folder), "layer": 2}
+    run = runs.start(preset="smoke", seed=0, **parameters)
     leaves_nothing.append(run)
-    execute("01_extract_activations", tmp_path, parameters)
+    execute("01_extract_activations", tmp_path, **parameters)
     store = ActivationStore(run.store, 2)
     assert (store.n, store.d) == (sum(100 + i for i in range(40)), 16)
     assert store.model.startswith(str(model_folder))
     assert (store.splits == "test").sum() == 20 and (store.splits == "validation").sum() == 8
 
 
-def fitted(run, store, folder):
-    """What notebooks 02 and 03 leave for the applications, in seconds; and a meta-model in a folder of its own."""
+def extracted(leaves_nothing, prior, **parameters):
+    """A run of other parameters with its store, what notebooks 02 and 03 leave for the applications, and a meta-model in a folder of its own."""
+    run = runs.start(preset="smoke", seed=0, meta_model=str(prior), **parameters)
+    leaves_nothing.append(run)
+    command("extract", *options_of(parameters))
+    store = ActivationStore(run.store)
     z = Normaliser.of(store)(store.read(store.rows("train")))
     components = PrincipalComponents.fit(z)
     components.save(run.shared / "pca.safetensors", store.documents)
@@ -116,10 +117,19 @@ def fitted(run, store, folder):
         full_gaussian(z[half].mean(0), *torch.linalg.eigh(torch.cov(z[half].T))[::-1])
         for half in (slice(0, None, 2), slice(1, None, 2))
     )
-    GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts).save(
-        run.shared / "mixture.safetensors", store.documents
-    )
-    new_model(run.preset.recipes["mlp"], Origin.of(store), 0).save_pretrained(folder)
+    mixture = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
+    mixture.save(run.shared / "mixture.safetensors", store.documents)
+    new_model(run.preset.recipes["mlp"], Origin.of(store), 0).save_pretrained(prior)
+    for name in ("mlp", "unet", "denoising_sae"):
+        model = new_model(run.preset.recipes[name], Origin.of(store), 1, components.gaussian())
+        model.save_pretrained(run.data / name)
+    return run
+
+
+def options_of(parameters):
+    """Parameters of a notebook as options of the command line, at the smoke sizes."""
+    pairs = [(f"--{name}", str(value)) for name, value in parameters.items()]
+    return ("--preset", "smoke", *sum(pairs, ()))
 
 
 @pytest.mark.notebooks
@@ -133,13 +143,9 @@ def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
             " ".join([str(rng.choice(CAPITALS)), *rng.choice(WORDS, 14)]) for _ in range(12)
         )
         (texts / f"{i:02d}.txt").write_text(" . ".join(sentences) + " .")
-    parameters = {"preset": "smoke", "model": str(model_folder), "corpus": str(texts)}
-    run = runs.start(seed=0, meta_model=str(tmp_path / "prior"), **parameters)
-    leaves_nothing.append(run)
-    command("extract", *(part for key, value in parameters.items() for part in (f"--{key}", value)))
-    store = ActivationStore(run.store)
-    fitted(run, store, tmp_path / "prior")
-    execute("11_steer", tmp_path, parameters | {"meta_model": str(tmp_path / "prior")})
+    parameters = {"model": str(model_folder), "corpus": str(texts)}
+    run = extracted(leaves_nothing, tmp_path / "prior", **parameters)
+    execute("11_steer", tmp_path, meta_model=str(tmp_path / "prior"), **parameters)
     result = run.read("steering", "11_steer")
     assert result["meta_model"]["name"] == str(tmp_path / "prior")
     assert "+meta_model-" in result["provenance"]["run"]
@@ -158,30 +164,12 @@ def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
     notebook, result, tmp_path, leaves_nothing
 ):
     """A GPT-2 with random weights that reads the packaged texts by the packaged tokenizer."""
-    embedded = llm.load_language_model(llm.EMBEDDED, cache=runs.start(preset="smoke", seed=0).cache)
+    embedded = llm.load_language_model(llm.EMBEDDED, cache=runs.DATA / "models")
     folder = tmp_path / "tiny-gpt2"
     embedded.tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(
-            "gpt2", vocab_size=len(embedded.tokenizer), n_embd=16, n_layer=4, n_head=2
-        )
-    ).save_pretrained(folder)
-    parameters = {"preset": "smoke", "model": str(folder)}
-    run = runs.start(seed=0, meta_model=str(tmp_path / "prior"), **parameters)
-    leaves_nothing.append(run)
-    command("extract", *(part for key, value in parameters.items() for part in (f"--{key}", value)))
-    store = ActivationStore(run.store)
-    fitted(run, store, tmp_path / "prior")
-    for name in ("mlp", "unet", "denoising_sae"):
-        recipe = run.preset.recipes[name]
-        new_model(
-            recipe,
-            Origin.of(store),
-            1,
-            PrincipalComponents.load(run.shared / "pca.safetensors", store).gaussian(),
-        ).save_pretrained(run.data / name)
-    execute(notebook, tmp_path, parameters | {"meta_model": str(tmp_path / "prior")})
+    save_gpt2(folder, len(embedded.tokenizer))
+    run = extracted(leaves_nothing, tmp_path / "prior", model=str(folder))
+    execute(notebook, tmp_path, meta_model=str(tmp_path / "prior"), model=str(folder))
     found = run.read(result, notebook)
     assert found["meta_model"] == str(tmp_path / "prior")
     assert "+meta_model-" in found["provenance"]["run"]
@@ -192,8 +180,8 @@ def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
 
 def rows_in(name, table, content):
     """The rows of one table of a results file, which is keyed; `content` is what holds the table."""
-    entry = tables()[name][table]
-    return rows_of(content[entry.get("to", "rows")], *entry["key"])
+    entry = runs.tables()[name][table]
+    return runs.rows_of(content[entry.get("to", "rows")], *entry["key"])
 
 
 @pytest.fixture
@@ -206,15 +194,22 @@ def leaves_nothing():
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_stream(folder, n):
-    rng = np.random.default_rng(1)
-    folder.mkdir()
-    (folder / "train.jsonl").write_text(
-        "".join(
-            json.dumps({"text": " ".join(rng.choice(WORDS, 150 + i % 40))}) + "\n" for i in range(n)
-        )
-    )
-    return f"hf:{folder}"
+@pytest.fixture
+def streamed(model_folder, tmp_path, leaves_nothing):
+    """A run of the smoke preset on a stream of so many documents, and its options on the command line."""
+
+    def make(n, **parameters):
+        rng, folder = np.random.default_rng(1), tmp_path / "texts"
+        folder.mkdir()
+        texts = (" ".join(rng.choice(WORDS, 150 + i % 40)) for i in range(n))
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / "train.jsonl").write_text(lines)
+        same = {"model": str(model_folder), "corpus": f"hf:{folder}"}
+        run = runs.start(preset="smoke", seed=0, **same, **parameters)
+        leaves_nothing.append(run)
+        return run, options_of(same)
+
+    return make
 
 
 def started(*arguments, launcher=()):
@@ -233,14 +228,9 @@ def row_bytes(rows):
     return Counter(row.view(torch.int16).numpy().tobytes() for row in rows)
 
 
-def test_the_command_line_extracts_by_several_processes_and_trains_live(
-    model_folder, tmp_path, leaves_nothing
-):
+def test_the_command_line_extracts_by_several_processes_and_trains_live(streamed):
     """From a stream of 260 documents: a store of the first 200, by two processes; then live batches that leave out what it holds out."""
-    corpus = write_stream(tmp_path / "texts", 260)
-    run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus, layer=2)
-    leaves_nothing.append(run)
-    same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus)
+    run, same = streamed(260, layer=2)
     two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     shown = command("extract", *same, "--layers", "2", launcher=two)
     assert "tokens/s (by one process, not by 2)" in shown
@@ -267,19 +257,11 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(
     assert "already trained" in command("train", "mlp", *same, "--layer", "2", "--live")
 
 
-def test_one_network_is_trained_on_several_layers_from_the_command_line(
-    model_folder, tmp_path, leaves_nothing
-):
-    corpus = write_stream(tmp_path / "texts", 100)
-    run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus)
-    leaves_nothing.append(run)
-    same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus)
+def test_one_network_is_trained_on_several_layers_from_the_command_line(streamed):
+    run, same = streamed(100)
     same += ("--layers", "0", "2")
-    done = started("train", "mlp", *same)
-    assert (
-        "activations-layers-0-2 is missing: run python -m mmlib extract --layers 0 2 first"
-        in done.stderr
-    )
+    refused = started("train", "mlp", *same).stderr
+    assert "activations-layers-0-2 is missing: run python -m mmlib extract --layers 0 2" in refused
     command("extract", *same)
     assert "mlp-layers-0-2" in command("train", "mlp", *same)
     model = MetaModel.from_pretrained(run.data / "mlp-layers-0-2")
@@ -288,13 +270,8 @@ def test_one_network_is_trained_on_several_layers_from_the_command_line(
     model.at(2).check_store(store)
 
 
-def test_live_batches_of_other_texts_than_the_store_holds_are_refused(
-    model_folder, tmp_path, leaves_nothing
-):
-    corpus = write_stream(tmp_path / "texts", 100)
-    run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus, layer=2)
-    leaves_nothing.append(run)
-    same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus)
+def test_live_batches_of_other_texts_than_the_store_holds_are_refused(streamed, tmp_path):
+    run, same = streamed(100, layer=2)
     command("extract", *same, "--layers", "2")
     store = ActivationStore(run.store, 2)
     text = tmp_path / "texts" / "train.jsonl"

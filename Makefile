@@ -38,8 +38,9 @@ test: $(READY) ## every test: unit tests beside all notebooks at the smoke prese
 	  lm.count_blocks(lm.EMBEDDED, DATA / 'models')" || exit 1; \
 	ln -s ../models "$$data/test/models"; export MMLIB_DATA="$$data/test" $(HALF); \
 	MMLIB_NBVAL="$$MMLIB_DATA" $(PY) -m pytest tests > "$$MMLIB_DATA/unit_tests.log" 2>&1 & units=$$!; \
-	export PRESET=smoke; here="$$PWD"; cd /; "$$here/$(PY)" -m mmlib plan all --paths | tr '\n' '\0' | \
-	  xargs -0 "$$here/$(PY)" $(NBVAL); notebooks=$$?; cd "$$here"; \
+	export PRESET=smoke; here="$$PWD"; cd /; "$$here/$(PY)" -m mmlib plan all --paths | { \
+	  while IFS= read -r path; do set -- "$$@" "$$path"; done; \
+	  test $$# -gt 0 && "$$here/$(PY)" $(NBVAL) "$$@"; }; notebooks=$$?; cd "$$here"; \
 	wait $$units; units=$$?; cat "$$MMLIB_DATA/unit_tests.log"; $(TOOK); exit $$((notebooks + units))
 
 test-unit: $(READY) ## the tests that run no notebook

@@ -105,16 +105,8 @@ def results(data, names):
     return {name: without_times(read_json(folder / f"{name}.json")) for name in names}
 
 
-def data_folder(path):
-    """A data folder that shares the converted language model with others."""
-    (runs.DATA / "models").mkdir(parents=True, exist_ok=True)
-    path.mkdir()
-    (path / "models").symlink_to(runs.DATA / "models")
-    return path
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, data_folder):
     """The data folder, at a path with a space, in which `python -m mmlib run` has run 01 to 03."""
     data = data_folder(tmp_path_factory.mktemp("run") / "a folder")
     done = mmlib("run", "03", "--preset", "smoke", data=data)
@@ -135,7 +127,7 @@ def test_a_run_keeps_its_times_and_a_second_one_does_nothing(finished):
 
 
 @pytest.mark.notebooks
-def test_two_runs_by_papermill_and_by_nbval_give_identical_results(finished, tmp_path):
+def test_two_runs_by_papermill_and_by_nbval_give_identical_results(finished, tmp_path, data_folder):
     """`make test` runs nbval on every notebook beside the tests, and says where; alone, 01 to 03 are run here."""
     if beside := os.environ.get("MMLIB_NBVAL"):
         data, end = runs.ROOT / beside, time.time() + 1200

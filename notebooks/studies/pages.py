@@ -8,7 +8,7 @@ In a template `r.loss_comparison.losses.flow_velocity.gated_mlp` is what stands 
     {{ row | estimate("mean", 2) }}      0.85 [0.82, 0.88]
     {{ x | number(2) }}, {{ x | percent }}, {{ ci95 | interval }}, {{ name | label }}, {{ word | verdict }}
 
-`recipes_of` are the networks of the default preset by name, as `mmlib.runs.presets` has them, and `notebooks_of` the notebooks of
+`test_times` is what results/test_times.json has by kind of machine. `recipes_of` are the networks of the default preset by name, as `mmlib.runs.presets` has them, and `notebooks_of` the notebooks of
 each line of `mmlib.runs.plan`. `repository` is this repository's address, "" where pyproject.toml's `[tool.mmlib]` has none; badges
 and a notebook for Colab are there only with an address on GitHub.
 
@@ -19,7 +19,6 @@ and a notebook for Colab are there only with an address on GitHub.
 import argparse
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -64,64 +63,36 @@ class NoSuchNumber(ValueError):
     """
 
 
-class Numbers:
+class Numbers(dict):
     """What stands in results, by key; a missing key is an error that says where and what there is."""
 
     def __init__(self, content: dict, file: str, path: str = ""):
         """Args: content: of the file, below `path`."""
-        self._content, self._file, self._path = content, file, path
+        self._place = file, path
+        for key, value in content.items():
+            below = f"{path}.{key}" if path else key
+            self[key] = Numbers(value, file, below) if isinstance(value, dict) else value
 
-    def __getitem__(self, key):
-        """The number, text or list under a key; `Numbers` again where that is a dictionary."""
-        if key not in self._content:
-            there = ", ".join(map(str, list(self._content)[:12]))
-            place = f"{self._path} " if self._path else ""
-            raise NoSuchNumber(f"{self._file}: {place}has no {key!r}: expected one of {there}")
-        value = self._content[key]
-        path = f"{self._path}.{key}" if self._path else str(key)
-        return Numbers(value, self._file, path) if isinstance(value, dict) else value
-
-    def __contains__(self, key) -> bool:
-        """Whether there is such a key."""
-        return key in self._content
-
-    def __iter__(self) -> Iterator[str]:
-        """The keys."""
-        return iter(self._content)
-
-    def __len__(self) -> int:
-        """How many keys there are."""
-        return len(self._content)
-
-    def items(self) -> list[tuple]:
-        """(key, what stands there)."""
-        return [(key, self[key]) for key in self]
+    def __missing__(self, key):
+        file, path = self._place
+        there = ", ".join(list(self)[:12])
+        place = f"{path} " if path else ""
+        raise NoSuchNumber(f"{file}: {place}has no {key!r}: expected one of {there}")
 
 
-class Results:
-    """Results files by name: `r.scaling` is results/default/scaling.json, `r["gpu/budgets"]` results/gpu/budgets.json,
-    `r["./test_times"]` results/test_times.json."""
+class Results(dict):
+    """Results files by name: `r.scaling` is results/default/scaling.json, `r["gpu/budgets"]` results/gpu/budgets.json."""
 
     def __init__(self, folder: Path):
         """Args: folder: with `default` and `gpu`."""
-        self.folder, self.read = folder, {}
+        self._folder = folder
 
-    def __getitem__(self, name: str) -> Numbers:
-        """The content of a results file."""
-        if name not in self.read:
-            file = self._file(name)
-            if name not in self:
-                raise NoSuchNumber(f"{self.folder / file} is missing: a template reads it")
-            self.read[name] = Numbers(read_json(self.folder / file), file)
-        return self.read[name]
-
-    def __contains__(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return (self.folder / self._file(name)).exists()
-
-    @staticmethod
-    def _file(name: str) -> str:
-        return f"{name}.json" if "/" in name else f"default/{name}.json"
+    def __missing__(self, name: str) -> Numbers:
+        file = f"{name}.json" if "/" in name else f"default/{name}.json"
+        if not (self._folder / file).exists():
+            raise NoSuchNumber(f"{self._folder / file} is missing: a template reads it")
+        self[name] = Numbers(read_json(self._folder / file), file)
+        return self[name]
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -207,6 +178,7 @@ def render(
     environment.filters |= {function.__name__: function for function in filters}
     return environment.get_template(PAGES.get(page, f"{page}.j2")).render(
         r=Results(results),
+        test_times=_test_times(results),
         repository=repository(),
         recipes_of=DEFAULT.recipes,
         notebooks_of={line: plan.named([line]) for line in plan.LINES},
@@ -230,14 +202,18 @@ def render_pages(root: Path = ROOT) -> list[str]:
 
 def note_time(target: str, seconds: float, results: Path = ROOT / "results") -> Path:
     """Write into results/test_times.json how long a target of make took on this kind of machine, with the commit."""
-    path = results / "test_times.json"
-    content = read_json(path) if path.exists() else {"machines": {}}
+    machines = _test_times(results)
     units = bf16_pays(default_device())
     machine = f"{processor()}, {cores()} cores, {'with' if units else 'without'} bf16 units"
     took = {"minutes": round(seconds / 60, 1), "commit": git_commit(ROOT)}
-    content["machines"].setdefault(machine, {})[target] = took
-    check("test_times", content)
-    return write_json(path, content)
+    machines.setdefault(machine, {})[target] = took
+    check("test_times", {"machines": machines})
+    return write_json(results / "test_times.json", {"machines": machines})
+
+
+def _test_times(results: Path) -> dict[str, dict]:
+    path = results / "test_times.json"
+    return read_json(path)["machines"] if path.exists() else {}
 
 
 def main(arguments: list[str] | None = None) -> None:

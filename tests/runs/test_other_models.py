@@ -1,7 +1,6 @@
 """Another language model and another corpus, from local folders, through notebook 01 as a user would run it."""
 
 import json
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -26,7 +25,16 @@ from mmlib.runs.artefacts import live_source
 from mmlib.training.recipe import new_model
 
 WORDS = [f"word{i}" for i in range(50)]
-CAPITALS = [f"Word{i}" for i in range(10)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_data(tmp_path_factory, data_folder):
+    """A data folder of these tests' own, here and in the processes that they start."""
+    path = data_folder(tmp_path_factory.mktemp("run") / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "DATA", path)
+        patch.setenv("MMLIB_DATA", str(path))
+        yield path
 
 
 def save_gpt2(folder, tokens):
@@ -38,7 +46,7 @@ def save_gpt2(folder, tokens):
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
-    vocabulary = {token: i for i, token in enumerate(["<s>", "<unk>", *WORDS, *CAPITALS, "."])}
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<unk>", *WORDS, "."])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
@@ -90,10 +98,9 @@ def execute(notebook, folder, **parameters):
 
 
 @pytest.mark.notebooks
-def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_path, leaves_nothing):
+def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_path):
     parameters = {"model": str(model_folder), "corpus": str(corpus_folder), "layer": 2}
     run = runs.start(preset="smoke", seed=0, **parameters)
-    leaves_nothing.append(run)
     execute("01_extract_activations", tmp_path, **parameters)
     store = ActivationStore(run.store, 2)
     assert (store.n, store.d) == (sum(100 + i for i in range(40)), 16)
@@ -101,11 +108,23 @@ def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_pa
     assert (store.splits == "test").sum() == 20 and (store.splits == "validation").sum() == 8
 
 
-def extracted(leaves_nothing, prior, **parameters):
-    """A run of other parameters with its store, what notebooks 02 and 03 leave for the applications, and a meta-model in a folder of its own."""
-    run = runs.start(preset="smoke", seed=0, meta_model=str(prior), **parameters)
-    leaves_nothing.append(run)
-    command("extract", *options_of(parameters))
+def options_of(parameters):
+    """Parameters of a notebook as options of the command line, at the smoke sizes."""
+    pairs = [(f"--{name}", str(value)) for name, value in parameters.items()]
+    return ("--preset", "smoke", *sum(pairs, ()))
+
+
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory):
+    """Parameters of the applications: a GPT-2 with random weights that reads the packaged texts by the packaged tokenizer,
+    with what notebooks 01 to 03 leave for its run, and a meta-model in a folder of its own."""
+    embedded = llm.load_language_model(llm.EMBEDDED, cache=runs.DATA / "models")
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    embedded.tokenizer.save_pretrained(folder)
+    save_gpt2(folder, len(embedded.tokenizer))
+    parameters = {"model": str(folder), "meta_model": str(folder.parent / "prior")}
+    run = runs.start(preset="smoke", seed=0, **parameters)
+    command("extract", *options_of({"model": folder}))
     store = ActivationStore(run.store)
     z = Normaliser.of(store)(store.read(store.rows("train")))
     components = PrincipalComponents.fit(z)
@@ -119,63 +138,37 @@ def extracted(leaves_nothing, prior, **parameters):
     )
     mixture = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
     mixture.save(run.shared / "mixture.safetensors", store.documents)
-    new_model(run.preset.recipes["mlp"], Origin.of(store), 0).save_pretrained(prior)
     for name in ("mlp", "unet", "denoising_sae"):
         model = new_model(run.preset.recipes[name], Origin.of(store), 1, components.gaussian())
         model.save_pretrained(run.data / name)
-    return run
-
-
-def options_of(parameters):
-    """Parameters of a notebook as options of the command line, at the smoke sizes."""
-    pairs = [(f"--{name}", str(value)) for name, value in parameters.items()]
-    return ("--preset", "smoke", *sum(pairs, ()))
-
-
-@pytest.mark.notebooks
-def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
-    model_folder, tmp_path, leaves_nothing
-):
-    rng, texts = np.random.default_rng(0), tmp_path / "sentences"
-    texts.mkdir()
-    for i in range(40):
-        sentences = (
-            " ".join([str(rng.choice(CAPITALS)), *rng.choice(WORDS, 14)]) for _ in range(12)
-        )
-        (texts / f"{i:02d}.txt").write_text(" . ".join(sentences) + " .")
-    parameters = {"model": str(model_folder), "corpus": str(texts)}
-    run = extracted(leaves_nothing, tmp_path / "prior", **parameters)
-    execute("11_steer", tmp_path, meta_model=str(tmp_path / "prior"), **parameters)
-    result = run.read("steering", "11_steer")
-    assert result["meta_model"]["name"] == str(tmp_path / "prior")
-    assert "+meta_model-" in result["provenance"]["run"]
-    rows = rows_in("steering", "rows", result)
-    assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in rows}
-    examples = rows_in("steering", "examples.rows", result["examples"])
-    assert all(len(row["texts"]) == 4 for row in examples)
-    assert not (runs.DATA / "results" / run.name / "steering.json").exists()
+    prior = new_model(run.preset.recipes["mlp"], Origin.of(store), 0)
+    prior.save_pretrained(folder.parent / "prior")
+    return run, parameters
 
 
 @pytest.mark.notebooks
 @pytest.mark.parametrize(
-    ("notebook", "result"), [("12_meta_neurons", "probing"), ("13_off_manifold", "typicality")]
+    ("notebook", "result"),
+    [("11_steer", "steering"), ("12_meta_neurons", "probing"), ("13_off_manifold", "typicality")],
 )
-def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
-    notebook, result, tmp_path, leaves_nothing
+def test_applications_read_another_model_with_a_meta_model_from_a_folder(
+    applied, notebook, result, tmp_path
 ):
-    """A GPT-2 with random weights that reads the packaged texts by the packaged tokenizer."""
-    embedded = llm.load_language_model(llm.EMBEDDED, cache=runs.DATA / "models")
-    folder = tmp_path / "tiny-gpt2"
-    embedded.tokenizer.save_pretrained(folder)
-    save_gpt2(folder, len(embedded.tokenizer))
-    run = extracted(leaves_nothing, tmp_path / "prior", model=str(folder))
-    execute(notebook, tmp_path, meta_model=str(tmp_path / "prior"), model=str(folder))
+    run, parameters = applied
+    execute(notebook, tmp_path, **parameters)
     found = run.read(result, notebook)
-    assert found["meta_model"] == str(tmp_path / "prior")
+    named = found["meta_model"]["name"] if result == "steering" else found["meta_model"]
+    assert named == parameters["meta_model"]
     assert "+meta_model-" in found["provenance"]["run"]
+    assert not (runs.DATA / "results" / run.name / f"{result}.json").exists()
     rows = rows_in(result, "rows", found)
-    areas = [row["auroc"] if "auroc" in row else row["all"]["mean"] for row in rows]
-    assert all(0 <= area <= 1 for area in areas) and len(areas) > 5
+    if result == "steering":
+        assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in rows}
+        examples = rows_in(result, "examples.rows", found["examples"])
+        assert all(len(row["texts"]) == 4 for row in examples)
+    else:
+        areas = [row["auroc"] if "auroc" in row else row["all"]["mean"] for row in rows]
+        assert all(0 <= area <= 1 for area in areas) and len(areas) > 5
 
 
 def rows_in(name, table, content):
@@ -185,17 +178,7 @@ def rows_in(name, table, content):
 
 
 @pytest.fixture
-def leaves_nothing():
-    """Removes what runs of these tests leave in data/ and results/."""
-    started = []
-    yield started
-    for run in started:
-        for folder in (run.data, runs.DATA / "results" / run.name, run.results, run.figures):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def streamed(model_folder, tmp_path, leaves_nothing):
+def streamed(model_folder, tmp_path):
     """A run of the smoke preset on a stream of so many documents, and its options on the command line."""
 
     def make(n, **parameters):
@@ -206,7 +189,6 @@ def streamed(model_folder, tmp_path, leaves_nothing):
         (folder / "train.jsonl").write_text(lines)
         same = {"model": str(model_folder), "corpus": f"hf:{folder}"}
         run = runs.start(preset="smoke", seed=0, **same, **parameters)
-        leaves_nothing.append(run)
         return run, options_of(same)
 
     return make

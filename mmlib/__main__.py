@@ -7,7 +7,6 @@
     evaluate   denoising losses of saved models on activations in a file, side by side
     plan       which notebooks are due, why, and for how many minutes on this machine
     run        run them, compare the outcome with the published one, publish it
-    pages      render README.md, results/README.md and figures/README.md from the published results
 
 A command is a function: its signature says what it takes, its docstring what each is for. Libraries
 are imported by the command that needs them, so that --help comes at once.
@@ -57,7 +56,7 @@ def _parser(name: str, function: Callable, example: str) -> argparse.ArgumentPar
     parser = argparse.ArgumentParser(
         prog=f"python -m mmlib {name}",
         description=description,
-        epilog=f"example:\n  python -m mmlib {name} {example}".rstrip(),
+        epilog=f"example:\n  python -m mmlib {name} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, parameter in inspect.signature(function).parameters.items():
@@ -104,8 +103,8 @@ def extract_command(
     from mmlib.activations.extract import describe, write_store
     from mmlib.activations.lm import load_language_model
     from mmlib.files import default_device
+    from mmlib.runs.artefacts import documents_of, extraction_command, prepare
     from mmlib.runs.run import start
-    from mmlib.runs.texts import documents_of, extraction_command, prepare
 
     # the slowest process may take long
     state = PartialState(cpu=default_device() == "cpu", timeout=timedelta(days=7))
@@ -318,7 +317,7 @@ def plan_command(
 
     named = plan.named(names or [plan.MAIN])
     if paths:
-        print(*(f"notebooks/{name}.ipynb" for name in named), sep="\n")
+        print(*(os.path.relpath(plan.path_of(name)) for name in named), sep="\n")
     else:
         plan.show(plan.due(named, preset, what_if), preset)
 
@@ -369,17 +368,6 @@ def run_command(
         print(f"\n{pipeline.as_text(found)}")
         if keep:
             print(pipeline.keep(found, ours, keep))
-
-
-@command("")
-def pages_command() -> None:
-    """Render README.md, results/README.md and figures/README.md from templates/ and the published
-    results, by key.
-    """
-    from mmlib.runs.pages import render_pages
-    from mmlib.runs.run import ROOT
-
-    print(*(path.relative_to(ROOT) for path in render_pages()), sep="\n")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmlib.files import read_json
-from mmlib.runs.results import rows_of
+from mmlib.runs.run import rows_of
 from mmlib_studies import benchmarks
 from mmlib_studies.benchmarks import SMOKE, LeftOut, begin, flop_per_activation, main, training_of
 

@@ -15,7 +15,7 @@ from mmlib.evaluation import losses
 from mmlib.files import read_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PCA_K
-from mmlib.runs.results import keyed_results
+from mmlib.runs.run import keyed_results
 from mmlib.training.recipe import Recipe, Training
 from mmlib_studies import gpu as gpu_study
 from mmlib_studies.gpu import GPURun, GPUStudy, main, measure, resident_batches

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mmlib.evaluation import claim as claimed
-from mmlib.runs.results import rows_of
+from mmlib.runs.run import rows_of
 from mmlib_studies.claims.rules import (
     ARTEFACT,
     EXCEEDED,

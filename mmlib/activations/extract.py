@@ -25,7 +25,14 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from mmlib.activations.corpora import SPLITS, Document, corpus_identity, split_documents
-from mmlib.activations.lm import PROGRESS, LanguageModel, residual_blocks, resolve_layer
+from mmlib.activations.lm import (
+    PROGRESS,
+    LanguageModel,
+    require_causal,
+    residual_blocks,
+    resolve_layer,
+    weights_digest,
+)
 from mmlib.activations.parts import CHUNK_ROWS, DTYPES
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.windows import (
@@ -123,6 +130,7 @@ class Plan:
         for ids in self.token_ids:
             texts.update(np.int64(len(ids)).tobytes() + ids.astype("<i4").tobytes())
         return {
+            "weights": weights_digest(lm.model),
             "window": self.window,
             "batch_tokens": self.batch_tokens,
             "opening_token": lm.opening_token,
@@ -145,7 +153,8 @@ def plan_extraction(
         layer: a block index, several (stored by one pass), or None: the middle block.
         batch_tokens: positions in one forward pass.
     Raises:
-        ValueError: no such layer; the message gives those there are.
+        ValueError: no such layer (the message gives those there are), a window or token ids beyond what the model knows, or a model whose
+            tokens see later ones.
     """
     blocks = len(residual_blocks(lm.model))
     layers = [
@@ -155,6 +164,8 @@ def plan_extraction(
         raise ValueError(f"layers {layers}: expected each once")
     order = sorted(range(len(documents)), key=lambda i: SPLITS.index(splits[i]))
     token_ids = tokenize([documents[i] for i in order], lm, document_tokens)
+    lm.require_room(1 + max((int(ids.max()) for ids in token_ids if len(ids)), default=0), window)
+    stream = require_causal(lm.model, max(layers))
     rows = [
         DocumentRows(documents[i].title, splits[i], len(ids)) for i, ids in zip(order, token_ids)
     ]
@@ -162,8 +173,8 @@ def plan_extraction(
         rows,
         token_ids,
         layers,
-        lm.width,
-        str(lm.model.dtype).removeprefix("torch."),
+        stream.shape[-1],
+        str(stream.dtype).removeprefix("torch."),
         window,
         batch_tokens,
     )

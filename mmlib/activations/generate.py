@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from mmlib.activations.lm import PROGRESS, LanguageModel, edited_block
+from mmlib.activations.lm import PROGRESS, LanguageModel, edited_block, evaluation_mode
 
 BATCH = 40  # both 40 and 200 documents, those of the presets, are whole batches
 
@@ -125,7 +125,7 @@ def _new_ids(
     options = {"attention_mask": torch.ones_like(ids_bt), "num_beams": 1} | options
     if not may_end:
         options["min_new_tokens"] = tokens
-    with shipped_settings_off(lm.model), _drawn_by(draws) as drawing:
+    with evaluation_mode(lm.model), shipped_settings_off(lm.model), _drawn_by(draws) as drawing:
         found_bt = lm.model.generate(
             ids_bt,
             max_new_tokens=tokens,
@@ -173,7 +173,7 @@ def _left_padded(lm: LanguageModel, opened_bt: Tensor, padding: Sequence[int]) -
     """
     width = opened_bt.shape[1]
     mask_bt = torch.tensor([[0] * n + [1] * (width - n) for n in padding], device=lm.model.device)
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(lm.model):
         read = lm.model.base_model(
             input_ids=opened_bt[:, :-1],
             attention_mask=mask_bt[:, :-1],
@@ -316,7 +316,7 @@ def log_likelihoods(lm: LanguageModel, prompt_ids_bt: Tensor, new_ids_bt: Tensor
         prompt_ids_bt.split(SCORED_AT_ONCE), new_ids_bt.split(SCORED_AT_ONCE), strict=True
     ):
         ids_bt = torch.cat([prompt, new], 1).to(lm.model.device)
-        with compact_logits(lm.model):
+        with evaluation_mode(lm.model), compact_logits(lm.model):
             logits_nv = (
                 lm.model(input_ids=ids_bt, use_cache=False, **keep)
                 .logits[:, -n_new - 1 : -1]

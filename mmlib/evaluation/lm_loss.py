@@ -20,6 +20,7 @@ from mmlib.activations.lm import (
     BlockOutput,
     LanguageModel,
     edited_block,
+    evaluation_mode,
     hidden,
     read_blocks,
     resumed_at,
@@ -176,6 +177,7 @@ class SplicedModel:
 
         model = self.lm.model
         with (
+            evaluation_mode(model),
             resumed_at(model, self.layer, output),
             nullcontext() if replaced_nd is None else edited_block(model, self.layer, put),
         ):

@@ -302,7 +302,7 @@ def neutral_openings(
             (turn, order, sentences[i]) for turn, i in enumerate(rng.permutation(len(sentences)))
         ]
     for _, _, sentence in sorted(turns):
-        ids = lm.tokenizer(sentence, add_special_tokens=False)["input_ids"]
+        ids = lm.encode([sentence])[0]
         opening = lm.tokenizer.decode(ids[:tokens])
         if (
             len(ids) >= tokens + LEAST_REST

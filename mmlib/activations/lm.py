@@ -24,7 +24,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -254,7 +253,7 @@ def require_causal(model: PreTrainedModel, layer: int) -> Tensor:
     )
     before, after = given[:, :half].float(), other[:, :half].float()
     moved = ((after - before).abs() / before.abs().clamp(min=1e-6)).median().item()
-    if not moved <= max(1e-4, 2 * torch.finfo(given.dtype).eps):
+    if moved > max(1e-4, 2 * torch.finfo(given.dtype).eps):  # NaN is refused where it is stored
         raise ValueError(
             f"{type(model).__name__} is not causal: its tokens see later ones (other later tokens move the output of block {layer} by "
             f"{100 * moved:.1f} %). Expected a causal language model, which reads padding on the right without harm"

@@ -23,7 +23,7 @@ import numpy as np
 
 from mmlib.activations.generate import sample_token_ids
 from mmlib.activations.lm import LanguageModel
-from mmlib.files import require_disk, written_whole
+from mmlib.files import require_disk, whole_number, written_whole
 
 WIKIPEDIA = "wikipedia"
 
@@ -148,6 +148,8 @@ def split_documents(
     Raises:
         ValueError: there are too few different documents to leave any for training.
     """
+    n_validation = whole_number("documents for validation:", n_validation)
+    n_test = whole_number("documents for test:", n_test)
     place = {}
     first = [place.setdefault(folded(document.text), len(place)) for document in documents]
     if len(place) <= n_validation + n_test:
@@ -162,7 +164,8 @@ def split_documents(
     by_length = np.argsort([-lengths[i] for i in range(len(place))], kind="stable")  # longest first
     for split, count in (("test", n_test), ("validation", n_validation)):
         free = by_length[splits[by_length] == "train"]
-        splits[[rng.choice(stratum) for stratum in np.array_split(free, count)]] = split
+        if count:
+            splits[[rng.choice(stratum) for stratum in np.array_split(free, count)]] = split
     return splits[first].tolist()
 
 

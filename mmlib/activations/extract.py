@@ -24,7 +24,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from mmlib.activations.corpora import SPLITS, Document, corpus_identity, split_documents
+from mmlib.activations.corpora import (
+    SPLITS,
+    Document,
+    corpus_identity,
+    overlap,
+    split_documents,
+    told,
+)
 from mmlib.activations.lm import (
     PROGRESS,
     LanguageModel,
@@ -53,7 +60,7 @@ from mmlib.activations.writer import (
     differences,
     examine,
 )
-from mmlib.files import code_digest, require_disk
+from mmlib.files import code_digest, require_disk, whole_number
 
 BATCH_TOKENS = 4096  # positions in one forward pass, unless told otherwise
 CODE = ("windows", "lm", "corpora", "writer", "parts")  # what decides the bytes of a store
@@ -156,12 +163,15 @@ def plan_extraction(
         ValueError: no such layer (the message gives those there are), a window or token ids beyond what the model knows, or a model whose
             tokens see later ones.
     """
+    window = whole_number("window", window, 2)
+    batch_tokens = whole_number("batch_tokens", batch_tokens, 1)
+    if document_tokens is not None:
+        document_tokens = whole_number("document_tokens", document_tokens, 1)
     blocks = len(residual_blocks(lm.model))
-    layers = [
-        resolve_layer(one, blocks) for one in (layer if isinstance(layer, Sequence) else [layer])
-    ]
-    if len(set(layers)) < len(layers):
-        raise ValueError(f"layers {layers}: expected each once")
+    several = isinstance(layer, Sequence) and not isinstance(layer, str)
+    layers = [resolve_layer(one, blocks) for one in (layer if several else [layer])]
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"layers {layers}: expected at least one, and each once")
     order = sorted(range(len(documents)), key=lambda i: SPLITS.index(splits[i]))
     token_ids = tokenize([documents[i] for i in order], lm, document_tokens)
     lm.require_room(1 + max((int(ids.max()) for ids in token_ids if len(ids)), default=0), window)
@@ -252,6 +262,8 @@ def extract(
     if splits is None:
         validation, test = (tenth if n is None else n for n in (validation, test))
         splits = split_documents(documents, validation, test, seed)
+        if progress:
+            print(told(overlap(documents, splits)), flush=True)
     if len(splits) != len(documents) or not set(splits) <= set(SPLITS):
         raise ValueError(
             f"{len(splits)} splits {sorted(set(splits))} for {len(documents)} documents: expected one of {', '.join(SPLITS)} for each"

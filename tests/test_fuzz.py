@@ -100,7 +100,7 @@ usual = dict(
 )
 
 
-@examples(250)
+@examples(120)
 @given(
     st.fixed_dictionaries(usual),
     st.dictionaries(st.sampled_from(sorted(usual)), odd, max_size=1),
@@ -123,7 +123,7 @@ def test_any_extraction_is_made_or_refused(lm, asked, changed, texts):
 
 
 def test_many_of_them_were_made():
-    assert OUTCOMES["made"] > 60 and OUTCOMES["refused"] > 60
+    assert min(OUTCOMES["made"], OUTCOMES["refused"]) > 20
 
 
 OUTCOMES = Counter()

@@ -150,6 +150,7 @@ def split_documents(
     """
     n_validation = whole_number("documents for validation:", n_validation)
     n_test = whole_number("documents for test:", n_test)
+    seed = whole_number("seed", seed)
     place = {}
     first = [place.setdefault(folded(document.text), len(place)) for document in documents]
     if len(place) <= n_validation + n_test:

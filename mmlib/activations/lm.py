@@ -418,7 +418,11 @@ def _embedded_folder(cache: Path) -> Path:
         )
         _require_known_tokens(tokenizer)
         tokenizer.save_pretrained(converted)
-        os.replace(converted, folder)
+        try:
+            os.replace(converted, folder)
+        except OSError:  # another process was first
+            if not folder.exists():
+                raise
     return folder
 
 

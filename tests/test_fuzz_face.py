@@ -43,26 +43,38 @@ def given_as(kind, h, folder):
     return h
 
 
-shapes = st.sampled_from([(N, D)] * 6 + [(0, 3), (1, 3), (7, 3), (40, 90), (N, 1), (N,), (2, 3, 4)])
-
-
-@examples(250)
-@given(
+usual = dict(
     kind=st.sampled_from(KINDS),
-    dtype=st.sampled_from(["float32", "float64", "float16", "int64", "complex64", "bool"]),
-    shape=shapes,
-    damage=st.sampled_from([None] * 4 + [float("nan"), float("inf"), 1e38, "constant"]),
-    groups=st.sampled_from([None, "ids", "strings", "one", "short", "nan"]),
-    method=st.sampled_from(["gaussian", "gaussian", "pca", "mixture", "nobody", 3]),
-    seed=st.sampled_from([0, 0, 7, -1, 1.5, True]),
-    validation=st.sampled_from([0.1, 0.5, 0, 1, -3, float("nan")]),
+    dtype=st.sampled_from(["float32", "float64", "float16"]),
+    shape=st.sampled_from([(N, D), (N, 1), (40, 2)]),
+    damage=st.none(),
+    groups=st.sampled_from([None, "ids", "strings"]),
+    method=st.sampled_from(["gaussian", "gaussian", "pca", "mixture"]),
+    seed=st.integers(0, 9),
+    validation=st.sampled_from([0.1, 0.5]),
 )
+odd = dict(
+    dtype=st.sampled_from(["int64", "complex64", "bool"]),
+    shape=st.sampled_from([(0, 3), (1, 3), (7, 3), (40, 90), (N,), (2, 3, 4)]),
+    damage=st.sampled_from([float("nan"), float("inf"), 1e38, "constant"]),
+    groups=st.sampled_from(["one", "short", "nan"]),
+    method=st.sampled_from(["nobody", 3, None, ["pca"]]),
+    seed=st.sampled_from([-1, 1.5, True]),
+    validation=st.sampled_from([0, 1, -3, float("nan"), "0.1"]),
+)
+
+
+@examples(120)
+@given(st.fixed_dictionaries(usual), st.fixed_dictionaries({}, optional=odd))
 @pytest.mark.filterwarnings("ignore")
-def test_any_fit_is_made_or_refused(kind, dtype, shape, damage, groups, method, seed, validation):
+def test_any_fit_is_made_or_refused(asked, changed):
+    if changed:  # one at a time: the first
+        asked |= dict([next(iter(changed.items()))])
+    shape, groups = asked["shape"], asked["groups"]
     with tempfile.TemporaryDirectory() as folder:
-        h = activations(n=shape[0], d=int(np.prod(shape[1:])), damage=damage)
+        h = activations(n=shape[0], d=int(np.prod(shape[1:])), damage=asked["damage"])
         with np.errstate(all="ignore"):
-            h = h.reshape(shape).astype(dtype)
+            h = h.reshape(shape).astype(asked["dtype"])
         ids = np.arange(shape[0]) // 5
         groups = {
             None: None,
@@ -72,14 +84,14 @@ def test_any_fit_is_made_or_refused(kind, dtype, shape, damage, groups, method, 
             "short": ids[:-1],
             "nan": np.where(ids == 1, np.nan, ids),
         }[groups]
-        h = given_as(kind, h, folder)
+        h = given_as(asked["kind"], h, folder)
         try:
             model = mmlib.fit(
                 h,
-                method,
+                asked["method"],
                 groups=groups,
-                seed=seed,
-                validation=validation,
+                seed=asked["seed"],
+                validation=asked["validation"],
                 progress=False,
             )
         except OURS as error:
@@ -88,7 +100,8 @@ def test_any_fit_is_made_or_refused(kind, dtype, shape, damage, groups, method, 
             COUNTS["refused"] += 1
             return
         assert torch.isfinite(model.denoise(model.noised(h, 0.5), 0.5)).all()
-        assert model.sample(2).shape == (2, shape[1])
+        if asked["method"] != "pca":
+            assert model.sample(2).shape == (2, shape[1])
         COUNTS["made"] += 1
 
 

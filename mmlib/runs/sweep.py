@@ -16,7 +16,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -233,7 +233,8 @@ class RecipeTrial:
         training, store = self.recipe.training, self.store
         model = new_model(self.recipe, Origin.of(store), self.seed, gaussian)
         if self.transform:  # the network's input is made here: nothing is left to standardise
-            model.normaliser = Normaliser(torch.zeros(1, store.d), torch.ones(1, store.d))
+            numbers = Normaliser(torch.zeros(1, store.d), torch.ones(1, store.d))
+            model.origin = replace(model.origin, normaliser=numbers)
 
         def batches(start: int) -> Iterator[Tensor]:
             raw = shuffled_batches(store, "train", training.batch, self.seed, start=start)
@@ -292,8 +293,8 @@ def trained_and_measured(
 def seconds_a_step(recipe: Recipe, d: int) -> float:
     """Seconds of a training step on this machine: the median over a few forward and backward passes on noise."""
     device, training = default_device(), recipe.training
-    numbers = Normaliser(torch.zeros(1, d), torch.ones(1, d))
-    model = MetaModel(network_of(recipe.size, d), training.objective, numbers, "", [0], "")
+    origin = Origin(Normaliser(torch.zeros(1, d), torch.ones(1, d)), layers=(0,))
+    model = MetaModel(network_of(recipe.size, d), training.objective, origin)
     model.to(device).network.train()
     generator, seconds = torch.Generator().manual_seed(0), []
     z_nd = torch.randn(training.batch, d, generator=generator).to(device)

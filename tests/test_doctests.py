@@ -12,7 +12,6 @@ MODULES = (
     "mmlib.denoisers.noise",
     "mmlib.denoisers.saved",
     "mmlib.evaluation.table",
-    "mmlib.training.budget",
     "mmlib.training.fit",
 )
 

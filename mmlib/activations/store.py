@@ -1,10 +1,10 @@
-"""The store of activations: a folder of HDF5 parts, each written whole, and a manifest written last.
+"""The store of activations: a folder of HDF5 parts, each written whole, and a manifest, last.
 
     activations/
       part-00000.h5 …    rows, about 30 MB a file; at most 2,000 files
       activations.h5     all parts as one, by HDF5's virtual datasets
-      manifest.json      what decides the values, and each file's name, size and digest: its presence
-                         says that the store is finished
+      manifest.json      what decides the values, and each file's name, size and digest: where it
+                         is, the store is finished
 
 Bare h5py reads the whole in five lines. The folder may be moved; bfloat16 is kept as its 16 bits:
 

@@ -1,8 +1,8 @@
 """Activations in memory: raw h as people have it, standardised z on which every loss is measured.
 
-rows_of, matrix, group_numbers   tensors, arrays, lists, HDF5 datasets, files and stores as one matrix
-                                 of rows, and each row's document; anything else is refused in words.
-                                 Nothing is unpickled, except by torch.load(weights_only=True)
+rows_of, matrix, group_numbers   tensors, arrays, lists, HDF5 datasets, files and stores as one
+                                 matrix of rows, and each row's document; the rest is refused in
+                                 words. Only torch.load(weights_only=True) unpickles anything
 Normaliser, Tokens               h ↔ z; the z of tokens, with their documents and positions
 to_numpy, from_numpy, as_float   stored bits: bfloat16 is kept as uint16
 RunningMoments                   mean and variance of rows that come in blocks
@@ -417,7 +417,7 @@ def row_numbers(rows, n: int, where: object) -> range | np.ndarray:
 
 
 def chunks_of(rows: range | np.ndarray, size: int) -> Iterator[tuple]:
-    """(chunk, where its rows are among `rows`, where in it), for each chunk of `size` rows with any."""
+    """(chunk, where its rows are among `rows`, where in it), for each chunk of `size` with any."""
     if isinstance(rows, range):
         for low in range(rows.start - rows.start % size, rows.stop, size):
             first, end = max(rows.start, low), min(rows.stop, low + size)

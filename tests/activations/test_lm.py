@@ -6,8 +6,6 @@ from letters import ARCHITECTURES, tiny
 from transformers import GPT2Config
 
 from mmlib.activations import lm as llm
-from mmlib.activations.corpora import Document
-from mmlib.activations.extract import plan_extraction
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -49,12 +47,6 @@ def test_impossible_layer_lists_what_is_allowed(layer):
         llm.resolve_layer(layer, 18)
 
 
-def test_impossible_layers_are_refused_by_the_plan(lm):
-    for layers, message in (([1, 1], "and each once"), (99, "layer 99: this model has 3")):
-        with pytest.raises(ValueError, match=message):
-            plan_extraction([Document("a", "text")], ["test"], lm, layers, window=16)
-
-
 UNKNOWN = "no causal language model '{}'.*gemma3-270m.*local folder.*Hub"
 
 
@@ -82,8 +74,3 @@ def test_a_tokenizer_that_was_converted_wrongly_is_refused():
         match=r"transformers \d.* cuts 'The Eiffel.* into 42 tokens, .* into 10: convert it with the version in requirements.txt",
     ):
         llm._require_known_tokens(lambda text: {"input_ids": [ord(letter) for letter in text]})
-
-
-@pytest.fixture
-def lm():
-    return tiny()

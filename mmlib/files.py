@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -52,14 +53,38 @@ def naming_full_disk(message: str) -> Iterator[None]:
         raise DiskFull(message) from error
 
 
-def replace_durably(path: Path, target: Path) -> None:
-    """Rename, and have the folder's entry on the disk before going on."""
-    os.replace(path, target)
-    folder = os.open(target.parent, os.O_RDONLY)
+BLOCK = 2**20  # bytes
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write to a temporary name that no other process uses, read it back, and rename it durably.
+
+    Another process that has finished the same file may remove the temporary one.
+
+    Raises:
+        StoreError: it reads back otherwise than it was written.
+    """
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        os.fsync(folder)
+        with open(partial, "w+b") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            for start in range(0, len(content), BLOCK):
+                if file.read(BLOCK) != bytes(content[start : start + BLOCK]):
+                    raise StoreError(f"{path} reads back otherwise than written: check the disk")
+        os.replace(partial, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileNotFoundError:
+        if not path.exists():
+            raise
     finally:
-        os.close(folder)
+        partial.unlink(missing_ok=True)
 
 
 def require(path: Path, notebook: str) -> Path:

@@ -22,10 +22,9 @@ from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser, Values, matrix
 from mmlib.denoisers.checkpoints import Origin, refuse_mistaken
 from mmlib.denoisers.gaussian import PrincipalComponents
-from mmlib.denoisers.likelihood import SMOOTHING, smoothed
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib.denoisers.noise import Denoiser, checked_sigma, sdedit
+from mmlib.denoisers.noise import SMOOTHING, Denoiser, checked_sigma, sdedit, smoothed
 from mmlib.denoisers.sae import SAEDenoiser
 
 AT_ONCE = 4096  # rows taken together
@@ -165,7 +164,7 @@ class Fitted:
     def log_likelihood(self, h: Values, *, seed: int = 0) -> Tensor:
         """Natural logarithm of the density of each raw activation, per dimension of the raw activation, (n,), double.
 
-        The density is of activations smoothed at σ₀ = 0.02, see `mmlib.denoisers.likelihood`.
+        The density is of activations smoothed at σ₀ = 0.02, see `mmlib.denoisers.noise`.
 
         Args:
             seed: of the smoothing noise; for a network also of the trace's probes.

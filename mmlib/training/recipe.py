@@ -15,7 +15,7 @@ from torch import nn
 
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import GaussianDenoiser
-from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.meta_model import DENSITIES, MetaModel
 from mmlib.denoisers.networks import (
     LinearSkip,
     MLPDenoiser,
@@ -25,7 +25,6 @@ from mmlib.denoisers.networks import (
     UNetDenoiser,
     UNetSize,
 )
-from mmlib.denoisers.noise import DENSITIES
 
 DECAYS = {
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,

@@ -60,7 +60,7 @@ class Training:
     validate_every: int = 100
     save_every: int = 100  # a state to resume from; both at steps that are logged
     keep: tuple[tuple[str, int], ...] = ()  # (name, step): copies of the averaged weights
-    # of the noise levels, or "logit_normal": see `mmlib.denoisers.noise.DENSITIES`
+    # of the noise levels, or "logit_normal": see `mmlib.denoisers.meta_model.DENSITIES`
     density: str = _later("uniform")
     weighting: str = _later("uniform")  # of the squared errors by noise level, likewise
     # of the rate; or "linear", or "late": constant, then linear over the last fifth

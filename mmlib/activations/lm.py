@@ -363,6 +363,42 @@ def hidden(output: BlockOutput) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+class Edit:
+    """An edit of single activations, wherever hooks are placed; h (batch, tokens, d) → the same
+    shape. A fitted object makes one: `edit = model.hook(sigma=0.5)`.
+
+        with edited_block(lm.model, 6, edit): …                                        # above
+        handle = gpt2.transformer.h[6].register_forward_hook(edit.forward_hook)        # transformers
+        hooked.run_with_hooks(ids, fwd_hooks=[("blocks.6.hook_resid_post", edit)])     # TransformerLens
+        with lm.trace(text): block.output[0][:] = edit(block.output[0])                # nnsight
+
+    Args:
+        edited: gives raw activations (n, d) in place of raw ones, (n, d) float32 on the CPU.
+        keep_opening: leave the first of several tokens as it is: the opening token's activation is
+            no text's.
+    """
+
+    def __init__(self, edited: Callable[[Tensor], Tensor], keep_opening: bool = True):
+        self.edited, self.keep_opening = edited, keep_opening
+
+    def __call__(self, hidden_btd: Tensor, hook: object = None) -> Tensor:
+        """The edited stream, of the same shape, dtype and device.
+
+        Args:
+            hook: TransformerLens names the place of the hook; it is passed over.
+        """
+        first = int(self.keep_opening and hidden_btd.shape[1] > 1)
+        edited_btd = hidden_btd[:, first:]
+        edited_nd = self.edited(edited_btd.detach().flatten(0, 1).float().cpu())
+        edited_btd = edited_nd.view(edited_btd.shape).to(hidden_btd)
+        return torch.cat([hidden_btd[:, :first], edited_btd], 1)
+
+    def forward_hook(self, module: nn.Module, inputs: tuple, output: BlockOutput) -> BlockOutput:
+        """For `register_forward_hook` of a block of transformers."""
+        edited_btd = self(hidden(output))
+        return (edited_btd, *output[1:]) if isinstance(output, tuple) else edited_btd
+
+
 def _pretrained(kind: type, name: str, cache: Path | None, **options):
     """What `kind.from_pretrained` reads of the model of that name."""
     embedded = name == EMBEDDED

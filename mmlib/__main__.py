@@ -7,7 +7,6 @@
     evaluate   denoising losses of saved models on activations in a file, side by side
     plan       which notebooks are due, why, and for how many minutes on this machine
     run        run them, compare the outcome with the published one, publish it
-    pages      render README.md, results/README.md and figures/README.md from the published results
 
 A command is a function: its signature says what it takes, its docstring what each is for. Libraries
 are imported by the command that needs them, so that --help comes at once.
@@ -28,7 +27,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {}
 
 
 def command(example: str) -> Callable[[Callable], Callable]:
-    """Makes a function a command of the name before "_command"; an error that the user can mend ends it with its message alone."""
+    """Makes a function a command of the name before "_command"; an error that the user can mend
+    ends it with its message alone.
+    """
 
     def register(function: Callable) -> Callable:
         name = function.__name__.removesuffix("_command")
@@ -47,13 +48,15 @@ def command(example: str) -> Callable[[Callable], Callable]:
 
 
 def _parser(name: str, function: Callable, example: str) -> argparse.ArgumentParser:
-    """Positional parameters are arguments, keywords are options: required without a default, flags if of type bool, several if lists."""
+    """Positional parameters are arguments, keywords are options: required without a default, flags
+    if of type bool, several if lists.
+    """
     description, _, entries = inspect.cleandoc(function.__doc__).partition("\n\nArgs:\n")
     helps = dict(re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", entries, re.MULTILINE))
     parser = argparse.ArgumentParser(
         prog=f"python -m mmlib {name}",
         description=description,
-        epilog=f"example:\n  python -m mmlib {name} {example}".rstrip(),
+        epilog=f"example:\n  python -m mmlib {name} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, parameter in inspect.signature(function).parameters.items():
@@ -90,7 +93,8 @@ def extract_command(
         model: as in the notebooks; left out: the preset's
         corpus: as in the notebooks; left out: the preset's
         layers: block indices from 0; left out: the preset's
-        output: a folder; left out: the run's store for one layer, activations-layers-… beside it for several
+        output: a folder; left out: the run's store for one layer, activations-layers-… beside it
+            for several
         replace: replace a store of other contents that is there
     """
     from accelerate import PartialState
@@ -99,8 +103,8 @@ def extract_command(
     from mmlib.activations.extract import describe, write_store
     from mmlib.activations.lm import load_language_model
     from mmlib.files import default_device
+    from mmlib.runs.artefacts import documents_of, extraction_command, prepare
     from mmlib.runs.run import start
-    from mmlib.runs.texts import documents_of, extraction_command, prepare
 
     # the slowest process may take long
     state = PartialState(cpu=default_device() == "cpu", timeout=timedelta(days=7))
@@ -144,7 +148,8 @@ def train_command(
     """Train one recipe of a preset from the command line, by one or several processes.
 
     Args:
-        recipe: one of the preset's recipes: gated_mlp, mlp, unet, denoising_sae, …; or published, the paper's own settings
+        recipe: one of the preset's recipes: gated_mlp, mlp, unet, denoising_sae, …; or published,
+            the paper's own settings
         preset: smoke, default or gpu: the sizes
         seed: of the weights, batches and noise (0)
         model: as in the notebooks; left out: the preset's
@@ -212,7 +217,8 @@ def fit_command(
     validation: float = 0.1,
     language_model: str = "",
 ) -> None:
-    """Fit a denoiser to raw activations (n, d) in a file, and save it in a folder that mmlib.load reads.
+    """Fit a denoiser to raw activations (n, d) in a file, and save it in a folder that mmlib.load
+    reads.
 
     Args:
         data: activations: .pt, .npy or .safetensors; or a store's folder
@@ -257,7 +263,8 @@ def evaluate_command(
     seed: int = 0,
     csv: Path | None = None,
 ) -> None:
-    """Velocity and ε losses of saved models on raw activations (n, d) that none was fitted to, with 95 % intervals.
+    """Velocity and ε losses of saved models on raw activations (n, d) that none was fitted to, with
+    95 % intervals.
 
     Args:
         models: folders that mmlib fit wrote; the first one's standardisation is the table's
@@ -300,7 +307,8 @@ def plan_command(
     """Print which notebooks are due, why, and for how many minutes on this machine.
 
     Args:
-        names: main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses; left out: main
+        names: main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses;
+            left out: main
         preset: smoke, default or gpu: the sizes
         what_if: files that are taken to have just changed, such as mmlib/denoisers/sae.py
         paths: print the named notebooks in their order, due or not
@@ -309,7 +317,7 @@ def plan_command(
 
     named = plan.named(names or [plan.MAIN])
     if paths:
-        print(*(f"notebooks/{name}.ipynb" for name in named), sep="\n")
+        print(*(os.path.relpath(plan.path_of(name)) for name in named), sep="\n")
     else:
         plan.show(plan.due(named, preset, what_if), preset)
 
@@ -330,7 +338,8 @@ def run_command(
     A run writes to the data folder alone; results/ and figures/ change by --publish.
 
     Args:
-        names: main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses; left out: main
+        names: main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses;
+            left out: main
         preset: smoke, default or gpu: the sizes
         only: run the named notebooks, due or not, and nothing that they need
         compare: then show how far results at the default preset are from the published ones
@@ -359,15 +368,6 @@ def run_command(
         print(f"\n{pipeline.as_text(found)}")
         if keep:
             print(pipeline.keep(found, ours, keep))
-
-
-@command("")
-def pages_command() -> None:
-    """Render README.md, results/README.md and figures/README.md from templates/ and the published results, by key."""
-    from mmlib.runs.pages import render_pages
-    from mmlib.runs.run import ROOT
-
-    print(*(path.relative_to(ROOT) for path in render_pages()), sep="\n")
 
 
 def main() -> None:

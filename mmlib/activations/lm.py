@@ -1,7 +1,7 @@
 """Load any causal language model and read its residual stream.
 
-Layer ℓ means the output of block ℓ, counting from 0: transformers' `hidden_states[ℓ + 1]`, save for the last block, whose entry
-there is normed already.
+Layer ℓ means the output of block ℓ, counting from 0: transformers' `hidden_states[ℓ + 1]`, save for
+the last block, whose entry there is normed already.
 """
 
 import hashlib
@@ -71,7 +71,9 @@ class LanguageModel:
 
     @property
     def device_name(self) -> str:
-        """What it computes on: values differ, in their last bits, from one kind of device to another."""
+        """What it computes on: values differ, in their last bits, from one kind of device to
+        another.
+        """
         device = self.model.device
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
@@ -93,11 +95,13 @@ class LanguageModel:
 def load_language_model(
     name: str, *, dtype: str | None = None, device: str = "cpu", cache: Path | None = None
 ) -> LanguageModel:
-    """The embedded model (`"gemma3-270m"`), a local folder, or a Hub id (`"gpt2"`, `"EleutherAI/pythia-160m"`, …).
+    """The embedded model (`"gemma3-270m"`), a local folder, or a Hub id (`"gpt2"`,
+    `"EleutherAI/pythia-160m"`, …).
 
     Args:
-        dtype: of the weights: "bfloat16", "float32" or "float16" (whose end, 65,504, many residual streams pass: such activations are
-            refused when they are stored). None: bfloat16 where the device computes in it, else float32.
+        dtype: of the weights: "bfloat16", "float32" or "float16" (whose end, 65,504, many residual
+            streams pass: such activations are refused when they are stored). None: bfloat16 where
+            the device computes in it, else float32.
         cache: folder in which the embedded model is converted once; None: ~/.cache/mmlib.
     Raises:
         ValueError: no model of that name can be loaded, or `dtype` is not one of the three.
@@ -134,9 +138,11 @@ def resolve_layer(layer: int | None, n_blocks: int) -> int:
 
 
 def residual_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The blocks that write to the residual stream: the one ModuleList as long as the model is deep.
+    """The blocks that write to the residual stream: the one ModuleList as long as the model is
+    deep.
 
-    Holds for Llama, Gemma, Qwen, GPT-2, GPT-NeoX, OPT and whatever else keeps its blocks in one list.
+    Holds for Llama, Gemma, Qwen, GPT-2, GPT-NeoX, OPT and whatever else keeps its blocks in one
+    list.
 
     Raises:
         ValueError: no list, or more than one, has that length.
@@ -195,9 +201,11 @@ def read_residual_stream(
 
 @contextmanager
 def resumed_at(model: PreTrainedModel, layer: int, output: BlockOutput) -> Iterator[None]:
-    """Within the context, block `layer` gives `output`, and neither it nor a block before it is computed: `read_blocks` did that.
+    """Within the context, block `layer` gives `output`, and neither it nor a block before it is
+    computed: `read_blocks` did that.
 
-    For many passes over the same tokens that differ from that block on only. An `edited_block` sees `output` as if it had been computed.
+    For many passes over the same tokens that differ from that block on only. An `edited_block` sees
+    `output` as if it had been computed.
     """
     skipped = residual_blocks(model)[: layer + 1]
     for block in skipped:  # what those before `layer` give is read by the next, which ignores it
@@ -213,12 +221,15 @@ def resumed_at(model: PreTrainedModel, layer: int, output: BlockOutput) -> Itera
 def edited_block(
     model: PreTrainedModel, layer: int, edit: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Within the context, block `layer` gives edit(h) in place of its output h, to all that reads it: later blocks, their caches, the logits.
+    """Within the context, block `layer` gives edit(h) in place of its output h, to all that reads
+    it: later blocks, their caches, the logits.
 
-    Also under `model.generate`: with a cache the first call sees the prompt, each later one the newest token alone, (batch, 1, d).
+    Also under `model.generate`: with a cache the first call sees the prompt, each later one the
+    newest token alone, (batch, 1, d).
 
     Args:
-        edit: maps h (batch, tokens, d), padding and <bos> included, to as many values, of any dtype and on any device. It must leave h as it is.
+        edit: maps h (batch, tokens, d), padding and <bos> included, to as many values, of any dtype
+            and on any device. It must leave h as it is.
     Raises:
         ValueError: the model has no such block, or the edit changes the shape.
     """
@@ -260,7 +271,9 @@ def _pretrained(kind: type, name: str, cache: Path | None, **options):
 
 
 def _embedded_folder(cache: Path) -> Path:
-    """Convert the packaged GGUF to safetensors, once: loading it takes a minute, the converted folder two seconds."""
+    """Convert the packaged GGUF to safetensors, once: loading it takes a minute, the converted
+    folder two seconds.
+    """
     folder = Path(cache) / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}"
     if folder.exists():
         return folder
@@ -292,7 +305,9 @@ def _embedded_folder(cache: Path) -> Path:
 
 
 def _require_known_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Some versions of transformers, such as 5.17, read the packaged tokenizer without its merges, and cut words into letters."""
+    """Some versions of transformers, such as 5.17, read the packaged tokenizer without its merges,
+    and cut words into letters.
+    """
     found = tokenizer(KNOWN_TEXT)["input_ids"]
     if found != KNOWN_IDS:
         raise ValueError(

@@ -1,9 +1,12 @@
-"""Weights from a folder or the Hub: complete, finite and of the right shapes, or refused by name. Nothing is unpickled.
+"""Weights from a folder or the Hub: complete, finite and of the right shapes, or refused by name.
+Nothing is unpickled.
 
-`Origin` is what every fit carries beside its weights: the activations it is of. `fetched` brings a folder or a repository of the Hub,
-`load_network` fills a network, `model_card` writes the page that lies beside the weights. `read` reads the checkpoints of the
-paper's authors (arXiv 2602.06964) as they are: config.yaml, rep_statistics.pt (mean and var of the activations, by layer if there are
-several), and final.safetensors or epochs in checkpoints/. Their parameter names are the names in `MLPDenoiser`, after "model.".
+`Origin` is what every fit carries beside its weights: the activations it is of. `fetched` brings a
+folder or a repository of the Hub, `load_network` fills a network, `model_card` writes the page that
+lies beside the weights. `read` reads the checkpoints of the paper's authors (arXiv 2602.06964) as
+they are: config.yaml, rep_statistics.pt (mean and var of the activations, by layer if there are
+several), and final.safetensors or epochs in checkpoints/. Their parameter names are the names in
+`MLPDenoiser`, after "model.".
 """
 
 import pickle
@@ -77,7 +80,8 @@ class Origin:
 
     @classmethod
     def read(cls, folder: Path, identity: Mapping) -> "Origin":
-        """Of the statistics that `write` left in a folder, and the identity that was kept elsewhere.
+        """Of the statistics that `write` left in a folder, and the identity that was kept
+        elsewhere.
 
         Raises:
             CheckpointError: the statistics are missing or truncated.
@@ -121,10 +125,12 @@ class Origin:
         d: int | None = None,
         documents: str | None = None,
     ) -> None:
-        """Refuse activations that the fit was not made for; what is None here or unknown to the fit is not compared.
+        """Refuse activations that the fit was not made for; what is None here or unknown to the fit
+        is not compared.
 
         Raises:
-            StoreError: they are of another language model, layer, width or of other documents; the message has both.
+            StoreError: they are of another language model, layer, width or of other documents; the
+                message has both.
         """
         pinned = "@" in self.language_model  # published checkpoints name no revision
         theirs = language_model if pinned else (language_model or "").partition("@")[0]
@@ -155,7 +161,8 @@ def fetched(source: str | Path, revision: str | None = None, extra: tuple[str, .
     """A local folder as it is, or the local copy of a Hub repository.
 
     Args:
-        extra: files to fetch beside those of a final model; earlier epochs are left out, since each is as large.
+        extra: files to fetch beside those of a final model; earlier epochs are left out, since each
+            is as large.
 
     Raises:
         FileNotFoundError: no such folder, and no such repository within reach.
@@ -224,7 +231,9 @@ def load_network(kind: type[nn.Module], folder: Path) -> nn.Module:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML as data: tags that ask for Python objects (OmegaConf writes its paths so) become None, and nothing is constructed."""
+    """YAML as data: tags that ask for Python objects (OmegaConf writes its paths so) become None,
+    and nothing is constructed.
+    """
 
 
 _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
@@ -237,7 +246,8 @@ def read(folder: Path, checkpoint: str = "final") -> tuple[MLPDenoiser, str, Ori
     """What `MetaModel` is made of: network, objective, and the origin as far as it is known.
 
     Args:
-        checkpoint: "final", or the latest epoch if there is no final one; or a name in checkpoints/.
+        checkpoint: "final", or the latest epoch if there is no final one; or a name in
+            checkpoints/.
     Raises:
         CheckpointError: a file is missing or damaged, or the parts do not fit each other; the
             message names it.
@@ -296,7 +306,9 @@ def _weights_file(folder: Path, checkpoint: str) -> Path:
 
 
 def _statistics(path: Path, layers: list[int], d: int) -> Normaliser:
-    """Of these layers: a row for each, or rows of all layers of the language model from which theirs are taken."""
+    """Of these layers: a row for each, or rows of all layers of the language model from which
+    theirs are taken.
+    """
     if not path.exists():
         raise CheckpointError(
             f"{path} is missing: without the activations' mean and variance the weights mean nothing"
@@ -335,7 +347,8 @@ def model_card(facts: Mapping[str, object]) -> str:
     """Markdown with what is known about a model.
 
     Args:
-        facts: objective, language_model, layers, documents, d, parameters; others (about the training) are listed as they are.
+        facts: objective, language_model, layers, documents, d, parameters; others (about the
+            training) are listed as they are.
     """
     layers = ", ".join(str(layer) for layer in facts["layers"]) or "unknown"
     known = ("network", "objective", "language_model", "layers", "documents", "d", "parameters")

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmlib.activations.arrays import Values, matrix
 from mmlib.activations.lm import LanguageModel
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import Normaliser
+from mmlib.activations.tokens import Normaliser, Values, matrix
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.likelihood import SMOOTHING, smoothed

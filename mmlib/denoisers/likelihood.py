@@ -1,7 +1,9 @@
-"""Log-densities of activations under a denoiser, by the change of variables along its probability-flow ODE.
+"""Log-densities of activations under a denoiser, by the change of variables along its
+probability-flow ODE.
 
-Stored activations are rounded numbers, which have no density. What is measured, for every method alike, is the density of the
-activation smoothed a little, x = (1 − σ₀) z + σ₀ ε at σ₀ = 0.02: a Gaussian's own becomes N((1 − σ₀) μ, (1 − σ₀)² Σ + σ₀² I).
+Stored activations are rounded numbers, which have no density. What is measured, for every method
+alike, is the density of the activation smoothed a little, x = (1 − σ₀) z + σ₀ ε at σ₀ = 0.02: a
+Gaussian's own becomes N((1 − σ₀) μ, (1 − σ₀)² Σ + σ₀² I).
 """
 
 import math
@@ -21,7 +23,9 @@ EXACT_UP_TO = 32  # dimensions at which the trace is taken exactly unless asked 
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """Natural logarithm of the density per dimension, (n,), and the standard error of its trace estimate, (n,)."""
+    """Natural logarithm of the density per dimension, (n,), and the standard error of its trace
+    estimate, (n,).
+    """
 
     nats_per_dimension_n: Tensor
     standard_error_n: Tensor  # 0 where the trace is exact; of one probe unknown (NaN)
@@ -45,8 +49,8 @@ def log_likelihood(
 ) -> LogLikelihood:
     """log p(x) of smoothed activations x, in nats per dimension of z.
 
-    Along dx/dσ = v(x, σ) = (x − ẑ)/σ the log-density falls by div v (Song et al. 2021, eq. 39); at the last σ it is the noise's.
-    Heun's method on levels evenly spaced in log(σ/(1 − σ)).
+    Along dx/dσ = v(x, σ) = (x − ẑ)/σ the log-density falls by div v (Song et al. 2021, eq. 39); at
+    the last σ it is the noise's. Heun's method on levels evenly spaced in log(σ/(1 − σ)).
 
     Args:
         denoiser: differentiable.
@@ -95,7 +99,9 @@ def _total(x_nd: Tensor, trace_kn: Tensor, last_sigma: float, exact: bool) -> Lo
 def _velocity(
     denoiser: Denoiser, x_nd: Tensor, sigma: float, probes_knd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """v (n, d) and its contractions pᵀ ∂v/∂x p, (k, n): unbiased for the trace, or with unit vectors its terms."""
+    """v (n, d) and its contractions pᵀ ∂v/∂x p, (k, n): unbiased for the trace, or with unit
+    vectors its terms.
+    """
     with torch.enable_grad():
         x_nd = x_nd.detach().requires_grad_()
         v_nd = (x_nd - denoiser(x_nd, sigma)) / sigma

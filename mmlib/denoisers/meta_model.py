@@ -1,4 +1,6 @@
-"""`MetaModel` = normaliser + denoising network + noise process: the one object that notebooks and applications use."""
+"""`MetaModel` = normaliser + denoising network + noise process: the one object that notebooks and
+applications use.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -23,12 +25,15 @@ NETWORKS = {**DENOISERS, "LinearSkip": LinearSkip}
 
 
 class MetaModel:
-    """A diffusion model of the activations of one layer of one language model, or of several layers.
+    """A diffusion model of the activations of one layer of one language model, or of several
+    layers.
 
-    A model of several layers is trained as a whole and used one layer at a time: `model.at(layer).sample(…)`.
+    A model of several layers is trained as a whole and used one layer at a time:
+    `model.at(layer).sample(…)`.
 
     Args:
-        network: maps (x (n, d), times (u,)) to a prediction (n, d); one of several layers takes their indices (u,) too.
+        network: maps (x (n, d), times (u,)) to a prediction (n, d); one of several layers takes
+            their indices (u,) too.
         objective: what it predicts, "flow_velocity" or "ddpm_epsilon".
         origin: the activations it learnt: their statistics, language model, layers and documents.
     """
@@ -40,7 +45,9 @@ class MetaModel:
 
     @classmethod
     def for_store(cls, network: nn.Module, objective: str, *stores: ActivationStore) -> "MetaModel":
-        """An untrained model for the activations of a store, or of several: one a layer, of the same texts."""
+        """An untrained model for the activations of a store, or of several: one a layer, of the
+        same texts.
+        """
         return cls(network, objective, Origin.of(*stores))
 
     @property
@@ -123,7 +130,8 @@ class MetaModel:
         """Refuse a store that this model was not made for.
 
         Args:
-            same_documents: also refuse other documents or another split of them: the store's test documents may be this model's training ones.
+            same_documents: also refuse other documents or another split of them: the store's test
+                documents may be this model's training ones.
         Raises:
             StoreError: it holds another language model, layer or width, or other documents.
         """
@@ -150,16 +158,21 @@ class MetaModel:
         density: str = "uniform",
         weighting: str = "uniform",
     ) -> Tensor:
-        """Training loss of a batch: mean squared error per dimension of the prediction at levels drawn from the process's 1000.
+        """Training loss of a batch: mean squared error per dimension of the prediction at levels
+        drawn from the process's 1000.
 
         Args:
             z: standardised activations (n, d), or (layers, n, d) for a model of several layers.
             generator: draws levels and noise, on its own device; a GPU's draws differ from a CPU's.
-            levels: number u of different levels, each shared by n/u rows, which is faster; None: one a row.
-            part: (i, k): the loss of the i-th of k equal parts of the batch. Their mean is the loss of the whole.
+            levels: number u of different levels, each shared by n/u rows, which is faster; None:
+                one a row.
+            part: (i, k): the loss of the i-th of k equal parts of the batch. Their mean is the loss
+                of the whole.
             network: in place of the model's own, such as one that is wrapped for several processes.
-            density: of the levels, one of `mmlib.denoisers.noise.DENSITIES`; "uniform" is the plain objective.
-            weighting: weights of the squared errors by level, after the same densities; "uniform" is the plain objective.
+            density: of the levels, one of `mmlib.denoisers.noise.DENSITIES`; "uniform" is the plain
+                objective.
+            weighting: weights of the squared errors by level, after the same densities; "uniform"
+                is the plain objective.
         """
         z_lnd = z if z.ndim == 3 else z[None]
         n_layers, n, d = z_lnd.shape
@@ -207,7 +220,8 @@ class MetaModel:
         """Draws of z (n, d), from noise.
 
         Args:
-            solver: name of one of the process's `solvers`; None: its first. "heun" asks the network twice a step (but the last), others once.
+            solver: name of one of the process's `solvers`; None: its first. "heun" asks the network
+                twice a step (but the last), others once.
         Raises:
             ValueError: unknown solver; the message lists those there are.
         """
@@ -226,9 +240,11 @@ class MetaModel:
         bf16: bool = False,
         progress: bool = True,
     ) -> Tensor:
-        """SDEdit (Meng et al. 2022): noise z to level σ and take it back to 0 in `steps` steps, (n, d).
+        """SDEdit (Meng et al. 2022): noise z to level σ and take it back to 0 in `steps` steps, (n,
+        d).
 
-        The paper edits with σ = 0.5 and 20 Euler steps. A DDPM starts at its training level nearest to σ, with no more steps than levels below.
+        The paper edits with σ = 0.5 and 20 Euler steps. A DDPM starts at its training level nearest
+        to σ, with no more steps than levels below.
 
         Raises:
             ValueError: σ outside (0, 1), or unknown solver.
@@ -275,7 +291,8 @@ class MetaModel:
         exact: bool | None = None,
         batch: int = 512,
     ) -> LogLikelihood:
-        """Log-density of raw activations, smoothed at σ₀ (see `mmlib.denoisers.likelihood`), in nats per dimension of the raw activation.
+        """Log-density of raw activations, smoothed at σ₀ (see `mmlib.denoisers.likelihood`), in
+        nats per dimension of the raw activation.
 
         Args:
             z_nd: standardised activations.
@@ -297,10 +314,12 @@ class MetaModel:
     def neurons(
         self, z_nd: Tensor, *, sigma: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Hidden units ("meta-neurons") on activations noised to σ; the paper reads them at σ = 0.1.
+        """Hidden units ("meta-neurons") on activations noised to σ; the paper reads them at σ =
+        0.1.
 
         Returns:
-            By block: (n, f) inputs of the MLP's down projections, or the means over the image of a UNet's last convolutions' inputs.
+            By block: (n, f) inputs of the MLP's down projections, or the means over the image of a
+                UNet's last convolutions' inputs.
         """
         found: dict[str, Tensor] = {}
 
@@ -318,7 +337,8 @@ class MetaModel:
         return found
 
     def save_pretrained(self, folder: Path, facts: Mapping[str, object] | None = None) -> None:
-        """Write network/ (diffusers' format), normaliser.safetensors, README.md (the model card) and, last, meta_model.json.
+        """Write network/ (diffusers' format), normaliser.safetensors, README.md (the model card)
+        and, last, meta_model.json.
 
         Args:
             facts: about the training, for the card.
@@ -344,7 +364,8 @@ class MetaModel:
     def from_pretrained(
         cls, source: str | Path, *, revision: str | None = None, checkpoint: str = "final"
     ) -> "MetaModel":
-        """Read what `save_pretrained` wrote, or a checkpoint of the paper's authors (see `mmlib.denoisers.checkpoints`).
+        """Read what `save_pretrained` wrote, or a checkpoint of the paper's authors (see
+        `mmlib.denoisers.checkpoints`).
 
         Args:
             source: a folder, or the id of a Hub repository.

@@ -1,9 +1,11 @@
-"""Noise processes over diffusers' schedulers: DDPM ε-prediction and flow-matching velocity, on one footing.
+"""Noise processes over diffusers' schedulers: DDPM ε-prediction and flow-matching velocity, on one
+footing.
 
-Both mix x = a·z + s·ε with ε ~ N(0, I). Flow matching has a = 1 − σ, s = σ; DDPM has a = √ᾱ, s = √(1 − ᾱ). DDPM's x divided by
-a + s is flow matching's x at σ = s / (a + s), so σ from 0 (clean) to 1 (noise) measures both, and any denoiser, which maps
-(flow-form x, σ) to an estimate of z, can be read on either objective: with an estimate ẑ the error of the velocity is
-(z − ẑ)/σ and the error of ε is a(z − ẑ)/s.
+Both mix x = a·z + s·ε with ε ~ N(0, I). Flow matching has a = 1 − σ, s = σ; DDPM has a = √ᾱ, s =
+√(1 − ᾱ). DDPM's x divided by a + s is flow matching's x at σ = s / (a + s), so σ from 0 (clean) to
+1 (noise) measures both, and any denoiser, which maps (flow-form x, σ) to an estimate of z, can be
+read on either objective: with an estimate ẑ the error of the velocity is (z − ẑ)/σ and the error of
+ε is a(z − ẑ)/s.
 """
 
 from collections.abc import Iterator
@@ -44,7 +46,9 @@ class Level:
 
 
 class FlowMatching:
-    """x = (1 − σ) z + σ ε; the network predicts the velocity v = ε − z. Its time runs from 0 to 1000 (Lipman et al. 2023)."""
+    """x = (1 − σ) z + σ ε; the network predicts the velocity v = ε − z. Its time runs from 0 to
+    1000 (Lipman et al. 2023).
+    """
 
     objective = "flow_velocity"
     last_sigma = 0.999  # of the likelihood's path
@@ -108,14 +112,18 @@ class FlowMatching:
 
 
 class DDPM:
-    """x = √ᾱ z + √(1 − ᾱ) ε over 1000 linear betas; the network predicts ε (Ho, Jain and Abbeel 2020, eq. 14)."""
+    """x = √ᾱ z + √(1 − ᾱ) ε over 1000 linear betas; the network predicts ε (Ho, Jain and Abbeel
+    2020, eq. 14).
+    """
 
     objective = "ddpm_epsilon"
     last_sigma = 0.9936  # of the likelihood's path: the noisiest training level
 
     @cached_property
     def scheduler(self) -> DDPMScheduler:
-        """diffusers' scheduler. `clip_sample` would cut ẑ to [−1, 1]: right for images, wrong for activations."""
+        """diffusers' scheduler. `clip_sample` would cut ẑ to [−1, 1]: right for images, wrong for
+        activations.
+        """
         return DDPMScheduler(num_train_timesteps=1000, clip_sample=False)
 
     @cached_property
@@ -147,7 +155,8 @@ class DDPM:
     def estimate(self, network, x_nd: Tensor, sigma: float) -> Tensor:
         """ẑ = (x′ − s ε̂)/a (n, d), with x′ = (a + s) x the network's own input.
 
-        Between training levels the network is told a fractional time; beyond the first and last it is told those.
+        Between training levels the network is told a fractional time; beyond the first and last it
+        is told those.
         """
         ratio = sigma / (1 - sigma)
         a = 1 / np.sqrt(1 + ratio**2)
@@ -165,7 +174,9 @@ class DDPM:
         return levels
 
     def at_time(self, time_n: Tensor) -> tuple[Tensor, Tensor]:
-        """(a, s), each (n,), of what a network is told; between training levels log((1 − ᾱ)/ᾱ) is interpolated, as in `estimate`."""
+        """(a, s), each (n,), of what a network is told; between training levels log((1 − ᾱ)/ᾱ) is
+        interpolated, as in `estimate`.
+        """
         ratio = (1 - self._alpha_bar) / self._alpha_bar
         log_ratio = torch.from_numpy(np.log(ratio)).float().to(time_n.device)
         below = time_n.long().clamp(0, 998)
@@ -180,9 +191,11 @@ class DDPM:
     }
 
     def schedule(self, solver: str, steps: int, sigma: float = 1.0) -> "Schedule":
-        """Steps of a solver from the training level nearest to σ down to 0: no more than there are levels below it.
+        """Steps of a solver from the training level nearest to σ down to 0: no more than there are
+        levels below it.
 
-        DDIM steps by whole, equal strides, so the number of its steps is the nearest that allows them.
+        DDIM steps by whole, equal strides, so the number of its steps is the nearest that allows
+        them.
         """
         betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
         scheduler = make_solver(self, solver, **betas)
@@ -254,7 +267,8 @@ def checked_sigma(sigma: "float | np.ndarray | Tensor | list[float]", n: int = 1
     """σ as an array of one number, or of n.
 
     Raises:
-        ValueError: a value is not between 0 and 1, both left out, or there are neither one nor n of them.
+        ValueError: a value is not between 0 and 1, both left out, or there are neither one nor n of
+            them.
 
     >>> checked_sigma(300)
     Traceback (most recent call last):
@@ -274,8 +288,9 @@ def checked_sigma(sigma: "float | np.ndarray | Tensor | list[float]", n: int = 1
 
 
 def sdedit(denoiser: Denoiser, z_nd: Tensor, noise_nd: Tensor, sigma: float, steps: int) -> Tensor:
-    """SDEdit (Meng et al. 2022) by any denoiser, such as a mixture in closed form, (n, d): z is noised to σ and comes back to 0 by Euler's steps
-    of flow matching. The velocity is (x − ẑ)/σ for the denoiser's estimate ẑ.
+    """SDEdit (Meng et al. 2022) by any denoiser, such as a mixture in closed form, (n, d): z is
+    noised to σ and comes back to 0 by Euler's steps of flow matching. The velocity is (x − ẑ)/σ for
+    the denoiser's estimate ẑ.
 
     >>> def towards_zero(x_nd, sigma):  # the posterior mean under N(0, 0)
     ...     return 0 * x_nd
@@ -310,7 +325,8 @@ def noise_process(objective: str) -> FlowMatching | DDPM:
 
 
 def stratified_levels(n: int, generator: torch.Generator, density: str = "uniform") -> Tensor:
-    """n training levels (n,) of 0 … 999, one from each of n equally likely strata: the mean loss varies less.
+    """n training levels (n,) of 0 … 999, one from each of n equally likely strata: the mean loss
+    varies less.
 
     Args:
         density: of the levels, one of `DENSITIES`.
@@ -327,8 +343,8 @@ class LevelDensity:
 
     Args:
         quantiles: a level for each of 1000 equally likely strata, rising, (1000,).
-        weights: density of each level over the uniform one's, (1000,), mean 1: as weights of a loss at uniform levels they have the same
-            expected gradient.
+        weights: density of each level over the uniform one's, (1000,), mean 1: as weights of a loss
+            at uniform levels they have the same expected gradient.
     """
 
     quantiles: Tensor
@@ -336,7 +352,9 @@ class LevelDensity:
 
 
 def _logit_normal() -> LevelDensity:
-    """Level sigmoid(n), n ~ N(0, 1), on a scale from 0 to 1 (Esser et al. 2024, eq. 19): the middle is asked most."""
+    """Level sigmoid(n), n ~ N(0, 1), on a scale from 0 to 1 (Esser et al. 2024, eq. 19): the middle
+    is asked most.
+    """
     middle = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     quantiles = (1000 * torch.sigmoid(torch.special.ndtri(middle))).long().clamp_(0, 999)
     weights = torch.exp(-(torch.logit(middle) ** 2) / 2) / (middle * (1 - middle))

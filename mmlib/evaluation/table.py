@@ -7,9 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mmlib.activations.arrays import Rows, Values, rows_of
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import Normaliser
+from mmlib.activations.tokens import Normaliser, Rows, Values, rows_of
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.fitted import Fitted, normaliser_of, refuse_mistaken
 from mmlib.denoisers.noise import LEVELS, Denoiser, noise_process

@@ -21,9 +21,8 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from mmlib.activations.arrays import Values, rows_of
 from mmlib.activations.batches import spread_rows
-from mmlib.activations.tokens import Normaliser
+from mmlib.activations.tokens import Normaliser, Values, rows_of
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.fitted import KINDS, Cost, Fitted, normaliser_of
 from mmlib.denoisers.gaussian import PrincipalComponents

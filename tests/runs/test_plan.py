@@ -30,7 +30,7 @@ def ran(tmp_path, monkeypatch):
         ("mmlib/training/train.py", MAIN[1:]),
         ("notebooks/studies/verdict.py", ["04", "09", "31"]),
         ("mmlib/evaluation/claim.py", ["04", "08", "09", "31"]),
-        ("mmlib/evaluation/frechet.py", ["05", "09", "31"]),
+        ("mmlib/evaluation/lm_loss.py", ["08", "09", "31"]),
         ("notebooks/studies/figures/losses.py", ["31"]),
         ("notebooks/05_sample_quality.ipynb", ["05", "09", "31"]),
         ("notebooks/studies/claims/ledger.py", ["09", "31"]),
@@ -56,10 +56,10 @@ def test_a_study_is_due_by_what_it_imports_and_by_what_ran_before_it(ran):
 def test_results_that_the_ledger_takes_in_and_edits_during_a_run_make_due(ran):
     files.write_json(ran / "results" / "smoke" / "steering.json", {})
     before = plan.state_of("05_sample_quality", "smoke")
-    before["mmlib/evaluation/frechet.py"] = "as it was"
+    before["mmlib/evaluation/losses.py"] = "as it was"
     plan.stamp("05_sample_quality", "smoke", before)
     assert plan.due(plan.named(["main"]), "smoke") == {
-        "05_sample_quality": ["mmlib/evaluation/frechet.py changed"],
+        "05_sample_quality": ["mmlib/evaluation/losses.py changed"],
         "09_claims": ["smoke/steering.json changed", "05_sample_quality runs before it"],
         "31_figures": ["09_claims runs before it"],
     }

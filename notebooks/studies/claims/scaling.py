@@ -1,6 +1,6 @@
 """Statements about scaling: whether the loss follows a power law of compute, and with which exponent."""
 
-from mmlib.runs.results import rows_of
+from mmlib.runs.run import rows_of
 from mmlib_studies.claims.rules import INCOMPARABLE, NOT, REPRODUCED, UNDECIDED, Measured, percent
 
 # exponents among which the law of notebook 06 is sought (`mmlib_studies.scaling.ALPHAS`)

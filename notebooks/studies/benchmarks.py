@@ -25,11 +25,11 @@ from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser, UNetDenoiser, count_parameters
 from mmlib.files import GPU_PACKAGES, default_device, provenance, write_json
-from mmlib.runs.results import keyed_results
-from mmlib.runs.run import ROOT
+from mmlib.runs.run import ROOT, keyed_results
 from mmlib.training.recipe import Training
 from mmlib.training.train import TrainingRun, step_generator
 
@@ -104,7 +104,7 @@ def training_of(workload: Workload) -> TrainingRun:
     with torch.device(default_device()):  # half a billion random numbers take long on a CPU
         network = workload.network(workload.d)
     plain = Normaliser(torch.zeros(1, workload.d), torch.ones(1, workload.d))
-    model = MetaModel(network, workload.objective, plain, "none", [0], "standard normal")
+    model = MetaModel(network, workload.objective, Origin(plain, "none", (0,), "standard normal"))
     settings = Training(workload.objective, steps=1_000_000, batch=workload.batches[0], lr=1e-4)
     with tempfile.TemporaryDirectory() as folder:  # nothing is saved
         return TrainingRun(model, settings, torch.randn(8, workload.d), Path(folder), 0, "", None)

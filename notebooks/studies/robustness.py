@@ -161,7 +161,7 @@ def training_median(store: ActivationStore) -> float:
     """Median norm of the raw activations of the training documents, from up to 20,000 rows spread over them."""
     rows = store.rows("train")
     chosen = rows.start + _spread(len(rows), OUTLIER_SAMPLE, 0)
-    return float(store.take(chosen).float().norm(dim=1).median())
+    return float(store.read(chosen).float().norm(dim=1).median())
 
 
 def _spread(there: int, most: int, seed: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from mmlib.activations.generate import (
     shipped_settings_off,
 )
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser
 from mmlib_studies.steering import edits as steer
@@ -28,7 +29,9 @@ PROMPTS = torch.randint(4, 60, (5, 6), generator=torch.Generator().manual_seed(2
 
 def network():
     torch.manual_seed(3)
-    return MetaModel(MLPDenoiser(16, 32, 48, 2), "flow_velocity", NORMALISER, "tiny@0", [1], "")
+    return MetaModel(
+        MLPDenoiser(16, 32, 48, 2), "flow_velocity", Origin(NORMALISER, "tiny@0", (1,))
+    )
 
 
 REPAIRS = {

@@ -89,6 +89,20 @@ def sealed(content: dict) -> bytes:
     return json.dumps({**content, "digest": xxhash.xxh3_128_hexdigest(text)}, indent=1).encode()
 
 
+def unsealed(text: bytes) -> dict:
+    """What `sealed` wrote, with its digest.
+
+    Raises:
+        ValueError: a byte of it is another.
+    """
+    content = json.loads(text)
+    known = dict(content) if isinstance(content, dict) else {}
+    known.pop("digest", None)
+    if sealed(known) != text:
+        raise ValueError("its digest is not that of its content")
+    return content
+
+
 def part_seal(digest: str) -> bytes:
     """What a part begins with."""
     return f"{FORMAT}-part {digest}\n".encode().ljust(SEAL_BYTES, b"\0")

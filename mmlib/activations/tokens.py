@@ -245,6 +245,9 @@ def rows_of(
     return Rows(h_nd, group_n, values.model, values.layer, values.documents)
 
 
+LARGEST = 1e15  # the squares of larger ones, summed, pass what float32 holds
+
+
 def matrix(values: Values, *, d: int | None = None, what: str = "h") -> Tensor:
     """Values (n, d) as float32 on the CPU; see `rows_of`.
 
@@ -255,7 +258,7 @@ def matrix(values: Values, *, d: int | None = None, what: str = "h") -> Tensor:
     >>> matrix([[1, float("nan")], [3, 4]])
     Traceback (most recent call last):
     ...
-    ValueError: h: 1 of 2 rows holds NaN or infinity: rows 0
+    ValueError: h: 1 of 2 rows holds NaN, infinity or values over 1e+15: rows 0
     """
     array = _array(values, what)
     shape = tuple(array.shape)
@@ -273,10 +276,11 @@ def matrix(values: Values, *, d: int | None = None, what: str = "h") -> Tensor:
     if not array.numel():
         raise ValueError(f"{what} has shape {shape}: expected at least one activation")
     h_nd = array.float().contiguous()
-    if len(bad := (~h_nd.isfinite().all(1)).nonzero()[:, 0].tolist()):
+    if len(bad := (~(h_nd.abs() <= LARGEST).all(1)).nonzero()[:, 0].tolist()):
         raise ValueError(
-            f"{what}: {len(bad)} of {len(h_nd)} rows {'holds' if len(bad) == 1 else 'hold'} NaN or "
-            f"infinity: rows {', '.join(map(str, bad[:SHOWN]))}{', …' if len(bad) > SHOWN else ''}"
+            f"{what}: {len(bad)} of {len(h_nd)} rows {'holds' if len(bad) == 1 else 'hold'} NaN, "
+            f"infinity or values over {LARGEST:.0e}: "
+            f"rows {', '.join(map(str, bad[:SHOWN]))}{', …' if len(bad) > SHOWN else ''}"
         )
     return h_nd
 

@@ -25,7 +25,13 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from mmlib.activations.corpora import SPLITS, Document, corpus_identity, split_documents
-from mmlib.activations.lm import PROGRESS, LanguageModel, residual_blocks, resolve_layer
+from mmlib.activations.lm import (
+    PROGRESS,
+    LanguageModel,
+    require_causal,
+    residual_blocks,
+    resolve_layer,
+)
 from mmlib.activations.parts import CHUNK_ROWS, DTYPES
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.windows import (
@@ -153,6 +159,7 @@ def plan_extraction(
     ]
     if len(set(layers)) < len(layers):
         raise ValueError(f"layers {layers}: expected each once")
+    require_causal(lm.model, max(layers))
     order = sorted(range(len(documents)), key=lambda i: SPLITS.index(splits[i]))
     token_ids = tokenize([documents[i] for i in order], lm, document_tokens)
     rows = [

@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -26,8 +27,8 @@ from transformers import (
 from mmlib.files import bf16_pays, require_disk, sha256
 
 BlockOutput = (
-    Tensor | tuple
-)  # of one block: the residual stream (batch, tokens, d), or a tuple that begins with it, as some architectures give
+    Tensor | tuple | list
+)  # of one block: the residual stream (batch, tokens, d), or a tuple or list that begins with it, as some architectures give
 
 
 DTYPES = ("bfloat16", "float32", "float16")
@@ -128,7 +129,13 @@ def count_blocks(name: str, cache: Path) -> int:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unknown(name) from error
-    return config.get_text_config().num_hidden_layers
+    return _depth(config)
+
+
+def _depth(config: PretrainedConfig) -> int | None:
+    """Number of residual blocks; of an architecture that has an encoder too, those of the decoder. None: the configuration tells none."""
+    text = config.get_text_config()
+    return getattr(text, "decoder_layers", None) or getattr(text, "num_hidden_layers", None)
 
 
 def resolve_layer(layer: int | None, n_blocks: int) -> int:
@@ -149,22 +156,63 @@ def resolve_layer(layer: int | None, n_blocks: int) -> int:
 def residual_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The blocks that write to the residual stream: the one ModuleList as long as the model is deep.
 
-    Holds for Llama, Gemma, Qwen, GPT-2, GPT-NeoX, OPT and whatever else keeps its blocks in one list.
+    Lists inside of it, such as as many experts, do not count; nor do those beside the language model, such as a tower for images.
 
     Raises:
         ValueError: no list, or more than one, has that length.
     """
-    depth = model.config.get_text_config().num_hidden_layers
-    found = {
-        name: m
-        for name, m in model.named_modules()
-        if isinstance(m, nn.ModuleList) and len(m) == depth
-    }
+    depth = _depth(model.config)
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    found = _lists(decoder, depth) or _lists(model, depth)
     if len(found) != 1:
         raise ValueError(
-            f"{type(model).__name__}: expected one ModuleList of {depth} blocks, found {sorted(found) or 'none'}"
+            f"{type(model).__name__}: expected one ModuleList of {depth} blocks, found {sorted(found) or 'none'}. "
+            "Such an architecture has no residual stream that this code reads"
         )
     return next(iter(found.values()))
+
+
+def _lists(module: nn.Module, length: int | None) -> dict[str, nn.ModuleList]:
+    """The outermost lists of that length by name."""
+    found = {
+        name: m
+        for name, m in module.named_modules()
+        if isinstance(m, nn.ModuleList) and len(m) == length
+    }
+    return {
+        name: m for name, m in found.items() if not any(name.startswith(f"{x}.") for x in found)
+    }
+
+
+PROBE_TOKENS = 16
+
+
+def require_causal(model: PreTrainedModel, layer: int) -> Tensor:
+    """Refuse a model whose tokens see later ones: what it gives at a token would depend on the padding of its batch.
+
+    The later half of a few tokens is changed; what block `layer` gives at the earlier ones must stay. Experts may round otherwise in batches
+    of other sizes, so the median element of a token may move by a little.
+
+    Returns:
+        What the block gives, (1, tokens, d): its width and dtype are those of the residual stream.
+    Raises:
+        ValueError: they see later ones.
+    """
+    words, half = model.get_input_embeddings().weight.shape[0], PROBE_TOKENS // 2
+    ids_bt = torch.arange(PROBE_TOKENS)[None] * 7 % words
+    changed_bt = torch.cat([ids_bt[:, :half], (ids_bt[:, half:] + 3) % words], 1)
+    given, other = (
+        read_residual_stream(model, [layer], ids)[layer] for ids in (ids_bt, changed_bt)
+    )
+    before, after = given[:, :half].float(), other[:, :half].float()
+    moved_bt = ((after - before).abs() / before.abs().clamp(min=1e-6)).median(-1).values
+    moved = moved_bt.max().item()
+    if moved > max(1e-4, 16 * torch.finfo(given.dtype).eps):  # NaN is refused where it is stored
+        raise ValueError(
+            f"{type(model).__name__} is not causal: its tokens see later ones (other later tokens move the output of block {layer} by "
+            f"{100 * moved:.1f} %). Expected a causal language model, which reads padding on the right without harm"
+        )
+    return given
 
 
 class _LastBlockReached(Exception):
@@ -208,7 +256,22 @@ def read_blocks(
         resolve_layer(layer, len(blocks))
     with _captured(blocks, layers) as outputs:
         model(input_ids=token_ids_bt.to(model.device), use_cache=False)
+    for layer in layers:
+        _require_stream(model, layer, outputs.get(layer), token_ids_bt)
     return outputs
+
+
+def _require_stream(
+    model: PreTrainedModel, layer: int, output: BlockOutput | None, token_ids_bt: Tensor
+) -> None:
+    stream = hidden(output) if type(output) in (Tensor, tuple, list) else output
+    d = model.config.get_text_config().hidden_size
+    if not isinstance(stream, Tensor) or stream.shape != (*token_ids_bt.shape, d):
+        given = tuple(stream.shape) if isinstance(stream, Tensor) else type(stream).__name__
+        raise ValueError(
+            f"{type(model).__name__}: block {layer} gives {given} for ids {tuple(token_ids_bt.shape)}: expected (batch, tokens, d = {d}). "
+            "Such an architecture has no residual stream that this code reads"
+        )
 
 
 def read_residual_stream(
@@ -222,19 +285,29 @@ def read_residual_stream(
 
 @contextmanager
 def resumed_at(model: PreTrainedModel, layer: int, output: BlockOutput) -> Iterator[None]:
-    """Within the context, block `layer` gives `output`, and neither it nor a block before it is computed: `read_blocks` did that.
+    """Within the context, block `layer` gives `output`. Neither it nor a block before it is computed, unless later ones share its keys and values.
 
     For many passes over the same tokens that differ from that block on only. An `edited_block` sees `output` as if it had been computed.
     """
-    skipped = residual_blocks(model)[: layer + 1]
-    for block in skipped:
+    blocks = residual_blocks(model)
+    if getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
+        # Later blocks read keys and values of earlier ones, which must be computed then.
+        handle = blocks[layer].register_forward_hook(
+            lambda module, inputs, computed: output, prepend=True
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+        return
+    for block in blocks[: layer + 1]:
         block.forward = lambda *inputs, **options: (
             output
         )  # what those before `layer` give is read by the next of them, which ignores it
     try:
         yield
     finally:
-        for block in skipped:
+        for block in blocks[: layer + 1]:
             del block.forward
 
 
@@ -261,7 +334,7 @@ def edited_block(
                 f"the edit of block {layer} gives shape {tuple(edited_btd.shape)}: expected {tuple(hidden_btd.shape)}"
             )
         edited_btd = edited_btd.to(hidden_btd)  # its dtype and device
-        return (edited_btd, *output[1:]) if isinstance(output, tuple) else edited_btd
+        return (edited_btd, *output[1:]) if isinstance(output, tuple | list) else edited_btd
 
     handle = blocks[resolve_layer(layer, len(blocks))].register_forward_hook(replace)
     try:
@@ -272,7 +345,7 @@ def edited_block(
 
 def hidden(output: BlockOutput) -> Tensor:
     """The residual stream (batch, tokens, d) in what a block gives."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def _unknown(name: str) -> ValueError:

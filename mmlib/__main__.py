@@ -7,90 +7,158 @@
     evaluate   denoising losses of saved models on activations in a file, side by side
     plan       which notebooks are due, why, and for how many minutes on this machine
     run        run them, compare the outcome with the published one, publish it
-    pages      render README.md, results/README.md and figures/README.md from the published results
 
-Libraries are imported by the command that needs them, so that --help comes at once.
+A command is a function: its signature says what it takes, its docstring what each is for. Libraries
+are imported by the command that needs them, so that --help comes at once.
 """
 
 import argparse
 import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {}
 
 
-def extract_command(arguments: list[str]) -> None:
-    """Extract from the command line, by one or several processes."""
+def command(example: str) -> Callable[[Callable], Callable]:
+    """Makes a function a command of the name before "_command"; an error that the user can mend
+    ends it with its message alone.
+    """
+
+    def register(function: Callable) -> Callable:
+        name = function.__name__.removesuffix("_command")
+
+        def run(arguments: Sequence[str]) -> None:
+            given = _parser(name, function, example).parse_args(arguments)
+            try:
+                function(**vars(given))
+            except (OSError, ValueError, TypeError, MemoryError) as error:
+                sys.exit(str(error))
+
+        COMMANDS[name] = run
+        return function
+
+    return register
+
+
+def _parser(name: str, function: Callable, example: str) -> argparse.ArgumentParser:
+    """Positional parameters are arguments, keywords are options: required without a default, flags
+    if of type bool, several if lists.
+    """
+    description, _, entries = inspect.cleandoc(function.__doc__).partition("\n\nArgs:\n")
+    helps = dict(re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", entries, re.MULTILINE))
+    parser = argparse.ArgumentParser(
+        prog=f"python -m mmlib {name}",
+        description=description,
+        epilog=f"example:\n  python -m mmlib {name} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, parameter in inspect.signature(function).parameters.items():
+        required, kind = parameter.default is parameter.empty, parameter.annotation
+        kind = get_args(kind)[0] if isinstance(kind, UnionType) else kind  # of X | None
+        options = {"help": helps[name]} | ({} if required else {"default": parameter.default})
+        if kind is bool:
+            options["action"] = "store_true"
+        elif get_origin(kind) is list:
+            options |= {"type": get_args(kind)[0], "nargs": "+"}
+        else:
+            options["type"] = kind
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            parser.add_argument("--" + name.replace("_", "-"), required=required, **options)
+        else:
+            parser.add_argument(name, **options | ({} if required else {"nargs": "*"}))
+    return parser
+
+
+@command("--preset smoke --layers 4 8")
+def extract_command(
+    *,
+    preset: str = "default",
+    model: str | None = None,
+    corpus: str | None = None,
+    layers: list[int] | None = None,
+    output: Path | None = None,
+    replace: bool = False,
+) -> None:
+    """Extract from the command line, by one or several processes.
+
+    Args:
+        preset: smoke, default or gpu: the sizes
+        model: as in the notebooks; left out: the preset's
+        corpus: as in the notebooks; left out: the preset's
+        layers: block indices from 0; left out: the preset's
+        output: a folder; left out: the run's store for one layer, activations-layers-… beside it
+            for several
+        replace: replace a store of other contents that is there
+    """
     from accelerate import PartialState
 
     from mmlib.activations.corpora import corpus_identity
     from mmlib.activations.extract import describe, write_store
     from mmlib.activations.lm import load_language_model
     from mmlib.files import default_device
+    from mmlib.runs.artefacts import documents_of, extraction_command, prepare
     from mmlib.runs.run import start
-    from mmlib.runs.texts import documents_of, extraction_command, prepare
 
-    parser = _parser(
-        "extract", extract_command, "python -m mmlib extract --preset smoke --layers 4 8"
-    )
-    parser.add_argument("--preset", default="default")
-    for name, kind in (("model", str), ("corpus", str)):
-        parser.add_argument(
-            f"--{name}", type=kind, help="as in the notebooks; left out: the preset's"
-        )
-    parser.add_argument(
-        "--layers", type=int, nargs="+", help="block indices from 0; left out: the preset's"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="a folder; left out: the run's store for one layer, activations-layers-… beside it for several",
-    )
-    parser.add_argument(
-        "--replace", action="store_true", help="replace a store of other contents that is there"
-    )
-    given = parser.parse_args(arguments)
-    layers = given.layers or [None]
-    state = PartialState(
-        cpu=default_device() == "cpu", timeout=timedelta(days=7)
-    )  # the slowest may take long
+    # the slowest process may take long
+    state = PartialState(cpu=default_device() == "cpu", timeout=timedelta(days=7))
     with state.main_process_first():  # one converts or downloads the model, and caches the text
-        run = start(
-            preset=given.preset,
-            seed=0,
-            model=given.model,
-            corpus=given.corpus,
-            layer=layers[0] if len(layers) == 1 else None,
-        )
+        layer = layers[0] if layers and len(layers) == 1 else None
+        run = start(preset=preset, seed=0, model=model, corpus=corpus, layer=layer)
+        size = run.preset
         lm = load_language_model(
-            run.preset.model, dtype=run.preset.dtype, device=str(state.device), cache=run.cache
+            size.model, dtype=size.dtype, device=str(state.device), cache=run.cache
         )
         documents = documents_of(run, lm)
-    plan = prepare(run.preset, lm, documents, given.layers)
-    path = given.output or run.store_of(given.layers)
-    if state.is_main_process:
-        print(
-            plan.describe(lm),
-            f"(by one process, not by {state.num_processes})" if state.num_processes > 1 else "",
-            flush=True,
-        )
+    plan = prepare(size, lm, documents, layers)
+    path = output or run.store_of(layers)
+    among = f"(by one process, not by {state.num_processes})" if state.num_processes > 1 else ""
+    state.print(plan.describe(lm), among, flush=True)
     attributes = describe(
         lm,
-        corpus_identity(run.preset.corpus, documents),
+        corpus_identity(size.corpus, documents),
         plan,
-        created_by=extraction_command(run.preset, plan.layers),
-        seed=run.preset.split_seed,
+        created_by=extraction_command(size, plan.layers),
+        seed=size.split_seed,
     )
-    write_store(plan, lm, path, attributes=attributes, replace=given.replace, state=state)
+    write_store(plan, lm, path, attributes=attributes, replace=replace, state=state)
     state.print(os.path.relpath(path))
     state.destroy_process_group()
 
 
-def train_command(arguments: list[str]) -> None:
-    """Train one recipe of a preset from the command line, by one or several processes."""
+@command("gated_mlp --preset smoke")
+def train_command(
+    recipe: str,
+    *,
+    preset: str = "default",
+    seed: int = 0,
+    model: str | None = None,
+    corpus: str | None = None,
+    layer: int | None = None,
+    layers: list[int] | None = None,
+    tracker: str | None = None,
+    live: bool = False,
+) -> None:
+    """Train one recipe of a preset from the command line, by one or several processes.
+
+    Args:
+        recipe: one of the preset's recipes: gated_mlp, mlp, unet, denoising_sae, …; or published,
+            the paper's own settings
+        preset: smoke, default or gpu: the sizes
+        seed: of the weights, batches and noise (0)
+        model: as in the notebooks; left out: the preset's
+        corpus: as in the notebooks; left out: the preset's
+        layer: as in the notebooks; left out: the preset's
+        layers: one network for several layers, of the store that mmlib extract --layers wrote
+        tracker: a tracker of accelerate, such as tensorboard
+        live: activations straight from the language model; statistics and validation from the store
+    """
     from accelerate import Accelerator
 
     from mmlib.activations.store import ActivationStore
@@ -98,160 +166,127 @@ def train_command(arguments: list[str]) -> None:
     from mmlib.runs.artefacts import folder_name, train_recipe
     from mmlib.runs.run import start
 
-    parser = _parser("train", train_command, "python -m mmlib train gated_mlp --preset smoke")
-    parser.add_argument(
-        "recipe",
-        help="one of the preset's recipes: gated_mlp, mlp, unet, denoising_sae, …; or published, the paper's own settings",
-    )
-    parser.add_argument("--preset", default="default")
-    parser.add_argument("--seed", type=int, default=0)
-    for name, kind in (("model", str), ("corpus", str), ("layer", int)):
-        parser.add_argument(
-            f"--{name}", type=kind, help="as in the notebooks; left out: the preset's"
-        )
-    parser.add_argument(
-        "--layers",
-        type=int,
-        nargs="+",
-        help="one network for several layers, of the store that mmlib extract --layers wrote",
-    )
-    parser.add_argument("--tracker", help="a tracker of accelerate, such as tensorboard")
-    parser.add_argument(
-        "--live",
-        action="store_true",
-        help="activations straight from the language model; statistics and validation from the store",
-    )
-    given = parser.parse_args(arguments)
-    if given.layers and given.layer is not None:
-        parser.error(
-            f"--layer {given.layer} and --layers {' '.join(map(str, given.layers))}: expected one of the two"
-        )
-    layer = (
-        given.layers[0] if given.layers and len(given.layers) == 1 else given.layer
-    )  # as mmlib extract names its runs
-    run = start(
-        preset=given.preset, seed=given.seed, model=given.model, corpus=given.corpus, layer=layer
-    )
-    path = run.store_of(given.layers)
-    if given.layers and not path.exists():
+    listed = " ".join(map(str, layers or []))
+    if layers and layer is not None:
+        raise ValueError(f"--layer {layer} and --layers {listed}: expected one of the two")
+    one = layers[0] if layers and len(layers) == 1 else layer  # as mmlib extract names its runs
+    run = start(preset=preset, seed=seed, model=model, corpus=corpus, layer=one)
+    path = run.store_of(layers)
+    if layers and not path.exists():
         raise MissingInput(
-            f"{path} is missing: run python -m mmlib extract --layers {' '.join(map(str, given.layers))} first, with the same options"
+            f"{path} is missing: run python -m mmlib extract --layers {listed} first, with the same options"
         )
-    stores = (
-        [ActivationStore(path, layer) for layer in given.layers]
-        if given.layers
-        else [ActivationStore(run.store, given.layer)]
-    )
-    model, log = train_recipe(run, given.recipe, stores, tracker=given.tracker, live=given.live)
+    stores = [ActivationStore(path, index) for index in layers or [layer]]
+    _, log = train_recipe(run, recipe, stores, tracker=tracker, live=live)
     accelerator = Accelerator(cpu=default_device() == "cpu")
-    accelerator.print(f"{run.data / folder_name(given.recipe, stores, given.live)}: {log[-1]}")
+    accelerator.print(f"{run.data / folder_name(recipe, stores, live)}: {log[-1]}")
     accelerator.end_training()
 
 
-def verify_command(arguments: list[str]) -> None:
-    """Print the summary of a store and verify it; ends with status 1 if anything is wrong."""
+@command("data/runs/smoke/activations")
+def verify_command(path: Path) -> None:
+    """Print the summary of a store and verify it; ends with status 1 if anything is wrong.
+
+    Args:
+        path: folder of the store
+    """
     from mmlib.activations.store import ActivationStore, verify
 
-    parser = _parser("verify", verify_command, "python -m mmlib verify data/runs/smoke/activations")
-    parser.add_argument("path", type=Path, help="folder of the store")
-    path = parser.parse_args(arguments).path
-    problems = verify(path)
-    if not problems:
-        store = ActivationStore(path)
-        for key, value in {
-            **store.summary(),
-            **{
-                k: v
-                for k, v in store.attributes.items()
-                if k in ("window", "hook_point", "packages", "created_by")
-            },
-        }.items():
-            print(f"{key:>15}: {value}")
-        print(
-            f"{'verified':>15}: manifest, digests, checksums, finite values, documents and positions, statistics"
-        )
-    else:
+    if problems := verify(path):
         sys.exit(f"{len(problems)} problems:\n" + "\n".join(problems))
+    store = ActivationStore(path)
+    made_by = ("window", "hook_point", "packages", "created_by")
+    facts = {key: store.attributes[key] for key in made_by if key in store.attributes}
+    checked = "manifest, digests, checksums, finite values, documents and positions, statistics"
+    for key, value in {**store.summary(), **facts, "verified": checked}.items():
+        print(f"{key:>15}: {value}")
 
 
-def fit_command(arguments: list[str]) -> None:
-    """Fit a denoiser to raw activations (n, d) in a file, and save it in a folder that mmlib.load reads."""
-    parser = _parser(
-        "fit",
-        fit_command,
-        "python -m mmlib fit acts.pt --groups documents.npy --method mixture --out mixture",
-    )
-    parser.add_argument("data", help="activations: .pt, .npy or .safetensors; or a store's folder")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for the model")
-    parser.add_argument(
-        "--method", default="mixture", help="gaussian, pca, mixture (default), sae, mlp, gated_mlp"
-    )
-    parser.add_argument("--groups", help=".npy or .pt: an id for each row, such as its document's")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, help="about so long at most")
-    parser.add_argument("--steps", type=int, help="of a network or an SAE")
-    parser.add_argument("--validation", type=float, default=0.1, help="share of the rows (0.1)")
-    parser.add_argument("--like", help="folder of a model whose standardisation is to be shared")
-    parser.add_argument("--language-model", default="", help="what the activations are of")
-    parser.add_argument("--layer", type=int, help="block index from 0")
-    given = parser.parse_args(arguments)
-    with _said_in_a_line():
-        from mmlib.denoisers.saved import load
-        from mmlib.training.fit import fit
+@command("acts.pt --groups documents.npy --method mixture --out mixture")
+def fit_command(
+    data: str,
+    *,
+    out: Path,
+    method: str = "mixture",
+    groups: str | None = None,
+    like: str | None = None,
+    layer: int | None = None,
+    seed: int = 0,
+    minutes: float | None = None,
+    steps: int | None = None,
+    validation: float = 0.1,
+    language_model: str = "",
+) -> None:
+    """Fit a denoiser to raw activations (n, d) in a file, and save it in a folder that mmlib.load
+    reads.
 
-        model = fit(
-            _data(given.data, given.layer),
-            given.method,
-            groups=given.groups,
-            seed=given.seed,
-            minutes=given.minutes,
-            steps=given.steps,
-            validation=given.validation,
-            standardise=given.like and load(given.like),
-            language_model=given.language_model,
-            layer=given.layer,
-        )
-        print(model)
-        print(model.save(given.out))
+    Args:
+        data: activations: .pt, .npy or .safetensors; or a store's folder
+        out: a new folder for the model
+        method: gaussian, pca, mixture (default), sae, mlp, gated_mlp
+        groups: .npy or .pt: an id for each row, such as its document's
+        like: folder of a model whose standardisation is to be shared
+        layer: block index from 0
+        seed: of all that is drawn (0)
+        minutes: about so long at most
+        steps: of a network or an SAE
+        validation: share of the rows (0.1)
+        language_model: what the activations are of
+    """
+    from mmlib.denoisers.saved import load
+    from mmlib.training.fit import fit
+
+    model = fit(
+        _data(data, layer),
+        method,
+        groups=groups,
+        seed=seed,
+        minutes=minutes,
+        steps=steps,
+        validation=validation,
+        standardise=like and load(like),
+        language_model=language_model,
+        layer=layer,
+    )
+    print(model)
+    print(model.save(out))
 
 
-def evaluate_command(arguments: list[str]) -> None:
-    """Velocity and ε losses of saved models on raw activations (n, d) that none was fitted to, with 95 % intervals."""
-    parser = _parser(
-        "evaluate",
-        evaluate_command,
-        "python -m mmlib evaluate mixture mlp --data test.npy --groups test_documents.npy",
-    )
-    parser.add_argument(
-        "models",
-        nargs="+",
-        help="folders that mmlib fit wrote; the first one's standardisation is the table's",
-    )
-    parser.add_argument(
-        "--data", required=True, help="activations: .pt, .npy or .safetensors; or a store's folder"
-    )
-    parser.add_argument(
-        "--groups", help=".npy or .pt: an id for each row, the unit of the intervals"
-    )
-    parser.add_argument("--layer", type=int, help="of a store, the block index from 0")
-    parser.add_argument("--rows", type=int, default=500, help="drawn at each noise level (500)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--csv", type=Path, help="write the table here too")
-    given = parser.parse_args(arguments)
-    with _said_in_a_line():
-        from mmlib.denoisers.saved import load
-        from mmlib.evaluation.table import evaluate
+@command("mixture mlp --data test.npy --groups test_documents.npy")
+def evaluate_command(
+    models: list[str],
+    *,
+    data: str,
+    groups: str | None = None,
+    layer: int | None = None,
+    rows: int = 500,
+    seed: int = 0,
+    csv: Path | None = None,
+) -> None:
+    """Velocity and ε losses of saved models on raw activations (n, d) that none was fitted to, with
+    95 % intervals.
 
-        models = {Path(folder).name or folder: load(folder) for folder in given.models}
-        if len(models) < len(given.models):
-            parser.error(f"models {' '.join(given.models)}: expected folders of different names")
-        data = _data(given.data, given.layer)
-        table = evaluate(models, data, groups=given.groups, rows=given.rows, seed=given.seed)
-        print(table.T.to_string(float_format="{:.4f}".format))
-        for key, value in table.attrs.items():
-            print(f"{key}: {value}")
-        if given.csv:
-            table.to_csv(given.csv)
+    Args:
+        models: folders that mmlib fit wrote; the first one's standardisation is the table's
+        data: activations: .pt, .npy or .safetensors; or a store's folder
+        groups: .npy or .pt: an id for each row, the unit of the intervals
+        layer: of a store, the block index from 0
+        rows: drawn at each noise level (500)
+        seed: of rows and noise (0)
+        csv: write the table here too
+    """
+    from mmlib.denoisers.saved import load
+    from mmlib.evaluation.table import evaluate
+
+    by_name = {Path(folder).name or folder: load(folder) for folder in models}
+    if len(by_name) < len(models):
+        raise ValueError(f"models {' '.join(models)}: expected folders of different names")
+    table = evaluate(by_name, _data(data, layer), groups=groups, rows=rows, seed=seed)
+    print(table.T.to_string(float_format="{:.4f}".format))
+    for key, value in table.attrs.items():
+        print(f"{key}: {value}")
+    if csv:
+        table.to_csv(csv)
 
 
 def _data(name: str, layer: int | None):
@@ -261,122 +296,78 @@ def _data(name: str, layer: int | None):
     return ActivationStore(Path(name), layer) if Path(name).is_dir() else name
 
 
-def plan_command(arguments: list[str]) -> None:
-    """Print which notebooks are due, why, and for how many minutes on this machine."""
+@command("--preset smoke 04_compare_losses")
+def plan_command(
+    names: list[str] = (),
+    *,
+    preset: str = "default",
+    what_if: list[str] = (),
+    paths: bool = False,
+) -> None:
+    """Print which notebooks are due, why, and for how many minutes on this machine.
+
+    Args:
+        names: main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses;
+            left out: main
+        preset: smoke, default or gpu: the sizes
+        what_if: files that are taken to have just changed, such as mmlib/denoisers/sae.py
+        paths: print the named notebooks in their order, due or not
+    """
     from mmlib.runs import plan
 
-    parser = _parser(
-        "plan", plan_command, "python -m mmlib plan --preset smoke 04_compare_losses", NAMES
-    )
-    parser.add_argument(
-        "--what-if",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="files that are taken to have just changed, such as mmlib/denoisers/sae.py",
-    )
-    parser.add_argument(
-        "--paths", action="store_true", help="print the named notebooks in their order, due or not"
-    )
-    given = parser.parse_args(arguments)
-    with _said_in_a_line():
-        names = plan.named(given.names or [plan.MAIN])
-        if given.paths:
-            return print(*(f"notebooks/{name}.ipynb" for name in names), sep="\n")
-        plan.show(plan.due(names, given.preset, given.what_if), given.preset)
+    named = plan.named(names or [plan.MAIN])
+    if paths:
+        print(*(os.path.relpath(plan.path_of(name)) for name in named), sep="\n")
+    else:
+        plan.show(plan.due(named, preset, what_if), preset)
 
 
-def run_command(arguments: list[str]) -> None:
+@command("main --preset smoke")
+def run_command(
+    names: list[str] = (),
+    *,
+    preset: str = "default",
+    only: bool = False,
+    compare: bool = False,
+    publish: bool = False,
+    folder: Path | None = None,
+    keep: str | None = None,
+) -> None:
     """Run the notebooks that are due, in their order, and say where their outcomes are.
 
     A run writes to the data folder alone; results/ and figures/ change by --publish.
+
+    Args:
+        names: main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses;
+            left out: main
+        preset: smoke, default or gpu: the sizes
+        only: run the named notebooks, due or not, and nothing that they need
+        compare: then show how far results at the default preset are from the published ones
+        publish: run nothing: put a finished default run in place of what is in git
+        folder: results of another machine: compare these, and run nothing
+        keep: a NAME: write results/default/NAME.json of them
     """
     from mmlib.runs import pipeline, plan
     from mmlib.runs import run as runs
 
-    parser = _parser("run", run_command, "python -m mmlib run main --preset smoke", NAMES)
-    for name, about in (
-        ("only", "run the named notebooks, due or not, and nothing that they need"),
-        ("compare", "then show how far results at the default preset are from the published ones"),
-        ("publish", "run nothing: put a finished default run in place of what is in git"),
-    ):
-        parser.add_argument(f"--{name}", action="store_true", help=about)
-    parser.add_argument(
-        "--folder", type=Path, help="results of another machine: compare these, and run nothing"
-    )
-    parser.add_argument("--keep", metavar="NAME", help="write results/default/NAME.json of them")
-    given = parser.parse_args(arguments)
-    with _said_in_a_line():
-        if given.publish:
-            return print(*pipeline.publish(), sep="\n")
-        if not given.folder:
-            names = plan.named(given.names or [plan.MAIN])
-            wanted = (
-                dict.fromkeys(names, ["asked for"]) if given.only else plan.due(names, given.preset)
-            )
-            plan.show(wanted, given.preset)
-            if wanted:
-                pipeline.run(list(wanted), given.preset)
-                pipeline.summary(list(wanted), given.preset)
-            print(pipeline.where(given.preset))
-        if given.folder or (given.compare and given.preset == runs.PUBLISHED):
-            folder = given.folder or runs.DATA / "results" / given.preset
-            if not given.folder and pipeline.same(folder):
-                return print("these are the published results")
-            found = pipeline.compare(folder, runs.ROOT / "results" / runs.PUBLISHED)
-            print(f"\n{pipeline.as_text(found)}")
-            if given.keep:
-                print(pipeline.keep(found, folder, given.keep))
-
-
-def pages_command(arguments: list[str]) -> None:
-    """Render README.md, results/README.md and figures/README.md from templates/ and the published results, by key."""
-    _parser("pages", pages_command, "python -m mmlib pages").parse_args(arguments)
-    from mmlib.runs.pages import render_pages
-    from mmlib.runs.run import ROOT
-
-    with _said_in_a_line():
-        print(*(path.relative_to(ROOT) for path in render_pages()), sep="\n")
-
-
-NAMES = "main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses"
-
-
-def _parser(
-    name: str, function: Callable, example: str, names: str | None = None
-) -> argparse.ArgumentParser:
-    """The parser of a command; its --help ends with an example."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m mmlib {name}",
-        description=inspect.cleandoc(function.__doc__),
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    if names:
-        parser.add_argument("names", nargs="*", metavar="NAME", help=f"{names}; left out: main")
-        parser.add_argument("--preset", default="default", help="smoke, default or gpu: the sizes")
-    return parser
-
-
-@contextmanager
-def _said_in_a_line() -> Iterator[None]:
-    """Within this context an error that the user can mend ends the command with its message alone."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, MemoryError) as error:
-        sys.exit(str(error))
-
-
-COMMANDS = {
-    "fit": fit_command,
-    "evaluate": evaluate_command,
-    "extract": extract_command,
-    "train": train_command,
-    "verify": verify_command,
-    "plan": plan_command,
-    "run": run_command,
-    "pages": pages_command,
-}
+    if publish:
+        return print(*pipeline.publish(), sep="\n")
+    if not folder:
+        named = plan.named(names or [plan.MAIN])
+        wanted = dict.fromkeys(named, ["asked for"]) if only else plan.due(named, preset)
+        plan.show(wanted, preset)
+        if wanted:
+            pipeline.run(list(wanted), preset)
+            pipeline.summary(list(wanted), preset)
+        print(pipeline.where(preset))
+    if folder or (compare and preset == runs.PUBLISHED):
+        ours = folder or runs.DATA / "results" / preset
+        if not folder and pipeline.same(ours):
+            return print("these are the published results")
+        found = pipeline.compare(ours, runs.ROOT / "results" / runs.PUBLISHED)
+        print(f"\n{pipeline.as_text(found)}")
+        if keep:
+            print(pipeline.keep(found, ours, keep))
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Files and the machine: inputs that exist, outputs written whole or not at all, JSON with provenance, what the device computes in.
+"""Files and the machine: inputs that exist, outputs written whole or not at all, JSON with
+provenance, what the device computes in.
 
 require, require_disk           an input that another notebook makes; room for what will be written
 written_whole                   a file or folder under a temporary name, renamed when it is complete
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -29,7 +31,9 @@ class MissingInput(FileNotFoundError):
 
 
 class StoreError(ValueError):
-    """A store that must not be used: damaged, unfinished, or made from something else than was asked for."""
+    """A store that must not be used: damaged, unfinished, or made from something else than was
+    asked for.
+    """
 
 
 class DiskFull(OSError):
@@ -38,7 +42,9 @@ class DiskFull(OSError):
 
 @contextmanager
 def naming_full_disk(message: str) -> Iterator[None]:
-    """Within this context an error of the disk or of a quota having no room left becomes `DiskFull` with that message."""
+    """Within this context an error of the disk or of a quota having no room left becomes `DiskFull`
+    with that message.
+    """
     try:
         yield
     except OSError as error:
@@ -47,14 +53,38 @@ def naming_full_disk(message: str) -> Iterator[None]:
         raise DiskFull(message) from error
 
 
-def replace_durably(path: Path, target: Path) -> None:
-    """Rename, and have the folder's entry on the disk before going on."""
-    os.replace(path, target)
-    folder = os.open(target.parent, os.O_RDONLY)
+BLOCK = 2**20  # bytes
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write to a temporary name that no other process uses, read it back, and rename it durably.
+
+    Another process that has finished the same file may remove the temporary one.
+
+    Raises:
+        StoreError: it reads back otherwise than it was written.
+    """
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        os.fsync(folder)
+        with open(partial, "w+b") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            for start in range(0, len(content), BLOCK):
+                if file.read(BLOCK) != bytes(content[start : start + BLOCK]):
+                    raise StoreError(f"{path} reads back otherwise than written: check the disk")
+        os.replace(partial, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileNotFoundError:
+        if not path.exists():
+            raise
     finally:
-        os.close(folder)
+        partial.unlink(missing_ok=True)
 
 
 def require(path: Path, notebook: str) -> Path:
@@ -86,7 +116,9 @@ def require_disk(folder: Path, needed: int, purpose: str) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a path to write to; it takes the name `path` only when the block ends without an error, else it is removed."""
+    """Yields a path to write to; it takes the name `path` only when the block ends without an
+    error, else it is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)  # of a run that was killed
@@ -118,21 +150,18 @@ CODE = ("mmlib", "notebooks", "requirements.txt")  # what decides a number, of t
 
 
 def git_commit(root: Path) -> str:
-    """The commit that `root` is at, with "+changes" if code there differs from it or is untracked; "unknown" where `root` is no repository.
+    """The commit that `root` is at, with "+changes" if code there differs from it or is untracked;
+    "unknown" where `root` is no repository.
 
-    A repository that merely encloses `root`, as where its files were unpacked in somebody's folder, says nothing about them; nor
-    does one that the environment names (`GIT_DIR`).
+    A repository that merely encloses `root`, as where its files were unpacked in somebody's folder,
+    says nothing about them; nor does one that the environment names (`GIT_DIR`).
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ("git", "-C", str(root), *arguments),
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment,
-        ).stdout
+        command = ("git", "-C", str(root), *arguments)
+        options = {"capture_output": True, "text": True, "check": True, "env": environment}
+        return subprocess.run(command, **options).stdout
 
     try:
         if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != Path(root).resolve():
@@ -146,7 +175,8 @@ def git_commit(root: Path) -> str:
 def provenance(
     root: Path, *, packages: Sequence[str] = PACKAGES, commit: str | None = None, **facts
 ) -> dict:
-    """What a reader needs to make the number again: commit, package versions, time, and the caller's facts.
+    """What a reader needs to make the number again: commit, package versions, time, and the
+    caller's facts.
 
     Args:
         commit: of the code; None: the one that `root` is at.
@@ -219,7 +249,8 @@ def machine_rates(folder: Path) -> dict[str, float]:
     """How fast this machine is at what the notebooks spend their time on, in about three seconds.
 
     Returns:
-        float32 and bfloat16: 10⁹ operations a second of matrix products, the best of several, with as
+        float32 and bfloat16: 10⁹ operations a second of matrix products, the best of several, with
+            as
         many threads as torch takes; disk: 10⁶ bytes a second written to `folder` and on the disk.
     """
     import torch
@@ -254,19 +285,19 @@ def cores() -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that can still be had, by the machine and by the container; None where neither says it."""
+    """Bytes of memory that can still be had, by the machine and by the container; None where
+    neither says it.
+    """
     free = []
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="utf-8"))
         free += [int(available[1]) * 1024] if available else []
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
+    for limit, used in (  # of control groups, version 2 and version 1
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
-        if Path(limit).exists() and (most := Path(limit).read_text().strip()) != "max":
-            free.append(int(most) - int(Path(used).read_text()))
+        path = Path("/sys/fs/cgroup") / limit
+        if path.exists() and (most := path.read_text().strip()) != "max":
+            free.append(int(most) - int((Path("/sys/fs/cgroup") / used).read_text()))
     return min(free, default=None)

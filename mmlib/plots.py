@@ -105,6 +105,11 @@ def set_style() -> None:
     )
 
 
+def panels(rows: int, columns: int, height: float, **layout) -> tuple[Figure, np.ndarray]:
+    """A figure as wide as the text, `height` inches high, and its axes, (rows, columns); see `plt.subplots`."""
+    return plt.subplots(rows, columns, figsize=(TEXT_WIDTH, height), **layout)
+
+
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write NAME.pdf and NAME.png, the same bytes for the same numbers."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,8 @@
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # before any library reads it: no test asks a network for anything
-)
+# Before any library reads it: no test asks a network for anything.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
@@ -86,6 +85,20 @@ def make_store(tmp_path):
 def store(make_store):
     """A store in float32, so that what is read from it is what a test computes with."""
     return ActivationStore(make_store(dtype="float32")[0])
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """Makes a data folder that shares converted language models and fetched texts with others."""
+    models = runs.DATA / "models"
+
+    def make(path):
+        models.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+        (path / "models").symlink_to(models)
+        return path
+
+    return make
 
 
 @pytest.fixture

@@ -13,6 +13,12 @@ SIZES = {
     "gpt2": dict(n_embd=16, n_layer=3, n_head=2),
     "gptj": dict(n_embd=16, n_layer=3, n_head=2, rotary_dim=4),  # its blocks give tuples
 }
+ARCHITECTURES = SIZES | {
+    "gemma3_text": LLAMA | {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
+    "qwen2": SIZES["llama"],
+    "gpt_neox": LLAMA | {"num_attention_heads": 2},
+    "opt": LLAMA | {"num_attention_heads": 2, "ffn_dim": 32, "word_embed_proj_dim": 16},
+}
 
 
 class Letters:
@@ -31,7 +37,7 @@ class Letters:
 def tiny(architecture="llama", dtype=torch.float32, **options):
     """A model of three blocks, 16 wide."""
     torch.manual_seed(0)
-    options = {"initializer_range": 0.3} | SIZES[architecture] | options
+    options = {"initializer_range": 0.3} | ARCHITECTURES[architecture] | options
     config = AutoConfig.for_model(architecture, vocab_size=64, **options)
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     return LanguageModel(model, Letters(), "tiny@0")

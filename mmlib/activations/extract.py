@@ -1,10 +1,12 @@
-"""Language model × documents → store. Runs only the blocks up to the last one asked for, on packed windows.
+"""Language model × documents → store. Runs only the blocks up to the last one asked for.
 
     python -m mmlib extract --preset default                          what notebook 01 extracts
-    torchrun --nproc-per-node 2 -m mmlib extract --layers 4 8 13      by several processes or machines with a shared disk
+    torchrun --nproc-per-node 2 -m mmlib extract --layers 4 8 13      by several processes, or by
+                                                                      machines with a shared disk
 
-Several machines need the same packages and kind of device; torchrun gives each process one CPU thread unless OMP_NUM_THREADS says more.
-Killed at any moment, the same command continues with the parts that miss, by as many processes as one likes.
+Several machines need the same packages and kind of device; torchrun gives each process one CPU thread
+unless OMP_NUM_THREADS says more. Killed at any moment, the same command continues with the parts that
+miss, by as many processes as one likes.
 """
 
 import os
@@ -32,8 +34,7 @@ from mmlib.activations.lm import (
     residual_blocks,
     resolve_layer,
 )
-from mmlib.activations.parts import CHUNK_ROWS, DTYPES
-from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.activations.store import CHUNK_ROWS, ActivationStore, StoreError
 from mmlib.activations.windows import (
     Block,
     Rows,
@@ -55,7 +56,7 @@ from mmlib.activations.writer import (
 from mmlib.files import code_digest, require_disk
 
 BATCH_TOKENS = 4096  # positions in one forward pass, unless told otherwise
-CODE = ("windows", "lm", "corpora", "writer", "parts")  # what decides the bytes of a store
+CODE = ("windows", "lm", "corpora", "writer")  # what decides the bytes of a store
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,9 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """Size on disk: activations, three integers a row, checksums, moments of every 1,024 training rows."""
-        row = len(self.layers) * self.d * (DTYPES[self.dtype].itemsize + 16 / CHUNK_ROWS) + 12
+        """Size on disk: activations, three integers a row, checksums, moments of each chunk."""
+        value = getattr(torch, self.dtype).itemsize + 16 / CHUNK_ROWS
+        row = len(self.layers) * self.d * value + 12
         return int(1.001 * self.tokens * row) + 500 * len(self.documents) + 100_000
 
     @cached_property
@@ -92,35 +94,38 @@ class Plan:
         return list(cut_blocks(self.windows, self.batch_tokens))
 
     def describe(self, lm: LanguageModel) -> str:
-        """What will be done, and how long it takes at the speed of one batch, which is read for that."""
+        """What will be done, and how long it takes at the speed of one batch, read for that."""
         batch = self.windows[: max(1, self.batch_tokens // self.window)]
-        read_block(batch[:1], lm, self.layers, self.batch_tokens)  # the first pass is slow
+        self.read(batch[:1], lm)  # the first pass is slow
         began = time.perf_counter()
-        read_block(batch, lm, self.layers, self.batch_tokens)
+        self.read(batch, lm)
         speed = block_rows(batch) / (time.perf_counter() - began)
         return (
-            f"layers {', '.join(map(str, self.layers))}: {self.tokens:,} tokens in {len(self.windows):,} windows, {self.bytes / 1e9:.2f} GB on disk, "
-            f"about {self.tokens / speed / 60:.1f} minutes at {speed:,.0f} tokens/s"
+            f"layers {', '.join(map(str, self.layers))}: {self.tokens:,} tokens in "
+            f"{len(self.windows):,} windows, {self.bytes / 1e9:.2f} GB on disk, about "
+            f"{self.tokens / speed / 60:.1f} minutes at {speed:,.0f} tokens/s"
         )
 
+    def read(self, block: Block, lm: LanguageModel, room: dict | None = None) -> Rows:
+        """A block as it is stored; see `read_block`."""
+        return read_block(block, lm, self.layers, self.batch_tokens, room)
+
     def rows(self, lm: LanguageModel, span: range | None = None, rooms: int = 0) -> Iterator[Rows]:
-        """Activations of the rows of `span`, or of all, block by block; a block that crosses its ends is read whole.
+        """Activations of the rows of `span`, or of all, block by block.
+
+        A block that crosses the ends of `span` is read whole, so every batch keeps its shape.
 
         Args:
             rooms: use the memory of a block's activations again, so many blocks later; 0: never.
         """
         span = range(self.tokens) if span is None else span
-        largest, dtype = max(map(block_rows, self.blocks)), getattr(torch, self.dtype)
-        room = [
-            {layer: torch.empty(largest, self.d, dtype=dtype) for layer in self.layers}
-            for _ in range(rooms)
-        ]
+        shape, dtype = (max(map(block_rows, self.blocks)), self.d), getattr(torch, self.dtype)
+        room = [{x: torch.empty(shape, dtype=dtype) for x in self.layers} for _ in range(rooms)]
         end = 0
         for i, block in enumerate(self.blocks):
             start, end = end, end + block_rows(block)
             if end > span.start and start < span.stop:
-                where = room[i % rooms] if rooms else None
-                rows = read_block(block, lm, self.layers, self.batch_tokens, where)
+                rows = self.read(block, lm, room[i % rooms] if rooms else None)
                 yield rows[max(0, span.start - start) : span.stop - start]
 
     def identity(self, lm: LanguageModel) -> dict:
@@ -154,9 +159,8 @@ def plan_extraction(
         ValueError: no such layer; the message gives those there are.
     """
     blocks = len(residual_blocks(lm.model))
-    layers = [
-        resolve_layer(one, blocks) for one in (layer if isinstance(layer, Sequence) else [layer])
-    ]
+    asked = layer if isinstance(layer, Sequence) else [layer]
+    layers = [resolve_layer(one, blocks) for one in asked]
     if len(set(layers)) < len(layers):
         raise ValueError(f"layers {layers}: expected each once")
     require_causal(lm.model, max(layers))
@@ -165,15 +169,8 @@ def plan_extraction(
     rows = [
         DocumentRows(documents[i].title, splits[i], len(ids)) for i, ids in zip(order, token_ids)
     ]
-    return Plan(
-        rows,
-        token_ids,
-        layers,
-        lm.width,
-        str(lm.model.dtype).removeprefix("torch."),
-        window,
-        batch_tokens,
-    )
+    dtype = str(lm.model.dtype).removeprefix("torch.")
+    return Plan(rows, token_ids, layers, lm.width, dtype, window, batch_tokens)
 
 
 def describe(lm: LanguageModel, corpus: str, plan: Plan, *, created_by: str, seed: int = 0) -> dict:
@@ -184,8 +181,6 @@ def describe(lm: LanguageModel, corpus: str, plan: Plan, *, created_by: str, see
         created_by: the command that makes it.
         seed: of the split, and of a sampled corpus.
     """
-    code = code_digest(*(f"activations/{room}" for room in CODE))
-    packages = {name: version(name) for name in ("torch", "transformers", "numpy", "h5py")}
     return {
         "model": lm.identity,
         "tokenizer": lm.tokenizer_identity,
@@ -196,8 +191,8 @@ def describe(lm: LanguageModel, corpus: str, plan: Plan, *, created_by: str, see
         "batch_tokens": plan.batch_tokens,
         "seed": seed,
         "device": lm.device_name,
-        "packages": packages,
-        "code": code,
+        "packages": {name: version(name) for name in ("torch", "transformers", "numpy", "h5py")},
+        "code": code_digest(*(f"activations/{room}" for room in CODE)),
         "created_by": created_by,
     }
 
@@ -250,14 +245,13 @@ def extract(
         splits = split_documents(documents, validation, test, seed)
     if len(splits) != len(documents) or not set(splits) <= set(SPLITS):
         raise ValueError(
-            f"{len(splits)} splits {sorted(set(splits))} for {len(documents)} documents: expected one of {', '.join(SPLITS)} for each"
+            f"{len(splits)} splits {sorted(set(splits))} for {len(documents)} documents: expected "
+            f"one of {', '.join(SPLITS)} for each"
         )
-    plan = plan_extraction(
-        documents, list(splits), lm, layers, window, document_tokens, batch_tokens
-    )
-    attributes = describe(
-        lm, corpus_identity(corpus, documents), plan, created_by="mmlib.extract", seed=seed
-    )
+    splits = list(splits)
+    plan = plan_extraction(documents, splits, lm, layers, window, document_tokens, batch_tokens)
+    identity = corpus_identity(corpus, documents)
+    attributes = describe(lm, identity, plan, created_by="mmlib.extract", seed=seed)
     return write_store(plan, lm, folder, attributes=attributes, replace=replace, progress=progress)
 
 
@@ -272,29 +266,31 @@ def write_store(
     part_bytes: int = PART_BYTES,
     state: PartialState | None = None,
 ) -> ActivationStore:
-    """Write the store that `plan` describes, part by part; a part is written while the next block is read.
+    """Write the store that `plan` describes; a part is written while the next block is read.
 
-    Parts of the same plan and attributes that are there and whole are kept, whoever wrote them; so is a finished store.
-    Each of several processes writes a run of the parts that miss: runs, since a block of text that two processes share is read by both.
+    Parts of the same plan and attributes that are there and whole are kept, whoever wrote them; so is
+    a finished store. Each of several processes writes a run of the parts that miss: a run, since a
+    block of text that two processes share is read by both.
 
     Args:
-        attributes: recorded in the store, see `describe`; all but `created_by` must be those of what is there.
+        attributes: recorded in the store, see `describe`; all but `created_by` must be those of what
+            is there.
         replace: remove a store of other contents that is there, with a word, instead of refusing it.
         part_bytes: size of a part, about.
-        state: of the processes, all of which call this; None: one process, or those that torchrun has started.
+        state: of the processes, all of which call this; None: one, or those that torchrun started.
     Raises:
-        OSError: the disk lacks room for it, found before any work is done; or `DiskFull`, if it fills up later.
-        StoreError: the folder holds a store of other contents, or one of the former format; an activation is NaN or infinite; or
-            the processes have other devices, packages, models or texts, or do not share the folder.
+        OSError: the disk lacks room, found before any work is done; or `DiskFull`, if it fills later.
+        StoreError: the folder holds a store of other contents, or one of the former format; an
+            activation is NaN or infinite; or the processes have other devices, packages, models or
+            texts, or do not share the folder.
     """
-    folder = Path(folder)
+    folder, facts = Path(folder), {"model": lm.identity, "tokenizer": lm.tokenizer_identity}
     if state is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         state = PartialState(cpu=lm.model.device.type == "cpu")
-    facts = {"model": lm.identity, "tokenizer": lm.tokenizer_identity, **attributes}
-    facts |= plan.identity(lm)
+    facts |= {**attributes, **plan.identity(lm)}
     layout = Layout(plan.documents, plan.layers, plan.d, plan.dtype, facts, part_bytes)
     if state:
-        _check_processes({**layout.identity, "folder": _mark(folder, state)})
+        _check_processes(layout.identity, folder, state)
     due, finished = _agree(state, lambda: _due(plan, layout, folder, replace))
     index, count = (state.process_index, state.num_processes) if state else (0, 1)
     while due:
@@ -302,9 +298,7 @@ def write_store(
         _write(plan, lm, StoreWriter(folder, layout, due=mine), progress and index == 0)
         if state:
             state.wait_for_everyone()
-        due = _agree(
-            state, lambda: layout.missing(folder)
-        )  # by another start that was replacing at the same time
+        due = _agree(state, lambda: layout.missing(folder))  # if another start replaced some
     if finished and index == 0:
         print(f"{folder.name} is there already, with the same contents", flush=True)
     if not finished:
@@ -324,16 +318,12 @@ def _due(plan: Plan, layout: Layout, folder: Path, replace: bool) -> tuple[list[
 
 def _write(plan: Plan, lm: LanguageModel, writer: StoreWriter, progress: bool) -> None:
     """Read the rows that are due, and write each block on a thread while the next is read."""
-    rows_due = sum(map(len, writer.spans))
-    with (
-        ThreadPoolExecutor(1) as thread,
-        tqdm(
-            total=rows_due, desc="extracting", unit=" tokens", disable=not progress, **PROGRESS
-        ) as bar,
-    ):
+    total, quiet = sum(map(len, writer.spans)), not progress
+    bar = tqdm(total=total, desc="extracting", unit=" tokens", disable=quiet, **PROGRESS)
+    with ThreadPoolExecutor(1) as thread, bar:
         writing = None
         for span in writer.spans:
-            for rows in plan.rows(lm, span, rooms=2):
+            for rows in plan.rows(lm, span, rooms=2):  # one is written, one is read into
                 if writing:
                     writing.result()  # raises what went wrong in it
                 columns = rows.token_ids, rows.document, rows.position
@@ -345,38 +335,35 @@ def _write(plan: Plan, lm: LanguageModel, writer: StoreWriter, progress: bool) -
 
 def _agree(state: PartialState | None, work: Callable):
     """What `work` gives the first process, in all of them; its errors too."""
-    if state is None or state.num_processes == 1:
+    if state is None:
         return work()
-    found = [None]
+    found = None
     if state.is_main_process:
         try:
-            found = [work()]
+            found = work()
         except (StoreError, OSError) as error:
-            found = [error]
-    (found,) = broadcast_object_list(found)
+            found = error
+    (found,) = broadcast_object_list([found])
     if isinstance(found, Exception):
         raise found
     return found
 
 
-def _mark(folder: Path, state: PartialState) -> str:
-    """What the first process wrote into the folder, as this one reads it: "" if it cannot."""
+def _check_processes(identity: Mapping, folder: Path, state: PartialState) -> None:
+    """Refuse processes whose parts would not be of one store, or that do not share its folder."""
     mark = folder.with_name(folder.name + ".mark")
     if state.is_main_process:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(uuid.uuid4().hex, encoding="utf-8")
     state.wait_for_everyone()
-    found = mark.read_text(encoding="utf-8") if mark.exists() else ""
+    read = mark.read_text(encoding="utf-8") if mark.exists() else ""
     state.wait_for_everyone()
     if state.is_main_process:
         mark.unlink()
-    return found
-
-
-def _check_processes(facts: dict[str, str]) -> None:
-    """Refuse processes whose facts differ: their parts would not be of one store."""
-    known = gather_object([{key: str(value) for key, value in facts.items()}])
+    facts = {key: str(value) for key, value in {**identity, "folder": read}.items()}
+    known = gather_object([facts])
     if found := [other for other in known if other != known[0]]:
         raise StoreError(
-            f"the processes differ in {differences(known[0], found[0])}: give all the same packages, texts, kind of device and folder"
+            f"the processes differ in {differences(known[0], found[0])}: give all the same packages, "
+            "texts, kind of device and folder"
         )

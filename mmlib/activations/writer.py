@@ -1,50 +1,49 @@
-"""Writing a store part by part: each under a temporary name, read back, and renamed when it is whole; the manifest comes last.
+"""Writing a store: each part under a temporary name, read back, and renamed; the manifest last.
 
-A kill at any moment leaves whole parts and at most a temporary file, so whoever begins again writes the parts that miss. Several
-processes may write other parts, or even the same: each has temporary names of its own, and equal plans give equal bytes.
+A kill at any moment leaves whole parts and at most a temporary file, so whoever begins again writes
+the parts that miss. Several processes may write other parts, or even the same: each has temporary
+names of its own, and equal plans give equal bytes.
 """
 
 import io
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.activations.parts import (
+from mmlib.activations.store import (
     CHUNK_ROWS,
     COLUMNS,
-    DTYPES,
     FORMAT,
     FORMAT_VERSION,
-    LIBVER,
     MANIFEST,
     SEAL_BYTES,
-    UNREADABLE,
     VIRTUAL,
+    ActivationStore,
     check_part,
-    chunk_count,
-    columns,
-    finite_rows,
     layer_name,
-    part_content,
-    part_name,
+    part_seal,
+    read_manifest,
+    refuse_former,
     sealed,
-    write_whole,
 )
-from mmlib.activations.store import ActivationStore, read_manifest, refuse_former
-from mmlib.activations.tokens import RunningMoments, to_numpy
-from mmlib.files import StoreError, naming_full_disk
+from mmlib.activations.tokens import RunningMoments, as_float, moments_of, to_numpy
+from mmlib.files import StoreError, naming_full_disk, write_whole
 
+DTYPES = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 PART_BYTES, MOST_PARTS = 30_000_000, 2000
+LIBVER = ("v110", "v110")  # readable since HDF5 1.10, which has virtual datasets
+GUARDED = {"chunks": True, "fletcher32": True}  # HDF5 checks it where it is read
+UNREADABLE = (OSError, KeyError, ValueError, RuntimeError)  # what h5py raises of a damaged file
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,17 @@ class DocumentRows:
 
 
 class Layout:
-    """What a store will hold, known before any row: its documents, its parts, and the identity that each part carries.
+    """What a store will hold, known before any row: its documents, its parts and its identity.
 
     Args:
         documents: in the order of their rows; those of a split side by side, "train" first.
-        attributes: what the values depend on, in JSON's types, "model" and "corpus" among them. All of it is compared with what is
-            there already, but for `created_by`.
+        attributes: what the values depend on, in JSON's types, "model" and "corpus" among them. All
+            but `created_by` is the identity, which each part carries: a store that is there already
+            must have the same.
         part_bytes: of activations in a part, about; more where there would be over 2,000 parts.
     Raises:
-        StoreError: an unknown dtype, an attribute that is missing or of another type, or documents in another order.
+        StoreError: an unknown dtype, an attribute that is missing or of another type, or documents
+            in another order or without any row.
     """
 
     def __init__(
@@ -83,18 +84,29 @@ class Layout:
             raise StoreError(
                 f"attributes {', '.join(missing)} are missing: what is this a store of?"
             )
-        check_order(documents)
-        self.documents, self.layers, self.d, self.dtype = list(documents), list(layers), d, dtype
-        self.document_rows = np.array([x.rows for x in documents], dtype=np.int64)
-        self.first_row = np.cumsum(self.document_rows) - self.document_rows
-        self.n = int(self.document_rows.sum())
+        self.layers, self.d, self.dtype = list(layers), d, dtype
+        keys = ("title", "split", "rows")
+        self.table = {key: [getattr(document, key) for document in documents] for key in keys}
+        document_rows = np.array(self.table["rows"], dtype=np.int64)
+        self.first_row, self.n = np.cumsum(document_rows) - document_rows, int(document_rows.sum())
         self.train_rows = sum(x.rows for x in documents if x.split == "train")
+        runs = [split for split, _ in groupby(self.table["split"])]
+        if len(set(runs)) < len(runs) or "train" in runs[1:] or not self.n:
+            raise StoreError(
+                f"{len(documents)} documents with {self.n} rows in {len(runs)} runs of splits, in "
+                f"the order {runs}: expected at least one row, a split's documents side by side and "
+                "those of train first"
+            )
+        chunks = -(-self.n // CHUNK_ROWS)
         chunk_bytes = CHUNK_ROWS * len(self.layers) * d * DTYPES[dtype].itemsize
-        chunks = max(1, part_bytes // chunk_bytes, -(-chunk_count(self.n) // MOST_PARTS))
-        self.part_rows, self.parts = chunks * CHUNK_ROWS, -(-chunk_count(self.n) // chunks)
-        self.columns = columns(self.layers, d, dtype)
-        self.facts = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        self.facts |= {
+        part_chunks = max(1, part_bytes // chunk_bytes, -(-chunks // MOST_PARTS))
+        self.part_rows, self.parts = part_chunks * CHUNK_ROWS, -(-chunks // part_chunks)
+        activations = np.dtype((DTYPES[dtype], (d,)))
+        self.columns = {layer_name(layer): activations for layer in self.layers}
+        self.columns |= dict.fromkeys(COLUMNS, np.dtype("<i4"))
+        self.facts = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
             "created_by": attributes.get("created_by", ""),
             "train_rows": self.train_rows,
         }
@@ -116,6 +128,11 @@ class Layout:
     def missing(self, folder: Path) -> list[int]:
         """Parts that are not there."""
         return [part for part in range(self.parts) if not (folder / part_name(part)).exists()]
+
+
+def part_name(index: int) -> str:
+    """File name of a part."""
+    return f"part-{index:05d}.h5"
 
 
 def differences(there: Mapping, here: Mapping) -> str:
@@ -146,48 +163,35 @@ def digest(content) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content).encode())
 
 
-def check_order(documents: Sequence[DocumentRows]) -> None:
-    """Refuse documents whose splits are not runs with "train" first, or that have no rows at all.
-
-    Raises:
-        StoreError: it is so.
-    """
-    splits, n = list(dict.fromkeys(x.split for x in documents)), sum(x.rows for x in documents)
-    runs = 1 + sum(a.split != b.split for a, b in zip(documents, documents[1:]))
-    if runs != len(splits) or "train" in splits[1:] or not n:
-        raise StoreError(
-            f"{len(documents)} documents with {n} rows in {runs} runs of splits, in the order {splits}: expected "
-            "at least one row, a split's documents side by side and those of train first"
-        )
-
-
 def examine(folder: Path, layout: Layout, replace: bool = False) -> tuple[list[int], bool]:
-    """Which parts of a store are due, and whether it is finished; every byte of what is there is read.
+    """Which parts of a store are due, and whether it is finished; reads every byte that is there.
 
-    Damaged parts are removed, with a word, since only this store's own could stand under their names.
+    Damaged parts are removed, with a word: only this store's own could stand under their names.
 
     Args:
         replace: remove what is of another identity, with a word, instead of refusing it.
     Raises:
-        StoreError: the folder holds a store of another format, or parts or a manifest of another identity.
+        StoreError: the folder holds a store of another format, or files of another identity.
     """
     refuse_former(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_left(folder)
-    if others := [path for path in _files(folder) if _other(path, layout)]:
-        kind = "a finished" if others[0].name == MANIFEST else "an unfinished"
-        what = f"{folder} holds {kind} store of other {_other(others[0], layout)}"
+    replaced = False
+    for path in (folder / MANIFEST, *sorted(folder.glob("part-*.h5"))):
+        if not (other := _other(path, layout)):
+            continue
+        kind = "a finished" if path.name == MANIFEST else "an unfinished"
+        what = f"{folder} holds {kind} store of other {other}"
         if not replace:
             raise StoreError(
                 f"{what}: go back to those settings, give another folder, or replace it "
                 "(replace=True, or --replace on the command line)"
             )
-        print(f"replacing what is there: {what}", flush=True)
-    for path in others:
-        if _other(path, layout):  # still: another process may have replaced it
-            path.unlink(missing_ok=True)
+        if not replaced:
+            print(f"replacing what is there: {what}", flush=True)
+        path.unlink(missing_ok=True)
+        replaced = True
     digests = []
-    for path in tqdm(_files(folder)[1:], desc="checking what is there", delay=2):
+    for path in tqdm(sorted(folder.glob("part-*.h5")), "checking what is there", delay=2):
         try:
             digests.append(check_part(path))
         except StoreError as error:
@@ -195,19 +199,17 @@ def examine(folder: Path, layout: Layout, replace: bool = False) -> tuple[list[i
             path.unlink(missing_ok=True)
         except FileNotFoundError:  # another process replaces it
             pass
+    finished = False
     with suppress(StoreError, FileNotFoundError):
         listed = [entry["digest"] for entry in ActivationStore(folder).manifest["parts"]]
-        return layout.missing(folder), listed == digests
-    return layout.missing(folder), False
-
-
-def _files(folder: Path) -> list[Path]:
-    """Where the manifest is or would be, and the parts that are there."""
-    return [folder / MANIFEST, *sorted(folder.glob("part-*.h5"))]
+        finished = listed == digests
+    if finished:
+        remove_left(folder)
+    return layout.missing(folder), finished
 
 
 def _other(path: Path, layout: Layout) -> str:
-    """How the identity in a manifest or part differs; empty for what is damaged or not there, which is nobody's."""
+    """How the identity in a manifest or part differs; empty if it is damaged or not there."""
     with suppress(StoreError, *UNREADABLE):
         if path.name == MANIFEST:
             return differences(read_manifest(path.parent)["identity"], layout.identity)
@@ -216,19 +218,8 @@ def _other(path: Path, layout: Layout) -> str:
     return ""
 
 
-def _remove_left(folder: Path) -> None:
-    """Remove temporary files of processes of this machine that are no more."""
-    for path in folder.glob(f"*.{platform.node()}-*.partial"):
-        try:
-            os.kill(int(path.name.split("-")[-2]), 0)
-        except ProcessLookupError:
-            path.unlink(missing_ok=True)
-        except (ValueError, PermissionError):
-            pass  # not of ours, or alive and somebody else's
-
-
 class StoreWriter:
-    """Writes the parts that are due, in the order of their rows. What is not finished is continued by the next writer, part by part.
+    """Writes the parts that are due, in the order of their rows; the next writer continues it.
 
     Args:
         folder: of the store.
@@ -243,14 +234,7 @@ class StoreWriter:
         next_row: the one to give next.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        layout: Layout,
-        *,
-        replace: bool = False,
-        due: Sequence[int] | None = None,
-    ):
+    def __init__(self, folder: Path, layout: Layout, *, replace=False, due: list | None = None):
         self.folder, self.layout, self.finished = Path(folder), layout, False
         if due is None:
             due, self.finished = examine(self.folder, layout, replace)
@@ -260,11 +244,8 @@ class StoreWriter:
             start = self.spans.pop().start if joins else rows.start
             self.spans.append(range(start, rows.stop))
         self.next_row = self.spans[0].start if self.spans else layout.n
-        room = min(layout.part_rows, layout.n) if due else 0
-        self._arrays = {
-            name: np.empty((room, *column.width), column.dtype)
-            for name, column in layout.columns.items()
-        }
+        room = min(layout.part_rows, layout.n)
+        self._arrays = {name: np.empty(room, row) for name, row in layout.columns.items()}
 
     def append(
         self,
@@ -279,30 +260,37 @@ class StoreWriter:
             activations: {layer: (n, d)} in the store's dtype.
             token_ids, document, position: (n,) integers.
         Raises:
-            StoreError: a value is NaN or infinite (the message names document, position and token), shapes or dtype are not as announced,
-                or these are not the rows that come next.
+            StoreError: a value is NaN or infinite (the message names document, position and token),
+                shapes or dtype are not as announced, or these are not the rows that come next.
             DiskFull: the disk is full; the parts that are there are safe.
         """
         layout, n = self.layout, len(token_ids)
-        shapes = {layer: tuple(values_nd.shape) for layer, values_nd in activations.items()}
-        expected = {layer: (n, layout.d) for layer in layout.layers}
+        shapes = {layer: (*values.shape, values.dtype) for layer, values in activations.items()}
+        expected = dict.fromkeys(layout.layers, (n, layout.d, getattr(torch, layout.dtype)))
         if shapes != expected or len(document) != n or len(position) != n:
             raise StoreError(
-                f"{n} tokens, {len(document)} documents, {len(position)} positions and activations {shapes} were given: expected as many "
-                f"of each, and ({n}, {layout.d}) of layers {layout.layers}"
+                f"{n} tokens, {len(document)} documents, {len(position)} positions and activations "
+                f"{shapes} were given: expected as many of each, and ({n}, {layout.d}) of layers "
+                f"{layout.layers} in {layout.dtype}, as they were computed"
             )
-        columns = dict(zip(COLUMNS, (token_ids, document, position)))
-        values = {
-            layer_name(layer): self._checked(layer, values_nd, **columns)
-            for layer, values_nd in activations.items()
-        } | columns
         self._check_places(document, position)
+        given = dict(zip(COLUMNS, (token_ids, document, position)))
+        for layer, values_nd in activations.items():
+            given[layer_name(layer)] = values = to_numpy(values_nd)
+            if not (finite := np.isfinite(as_float(values)).all(1)).all():
+                bad = int(np.argmin(finite))
+                ends = "; float16 ends at 65,504: load the model in bfloat16 or float32"
+                raise StoreError(
+                    f"NaN or infinity in layer {layer} at document "
+                    f"{layout.table['title'][document[bad]]!r}, position {position[bad]}, token "
+                    f"{token_ids[bad]}: not stored{ends if layout.dtype == 'float16' else ''}"
+                )
         done = 0
         while done < n:
             rows = layout.rows_of(self._due[0])
             at, count = self.next_row - rows.start, min(n - done, rows.stop - self.next_row)
             for name, array in self._arrays.items():
-                array[at : at + count] = values[name][done : done + count]
+                array[at : at + count] = given[name][done : done + count]
             self.next_row, done = self.next_row + count, done + count
             if self.next_row == rows.stop:
                 self._write_part()
@@ -318,33 +306,16 @@ class StoreWriter:
         due = np.searchsorted(first_row, rows, "right") - 1
         if not (np.array_equal(document, due) and np.array_equal(position, rows - first_row[due])):
             raise StoreError(
-                f"row {at} is due, document {due[0]} at position {at - first_row[due[0]]}, but rows from document {document[0]}, position "
-                f"{position[0]} on were given: begin at `next_row`, and give each row once"
+                f"row {at} is due, document {due[0]} at position {at - first_row[due[0]]}, but rows "
+                f"from document {document[0]}, position {position[0]} on were given: begin at "
+                "`next_row`, and give each row once"
             )
-
-    def _checked(self, layer, values_nd, token_ids, document, position) -> np.ndarray:
-        """The bits of a layer's rows, after refusing what may not be stored."""
-        dtype = self.layout.dtype
-        if str(values_nd.dtype) != f"torch.{dtype}":
-            raise StoreError(
-                f"activations of {values_nd.dtype} for a store of {dtype}: values are stored as they were computed"
-            )
-        values = to_numpy(values_nd)
-        if not (finite := finite_rows(values)).all():
-            bad = int(np.flatnonzero(~finite)[0])
-            ends = "; float16 ends at 65,504: load the model in bfloat16 or float32"
-            raise StoreError(
-                f"NaN or infinity in layer {layer} at document {self.layout.documents[document[bad]].title!r}, position {position[bad]}, "
-                f"token {token_ids[bad]}: not stored{ends if dtype == 'float16' else ''}"
-            )
-        return values
 
     def _write_part(self) -> None:
         part, rows = self._due[0], self.layout.rows_of(self._due[0])
         filled = {name: array[: len(rows)] for name, array in self._arrays.items()}
         with naming_full_disk(self._if_full()):
-            content = part_content(self.layout, part, filled)
-            write_whole(self.folder / part_name(part), content)
+            write_whole(self.folder / part_name(part), part_content(self.layout, part, filled))
         self._due.pop(0)
         if self._due:
             self.next_row = self.layout.rows_of(self._due[0]).start
@@ -353,8 +324,8 @@ class StoreWriter:
         missing = self.layout.missing(self.folder)
         rows = self.layout.n - sum(len(self.layout.rows_of(part)) for part in missing)
         return (
-            f"the disk is full: {self.folder} holds {rows:,} of {self.layout.n:,} rows, which are safe; "
-            "free some space and run again, it continues there"
+            f"the disk is full: {self.folder} holds {rows:,} of {self.layout.n:,} rows, which are "
+            "safe; free some space and run again, it continues there"
         )
 
     def finish(self) -> None:
@@ -366,17 +337,52 @@ class StoreWriter:
         """
         if missing := self.layout.missing(self.folder):
             raise StoreError(
-                f"{self.next_row} rows were written, {self.layout.n} were announced: {len(missing)} parts are not there, "
-                f"from {part_name(missing[0])} on; give all rows that are due, or run the extraction again"
+                f"{self.next_row} rows were written, {self.layout.n} were announced: {len(missing)} "
+                f"parts are not there, from {part_name(missing[0])} on; give all rows that are due, "
+                "or run the extraction again"
             )
         with naming_full_disk(self._if_full()):
             write_manifest(self.folder, self.layout)
-        for path in self.folder.glob("*.partial"):
-            path.unlink(missing_ok=True)
+        remove_left(self.folder)
+
+
+def remove_left(folder: Path) -> None:
+    """Remove temporary files, of a finished store: of processes that were killed, or too late."""
+    for path in folder.glob("*.partial"):
+        path.unlink(missing_ok=True)
+
+
+def part_content(layout: Layout, part: int, rows: Mapping[str, np.ndarray]) -> memoryview:
+    """The bytes of a part: a function of its rows and the layout alone.
+
+    `/moments/layer_LL` (chunks, 2, d) are mean and variance of the training rows of each chunk: a
+    store's statistics are merged from them, in the order of its rows.
+
+    Args:
+        rows: {name: (rows, …)} of each of the layout's columns.
+    """
+    made, run = io.BytesIO(), layout.rows_of(part)
+    training = layout.train_rows - run.start
+    with h5py.File(made, "w", libver=LIBVER, userblock_size=SEAL_BYTES) as file:
+        file.attrs["identity"], file.attrs["first_row"] = json.dumps(layout.identity), run.start
+        for name, values in rows.items():
+            chunks = {i: values[i : i + CHUNK_ROWS] for i in range(0, len(run), CHUNK_ROWS)}
+            sums = [xxhash.xxh3_64_intdigest(chunk.data.cast("B")) for chunk in chunks.values()]
+            dataset = file.create_dataset(name, data=values)
+            file.create_dataset(f"checksums/{name}", data=np.array(sums, "<u8"), **GUARDED)
+            if name in COLUMNS:
+                continue
+            dataset.attrs["dtype"] = layout.dtype
+            if seen := [x[: training - i] for i, x in chunks.items() if i < training]:
+                moments = np.array([moments_of(as_float(x)) for x in seen], "<f8")
+                file.create_dataset(name.replace("activations", "moments"), data=moments, **GUARDED)
+    content = made.getbuffer()
+    content[:SEAL_BYTES] = part_seal(xxhash.xxh3_128_hexdigest(content[SEAL_BYTES:]))
+    return content
 
 
 def write_manifest(folder: Path, layout: Layout) -> None:
-    """The file of virtual datasets, then the manifest that says of all files what they must be; each is written whole.
+    """The file of virtual datasets, then the manifest that says what all files must be.
 
     Raises:
         StoreError: a part is missing, damaged or of another store.
@@ -396,10 +402,9 @@ def write_manifest(folder: Path, layout: Layout) -> None:
                     checksums.setdefault(name, []).extend(part[f"checksums/{name}"][:])
                     places.setdefault(name, []).append(part[name].id.get_offset())
                 for layer, running in moments.items():
-                    for chunk, known in enumerate(part.get(layer_name(layer, "moments"), ())):
-                        first = rows.start + chunk * CHUNK_ROWS
-                        end = min(first + CHUNK_ROWS, rows.stop, layout.train_rows)
-                        running.merge(end - first, *known)
+                    firsts = range(rows.start, layout.train_rows, CHUNK_ROWS)
+                    for first, known in zip(firsts, part.get(layer_name(layer, "moments"), ())):
+                        running.merge(min(CHUNK_ROWS, layout.train_rows - first), *known)
         except (IndexError, *UNREADABLE) as error:
             raise StoreError(f"{path} is damaged ({error}): run the extraction again") from error
         entries.append({"file": path.name, "size": path.stat().st_size, "digest": digest})
@@ -408,10 +413,7 @@ def write_manifest(folder: Path, layout: Layout) -> None:
         **layout.facts,
         "identity": layout.identity,
         "rows": layout.n,
-        "documents": {
-            key: [getattr(document, key) for document in layout.documents]
-            for key in ("title", "split", "rows")
-        },
+        "documents": layout.table,
         "parts": entries,
         "virtual": {"file": VIRTUAL, "digest": xxhash.xxh3_128_hexdigest(virtual)},
     }
@@ -420,31 +422,29 @@ def write_manifest(folder: Path, layout: Layout) -> None:
 
 
 def virtual_file(layout: Layout, moments: Mapping, checksums: Mapping, places: Mapping) -> bytes:
-    """An HDF5 file that shows all parts as one, by relative names; what a missing part held reads as NaN, or −1."""
+    """An HDF5 file that shows all parts as one, by relative names; missing ones as NaN, or −1."""
     made = io.BytesIO()
     with h5py.File(made, "w", libver=LIBVER) as file:
-        for name, value in layout.identity.items():
+        for name, value in {**layout.identity, **layout.facts}.items():
             file.attrs[name] = json.dumps(value) if isinstance(value, dict) else value
-        for name, value in layout.facts.items():
-            file.attrs[name] = value
-        group = file.create_group("documents")
-        group["title"] = [document.title for document in layout.documents]
-        group["split"] = [document.split for document in layout.documents]
-        group["rows"], group["first_row"] = layout.document_rows, layout.first_row
+        documents = file.create_group("documents")
+        for key, values in {**layout.table, "first_row": layout.first_row}.items():
+            documents[key] = values
         for layer, running in moments.items():
             group = layer_name(layer, "statistics")
             file.create_dataset(f"{group}/mean", data=running.mean)
             file.create_dataset(f"{group}/variance", data=running.variance)
-        for name, column in layout.columns.items():
+        for name, row in layout.columns.items():
             file.create_dataset(f"checksums/{name}", data=np.array(checksums[name], "<u8"))
             file.create_dataset(f"places/{name}", data=np.array(places[name], "<i8"))
-            virtual = h5py.VirtualLayout((layout.n, *column.width), column.dtype)
+            virtual = h5py.VirtualLayout((layout.n, *row.shape), row.base)
             virtual.dcpl.set_obj_track_times(False)  # equal stores have equal bytes
             for index, rows in enumerate(map(layout.rows_of, range(layout.parts))):
                 virtual[rows.start : rows.stop] = h5py.VirtualSource(
-                    part_name(index), name, (len(rows), *column.width), column.dtype
+                    part_name(index), name, (len(rows), *row.shape), row.base
                 )
-            dataset = file.create_virtual_dataset(name, virtual, fillvalue=column.fill)
+            fill = -1 if name in COLUMNS else 0x7FC0 if layout.dtype == "bfloat16" else np.nan
+            dataset = file.create_virtual_dataset(name, virtual, fillvalue=fill)
             if name not in COLUMNS:
                 dataset.attrs["dtype"] = layout.dtype
     return made.getvalue()

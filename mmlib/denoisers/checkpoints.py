@@ -1,15 +1,18 @@
-"""Weights from a folder or the Hub: complete, finite and of the right shapes, or refused by name. Nothing is unpickled.
+"""Weights from a folder or the Hub: complete, finite and of the right shapes, or refused by name.
+Nothing is unpickled.
 
-`Origin` is what every fit carries beside its weights: the activations it is of. `fetched` brings a folder or a repository of the Hub,
-`load_network` fills a network, `model_card` writes the page that lies beside the weights. `read` reads the checkpoints of the
-paper's authors (arXiv 2602.06964) as they are: config.yaml, rep_statistics.pt (mean and var of the activations, by layer if there are
-several), and final.safetensors or epochs in checkpoints/. Their parameter names are the names in `MLPDenoiser`, after "model.".
+`Origin` is what every fit carries beside its weights: the activations it is of. `fetched` brings a
+folder or a repository of the Hub, `load_network` fills a network, `model_card` writes the page that
+lies beside the weights. `read` reads the checkpoints of the paper's authors (arXiv 2602.06964) as
+they are: config.yaml, rep_statistics.pt (mean and var of the activations, by layer if there are
+several), and final.safetensors or epochs in checkpoints/. Their parameter names are the names in
+`MLPDenoiser`, after "model.".
 """
 
 import pickle
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,16 +20,19 @@ import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.networks import MLPDenoiser
 
+STATISTICS = "normaliser.safetensors"
+
+
 FILES = (
     "meta_model.json",
-    "normaliser.safetensors",
+    STATISTICS,
     "network/*",
     "config.yaml",
     "rep_statistics.pt",
@@ -69,12 +75,41 @@ class Origin:
                     f"{store.path} holds {store.model} on {store.documents}, {first.path} holds {first.model} on "
                     f"{first.documents}: layers of one model on the same texts were expected"
                 )
-        return cls(
-            Normaliser.of(*stores),
-            first.model,
-            tuple(store.layer for store in stores),
-            first.documents,
-        )
+        layers = tuple(store.layer for store in stores)
+        return cls(Normaliser.of(*stores), first.model, layers, first.documents)
+
+    @classmethod
+    def read(cls, folder: Path, identity: Mapping) -> "Origin":
+        """Of the statistics that `write` left in a folder, and the identity that was kept
+        elsewhere.
+
+        Raises:
+            CheckpointError: the statistics are missing or truncated.
+        """
+        numbers = read_weights(folder / STATISTICS)
+        normaliser = Normaliser(numbers["mean"], numbers["std"])
+        layers = tuple(identity["layers"])
+        return cls(normaliser, identity["language_model"], layers, identity["documents"])
+
+    def write(self, folder: Path) -> Path:
+        """Write the statistics; the path of their file."""
+        numbers = {"mean": self.normaliser.mean_ld, "std": self.normaliser.std_ld}
+        save_file(numbers, folder / STATISTICS)
+        return folder / STATISTICS
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What is known beside the statistics, for JSON."""
+        return {
+            "language_model": self.language_model,
+            "layers": list(self.layers),
+            "documents": self.documents,
+        }
+
+    def at(self, layer: int) -> "Origin":
+        """Of one of its layers."""
+        normaliser = self.normaliser.at(self.layers.index(layer))
+        return replace(self, normaliser=normaliser, layers=(layer,))
 
     @property
     def d(self) -> int:
@@ -90,10 +125,12 @@ class Origin:
         d: int | None = None,
         documents: str | None = None,
     ) -> None:
-        """Refuse activations that the fit was not made for; what is None here or unknown to the fit is not compared.
+        """Refuse activations that the fit was not made for; what is None here or unknown to the fit
+        is not compared.
 
         Raises:
-            StoreError: they are of another language model, layer, width or of other documents; the message has both.
+            StoreError: they are of another language model, layer, width or of other documents; the
+                message has both.
         """
         pinned = "@" in self.language_model  # published checkpoints name no revision
         theirs = language_model if pinned else (language_model or "").partition("@")[0]
@@ -103,17 +140,10 @@ class Origin:
             or (d is not None and d != self.d)
         )
         if differs:
+            theirs = _place(language_model, [] if layer is None else [layer], d)
             raise StoreError(
-                "{} was trained on {} layer {} (width {}), the store holds {} layer {} (width {}): extract or train again with the same model "
-                "and layer".format(
-                    what,
-                    self.language_model or "an unknown model",
-                    ", ".join(map(str, self.layers)) or "unknown",
-                    self.d,
-                    language_model or "an unknown model",
-                    "unknown" if layer is None else layer,
-                    "unknown" if d is None else d,
-                )
+                f"{what} was trained on {_place(self.language_model, self.layers, self.d)}, the store holds {theirs}: "
+                "extract or train again with the same model and layer"
             )
         if self.documents and documents and self.documents != documents:
             raise StoreError(
@@ -121,21 +151,27 @@ class Origin:
             )
 
 
+def _place(language_model: str | None, layers: Sequence[int], d: int | None) -> str:
+    """Where activations were read, in words."""
+    of = language_model or "an unknown model"
+    return f"{of} layer {', '.join(map(str, layers)) or 'unknown'} (width {d or 'unknown'})"
+
+
 def fetched(source: str | Path, revision: str | None = None, extra: tuple[str, ...] = ()) -> Path:
     """A local folder as it is, or the local copy of a Hub repository.
 
     Args:
-        extra: files to fetch beside those of a final model; earlier epochs are left out, since each is as large.
+        extra: files to fetch beside those of a final model; earlier epochs are left out, since each
+            is as large.
 
     Raises:
         FileNotFoundError: no such folder, and no such repository within reach.
     """
     if Path(source).is_dir():
         return Path(source)
+    patterns = [*FILES, *extra]
     try:
-        return Path(
-            snapshot_download(str(source), revision=revision, allow_patterns=[*FILES, *extra])
-        )
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"{source} is no folder, so meta_model.json cannot be read, and no Hub repository within reach "
@@ -163,15 +199,13 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         CheckpointError: some are missing, unknown, of another shape, or not finite.
     """
-    wanted = network.state_dict()
-    if missing := sorted(set(wanted) - set(weights)):
-        raise CheckpointError(
-            f"{path} lacks {missing[0]} and {len(missing) - 1} more weights of {type(network).__name__}"
-        )
-    if unknown := sorted(set(weights) - set(wanted)):
-        raise CheckpointError(
-            f"{path} has {unknown[0]} and {len(unknown) - 1} more weights that {type(network).__name__} does not have"
-        )
+    wanted, kind = network.state_dict(), type(network).__name__
+    for names, says in (
+        (set(wanted) - set(weights), f"lacks {{}} and {{}} more weights of {kind}"),
+        (set(weights) - set(wanted), f"has {{}} and {{}} more weights that {kind} does not have"),
+    ):
+        if names:
+            raise CheckpointError(f"{path} {says.format(min(names), len(names) - 1)}")
     for name, tensor in weights.items():
         if tensor.shape != wanted[name].shape:
             raise CheckpointError(
@@ -197,7 +231,9 @@ def load_network(kind: type[nn.Module], folder: Path) -> nn.Module:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML as data: tags that ask for Python objects (OmegaConf writes its paths so) become None, and nothing is constructed."""
+    """YAML as data: tags that ask for Python objects (OmegaConf writes its paths so) become None,
+    and nothing is constructed.
+    """
 
 
 _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
@@ -206,26 +242,23 @@ _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, s
 SIZES = ("d_input", "d_model", "d_mlp", "n_layers", "multi_layer_n_layers")
 
 
-def read(
-    folder: Path, checkpoint: str = "final"
-) -> tuple[MLPDenoiser, str, Normaliser, str, list[int], str]:
-    """What `MetaModel` is made of: network, objective, normaliser, language model, layers, documents (unknown: "").
+def read(folder: Path, checkpoint: str = "final") -> tuple[MLPDenoiser, str, Origin]:
+    """What `MetaModel` is made of: network, objective, and the origin as far as it is known.
 
     Args:
-        checkpoint: "final", or the latest epoch if there is no final one; or a name in checkpoints/.
+        checkpoint: "final", or the latest epoch if there is no final one; or a name in
+            checkpoints/.
     Raises:
-        CheckpointError: a file is missing or damaged, or the parts do not fit each other; the message names it.
+        CheckpointError: a file is missing or damaged, or the parts do not fit each other; the
+            message names it.
     """
     sizes, layers, language_model = _configuration(folder)
     network = MLPDenoiser(**sizes).eval()
     path = _weights_file(folder, checkpoint)
-    fill(
-        network,
-        {key.removeprefix("model."): tensor.float() for key, tensor in read_weights(path).items()},
-        path,
-    )
+    weights = {key.removeprefix("model."): w.float() for key, w in read_weights(path).items()}
+    fill(network, weights, path)
     normaliser = _statistics(folder / "rep_statistics.pt", layers, sizes["d_input"])
-    return network, "flow_velocity", normaliser, language_model, layers, ""
+    return network, "flow_velocity", Origin(normaliser, language_model, tuple(layers))
 
 
 def _configuration(folder: Path) -> tuple[dict, list[int], str]:
@@ -253,26 +286,29 @@ def _configuration(folder: Path) -> tuple[dict, list[int], str]:
 
 
 def _weights_file(folder: Path, checkpoint: str) -> Path:
-    if checkpoint != "final":
-        path = folder / "checkpoints" / f"{checkpoint}.safetensors"
-        there = sorted(p.stem for p in folder.glob("checkpoints/*.safetensors"))
-        if not path.exists():
-            raise CheckpointError(f"{path} is missing: there are {', '.join(there) or 'none'}")
-        return path
     epochs = sorted(
-        folder.glob("checkpoints/epoch_*.safetensors"),
+        folder.glob("checkpoints/*.safetensors"),
         key=lambda path: int(re.sub(r"\D", "", path.stem) or -1),
     )
-    for path in (folder / "final.safetensors", *reversed(epochs)):
-        if path.exists():
-            return path
-    raise CheckpointError(
-        f"{folder} holds neither final.safetensors nor checkpoints/epoch_….safetensors"
-    )
+    if checkpoint != "final":
+        path = folder / "checkpoints" / f"{checkpoint}.safetensors"
+        if path not in epochs:
+            there = ", ".join(sorted(epoch.stem for epoch in epochs)) or "none"
+            raise CheckpointError(f"{path} is missing: there are {there}")
+        return path
+    final = folder / "final.safetensors"
+    latest = [path for path in epochs if path.stem.startswith("epoch_")]
+    if not final.exists() and not latest:
+        raise CheckpointError(
+            f"{folder} holds neither {final.name} nor checkpoints/epoch_….safetensors"
+        )
+    return final if final.exists() else latest[-1]
 
 
 def _statistics(path: Path, layers: list[int], d: int) -> Normaliser:
-    """Of these layers: a row for each, or rows of all layers of the language model from which theirs are taken."""
+    """Of these layers: a row for each, or rows of all layers of the language model from which
+    theirs are taken.
+    """
     if not path.exists():
         raise CheckpointError(
             f"{path} is missing: without the activations' mean and variance the weights mean nothing"
@@ -311,7 +347,8 @@ def model_card(facts: Mapping[str, object]) -> str:
     """Markdown with what is known about a model.
 
     Args:
-        facts: objective, language_model, layers, documents, d, parameters; others (about the training) are listed as they are.
+        facts: objective, language_model, layers, documents, d, parameters; others (about the
+            training) are listed as they are.
     """
     layers = ", ".join(str(layer) for layer in facts["layers"]) or "unknown"
     known = ("network", "objective", "language_model", "layers", "documents", "d", "parameters")

@@ -1,4 +1,6 @@
-"""A fitted object as an edit of the residual stream, for hooks of transformers, TransformerLens and nnsight."""
+"""A fitted object as an edit of the residual stream, for hooks of transformers, TransformerLens and
+nnsight.
+"""
 
 from collections.abc import Callable
 
@@ -6,18 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from mmlib.activations.lm import hidden
-from mmlib.denoisers.fitted import (
-    SDEDIT_STEPS,
-    Fitted,
-    FittedPCA,
-    Unsupported,
-    seeded,
-)
+from mmlib.denoisers.fitted import SDEDIT_STEPS, Fitted, FittedPCA, Unsupported, seeded
 from mmlib.denoisers.noise import checked_sigma
 
 
 class Edit:
-    """Replaces activations of the residual stream by their projections, wherever hooks are placed; h (batch, tokens, d) → the same shape.
+    """Replaces activations of the residual stream by their projections, wherever hooks are placed;
+    h (batch, tokens, d) → the same shape.
 
         with edited_block(lm.model, 6, model.hook(sigma=0.5)): …                        # mmlib.activations.lm
         handle = gpt2.transformer.h[6].register_forward_hook(model.hook().forward_hook)     # transformers
@@ -25,10 +22,13 @@ class Edit:
         with lm.trace(text): lm.transformer.h[6].output[0][:] = model.hook()(lm.transformer.h[6].output[0])   # nnsight
 
     Args:
-        model: its language model, layer and width are the caller's to match: `model.check(lm, layer=6)`.
+        model: its language model, layer and width are the caller's to match: `model.check(lm,
+            layer=6)`.
         sigma: of `project`; None: `reconstruct`, for a PCA or an SAE.
-        before: an edit of raw activations (n, d) before they are projected, such as adding a direction.
-        keep_opening: leave the first of several tokens as it is: the opening token's activation is no text's, and no model here was fitted to it.
+        before: an edit of raw activations (n, d) before they are projected, such as adding a
+            direction.
+        keep_opening: leave the first of several tokens as it is: the opening token's activation is
+            no text's, and no model here was fitted to it.
         seed: of the noise, which differs from call to call.
         steps: of Euler's method.
 
@@ -86,6 +86,8 @@ class Edit:
             )
 
     def forward_hook(self, module: nn.Module, inputs: tuple, output: Tensor | tuple):
-        """For `register_forward_hook` of a block of transformers, whose output is the stream or a tuple that begins with it."""
+        """For `register_forward_hook` of a block of transformers, whose output is the stream or a
+        tuple that begins with it.
+        """
         edited_btd = self(hidden(output))
         return (edited_btd, *output[1:]) if isinstance(output, tuple) else edited_btd

@@ -10,18 +10,17 @@ Tensors are float32 on the CPU, whatever the arrays or lists were that came. Whe
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmlib.activations.arrays import Values, matrix
 from mmlib.activations.lm import LanguageModel
 from mmlib.activations.store import ActivationStore
+from mmlib.activations.tokens import Normaliser, Values, matrix
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.likelihood import SMOOTHING, smoothed
@@ -31,17 +30,9 @@ from mmlib.denoisers.noise import Denoiser, checked_sigma, sdedit
 from mmlib.denoisers.sae import SAEDenoiser
 
 AT_ONCE = 4096  # rows taken together
-
-
 SDEDIT_STEPS = 20  # the paper's
-
-
 SAMPLE_STEPS = 50
-
-
 FEATURE_SIGMA = 0.1  # at which a network's hidden units are read, the paper's
-
-
 MARGIN = 0.5  # nats per dimension by which values must look more like the other kind to be refused
 
 
@@ -60,8 +51,8 @@ class Cost:
     @classmethod
     def of(cls, denoiser) -> "Cost":
         """What a denoiser of this repository carries."""
-        seconds, activations = denoiser.train_seconds, denoiser.train_activations
-        return cls(int(denoiser.parameters), seconds or 0.0, activations or 0)
+        known = (denoiser.train_seconds or 0.0, denoiser.train_activations or 0)
+        return cls(int(denoiser.parameters), *known)
 
 
 class Fitted:
@@ -228,15 +219,10 @@ class Fitted:
     def _project(
         self, z_nd: Tensor, sigma: float, generator: torch.Generator, steps: int
     ) -> Tensor:
+        noise_nd = torch.randn(z_nd.shape, generator=generator)
         with torch.no_grad():
-            parts = [
-                sdedit(self.denoiser, part, noise, sigma, steps)
-                for part, noise in zip(
-                    z_nd.split(AT_ONCE),
-                    torch.randn(z_nd.shape, generator=generator).split(AT_ONCE),
-                )
-            ]
-        return torch.cat(parts)
+            parts = zip(z_nd.split(AT_ONCE), noise_nd.split(AT_ONCE))
+            return torch.cat([sdedit(self.denoiser, *part, sigma, steps) for part in parts])
 
     def reconstruct(self, h: Values) -> Tensor:
         """What a method for clean activations (PCA, an SAE) makes of raw activations, (n, d), raw."""
@@ -271,8 +257,8 @@ class Fitted:
             StoreError: they differ.
         """
         if isinstance(other, ActivationStore):
-            language_model, layer, d = other.model, other.layer, other.d
-            documents = other.documents
+            language_model, layer = other.model, other.layer
+            d, documents = other.d, other.documents
         elif isinstance(other, LanguageModel):
             language_model, d = other.identity, other.width
         self.origin.check(
@@ -299,9 +285,8 @@ class FittedGaussian(Fitted):
     kind, title = "gaussian", "a Gaussian"
 
     def _log_density(self, z_nd: Tensor, generator: torch.Generator) -> Tensor:
-        return _parts(
-            partial(self.denoiser.log_density, sigma=SMOOTHING), smoothed(z_nd, generator)
-        )
+        parts = smoothed(z_nd, generator).split(AT_ONCE)
+        return torch.cat([self.denoiser.log_density(part, SMOOTHING) for part in parts])
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         return self.denoiser.sample(n, generator)
@@ -335,7 +320,8 @@ class FittedPCA(Fitted):
     def reconstruct(self, h: Values) -> Tensor:
         """Raw activations (n, d) as the method rebuilds them, (n, d)."""
         with torch.no_grad():
-            return self.raw(_parts(partial(self.denoiser, sigma=0.0), self._z(h)))
+            parts = self._z(h).split(AT_ONCE)
+            return self.raw(torch.cat([self.denoiser(part, 0.0) for part in parts]))
 
     def _features(self, z_nd: Tensor) -> Tensor:
         return self.components.scores(z_nd, self.denoiser.components_dk.shape[1])
@@ -363,11 +349,11 @@ class FittedNetwork(Fitted):
     denoiser: MetaModel
 
     @classmethod
-    def of(cls, model: MetaModel, cost: Cost | None = None, **more) -> "FittedNetwork":
+    def of(cls, model: MetaModel) -> "FittedNetwork":
         """A meta-model of one layer under the common protocol."""
         if len(model.layers) > 1:
             raise ValueError(f"a meta-model of layers {list(model.layers)}: name one, layer=…")
-        return cls(model, model.origin, cost or Cost.of(model), **more)
+        return cls(model, model.origin, Cost.of(model))
 
     def to(self, device: str) -> "FittedNetwork":
         """Move the network."""
@@ -384,29 +370,29 @@ class FittedNetwork(Fitted):
     def _project(
         self, z_nd: Tensor, sigma: float, generator: torch.Generator, steps: int
     ) -> Tensor:
-        return self.denoiser.project(
-            z_nd, sigma=sigma, generator=generator, steps=steps, progress=False
-        ).clone()
+        options = {"sigma": sigma, "generator": generator, "steps": steps, "progress": False}
+        return self.denoiser.project(z_nd, **options).clone()
 
     def _features(self, z_nd: Tensor) -> Tensor:
-        generator = seeded(0)
-        units = self.denoiser.neurons(z_nd, sigma=FEATURE_SIGMA, generator=generator)
+        units = self.denoiser.neurons(z_nd, sigma=FEATURE_SIGMA, generator=seeded(0))
         return torch.cat(list(units.values()), 1).clone()
 
 
-KINDS = {
-    kind.kind: kind for kind in (FittedGaussian, FittedPCA, FittedMixture, FittedSAE, FittedNetwork)
-}
+_KINDS = (FittedGaussian, FittedPCA, FittedMixture, FittedSAE, FittedNetwork)
+KINDS = {kind.kind: kind for kind in _KINDS}
+
+
+def normaliser_of(given: "Fitted | Normaliser | ActivationStore") -> Normaliser:
+    """The mean and standard deviation that an argument `standardise` names."""
+    if isinstance(given, ActivationStore):
+        return Normaliser.of(given)
+    return given.origin.normaliser if isinstance(given, Fitted) else given
 
 
 def seeded(seed: int) -> torch.Generator:
     """Random numbers of a seed, other ones than those of `torch.manual_seed(seed)`, which made-up data are often drawn from."""
     state = np.random.SeedSequence([seed, len("mmlib")]).generate_state(1)[0]
     return torch.Generator().manual_seed(int(state))
-
-
-def _parts(function: Callable[[Tensor], Tensor], x_nd: Tensor) -> Tensor:
-    return torch.cat([function(part) for part in x_nd.split(AT_ONCE)])
 
 
 def refuse_mistaken(values_nd: Tensor, origin: Origin, sigma: float | None) -> None:

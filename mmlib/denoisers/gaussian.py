@@ -6,8 +6,10 @@ g = (1 − σ) λ / ((1 − σ)² λ + σ²). No linear method has a lower mean 
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import safe_open
@@ -16,7 +18,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from mmlib.activations.store import ActivationStore
-from mmlib.denoisers.noise import noise_process
+from mmlib.denoisers.noise import Level, noise_process
 from mmlib.files import read_json, write_json, written_whole
 
 
@@ -67,13 +69,15 @@ class GaussianDenoiser:
         gain = self.gain(sigma).double()
         return float(((1 - (1 - sigma) * gain) ** 2 * power_d + sigma**2 * gain**2).mean())
 
-    def expected_loss(self, objective: str, z_nd: Tensor) -> float:
-        """Mean over the evaluation grid of an objective of its loss on activations `z_nd`, exact over the noise."""
+    def expected_losses(self, levels: Sequence[Level], z_nd: Tensor) -> list[float]:
+        """Its loss on activations `z_nd` at each level, weighed as the objective weighs it, exact over the noise."""
         power_d = ((z_nd - self.mean_d) @ self.basis_dd).double().square().mean(0)
-        grid = noise_process(objective).grid()
-        return sum(level.weight * self.expected_mse(level.sigma, power_d) for level in grid) / len(
-            grid
-        )
+        return [level.weight * self.expected_mse(level.sigma, power_d) for level in levels]
+
+    def expected_loss(self, objective: str, z_nd: Tensor) -> float:
+        """Mean of `expected_losses` over the evaluation grid of an objective."""
+        losses = self.expected_losses(noise_process(objective).grid(), z_nd)
+        return sum(losses) / len(losses)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draws from the Gaussian, (n, d)."""
@@ -124,12 +128,6 @@ def standard_normal(d: int) -> GaussianDenoiser:
     return GaussianDenoiser(torch.zeros(d), torch.eye(d), torch.ones(d), 0, 0.0, 0)
 
 
-def write_cost(path: Path, fit) -> None:
-    """Write what a fit cost beside its weights, as JSON: two fits of the same data then have the same weights, byte for byte."""
-    names = ("parameters", "train_seconds", "train_activations")
-    write_json(path.with_suffix(".json"), {name: getattr(fit, name) for name in names})
-
-
 def cost_of(name: str, denoiser) -> dict:
     """`parameters`, `train_seconds` and `train_activations` of a fitted denoiser.
 
@@ -140,23 +138,50 @@ def cost_of(name: str, denoiser) -> dict:
         raise ValueError(
             f"{name} does not say what it cost: fit it again, by notebook 02 or, for a network, 03"
         )
-    return {
-        "parameters": int(denoiser.parameters),
-        "train_seconds": float(denoiser.train_seconds),
-        "train_activations": int(denoiser.train_activations),
-    }
+    kinds = {"parameters": int, "train_seconds": float, "train_activations": int}
+    return {name: kind(getattr(denoiser, name)) for name, kind in kinds.items()}
+
+
+class SavedFit:
+    """A fit in safetensors; subclasses have `names`, give `tensors()` and are made `of_tensors`."""
+
+    names: ClassVar[tuple[str, ...]]  # of the tensors
+
+    def save(self, path: Path, documents: str) -> None:
+        """Write it, with the identity of the documents it was fitted to.
+
+        What it cost is in JSON beside it: fits of the same data have the same weights, byte for byte.
+        """
+        with written_whole(path) as partial:
+            save_file(self.tensors(), partial, {"documents": documents})
+        names = ("parameters", "train_seconds", "train_activations")
+        write_json(path.with_suffix(".json"), {name: getattr(self, name) for name in names})
+
+    @classmethod
+    def load(cls, path: Path, store: ActivationStore) -> "SavedFit":
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: it was fitted to another store's documents.
+        """
+        with safe_open(path, "pt") as file:
+            store.check_documents(file.metadata()["documents"], path)
+            tensors = {name: file.get_tensor(name) for name in cls.names}
+        return cls.of_tensors(tensors, **read_cost(path))
 
 
 def read_cost(path: Path) -> dict:
-    """`train_seconds` and `train_activations` of what `write_cost` wrote; nothing where it wrote nothing."""
+    """`train_seconds` and `train_activations` of what `SavedFit.save` wrote; nothing where it wrote nothing."""
     beside = path.with_suffix(".json")
     cost = read_json(beside) if beside.exists() else {}
     return {name: cost[name] for name in ("train_seconds", "train_activations") if name in cost}
 
 
 @dataclass(frozen=True)
-class PrincipalComponents:
+class PrincipalComponents(SavedFit):
     """Mean, all d principal axes and their variances, largest first."""
+
+    names = ("mean", "axes", "variances")
 
     mean_d: Tensor
     axes_dd: Tensor  # columns
@@ -183,34 +208,19 @@ class PrincipalComponents:
             )
         began = time.perf_counter()
         pca = PCA(svd_solver="covariance_eigh").fit(z_nd.numpy())
-        mean, axes, variances = (
-            torch.from_numpy(array.copy()).float()
-            for array in (pca.mean_, pca.components_.T, pca.explained_variance_)
-        )
+        arrays = (pca.mean_, pca.components_.T, pca.explained_variance_)
+        mean, axes, variances = (torch.from_numpy(array.copy()).float() for array in arrays)
         seconds = time.perf_counter() - began
         return cls(mean, axes.contiguous(), variances, seconds, len(z_nd))
 
-    def save(self, path: Path, documents: str) -> None:
-        """Write as safetensors, with the identity of the documents it was fitted to; what it cost is in JSON beside it."""
-        with written_whole(path) as partial:
-            save_file(
-                {"mean": self.mean_d, "axes": self.axes_dd, "variances": self.variances_d},
-                partial,
-                {"documents": documents},
-            )
-        write_cost(path, self)
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers by name."""
+        return dict(zip(self.names, (self.mean_d, self.axes_dd, self.variances_d)))
 
     @classmethod
-    def load(cls, path: Path, store: ActivationStore) -> "PrincipalComponents":
-        """Read what `save` wrote.
-
-        Raises:
-            StoreError: it was fitted to another store's documents.
-        """
-        with safe_open(path, "pt") as file:
-            store.check_documents(file.metadata()["documents"], path)
-            tensors = (file.get_tensor(name) for name in ("mean", "axes", "variances"))
-            return cls(*tensors, **read_cost(path))
+    def of_tensors(cls, tensors: Mapping[str, Tensor], **cost) -> "PrincipalComponents":
+        """What `tensors` gave."""
+        return cls(*(tensors[name] for name in cls.names), **cost)
 
     def scores(self, z_nd: Tensor, k: int) -> Tensor:
         """Coordinates of activations along the first k axes, (n, k)."""
@@ -218,14 +228,8 @@ class PrincipalComponents:
 
     def gaussian(self) -> GaussianDenoiser:
         """The full-covariance Gaussian."""
-        return GaussianDenoiser(
-            self.mean_d,
-            self.axes_dd,
-            self.variances_d,
-            self.parameters,
-            self.train_seconds,
-            self.train_activations,
-        )
+        cost = (self.parameters, self.train_seconds, self.train_activations)
+        return GaussianDenoiser(self.mean_d, self.axes_dd, self.variances_d, *cost)
 
     def probabilistic(self, k: int) -> GaussianDenoiser:
         """Probabilistic PCA (Tipping and Bishop 1999, eq. 8): the variances beyond the first k are replaced by their mean."""

@@ -1,26 +1,21 @@
-"""`MetaModel` = normaliser + denoising network + noise process: the one object that notebooks and applications use."""
+"""`MetaModel` = normaliser + denoising network + noise process: the one object that notebooks and
+applications use.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers import checkpoints as published
-from mmlib.denoisers.checkpoints import (
-    CheckpointError,
-    Origin,
-    fetched,
-    load_network,
-    model_card,
-    read_weights,
-)
+from mmlib.denoisers.checkpoints import CheckpointError, Origin, fetched, load_network, model_card
 from mmlib.denoisers.likelihood import LogLikelihood, log_likelihood, smoothed
 from mmlib.denoisers.networks import DENOISERS, LinearSkip, count_parameters
 from mmlib.denoisers.noise import DENSITIES, noise_process, stratified_levels
@@ -30,53 +25,50 @@ NETWORKS = {**DENOISERS, "LinearSkip": LinearSkip}
 
 
 class MetaModel:
-    """A diffusion model of the activations of one layer of one language model, or of several layers.
+    """A diffusion model of the activations of one layer of one language model, or of several
+    layers.
 
-    A model of several layers is trained as a whole and used one layer at a time: `model.at(layer).sample(…)`.
+    A model of several layers is trained as a whole and used one layer at a time:
+    `model.at(layer).sample(…)`.
 
     Args:
-        network: maps (x (n, d), times (u,)) to a prediction (n, d); one of several layers takes their indices (u,) too.
+        network: maps (x (n, d), times (u,)) to a prediction (n, d); one of several layers takes
+            their indices (u,) too.
         objective: what it predicts, "flow_velocity" or "ddpm_epsilon".
-        language_model: identity of the model whose activations it learnt, as the store records it.
-        layers: block indices, in the normaliser's order.
-        documents: identity of the documents it was trained on and of their split; "" if unknown.
+        origin: the activations it learnt: their statistics, language model, layers and documents.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        objective: str,
-        normaliser: Normaliser,
-        language_model: str,
-        layers: Sequence[int],
-        documents: str,
-    ):
-        self.network, self.normaliser, self.process = network, normaliser, noise_process(objective)
-        self.language_model, self.layers, self.documents = language_model, tuple(layers), documents
+    def __init__(self, network: nn.Module, objective: str, origin: Origin):
+        self.network, self.process, self.origin = network, noise_process(objective), origin
         self.train_seconds: float | None = None  # of training; None: not known
         self.train_activations: int | None = None  # that training saw
 
     @classmethod
     def for_store(cls, network: nn.Module, objective: str, *stores: ActivationStore) -> "MetaModel":
-        """An untrained model for the activations of a store, or of several: one a layer, of the same texts."""
-        return cls.of(network, objective, Origin.of(*stores))
-
-    @classmethod
-    def of(cls, network: nn.Module, objective: str, origin: Origin) -> "MetaModel":
-        """An untrained model of activations about which so much is known."""
-        return cls(
-            network,
-            objective,
-            origin.normaliser,
-            origin.language_model,
-            origin.layers,
-            origin.documents,
-        )
+        """An untrained model for the activations of a store, or of several: one a layer, of the
+        same texts.
+        """
+        return cls(network, objective, Origin.of(*stores))
 
     @property
-    def origin(self) -> Origin:
-        """What it is a model of."""
-        return Origin(self.normaliser, self.language_model, self.layers, self.documents)
+    def normaliser(self) -> Normaliser:
+        """Statistics of the training documents."""
+        return self.origin.normaliser
+
+    @property
+    def language_model(self) -> str:
+        """Identity of the language model; "" if unknown."""
+        return self.origin.language_model
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Block indices, in the normaliser's order."""
+        return self.origin.layers
+
+    @property
+    def documents(self) -> str:
+        """Identity of the documents it was trained on and of their split; "" if unknown."""
+        return self.origin.documents
 
     @property
     def d(self) -> int:
@@ -131,21 +123,15 @@ class MetaModel:
         """
         if layer not in self.layers:
             raise ValueError(f"layer {layer}: this meta-model was trained on {list(self.layers)}")
-        one = MetaModel(
-            self.network,
-            self.process.objective,
-            self.normaliser.at(self.layers.index(layer)),
-            self.language_model,
-            [layer],
-            self.documents,
-        )
+        one = MetaModel(self.network, self.process.objective, self.origin.at(layer))
         return one.costing(self.train_seconds, self.train_activations)
 
     def check_store(self, store: ActivationStore, *, same_documents: bool = True) -> None:
         """Refuse a store that this model was not made for.
 
         Args:
-            same_documents: also refuse other documents or another split of them: the store's test documents may be this model's training ones.
+            same_documents: also refuse other documents or another split of them: the store's test
+                documents may be this model's training ones.
         Raises:
             StoreError: it holds another language model, layer or width, or other documents.
         """
@@ -172,16 +158,21 @@ class MetaModel:
         density: str = "uniform",
         weighting: str = "uniform",
     ) -> Tensor:
-        """Training loss of a batch: mean squared error per dimension of the prediction at levels drawn from the process's 1000.
+        """Training loss of a batch: mean squared error per dimension of the prediction at levels
+        drawn from the process's 1000.
 
         Args:
             z: standardised activations (n, d), or (layers, n, d) for a model of several layers.
             generator: draws levels and noise, on its own device; a GPU's draws differ from a CPU's.
-            levels: number u of different levels, each shared by n/u rows, which is faster; None: one a row.
-            part: (i, k): the loss of the i-th of k equal parts of the batch. Their mean is the loss of the whole.
+            levels: number u of different levels, each shared by n/u rows, which is faster; None:
+                one a row.
+            part: (i, k): the loss of the i-th of k equal parts of the batch. Their mean is the loss
+                of the whole.
             network: in place of the model's own, such as one that is wrapped for several processes.
-            density: of the levels, one of `mmlib.denoisers.noise.DENSITIES`; "uniform" is the plain objective.
-            weighting: weights of the squared errors by level, after the same densities; "uniform" is the plain objective.
+            density: of the levels, one of `mmlib.denoisers.noise.DENSITIES`; "uniform" is the plain
+                objective.
+            weighting: weights of the squared errors by level, after the same densities; "uniform"
+                is the plain objective.
         """
         z_lnd = z if z.ndim == 3 else z[None]
         n_layers, n, d = z_lnd.shape
@@ -203,12 +194,8 @@ class MetaModel:
         prediction_nd = (self.network if network is None else network)(*inputs)
         squared_nd = (prediction_nd.float() - self.process.target(z_nd, noise_nd)).square()
         if weighting != "uniform":
-            squared_nd = (
-                squared_nd
-                * DENSITIES[weighting]
-                .weights.to(z.device)[index]
-                .repeat_interleave(n // u)[:, None]
-            )
+            weight_u = DENSITIES[weighting].weights.to(z.device)[index]
+            squared_nd = squared_nd * weight_u.repeat_interleave(n // u)[:, None]
         return squared_nd.mean()
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
@@ -233,21 +220,13 @@ class MetaModel:
         """Draws of z (n, d), from noise.
 
         Args:
-            solver: name of one of the process's `solvers`; None: its first. "heun" asks the network twice a step (but the last), others once.
+            solver: name of one of the process's `solvers`; None: its first. "heun" asks the network
+                twice a step (but the last), others once.
         Raises:
             ValueError: unknown solver; the message lists those there are.
         """
-        nothing_nd = torch.zeros(n, self.d)
-        return self._solve(
-            nothing_nd,
-            torch.randn(n, self.d, generator=generator),
-            1.0,
-            steps,
-            solver,
-            batch,
-            bf16,
-            "sampling",
-        )
+        noise_nd, how = torch.randn(n, self.d, generator=generator), (steps, solver, batch, bf16)
+        return self._solve(torch.zeros(n, self.d), noise_nd, 1.0, *how, "sampling")
 
     def project(
         self,
@@ -261,9 +240,11 @@ class MetaModel:
         bf16: bool = False,
         progress: bool = True,
     ) -> Tensor:
-        """SDEdit (Meng et al. 2022): noise z to level σ and take it back to 0 in `steps` steps, (n, d).
+        """SDEdit (Meng et al. 2022): noise z to level σ and take it back to 0 in `steps` steps, (n,
+        d).
 
-        The paper edits with σ = 0.5 and 20 Euler steps. A DDPM starts at its training level nearest to σ, with no more steps than levels below.
+        The paper edits with σ = 0.5 and 20 Euler steps. A DDPM starts at its training level nearest
+        to σ, with no more steps than levels below.
 
         Raises:
             ValueError: σ outside (0, 1), or unknown solver.
@@ -271,9 +252,8 @@ class MetaModel:
         if not 0 < sigma < 1:
             raise ValueError(f"σ = {sigma}: expected a noise level between 0 and 1")
         noise_nd = torch.randn(z_nd.shape, generator=generator)
-        return self._solve(
-            z_nd, noise_nd, sigma, steps, solver, batch, bf16, "projecting" if progress else None
-        )
+        how = (steps, solver, batch, bf16)
+        return self._solve(z_nd, noise_nd, sigma, *how, "projecting" if progress else None)
 
     @torch.inference_mode()
     def _solve(
@@ -294,10 +274,8 @@ class MetaModel:
         bar = tqdm(total=total, desc=what, mininterval=2, disable=what is None)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), bar:
             for z_part, noise_part in zip(z_nd.split(batch), noise_nd.split(batch)):
-                fresh = schedule()
-                x_nd = self.process.noised(
-                    fresh, z_part.to(self.device), noise_part.to(self.device)
-                )
+                fresh, parts = schedule(), (z_part.to(self.device), noise_part.to(self.device))
+                x_nd = self.process.noised(fresh, *parts)
                 for x_nd in fresh.run(self.predict, x_nd):
                     bar.update()
                 done.append(x_nd.to(z_nd.device))
@@ -313,89 +291,70 @@ class MetaModel:
         exact: bool | None = None,
         batch: int = 512,
     ) -> LogLikelihood:
-        """Log-density of raw activations, smoothed at σ₀ (see `mmlib.denoisers.likelihood`), in nats per dimension of the raw activation.
+        """Log-density of raw activations, smoothed at σ₀ (see `mmlib.denoisers.likelihood`), in
+        nats per dimension of the raw activation.
 
         Args:
             z_nd: standardised activations.
             generator: draws the smoothing noise and the probes.
             probes, exact: of the trace, see `mmlib.denoisers.likelihood.log_likelihood`.
         """
-        denoiser, parts = (
-            partial(self.process.estimate, self.predict),
-            smoothed(z_nd, generator).split(batch),
-        )
-        results = [
-            log_likelihood(
-                denoiser,
-                x_nd.to(self.device),
-                last_sigma=self.process.last_sigma,
-                steps=steps,
-                probes=probes,
-                exact=exact,
-                generator=generator,
-            )
-            for x_nd in parts
+        options = {"last_sigma": self.process.last_sigma, "steps": steps, "generator": generator}
+        options |= {"probes": probes, "exact": exact}
+        denoiser = partial(self.process.estimate, self.predict)
+        found = [
+            log_likelihood(denoiser, x_nd.to(self.device), **options)
+            for x_nd in smoothed(z_nd, generator).split(batch)
         ]
-        raw_n = (
-            torch.cat([part.nats_per_dimension_n for part in results]).cpu()
-            - self.normaliser.std_ld.double().log().mean()
-        )
-        return LogLikelihood(raw_n, torch.cat([part.standard_error_n for part in results]).cpu())
+        nats_n = torch.cat([part.nats_per_dimension_n for part in found]).cpu()
+        raw_n = nats_n - self.normaliser.std_ld.double().log().mean()
+        return LogLikelihood(raw_n, torch.cat([part.standard_error_n for part in found]).cpu())
 
     @torch.inference_mode()
     def neurons(
         self, z_nd: Tensor, *, sigma: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Hidden units ("meta-neurons") on activations noised to σ; the paper reads them at σ = 0.1.
+        """Hidden units ("meta-neurons") on activations noised to σ; the paper reads them at σ =
+        0.1.
 
         Returns:
-            By block: (n, f) inputs of the MLP's down projections, or the means over the image of a UNet's last convolutions' inputs.
+            By block: (n, f) inputs of the MLP's down projections, or the means over the image of a
+                UNet's last convolutions' inputs.
         """
         found: dict[str, Tensor] = {}
 
-        def keep(name: str):
-            return lambda module, inputs: found.__setitem__(
-                name, _rows(inputs[0], len(z_nd)).float().cpu()
-            )
+        def keep(name: str) -> Callable:
+            def record(module, inputs):
+                found[name] = _rows(inputs[0], len(z_nd)).float().cpu()
 
-        hooks = [
-            module.register_forward_pre_hook(keep(name))
-            for name, module in self.network.units.items()
-        ]
-        try:
-            self.denoise(
-                (1 - sigma) * z_nd + sigma * torch.randn(z_nd.shape, generator=generator), sigma
-            )
-        finally:
-            for hook in hooks:
-                hook.remove()
+            return record
+
+        x_nd = (1 - sigma) * z_nd + sigma * torch.randn(z_nd.shape, generator=generator)
+        with ExitStack() as hooks:
+            for name, module in self.network.units.items():
+                hooks.callback(module.register_forward_pre_hook(keep(name)).remove)
+            self.denoise(x_nd, sigma)
         return found
 
     def save_pretrained(self, folder: Path, facts: Mapping[str, object] | None = None) -> None:
-        """Write network/ (diffusers' format), normaliser.safetensors, README.md (the model card) and, last, meta_model.json.
+        """Write network/ (diffusers' format), normaliser.safetensors, README.md (the model card)
+        and, last, meta_model.json.
 
         Args:
             facts: about the training, for the card.
         """
         folder = Path(folder)
         (folder / "meta_model.json").unlink(missing_ok=True)
-        self.network.save_pretrained(
-            folder / "network", max_shard_size="1TB"
-        )  # one file, whatever its size
-        save_file(
-            {"mean": self.normaliser.mean_ld, "std": self.normaliser.std_ld},
-            folder / "normaliser.safetensors",
-        )
+        # one file, whatever its size
+        self.network.save_pretrained(folder / "network", max_shard_size="1TB")
+        self.origin.write(folder)
         identity = {
             "network": type(self.network).__name__,
             "objective": self.process.objective,
-            "language_model": self.language_model,
-            "layers": list(self.layers),
-            "documents": self.documents,
+            **self.origin.identity,
         }
-        card = model_card(
-            {**identity, "d": self.d, "parameters": count_parameters(self.network), **(facts or {})}
-        )
+        numbers = {"d": self.d, "parameters": self.parameters}
+        card = model_card({**identity, **numbers, **(facts or {})})
         (folder / "README.md").write_text(card, encoding="utf-8")
         with written_whole(folder / "meta_model.json") as partial_file:
             cost = {"seconds": self.train_seconds, "activations": self.train_activations}
@@ -405,7 +364,8 @@ class MetaModel:
     def from_pretrained(
         cls, source: str | Path, *, revision: str | None = None, checkpoint: str = "final"
     ) -> "MetaModel":
-        """Read what `save_pretrained` wrote, or a checkpoint of the paper's authors (see `mmlib.denoisers.checkpoints`).
+        """Read what `save_pretrained` wrote, or a checkpoint of the paper's authors (see
+        `mmlib.denoisers.checkpoints`).
 
         Args:
             source: a folder, or the id of a Hub repository.
@@ -414,11 +374,8 @@ class MetaModel:
             FileNotFoundError: the folder holds no meta-model.
             CheckpointError: it holds a damaged or incomplete one.
         """
-        folder = fetched(
-            source,
-            revision,
-            () if checkpoint == "final" else (f"checkpoints/{checkpoint}.safetensors",),
-        )
+        epoch = () if checkpoint == "final" else (f"checkpoints/{checkpoint}.safetensors",)
+        folder = fetched(source, revision, epoch)
         if (folder / "config.yaml").exists():
             return cls(*published.read(folder, checkpoint))
         if not (folder / "meta_model.json").exists():
@@ -432,15 +389,7 @@ class MetaModel:
                 f"{source} has network {facts['network']!r}: expected one of {', '.join(NETWORKS)}"
             )
         network = load_network(NETWORKS[facts["network"]], folder / "network")
-        numbers = read_weights(folder / "normaliser.safetensors")
-        model = cls(
-            network,
-            facts["objective"],
-            Normaliser(numbers["mean"], numbers["std"]),
-            facts["language_model"],
-            facts["layers"],
-            facts["documents"],
-        )
+        model = cls(network, facts["objective"], Origin.read(folder, facts))
         cost = facts.get("training", {})
         return model.costing(cost.get("seconds"), cost.get("activations"))
 

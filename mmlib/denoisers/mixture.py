@@ -16,53 +16,39 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlib.activations.store import ActivationStore
-from mmlib.denoisers.gaussian import GaussianDenoiser, read_cost, write_cost
+from mmlib.denoisers.gaussian import GaussianDenoiser, SavedFit
 from mmlib.denoisers.likelihood import SMOOTHING, smoothed
-from mmlib.files import written_whole
 
 
 @dataclass(frozen=True)
 class MixtureSize:
     """A mixture of Gaussians and what is tried for it on validation documents; see `mmlib.denoisers.mixture.fit_mixture`."""
 
-    components: tuple[int, ...] = (
-        128,
-        256,
-    )  # fewer were less likely throughout; notebook 02 says whether the last is the best
+    # fewer were less likely throughout; notebook 02 says whether the last is the best
+    components: tuple[int, ...] = (128, 256)
     priors: tuple[float, ...] = (32.0, 128.0, 512.0)  # strengths ν, in tokens
     em_steps: int = 2  # of the best, after k-means
     validation_tokens: int = 4000
 
 
 NEGLIGIBLE = 1e-9  # a component of smaller probability changes no digit of a float32 estimate
-
-
 SEEN = (0.2, 0.4)  # of a component's axes, when rows are first passed over, and when they are next
-
-
 LEAST_VARIANCE = 1e-4  # of z along an eigenvector; the smoothing at σ₀ adds four times as much
-
-
 NEAREST = 4  # means among whose components a token's most probable one is sought
-
-
 KMEANS_BATCH = 4096
 
 
 @dataclass(frozen=True)
-class GaussianMixtureDenoiser:
+class GaussianMixtureDenoiser(SavedFit):
     """Posterior mean and density under Σ_k w_k N(μ_k, Σ_k)."""
 
+    names = ("log_weights", "mean_d", "basis_dd", "eigenvalues_d")
     log_weights_k: Tensor
     components: tuple[GaussianDenoiser, ...]
     train_seconds: float | None = None  # of the fit and the choice; None: not known
@@ -83,20 +69,16 @@ class GaussianMixtureDenoiser:
         """
         component, rows, d = self.components[k], slice(None), x_nd.shape[1]
         variance_d = (1 - sigma) ** 2 * component.eigenvalues_d + sigma**2
-        highest = (
-            self.log_weights_k[k].double()
-            - (2 * math.pi * variance_d).log().sum(dtype=torch.double) / 2
-        )
+        log_volume = (2 * math.pi * variance_d).log().sum(dtype=torch.double)
+        highest = self.log_weights_k[k].double() - log_volume / 2
         for share in SEEN:
             first = d - int(share * d)  # eigenvalues ascend
             axes_dp = component.basis_dd[:, first:]
-            squares_mp = (
-                x_nd[rows] @ axes_dp - (1 - sigma) * (component.mean_d @ axes_dp)
-            ).square()
+            centre_p = (1 - sigma) * (component.mean_d @ axes_dp)
+            squares_mp = (x_nd[rows] @ axes_dp - centre_p).square()
             left_m = (squares_n[rows] - squares_mp.sum(1)).clamp(min=0)
-            distance_m = (squares_mp / variance_d[first:]).sum(
-                1, dtype=torch.double
-            ) + left_m / variance_d[:first].max()
+            seen_m = (squares_mp / variance_d[first:]).sum(1, dtype=torch.double)
+            distance_m = seen_m + left_m / variance_d[:first].max()
             kept_m = highest - distance_m / 2 >= least_n[rows]
             if _most(kept_m):
                 break
@@ -113,10 +95,10 @@ class GaussianMixtureDenoiser:
         """
 
         def joint(k: int, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-            scores_md = self.components[k].scores(x_nd[rows], sigma)
-            return scores_md, x_nd.shape[1] * self.components[k].score_density(
-                scores_md, sigma
-            ) + self.log_weights_k[k].double()
+            component, d = self.components[k], x_nd.shape[1]
+            scores_md = component.scores(x_nd[rows], sigma)
+            log_density_m = d * component.score_density(scores_md, sigma)
+            return scores_md, log_density_m + self.log_weights_k[k].double()
 
         means_kd = (1 - sigma) * torch.stack([component.mean_d for component in self.components])
         squares_nk = torch.cdist(x_nd.detach().double(), means_kd.double()).square()
@@ -128,11 +110,8 @@ class GaussianMixtureDenoiser:
             rows = self._possible(k, x_nd.detach(), sigma, squares_nk[:, k], least_n)
             scores_md, joint_m = joint(k, rows)
             if not _most(kept_m := joint_m >= least_n[rows]):
-                rows, scores_md, joint_m = (
-                    torch.arange(len(x_nd))[rows][kept_m],
-                    scores_md[kept_m],
-                    joint_m[kept_m],
-                )
+                rows = torch.arange(len(x_nd))[rows][kept_m]
+                scores_md, joint_m = scores_md[kept_m], joint_m[kept_m]
             yield k, rows, scores_md, joint_m
 
     def _joint(self, x_nd: Tensor, sigma: float) -> Tensor:
@@ -152,64 +131,41 @@ class GaussianMixtureDenoiser:
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
         """E[z | x], (n, d)."""
-        most_n = torch.full(
-            (len(x_nd),), -math.inf, dtype=torch.double
-        )  # shares are of the largest so far: no exponential overflows
+        # shares are of the largest so far: no exponential overflows
+        most_n = torch.full((len(x_nd),), -math.inf, dtype=torch.double)
         total_n, estimate_nd = torch.zeros_like(x_nd[:, 0]), torch.zeros_like(x_nd)
         for k, rows, scores_md, joint_m in self._likely(x_nd, sigma):
             most_m = most_n[rows].maximum(joint_m)
-            before_m, share_m = (
-                (log_m - most_m).exp().to(x_nd.dtype) for log_m in (most_n[rows], joint_m)
-            )
-            estimate_md = self.components[k].estimate(scores_md, sigma)
-            estimate_nd[rows] = (
-                before_m[:, None] * estimate_nd[rows] + share_m[:, None] * estimate_md
-            )
+            logs = (most_n[rows], joint_m)
+            before_m, share_m = ((log_m - most_m).exp().to(x_nd.dtype) for log_m in logs)
+            new_md = share_m[:, None] * self.components[k].estimate(scores_md, sigma)
+            estimate_nd[rows] = before_m[:, None] * estimate_nd[rows] + new_md
             most_n[rows], total_n[rows] = most_m, before_m * total_n[rows] + share_m
         return estimate_nd / total_n[:, None]
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draws from the mixture, (n, d), in random order of components."""
-        component_n = torch.multinomial(
-            self.log_weights_k.exp(), n, replacement=True, generator=generator
-        )
+        weights_k = self.log_weights_k.exp()
+        component_n = torch.multinomial(weights_k, n, replacement=True, generator=generator)
         z_nd = torch.empty(n, len(self.components[0].mean_d))
         for k, component in enumerate(self.components):
             rows = (component_n == k).nonzero()[:, 0]
             z_nd[rows] = component.sample(len(rows), generator)
         return z_nd
 
-    def save(self, path: Path, documents: str) -> None:
-        """Write as safetensors, with the identity of the documents it was fitted to; what it cost is in JSON beside it."""
-        with written_whole(path) as partial:
-            save_file(self.tensors(), partial, {"documents": documents})
-        write_cost(path, self)
-
     def tensors(self) -> dict[str, Tensor]:
-        """Its numbers, each stacked over components, by name; `of_tensors` takes them."""
+        """Its numbers, each stacked over components, by name."""
         stacked = {
             name: torch.stack([getattr(component, name) for component in self.components])
-            for name in ("mean_d", "basis_dd", "eigenvalues_d")
+            for name in self.names[1:]
         }
         return {"log_weights": self.log_weights_k, **stacked}
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "GaussianMixtureDenoiser":
+    def of_tensors(cls, tensors: Mapping[str, Tensor], **cost) -> "GaussianMixtureDenoiser":
         """What `tensors` gave."""
-        stacked = (tensors[name] for name in ("mean_d", "basis_dd", "eigenvalues_d"))
-        return cls(tensors["log_weights"], tuple(full_gaussian(*parts) for parts in zip(*stacked)))
-
-    @classmethod
-    def load(cls, path: Path, store: ActivationStore) -> "GaussianMixtureDenoiser":
-        """Read what `save` wrote.
-
-        Raises:
-            StoreError: it was fitted to another store's documents.
-        """
-        with safe_open(path, "pt") as file:
-            store.check_documents(file.metadata()["documents"], path)
-            found = cls.of_tensors({name: file.get_tensor(name) for name in file.keys()})
-        return replace(found, **read_cost(path))
+        log_weights_k, *stacked = (tensors[name] for name in cls.names)
+        return cls(log_weights_k, tuple(full_gaussian(*parts) for parts in zip(*stacked)), **cost)
 
 
 def _most(kept_m: Tensor) -> bool:
@@ -248,14 +204,10 @@ class ClusterMoments:
         n, components = self.count_k.sum(), []
         within_dd = self.scatter_kdd.sum(0) / n
         for count, mean_d, scatter_dd in zip(self.count_k, self.mean_kd, self.scatter_kdd):
-            eigenvalues_d, basis_dd = torch.linalg.eigh(
-                (scatter_dd + prior * within_dd) / (count + prior)
-            )
-            components.append(
-                full_gaussian(
-                    mean_d, basis_dd.contiguous(), eigenvalues_d.clamp(min=LEAST_VARIANCE)
-                )
-            )
+            covariance_dd = (scatter_dd + prior * within_dd) / (count + prior)
+            eigenvalues_d, basis_dd = torch.linalg.eigh(covariance_dd)
+            eigenvalues_d = eigenvalues_d.clamp(min=LEAST_VARIANCE)
+            components.append(full_gaussian(mean_d, basis_dd.contiguous(), eigenvalues_d))
         return GaussianMixtureDenoiser((self.count_k / n).log(), tuple(components))
 
 
@@ -280,51 +232,35 @@ def fit_mixture(
             f"{len(z_train_nd)} activations cannot determine {max(size.components)} components in {z_train_nd.shape[1]} dimensions: "
             "extract more"
         )
-    began = time.perf_counter()
-    x_nd, outcomes = smoothed(z_validation_nd, torch.Generator().manual_seed(seed)), []
-    best = (-math.inf, None, None, None)
+    began, outcomes, best = time.perf_counter(), [], (-math.inf, None, None)
+    x_nd = smoothed(z_validation_nd, torch.Generator().manual_seed(seed))
 
-    def tried(
-        mixture: GaussianMixtureDenoiser, label_n: Tensor, prior: float, em_steps: int
-    ) -> tuple:
+    def tried(moments: ClusterMoments, prior: float, em_steps: int) -> GaussianMixtureDenoiser:
+        nonlocal best
+        mixture = moments.mixture(prior)
         score = float(mixture.log_density(x_nd, SMOOTHING).mean())
-        outcomes.append(
-            {
-                "components": len(mixture.components),
-                "prior": prior,
-                "em_steps": em_steps,
-                "nats_per_dimension": score,
-                "least_tokens": int(label_n.unique(return_counts=True)[1].min()),
-            }
-        )
+        outcome = {"components": len(mixture.components), "prior": prior, "em_steps": em_steps}
+        outcome["nats_per_dimension"] = score
+        outcome["least_tokens"] = int(moments.count_k.min())
+        outcomes.append(outcome)
         bar.set_postfix_str(
             f"{len(mixture.components)} components, prior {prior:g}: {score:.4f} nats per dimension"
         )
         bar.update()
-        return score, mixture, label_n, prior
+        if score > best[0]:
+            best = (score, mixture, prior)
+        return mixture
 
-    with tqdm(
-        total=len(size.components) * len(size.priors) + size.em_steps,
-        desc="fitting the mixture",
-        unit="trial",
-    ) as bar:
+    trials = len(size.components) * len(size.priors) + size.em_steps
+    with tqdm(total=trials, desc="fitting the mixture", unit="trial") as bar:
         for k in size.components:
-            label_n = _clusters(z_train_nd, k, seed)
-            moments = ClusterMoments.of(z_train_nd, label_n)
-            best = max(
-                [
-                    best,
-                    *(tried(moments.mixture(prior), label_n, prior, 0) for prior in size.priors),
-                ],
-                key=lambda trial: trial[0],
-            )
-        last = best
+            moments = ClusterMoments.of(z_train_nd, _clusters(z_train_nd, k, seed))
+            for prior in size.priors:
+                tried(moments, prior, 0)
+        _, last, prior = best
         for step in range(size.em_steps):
-            label_n = _assigned(last[1], z_train_nd)
-            last = tried(
-                ClusterMoments.of(z_train_nd, label_n).mixture(last[3]), label_n, last[3], step + 1
-            )
-            best = max(best, last, key=lambda trial: trial[0])
+            moments = ClusterMoments.of(z_train_nd, _assigned(last, z_train_nd))
+            last = tried(moments, prior, step + 1)
     seconds = time.perf_counter() - began
     return replace(best[1], train_seconds=seconds, train_activations=len(z_train_nd)), outcomes
 
@@ -341,12 +277,9 @@ def _assigned(mixture: GaussianMixtureDenoiser, z_nd: Tensor) -> Tensor:
     """The most probable component of each activation, (n,), among those whose means are nearest."""
     means_kd = torch.stack([component.mean_d for component in mixture.components])
     nearest = min(NEAREST, len(means_kd))
-    candidates_nc = torch.cat(
-        [
-            torch.cdist(part_nd, means_kd).topk(nearest, largest=False).indices
-            for part_nd in z_nd.split(KMEANS_BATCH)
-        ]
-    )
+    parts = z_nd.split(KMEANS_BATCH)
+    distances = (torch.cdist(part_nd, means_kd) for part_nd in parts)
+    candidates_nc = torch.cat([d_nk.topk(nearest, largest=False).indices for d_nk in distances])
     most_n = torch.full((len(z_nd),), -math.inf, dtype=torch.double)
     label_n = torch.zeros(len(z_nd), dtype=torch.long)
     for k, component in enumerate(mixture.components):

@@ -1,13 +1,16 @@
-"""The denoising networks: the paper's MLP, the article's UNet, a sparse autoencoder, and any of them on top of a Gaussian.
+"""The denoising networks: the paper's MLP, the article's UNet, a sparse autoencoder, and any of
+them on top of a Gaussian.
 
-The MLP, with e the embedding of the time (and of the layer, where several share a network), each W a linear layer with a bias:
+The MLP, with e the embedding of the time (and of the layer, where several share a network), each W
+a linear layer with a bias:
 
     h₀ = W_in x;   h_{i+1} = h_i + W_down( SiLU( W_gate n_i ⊙ W_time e ) ⊙ W_up n_i ),   n_i = LayerNorm(h_i)
     e = W₂ SiLU( W₁ sinusoid(t) );   prediction = W_out LayerNorm(h_last)   (+ W_skip LayerNorm(h_last) ⊙ x, our gated skip)
 
-A network maps noisy activations x (n, d) and times t (u,) in [0, 1000] to a prediction (n, d). What it predicts is the noise process's
-business (`mmlib.denoisers.noise`). u divides n: rows come in u runs of n/u that share a time, so what depends on the time alone is
-computed once a run. Letters: m is the width of the blocks, f the width inside a block.
+A network maps noisy activations x (n, d) and times t (u,) in [0, 1000] to a prediction (n, d). What
+it predicts is the noise process's business (`mmlib.denoisers.noise`). u divides n: rows come in u
+runs of n/u that share a time, so what depends on the time alone is computed once a run. Letters: m
+is the width of the blocks, f the width inside a block.
 """
 
 from dataclasses import dataclass
@@ -41,9 +44,11 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
         d_model: width m of the blocks; None: 2 d.
         d_mlp: width f inside a block; None: 2 m.
         n_layers: number of blocks.
-        multi_layer_n_layers: L, the number of blocks of a language model whose layers share this network; None: one layer.
-        gated_skip: add gate(h) ⊙ x to the output, with a gate per dimension read off the last hidden state (not in the paper).
-            A layer norm comes before the output, so without it a prediction cannot grow with its input.
+        multi_layer_n_layers: L, the number of blocks of a language model whose layers share this
+            network; None: one layer.
+        gated_skip: add gate(h) ⊙ x to the output, with a gate per dimension read off the last
+            hidden state (not in the paper). A layer norm comes before the output, so without it a
+            prediction cannot grow with its input.
         zero_init: start with a prediction of zero.
     """
 
@@ -68,13 +73,13 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
         self.layers = nn.ModuleList(MLPBlock(m, f) for _ in range(n_layers))
         self.ln = nn.LayerNorm(m)
         self.out_proj = nn.Linear(m, d_input)
+        outputs = [self.out_proj]
         if gated_skip:
             self.gate_out = nn.Linear(m, d_input)
-        for projection in (
-            (self.out_proj, *([self.gate_out] if gated_skip else [])) if zero_init else ()
-        ):
-            nn.init.zeros_(projection.weight)
-            nn.init.zeros_(projection.bias)
+            outputs.append(self.gate_out)
+        if zero_init:
+            for parameter in nn.ModuleList(outputs).parameters():
+                nn.init.zeros_(parameter)
 
     @property
     def units(self) -> dict[str, nn.Module]:
@@ -95,35 +100,35 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
         for layer in self.layers:
             h_urm = layer(h_urm, embedding_um)
         h_nm = self.ln(h_urm).flatten(0, 1)
-        return (
-            self.out_proj(h_nm) + self.gate_out(h_nm) * x_nd
-            if self.config.gated_skip
-            else self.out_proj(h_nm)
-        )
+        output_nd = self.out_proj(h_nm)
+        return output_nd + self.gate_out(h_nm) * x_nd if self.config.gated_skip else output_nd
 
     def embedding(self, time_u: Tensor, layer_u: Tensor | None) -> Tensor:
         """e (u, m) of the times and layers."""
         m, n_layers = self.in_proj.out_features, self.config.multi_layer_n_layers
         if (layer_u is None) != (n_layers is None):
+            of = f"{n_layers} layers: choose one with MetaModel.at(layer)"
             raise ValueError(
-                f"layer {layer_u} for a network of {n_layers or 'one'} layers: choose one with MetaModel.at(layer)"
-                if n_layers
-                else f"layer {layer_u} for a network of one layer: it takes none"
+                f"layer {layer_u} for a network of {of if n_layers else 'one layer: it takes none'}"
             )
 
-        def sinusoid(value_u: Tensor) -> Tensor:
-            return get_timestep_embedding(value_u, m, flip_sin_to_cos=True, downscale_freq_shift=0)
-
-        embedding_um = self.time_embed(sinusoid(time_u))
+        embedding_um = self.time_embed(sinusoid(time_u, m))
         if layer_u is None:
             return embedding_um
         if (layer_u < 0).any() or (layer_u >= n_layers).any():
             raise ValueError(f"layers {layer_u.unique().tolist()}: expected 0 to {n_layers - 1}")
-        return embedding_um + self.layer_embed(sinusoid(layer_u / (n_layers - 1)))
+        return embedding_um + self.layer_embed(sinusoid(layer_u / (n_layers - 1), m))
+
+
+def sinusoid(value_u: Tensor, width: int) -> Tensor:
+    """Cosines and sines (u, width) of numbers (u,), such as times."""
+    return get_timestep_embedding(value_u, width, flip_sin_to_cos=True, downscale_freq_shift=0)
 
 
 class MLPBlock(nn.Module):
-    """x + down( SiLU( gate(h) ⊙ time(e) ) ⊙ up(h) ) with h = LayerNorm(x): a SwiGLU block whose gate the noise level modulates."""
+    """x + down( SiLU( gate(h) ⊙ time(e) ) ⊙ up(h) ) with h = LayerNorm(x): a SwiGLU block whose
+    gate the noise level modulates.
+    """
 
     def __init__(self, d_model: int, d_mlp: int):
         super().__init__()
@@ -155,30 +160,33 @@ def by_run(x_nm: Tensor, runs: int) -> Tensor:
 
 @dataclass(frozen=True)
 class UNetSize:
-    """Channels of the article's UNet. Its own are (128, 256, 512) with 2 layers a block: 59 M parameters."""
+    """Channels of the article's UNet. Its own are (128, 256, 512) with 2 layers a block: 59 M
+    parameters.
+    """
 
     channels: tuple[int, int, int] = (128, 256, 512)
     layers_per_block: int = 2
-    height: int | None = (
-        None  # of the image that the activation is seen as; None: see `image_shape`
-    )
+    height: int | None = None  # of the image of the activation; None: see `image_shape`
     order: tuple[int, ...] | None = None  # of the dimensions in it; None: as they come
 
 
 class UNetDenoiser(ModelMixin, ConfigMixin):
     """The article's denoiser: a `UNet2DModel` on the activation seen as a one-channel image.
 
-    Its convolutions assume that dimensions whose numbers are close, in a row of the image or across rows, belong together, and
-    that every place in the image works alike. Nothing in a language model makes it so; `order` tests it.
+    Its convolutions assume that dimensions whose numbers are close, in a row of the image or across
+    rows, belong together, and that every place in the image works alike. Nothing in a language
+    model makes it so; `order` tests it.
 
-    Repaired, against the snippet as published: the output is flattened to the input's shape before it meets the noise, and
-    any width is accepted.
+    Repaired, against the snippet as published: the output is flattened to the input's shape before
+    it meets the noise, and any width is accepted.
 
     Args:
         activation_dim: width d of the activations.
-        block_out_channels, layers_per_block: size of the UNet; the defaults are the article's (59 M parameters).
+        block_out_channels, layers_per_block: size of the UNet; the defaults are the article's (59 M
+            parameters).
         height: of the image; None: see `image_shape`.
-        order: dimensions in the order in which they fill the image, a permutation of 0 … d − 1; None: as they come.
+        order: dimensions in the order in which they fill the image, a permutation of 0 … d − 1;
+            None: as they come.
     Raises:
         ValueError: `order` is no permutation.
     """
@@ -199,10 +207,9 @@ class UNetDenoiser(ModelMixin, ConfigMixin):
             )
         self.image = image_shape(activation_dim, height)
         order_d = None if order is None else torch.tensor(order)
+        inverse_d = None if order_d is None else order_d.argsort()
         self.register_buffer("order_d", order_d, persistent=False)
-        self.register_buffer(
-            "inverse_order_d", None if order_d is None else order_d.argsort(), persistent=False
-        )
+        self.register_buffer("inverse_order_d", inverse_d, persistent=False)
         self.unet = UNet2DModel(
             sample_size=self.image,
             in_channels=1,
@@ -215,15 +222,16 @@ class UNetDenoiser(ModelMixin, ConfigMixin):
 
     @property
     def units(self) -> dict[str, nn.Module]:
-        """Modules whose inputs are the hidden units, (n, channels, height, width) each, by name: the last convolution of each ResNet block."""
-        return {
-            name.removesuffix(".conv2"): module
-            for name, module in self.unet.named_modules()
-            if name.endswith(".conv2")
-        }
+        """Modules whose inputs are the hidden units, (n, channels, height, width) each, by name:
+        the last convolution of each ResNet block.
+        """
+        last = [name for name, _ in self.unet.named_modules() if name.endswith(".conv2")]
+        return {name.removesuffix(".conv2"): self.unet.get_submodule(name) for name in last}
 
     def forward(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
-        """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of rows."""
+        """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of
+        rows.
+        """
         n, d = x_nd.shape
         height, width = self.image
         time_n = time_u.repeat_interleave(by_run(x_nd, len(time_u)).shape[1])
@@ -238,15 +246,18 @@ ActivationDiffusionModel = UNetDenoiser  # the article's name for it
 
 
 def image_shape(d: int, height: int | None = None) -> tuple[int, int]:
-    """Height and width of the image that holds a d-vector, row by row; the UNet halves both twice, so 4 divides them.
+    """Height and width of the image that holds a d-vector, row by row; the UNet halves both twice,
+    so 4 divides them.
 
-    The height is the largest multiple of 4, at most 32 and at most √d, that divides the vector: 5120 → 32 × 160 as published,
-    640 → 20 × 32. A vector that no such height divides is padded with zeros to the next multiple of 16.
+    The height is the largest multiple of 4, at most 32 and at most √d, that divides the vector:
+    5120 → 32 × 160 as published, 640 → 20 × 32. A vector that no such height divides is padded with
+    zeros to the next multiple of 16.
 
     Args:
         height: another height instead.
     Raises:
-        ValueError: 4 does not divide the height, or it does not divide the padded vector into a width that 4 divides.
+        ValueError: 4 does not divide the height, or it does not divide the padded vector into a
+            width that 4 divides.
     """
     padded = -(-d // 16) * 16
     if height is None:
@@ -273,10 +284,12 @@ LEVEL_FEATURES = 64  # of the noise level, that its gain is read off
 
 
 class SparseDenoiser(ModelMixin, ConfigMixin):
-    """decoder(TopK(ReLU(encoder(x − b_dec) + b_enc))) + b_dec: a TopK sparse autoencoder (Gao et al. 2024, eqs. 1 and 2), fed x.
+    """decoder(TopK(ReLU(encoder(x − b_dec) + b_enc))) + b_dec: a TopK sparse autoencoder (Gao et
+    al. 2024, eqs. 1 and 2), fed x.
 
-    Used on top of a Gaussian (`mmlib.denoisers.networks.LinearSkip`), where it predicts what that leaves. Alone it could not: at low noise the
-    velocity is nearly −x/(1 − σ), and k latents reconstruct x far too coarsely for that.
+    Used on top of a Gaussian (`mmlib.denoisers.networks.LinearSkip`), where it predicts what that
+    leaves. Alone it could not: at low noise the velocity is nearly −x/(1 − σ), and k latents
+    reconstruct x far too coarsely for that.
 
     Weights start as SAELens's do: decoder rows of norm 0.1, the encoder their transpose, biases 0.
 
@@ -284,8 +297,8 @@ class SparseDenoiser(ModelMixin, ConfigMixin):
         d_input: width d of the activations.
         latents: number m of latents.
         k: at most so many are active.
-        level_gain: multiply the output by a number that depends on the noise level alone. The latents do not know the level either
-            way.
+        level_gain: multiply the output by a number that depends on the noise level alone. The
+            latents do not know the level either way.
     Raises:
         ValueError: more latents are to be active than there are.
     """
@@ -322,34 +335,25 @@ class SparseDenoiser(ModelMixin, ConfigMixin):
         return values_nk.new_zeros(len(x_nd), self.config.latents).scatter(1, places_nk, values_nk)
 
     def forward(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
-        """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of rows."""
-        if (
-            self.training
-        ):  # the same sum over the active latents alone; otherwise `units` are to be read
+        """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of
+        rows.
+        """
+        if self.training:  # over the active latents alone; otherwise `units` are to be read
             values_nk, places_nk = self._active(x_nd)
-            output_nd = (
-                F.embedding_bag(
-                    places_nk,
-                    self.decoder.weight,
-                    per_sample_weights=values_nk.to(self.decoder.weight),
-                    mode="sum",
-                )
-                + self.b_dec
-            )
+            weights = {"per_sample_weights": values_nk.to(self.decoder.weight), "mode": "sum"}
+            output_nd = F.embedding_bag(places_nk, self.decoder.weight, **weights) + self.b_dec
         else:
             output_nd = self.decoder(self.encode(x_nd)) + self.b_dec
         if not self.config.level_gain:
             return output_nd
-        gain_u1 = self.gain(
-            get_timestep_embedding(
-                time_u, LEVEL_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0
-            )
-        )
+        gain_u1 = self.gain(sinusoid(time_u, LEVEL_FEATURES))
         return (output_nd.unflatten(0, (len(time_u), -1)) * gain_u1[:, None]).flatten(0, 1)
 
 
 class Directions(nn.Module):
-    """Σ_m latent_m direction_m, (n, d) from (n, m): a linear layer whose rows, not columns, are the directions, to be looked up one by one."""
+    """Σ_m latent_m direction_m, (n, d) from (n, m): a linear layer whose rows, not columns, are the
+    directions, to be looked up one by one.
+    """
 
     def __init__(self, directions_md: Tensor):
         super().__init__()
@@ -360,15 +364,12 @@ class Directions(nn.Module):
         return latents_nm @ self.weight
 
 
-DENOISERS = {
-    "MLPDenoiser": MLPDenoiser,
-    "UNetDenoiser": UNetDenoiser,
-    "SparseDenoiser": SparseDenoiser,
-}
+DENOISERS = {kind.__name__: kind for kind in (MLPDenoiser, UNetDenoiser, SparseDenoiser)}
 
 
 class LinearSkip(ModelMixin, ConfigMixin):
-    """Prediction of N(μ, Σ)'s posterior mean, plus a network's. Same posterior as `mmlib.denoisers.gaussian`, for a whole batch of noise levels.
+    """Prediction of N(μ, Σ)'s posterior mean, plus a network's. Same posterior as
+    `mmlib.denoisers.gaussian`, for a whole batch of noise levels.
 
     Args:
         objective: what is predicted.
@@ -392,11 +393,8 @@ class LinearSkip(ModelMixin, ConfigMixin):
         config = {key: value for key, value in inner.config.items() if not key.startswith("_")}
         skip = cls(objective, type(inner).__name__, config, len(gaussian.mean_d))
         skip.inner = inner
-        skip.mean_d, skip.basis_dd, skip.eigenvalues_d = (
-            gaussian.mean_d,
-            gaussian.basis_dd,
-            gaussian.eigenvalues_d,
-        )
+        skip.mean_d, skip.basis_dd = gaussian.mean_d, gaussian.basis_dd
+        skip.eigenvalues_d = gaussian.eigenvalues_d
         return skip
 
     @property
@@ -411,7 +409,9 @@ class LinearSkip(ModelMixin, ConfigMixin):
         return d + d * (d + 1) // 2
 
     def forward(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
-        """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of rows."""
+        """Prediction (n, d) from noisy activations (n, d) and times (u,) in [0, 1000] of u runs of
+        rows.
+        """
         return self.linear(x_nd, time_u) + self.inner(x_nd, time_u)
 
     def linear(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
@@ -419,18 +419,15 @@ class LinearSkip(ModelMixin, ConfigMixin):
         with torch.autocast(x_nd.device.type, enabled=False):
             a, s = (value[:, None, None] for value in self.process.at_time(time_u))
             power = a**2 * self.eigenvalues_d + s**2
-            gain = self.process.target(
-                a * self.eigenvalues_d / power, s / power
-            )  # of ẑ and of ε̂, along each eigenvector
+            # of ẑ and of ε̂, along each eigenvector
+            gain = self.process.target(a * self.eigenvalues_d / power, s / power)
             centred_urd = by_run(x_nd.float(), len(time_u)) - a * self.mean_d
             linear_urd = (centred_urd @ self.basis_dd * gain) @ self.basis_dd.T
-            return (
-                linear_urd + self.process.target(self.mean_d, torch.zeros_like(self.mean_d))
-            ).flatten(0, 1)
+            at_mean_d = self.process.target(self.mean_d, torch.zeros_like(self.mean_d))
+            return (linear_urd + at_mean_d).flatten(0, 1)
 
 
 def count_parameters(network: torch.nn.Module) -> int:
     """Number of trained numbers, and of those fitted in closed form."""
-    return sum(parameter.numel() for parameter in network.parameters()) + getattr(
-        network, "fitted_numbers", 0
-    )
+    trained = sum(parameter.numel() for parameter in network.parameters())
+    return trained + getattr(network, "fitted_numbers", 0)

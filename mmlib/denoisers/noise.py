@@ -1,9 +1,11 @@
-"""Noise processes over diffusers' schedulers: DDPM ε-prediction and flow-matching velocity, on one footing.
+"""Noise processes over diffusers' schedulers: DDPM ε-prediction and flow-matching velocity, on one
+footing.
 
-Both mix x = a·z + s·ε with ε ~ N(0, I). Flow matching has a = 1 − σ, s = σ; DDPM has a = √ᾱ, s = √(1 − ᾱ). DDPM's x divided by
-a + s is flow matching's x at σ = s / (a + s), so σ from 0 (clean) to 1 (noise) measures both, and any denoiser, which maps
-(flow-form x, σ) to an estimate of z, can be read on either objective: with an estimate ẑ the error of the velocity is
-(z − ẑ)/σ and the error of ε is a(z − ẑ)/s.
+Both mix x = a·z + s·ε with ε ~ N(0, I). Flow matching has a = 1 − σ, s = σ; DDPM has a = √ᾱ, s =
+√(1 − ᾱ). DDPM's x divided by a + s is flow matching's x at σ = s / (a + s), so σ from 0 (clean) to
+1 (noise) measures both, and any denoiser, which maps (flow-form x, σ) to an estimate of z, can be
+read on either objective: with an estimate ẑ the error of the velocity is (z − ẑ)/σ and the error of
+ε is a(z − ẑ)/s.
 """
 
 from collections.abc import Iterator
@@ -44,7 +46,9 @@ class Level:
 
 
 class FlowMatching:
-    """x = (1 − σ) z + σ ε; the network predicts the velocity v = ε − z. Its time runs from 0 to 1000 (Lipman et al. 2023)."""
+    """x = (1 − σ) z + σ ε; the network predicts the velocity v = ε − z. Its time runs from 0 to
+    1000 (Lipman et al. 2023).
+    """
 
     objective = "flow_velocity"
     last_sigma = 0.999  # of the likelihood's path
@@ -79,7 +83,8 @@ class FlowMatching:
 
     def grid(self) -> list[Level]:
         """σ = (i + ½)/100. A squared error of ẑ counts 1/σ²."""
-        return [Level(sigma, 1 / sigma**2) for sigma in ((i + 0.5) / LEVELS for i in range(LEVELS))]
+        sigmas = [(i + 0.5) / LEVELS for i in range(LEVELS)]
+        return [Level(sigma, 1 / sigma**2) for sigma in sigmas]
 
     def at_time(self, time_n: Tensor) -> tuple[Tensor, Tensor]:
         """(a, s), each (n,), of what a network is told."""
@@ -107,19 +112,32 @@ class FlowMatching:
 
 
 class DDPM:
-    """x = √ᾱ z + √(1 − ᾱ) ε over 1000 linear betas; the network predicts ε (Ho, Jain and Abbeel 2020, eq. 14)."""
+    """x = √ᾱ z + √(1 − ᾱ) ε over 1000 linear betas; the network predicts ε (Ho, Jain and Abbeel
+    2020, eq. 14).
+    """
 
     objective = "ddpm_epsilon"
     last_sigma = 0.9936  # of the likelihood's path: the noisiest training level
 
     @cached_property
     def scheduler(self) -> DDPMScheduler:
-        """diffusers' scheduler. `clip_sample` would cut ẑ to [−1, 1]: right for images, wrong for activations."""
+        """diffusers' scheduler. `clip_sample` would cut ẑ to [−1, 1]: right for images, wrong for
+        activations.
+        """
         return DDPMScheduler(num_train_timesteps=1000, clip_sample=False)
 
     @cached_property
     def _alpha_bar(self) -> np.ndarray:
         return self.scheduler.alphas_cumprod.double().numpy()
+
+    @cached_property
+    def _log_ratio(self) -> np.ndarray:
+        """log(s/a) of the training levels, rising."""
+        return np.log(np.sqrt((1 - self._alpha_bar) / self._alpha_bar))
+
+    def _time_of(self, ratio: float) -> float:
+        """The time at which s/a is `ratio`, between the training levels or at their ends."""
+        return float(np.interp(np.log(ratio), self._log_ratio, np.arange(1000)))
 
     def coefficients(self, index_n: Tensor) -> tuple[Tensor, Tensor]:
         """(a, s), each (n, 1), of training levels 0 … 999."""
@@ -137,34 +155,30 @@ class DDPM:
     def estimate(self, network, x_nd: Tensor, sigma: float) -> Tensor:
         """ẑ = (x′ − s ε̂)/a (n, d), with x′ = (a + s) x the network's own input.
 
-        Between training levels the network is told a fractional time; beyond the first and last it is told those.
+        Between training levels the network is told a fractional time; beyond the first and last it
+        is told those.
         """
         ratio = sigma / (1 - sigma)
         a = 1 / np.sqrt(1 + ratio**2)
         s = ratio * a
-        own_sigma = np.sqrt((1 - self._alpha_bar) / self._alpha_bar)
-        t = torch.full(
-            (1,),
-            float(np.interp(np.log(ratio), np.log(own_sigma), np.arange(1000))),
-            device=x_nd.device,
-        )
+        t = torch.full((1,), self._time_of(ratio), device=x_nd.device)
         own_x = (a + s) * x_nd
         return (own_x - s * network(own_x, t).float()) / a
 
     def grid(self) -> list[Level]:
         """t = 5, 15, …, 995. A squared error of ẑ counts ᾱ/(1 − ᾱ)."""
-        bars = [float(self._alpha_bar[t]) for t in range(5, 1000, 10)]
-        return [
-            Level(float(np.sqrt(1 - b) / (np.sqrt(b) + np.sqrt(1 - b))), b / (1 - b)) for b in bars
-        ]
+        levels = []
+        for bar in map(float, self._alpha_bar[5::10]):
+            a, s = float(np.sqrt(bar)), float(np.sqrt(1 - bar))
+            levels.append(Level(s / (a + s), bar / (1 - bar)))
+        return levels
 
     def at_time(self, time_n: Tensor) -> tuple[Tensor, Tensor]:
-        """(a, s), each (n,), of what a network is told; between training levels log((1 − ᾱ)/ᾱ) is interpolated, as in `estimate`."""
-        log_ratio = (
-            torch.from_numpy(np.log((1 - self._alpha_bar) / self._alpha_bar))
-            .float()
-            .to(time_n.device)
-        )
+        """(a, s), each (n,), of what a network is told; between training levels log((1 − ᾱ)/ᾱ) is
+        interpolated, as in `estimate`.
+        """
+        ratio = (1 - self._alpha_bar) / self._alpha_bar
+        log_ratio = torch.from_numpy(np.log(ratio)).float().to(time_n.device)
         below = time_n.long().clamp(0, 998)
         between = torch.lerp(log_ratio[below], log_ratio[below + 1], time_n.clamp(0, 999) - below)
         return torch.sigmoid(-between).sqrt(), torch.sigmoid(between).sqrt()
@@ -177,45 +191,32 @@ class DDPM:
     }
 
     def schedule(self, solver: str, steps: int, sigma: float = 1.0) -> "Schedule":
-        """Steps of a solver from the training level nearest to σ down to 0: no more than there are levels below it.
+        """Steps of a solver from the training level nearest to σ down to 0: no more than there are
+        levels below it.
 
-        DDIM steps by whole, equal strides, so the number of its steps is the nearest that allows them.
+        DDIM steps by whole, equal strides, so the number of its steps is the nearest that allows
+        them.
         """
-        scheduler = make_solver(
-            self, solver, beta_start=1e-4, beta_end=0.02, beta_schedule="linear"
-        )
-        own_sigma = np.sqrt((1 - self._alpha_bar) / self._alpha_bar)
-        levels = (
-            1000
-            if sigma == 1
-            else 1
-            + round(
-                float(np.interp(np.log(sigma / (1 - sigma)), np.log(own_sigma), np.arange(1000)))
-            )
-        )
+        betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+        scheduler = make_solver(self, solver, **betas)
+        levels = 1000 if sigma == 1 else 1 + round(self._time_of(sigma / (1 - sigma)))
         if solver == "ddim":
             stride = max(1, round(levels / steps))
             scheduler.set_timesteps(1)
             scheduler.timesteps = torch.arange(levels - 1, -1, -stride)
-            scheduler.num_inference_steps = Fraction(
-                1000, stride
-            )  # its step goes to t − 1000 // this
+            # its step goes to t − 1000 // this
+            scheduler.num_inference_steps = Fraction(1000, stride)
         else:
-            scheduler.set_timesteps(
-                timesteps=sorted(
-                    {max(0, round(levels * (1 - i / steps)) - 1) for i in range(steps)},
-                    reverse=True,
-                )
-            )
+            times = {max(0, round(levels * (1 - i / steps)) - 1) for i in range(steps)}
+            scheduler.set_timesteps(timesteps=sorted(times, reverse=True))
         return Schedule(scheduler, scheduler.timesteps.float(), from_noise=sigma == 1)
 
     def noised(self, schedule: "Schedule", z_nd: Tensor, noise_nd: Tensor) -> Tensor:
         """What a solver starts from, (n, d), in the solver's own scale; at σ = 1 the noise alone."""
         if schedule.from_noise:
             return noise_nd * schedule.scheduler.init_noise_sigma
-        return schedule.scheduler.add_noise(
-            z_nd, noise_nd, schedule.scheduler.timesteps[:1].repeat(len(z_nd))
-        )
+        first_n = schedule.scheduler.timesteps[:1].repeat(len(z_nd))
+        return schedule.scheduler.add_noise(z_nd, noise_nd, first_n)
 
 
 class Schedule:
@@ -241,11 +242,9 @@ class Schedule:
     def run(self, network, x_nd: Tensor) -> Iterator[Tensor]:
         """The state (n, d) after each evaluation; the last is the result."""
         for time, t in zip(self.times, self.scheduler.timesteps):
-            own_x = (
-                self.scheduler.scale_model_input(x_nd, t)
-                if hasattr(self.scheduler, "scale_model_input")
-                else x_nd
-            )
+            own_x = x_nd
+            if hasattr(self.scheduler, "scale_model_input"):
+                own_x = self.scheduler.scale_model_input(x_nd, t)
             prediction_nd = network(own_x, time[None].to(x_nd.device)).float()
             x_nd = self.scheduler.step(prediction_nd, t, x_nd).prev_sample
             yield x_nd
@@ -268,7 +267,8 @@ def checked_sigma(sigma: "float | np.ndarray | Tensor | list[float]", n: int = 1
     """σ as an array of one number, or of n.
 
     Raises:
-        ValueError: a value is not between 0 and 1, both left out, or there are neither one nor n of them.
+        ValueError: a value is not between 0 and 1, both left out, or there are neither one nor n of
+            them.
 
     >>> checked_sigma(300)
     Traceback (most recent call last):
@@ -279,17 +279,18 @@ def checked_sigma(sigma: "float | np.ndarray | Tensor | list[float]", n: int = 1
     if values.dtype.kind not in "fiu" or values.shape not in ((1,), (n,)):
         raise ValueError(f"σ = {sigma!r}: expected one noise level{f', or {n}' if n > 1 else ''}")
     values = values.astype(float)
-    if not ((values > 0) & (values < 1)).all():
-        wrong = values[~((values > 0) & (values < 1))][0]
+    inside = (values > 0) & (values < 1)
+    if not inside.all():
         raise ValueError(
-            f"σ = {wrong}: expected a noise level between 0 and 1, both left out (a time step t of 1000 is σ = t/1000)"
+            f"σ = {values[~inside][0]}: expected a noise level between 0 and 1, both left out (a time step t of 1000 is σ = t/1000)"
         )
     return values
 
 
 def sdedit(denoiser: Denoiser, z_nd: Tensor, noise_nd: Tensor, sigma: float, steps: int) -> Tensor:
-    """SDEdit (Meng et al. 2022) by any denoiser, such as a mixture in closed form, (n, d): z is noised to σ and comes back to 0 by Euler's steps
-    of flow matching. The velocity is (x − ẑ)/σ for the denoiser's estimate ẑ.
+    """SDEdit (Meng et al. 2022) by any denoiser, such as a mixture in closed form, (n, d): z is
+    noised to σ and comes back to 0 by Euler's steps of flow matching. The velocity is (x − ẑ)/σ for
+    the denoiser's estimate ẑ.
 
     >>> def towards_zero(x_nd, sigma):  # the posterior mean under N(0, 0)
     ...     return 0 * x_nd
@@ -324,16 +325,16 @@ def noise_process(objective: str) -> FlowMatching | DDPM:
 
 
 def stratified_levels(n: int, generator: torch.Generator, density: str = "uniform") -> Tensor:
-    """n training levels (n,) of 0 … 999, one from each of n equally likely strata: the mean loss varies less.
+    """n training levels (n,) of 0 … 999, one from each of n equally likely strata: the mean loss
+    varies less.
 
     Args:
         density: of the levels, one of `DENSITIES`.
     """
     on = {"generator": generator, "device": generator.device}
     strata = torch.randperm(n, **on) + torch.rand(n, **on)
-    return DENSITIES[density].quantiles.to(generator.device)[
-        (strata / n * 1000).long().clamp_(max=999)
-    ]
+    places = (strata / n * 1000).long().clamp_(max=999)
+    return DENSITIES[density].quantiles.to(generator.device)[places]
 
 
 @dataclass(frozen=True)
@@ -342,8 +343,8 @@ class LevelDensity:
 
     Args:
         quantiles: a level for each of 1000 equally likely strata, rising, (1000,).
-        weights: density of each level over the uniform one's, (1000,), mean 1: as weights of a loss at uniform levels they have the same
-            expected gradient.
+        weights: density of each level over the uniform one's, (1000,), mean 1: as weights of a loss
+            at uniform levels they have the same expected gradient.
     """
 
     quantiles: Tensor
@@ -351,7 +352,9 @@ class LevelDensity:
 
 
 def _logit_normal() -> LevelDensity:
-    """Level sigmoid(n), n ~ N(0, 1), on a scale from 0 to 1 (Esser et al. 2024, eq. 19): the middle is asked most."""
+    """Level sigmoid(n), n ~ N(0, 1), on a scale from 0 to 1 (Esser et al. 2024, eq. 19): the middle
+    is asked most.
+    """
     middle = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     quantiles = (1000 * torch.sigmoid(torch.special.ndtri(middle))).long().clamp_(0, 999)
     weights = torch.exp(-(torch.logit(middle) ** 2) / 2) / (middle * (1 - middle))

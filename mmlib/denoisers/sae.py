@@ -20,7 +20,7 @@ from mmlib.denoisers.noise import Denoiser, Level
 from mmlib.files import bf16_pays
 
 if TYPE_CHECKING:
-    from sae_lens import SAE, TrainingSAE
+    from sae_lens import SAE
 
 
 @dataclass(frozen=True)
@@ -48,47 +48,35 @@ def sae_lens():
     return module
 
 
-def _topk(d: int, size: SAESize, device: str) -> "TrainingSAE":
+def _topk(size: SAESize) -> dict:
     """The k largest latents of each activation (Gao et al. 2024)."""
-    return sae_lens().TopKTrainingSAE(
-        sae_lens().TopKTrainingSAEConfig(d_in=d, d_sae=size.latents, k=size.k, device=device)
-    )
+    return {"k": size.k}
 
 
-def _batchtopk(d: int, size: SAESize, device: str) -> "TrainingSAE":
+def _batchtopk(size: SAESize) -> dict:
     """The k·batch largest latents of a batch (Bussmann et al. 2024); saved with the running mean of the least of them as threshold."""
-    rate = max(
-        0.01, min(1.0, 20 / size.steps)
-    )  # of that mean: SAELens's 0.01 would not forget the start within a few hundred steps
-    return sae_lens().BatchTopKTrainingSAE(
-        sae_lens().BatchTopKTrainingSAEConfig(
-            d_in=d, d_sae=size.latents, k=size.k, topk_threshold_lr=rate, device=device
-        )
-    )
+    # of that mean: SAELens's 0.01 would not forget the start within a few hundred steps
+    rate = max(0.01, min(1.0, 20 / size.steps))
+    return {"k": size.k, "topk_threshold_lr": rate}
 
 
-def _jumprelu(d: int, size: SAESize, device: str) -> "TrainingSAE":
+def _jumprelu(size: SAESize) -> dict:
     """A learnt threshold for each latent (Rajamanoharan et al. 2024), with Gemma Scope 2's quadratic penalty around L0 = k.
 
     Thresholds begin where about k latents pass: from SAELens's 0.01 Adam would not bring them there within a few hundred steps.
     """
-    spread = 0.1 * NormalDist().inv_cdf(
-        1 - size.k / size.latents
-    )  # latents of standardised z start with a standard deviation of 0.1
-    return sae_lens().JumpReLUTrainingSAE(
-        sae_lens().JumpReLUTrainingSAEConfig(
-            d_in=d,
-            d_sae=size.latents,
-            jumprelu_sparsity_loss_mode="quadratic",
-            target_l0=size.k,
-            jumprelu_ste_to_input=True,
-            jumprelu_init_threshold=max(0.01, spread),
-            l0_warm_up_steps=size.steps // 5,
-            device=device,
-        )
-    )
+    # latents of standardised z start with a standard deviation of 0.1
+    spread = 0.1 * NormalDist().inv_cdf(1 - size.k / size.latents)
+    return {
+        "jumprelu_sparsity_loss_mode": "quadratic",
+        "target_l0": size.k,
+        "jumprelu_ste_to_input": True,
+        "jumprelu_init_threshold": max(0.01, spread),
+        "l0_warm_up_steps": size.steps // 5,
+    }
 
 
+# settings for a size, by SAELens's names of the kinds
 SAE_KINDS = {"topk": _topk, "batchtopk": _batchtopk, "jumprelu": _jumprelu}
 
 
@@ -106,16 +94,18 @@ def train_sae(
         ValueError: unknown kind.
     """
     if size.kind not in SAE_KINDS:
-        raise ValueError(
-            f"unknown kind of SAE {size.kind!r}: expected one of {', '.join(SAE_KINDS)}"
-        )
-    sae_lens()
+        known = ", ".join(SAE_KINDS)
+        raise ValueError(f"unknown kind of SAE {size.kind!r}: expected one of {known}")
+    lens = sae_lens()
     from sae_lens.config import SAETrainerConfig
+    from sae_lens.registry import get_sae_training_class
     from sae_lens.training.sae_trainer import SAETrainer
 
     began = time.perf_counter()
     torch.manual_seed(seed)
-    sae = SAE_KINDS[size.kind](d, size, device)
+    sae_class, config_class = get_sae_training_class(size.kind)
+    settings = {"d_in": d, "d_sae": size.latents, "device": device, **SAE_KINDS[size.kind](size)}
+    sae = sae_class(config_class(**settings))
     config = SAETrainerConfig(
         total_training_samples=size.steps * size.batch,
         train_batch_size_samples=size.batch,
@@ -124,11 +114,10 @@ def train_sae(
         device=device,
         lr_warm_up_steps=size.steps // 20,
         lr_decay_steps=size.steps // 5,
-        dead_feature_window=max(
-            1, size.steps // 10
-        ),  # steps without firing before the auxiliary loss revives a latent
+        # steps without firing before the auxiliary loss revives a latent
+        dead_feature_window=max(1, size.steps // 10),
         autocast=bf16_pays(device),  # as the MLPs train
-        logger=sae_lens().LoggingConfig(log_to_wandb=False),
+        logger=lens.LoggingConfig(log_to_wandb=False),
     )
     trained = SAETrainer(config, sae, batches).fit().eval().to("cpu")
     trained.cfg.metadata.train_seconds = time.perf_counter() - began
@@ -248,10 +237,9 @@ class MixedDenoiser:
         terms = torch.stack([term.flatten() for term in self._terms(x_nd, sigma)], 1).double()
         length = terms.norm(dim=0)
         length[length == 0] = 1.0
-        solution = torch.linalg.lstsq(
-            terms / length, z_nd.flatten()[:, None].double(), rcond=1e-6, driver="gelsd"
-        ).solution[:, 0]
-        return tuple((solution / length).tolist())
+        wanted = z_nd.flatten()[:, None].double()
+        found = torch.linalg.lstsq(terms / length, wanted, rcond=1e-6, driver="gelsd")
+        return tuple((found.solution[:, 0] / length).tolist())
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
         """The mix (n, d) at one of the fitted levels."""
@@ -259,6 +247,5 @@ class MixedDenoiser:
             raise ValueError(
                 f"no mix was fitted at σ = {sigma}: expected one of the {len(self.weights)} fitted levels"
             )
-        return sum(
-            weight * term for weight, term in zip(self.weights[sigma], self._terms(x_nd, sigma))
-        )
+        weighted = zip(self.weights[sigma], self._terms(x_nd, sigma))
+        return sum(weight * term for weight, term in weighted)

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
-from mmlib.denoisers.checkpoints import CheckpointError, Origin, read_weights
+from mmlib.denoisers.checkpoints import STATISTICS, CheckpointError, Origin, read_weights
 from mmlib.denoisers.fitted import (
     KINDS,
     Cost,
@@ -35,13 +34,9 @@ from mmlib.denoisers.mixture import GaussianMixtureDenoiser
 from mmlib.denoisers.sae import SAEDenoiser, read_sae
 from mmlib.files import sha256, written_whole
 
+GAUSSIAN, WEIGHTS = "gaussian.safetensors", "weights.safetensors"
 FORMAT = "mmlib.model 1"
-
-
-MIXTURE = ("log_weights", "mean_d", "basis_dd", "eigenvalues_d")
-
-
-COMPONENTS = ("mean", "axes", "variances")
+FILES = ("meta_model.json", STATISTICS, GAUSSIAN, WEIGHTS, "sae/*", "network/*")  # of every kind
 
 
 def save(model: Fitted, folder: Path) -> Path:
@@ -53,66 +48,46 @@ def save(model: Fitted, folder: Path) -> Path:
     if folder.exists() and any(folder.iterdir()) and not (folder / "model.json").exists():
         raise FileExistsError(f"{folder} holds other things: give a new or an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.json").unlink(missing_ok=True)  # until everything else is there
-    origin = model.origin
-    written = _save_weights(model, folder)
-    if not isinstance(model, FittedNetwork):
-        written.append(_write(folder / "normaliser.safetensors", _statistics(origin.normaliser)))
+    for old in (folder / "model.json", *_files(folder)):  # first what says that all is there
+        old.unlink(missing_ok=True)
+    _save_weights(model, folder)
     if model.components is not None:
-        tensors = dict(zip(COMPONENTS, _numbers(model.components)))
-        written.append(_write(folder / "gaussian.safetensors", tensors))
+        save_file(model.components.tensors(), folder / GAUSSIAN)
     content = {
         "format": FORMAT,
         "kind": model.kind,
-        "identity": {
-            "language_model": origin.language_model,
-            "layers": list(origin.layers),
-            "d": origin.d,
-            "documents": origin.documents,
-        },
+        "identity": {**model.origin.identity, "d": model.d},
         "cost": asdict(model.cost),
-        "facts": {**model.facts, **_options(model)},
-        "files": {str(path.relative_to(folder)): sha256(path) for path in written},
+        "facts": {**model.facts, **_options(model.denoiser)},
+        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)},
     }
     with written_whole(folder / "model.json") as partial:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return folder
 
 
-def _statistics(normaliser: Normaliser) -> dict[str, Tensor]:
-    return {"mean": normaliser.mean_ld, "std": normaliser.std_ld}
+def _files(folder: Path) -> list[Path]:
+    found = [path for pattern in FILES for path in sorted(folder.glob(pattern))]
+    return [path for path in found if path.is_file()]
 
 
-def _numbers(components: PrincipalComponents) -> tuple[Tensor, ...]:
-    return components.mean_d, components.axes_dd, components.variances_d
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> Path:
-    with written_whole(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    return path
-
-
-def _options(model: Fitted) -> dict[str, object]:
+def _options(denoiser) -> dict[str, object]:
     """What the weights alone do not say."""
-    if isinstance(model.denoiser, Projection):
-        return {"k": model.denoiser.components_dk.shape[1], "fed": model.denoiser.fed}
-    return {"fed": model.denoiser.fed} if isinstance(model.denoiser, SAEDenoiser) else {}
+    if isinstance(denoiser, Projection):
+        return {"k": denoiser.components_dk.shape[1], "fed": denoiser.fed}
+    return {"fed": denoiser.fed} if isinstance(denoiser, SAEDenoiser) else {}
 
 
-def _save_weights(model: Fitted, folder: Path) -> list[Path]:
-    """Write what is the method's own; the files."""
+def _save_weights(model: Fitted, folder: Path) -> None:
+    """Write statistics and what is the method's own; of a Gaussian or a PCA gaussian.safetensors is all."""
     if isinstance(model, FittedNetwork):
-        model.denoiser.save_pretrained(folder)
-        network = sorted(path for path in (folder / "network").iterdir() if path.is_file())
-        return [*network, folder / "normaliser.safetensors", folder / "meta_model.json"]
+        return model.denoiser.save_pretrained(folder)
+    model.origin.write(folder)
     if isinstance(model, FittedSAE):
-        written = model.sae  # of training, or as loaded
-        getattr(written, "save_inference_model", written.save_model)(folder / "sae")
-        return sorted(path for path in (folder / "sae").iterdir() if path.is_file())
-    if isinstance(model, FittedMixture):
-        return [_write(folder / "weights.safetensors", model.denoiser.tensors())]
-    return []  # a Gaussian or a PCA: gaussian.safetensors is all
+        sae = model.sae  # of training, or as loaded
+        getattr(sae, "save_inference_model", sae.save_model)(folder / "sae")
+    elif isinstance(model, FittedMixture):
+        save_file(model.denoiser.tensors(), folder / WEIGHTS)
 
 
 def load(
@@ -168,27 +143,22 @@ def _origin_of(
     if isinstance(given, ActivationStore):
         origin = Origin.of(given)
         origin.check(str(path), documents=documents)
-        return Origin(origin.normaliser, origin.language_model, origin.layers, documents)
-    if isinstance(given, Fitted):
-        return Origin(
-            given.origin.normaliser, given.origin.language_model, given.origin.layers, documents
-        )
-    return Origin(given, documents=documents)
+    else:
+        origin = given.origin if isinstance(given, Fitted) else Origin(given)
+    return replace(origin, documents=documents)
 
 
 def _load_file(path: Path, standardise: "Fitted | Normaliser | ActivationStore | None") -> Fitted:
     """What `PrincipalComponents.save` or `GaussianMixtureDenoiser.save` wrote."""
-    tensors = read_weights(path)
+    tensors, cost = read_weights(path), read_cost(path)
     with safe_open(path, "pt") as file:
         origin = _origin_of(standardise, (file.metadata() or {}).get("documents", ""), path)
-    if set(tensors) == set(MIXTURE):
-        mixture = replace(GaussianMixtureDenoiser.of_tensors(tensors), **read_cost(path))
+    if set(tensors) == set(GaussianMixtureDenoiser.names):
+        mixture = GaussianMixtureDenoiser.of_tensors(tensors, **cost)
         return FittedMixture(mixture, origin, Cost.of(mixture))
-    if set(tensors) == set(COMPONENTS):
-        numbers = (tensors[name] for name in COMPONENTS)
-        components = PrincipalComponents(*numbers, **read_cost(path))
-        gaussian = components.gaussian()
-        return FittedGaussian(gaussian, origin, Cost.of(gaussian), components)
+    if set(tensors) == set(PrincipalComponents.names):
+        components = PrincipalComponents.of_tensors(tensors, **cost)
+        return FittedGaussian(components.gaussian(), origin, Cost.of(components), components)
     raise CheckpointError(
         f"{path} holds {', '.join(sorted(tensors)[:5])}: expected principal components or a mixture"
     )
@@ -208,17 +178,9 @@ def _load_own(folder: Path) -> Fitted:
             raise CheckpointError(f"{folder} lacks {name}: copy the whole folder again")
         if sha256(folder / name) != digest:
             raise CheckpointError(f"{folder}/{name} is damaged or was changed: copy it again")
-    numbers = read_weights(folder / "normaliser.safetensors")
-    origin = Origin(
-        Normaliser(numbers["mean"], numbers["std"]),
-        identity["language_model"],
-        tuple(identity["layers"]),
-        identity["documents"],
-    )
-    components = None
-    if "gaussian.safetensors" in files:
-        tensors = read_weights(folder / "gaussian.safetensors")
-        components = PrincipalComponents(*(tensors[name] for name in COMPONENTS))
+    origin, components = Origin.read(folder, identity), None
+    if GAUSSIAN in files:
+        components = PrincipalComponents.of_tensors(read_weights(folder / GAUSSIAN))
     denoiser = _denoiser(kind, folder, facts, components)
     return KINDS[kind](denoiser, origin, cost, components, facts)
 
@@ -230,11 +192,9 @@ def _denoiser(kind: str, folder: Path, facts: dict, components: PrincipalCompone
     if kind == "sae":
         return SAEDenoiser(read_sae(folder / "sae"), facts["fed"])
     if kind == "mixture":
-        return GaussianMixtureDenoiser.of_tensors(read_weights(folder / "weights.safetensors"))
+        return GaussianMixtureDenoiser.of_tensors(read_weights(folder / WEIGHTS))
     if components is None:
-        raise CheckpointError(f"{folder} lacks gaussian.safetensors: copy the whole folder again")
-    return (
-        components.gaussian()
-        if kind == "gaussian"
-        else components.projection(facts["k"], facts["fed"])
-    )
+        raise CheckpointError(f"{folder} lacks {GAUSSIAN}: copy the whole folder again")
+    if kind == "gaussian":
+        return components.gaussian()
+    return components.projection(facts["k"], facts["fed"])

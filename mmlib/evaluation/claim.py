@@ -6,19 +6,12 @@ method has reached is impossible, so the interval of E is cut at the lowest loss
 """
 
 CLAIM = 0.47
-
-
 OBJECTIVE = "flow_velocity"  # what the law is of
-
-
 SHORT = {"mlp": "the paper's MLP", "gated_mlp": "our recipe", "mixture": "a mixture of Gaussians"}
 
 
-BESIDE = (
-    "a mixture of Gaussians over the full Gaussian",
-    "mixture",
-    "gaussian",
-)  # no network: shown beside the primary definitions
+# no network: shown beside the primary definitions
+BESIDE = ("a mixture of Gaussians over the full Gaussian", "mixture", "gaussian")
 
 
 def verdict(low: float, high: float, claim: float = CLAIM) -> str:
@@ -68,10 +61,7 @@ def over_the_estimate(comparison: dict, scaling: dict) -> dict:
         for row in comparison["primaries"].values()
         if row["objective"] == OBJECTIVE
     ]
-    return {
-        **found,
-        "rows": [_row(found, *definition, losses) for definition in (*defined, BESIDE)],
-    }
+    return found | {"rows": [_row(found, *names, losses) for names in (*defined, BESIDE)]}
 
 
 def _row(
@@ -89,9 +79,5 @@ def _row(
     if not found["possible"] or theirs <= found["lowest_loss"]:
         return {**row, "reduction": None, "ci95": None, "verdict": "undetermined"}
     interval = sorted(over(end, ours, theirs) for end in found["cut_ci95"])
-    return {
-        **row,
-        "reduction": over(found["e"], ours, theirs),
-        "ci95": interval,
-        "verdict": verdict(*interval),
-    }
+    reduction = over(found["e"], ours, theirs)
+    return {**row, "reduction": reduction, "ci95": interval, "verdict": verdict(*interval)}

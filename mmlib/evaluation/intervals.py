@@ -14,20 +14,12 @@ import numpy as np
 from scipy.stats import t as student
 
 RESAMPLES = 2000
-
-
 LEAST_DOCUMENTS = 5  # with fewer, too many resamples hold one document alone
-
-
 AT_ONCE = 2**23  # weights held in memory
-
-
 ROUNDING = 1e-9  # a spread below this share is none
 
 
-Statistic = Callable[
-    [np.ndarray], np.ndarray
-]  # weights of the documents (…, documents) → values (…)
+Statistic = Callable[[np.ndarray], np.ndarray]  # weights of documents (…, documents) → values (…)
 
 
 class NotFinite(ValueError):
@@ -37,9 +29,8 @@ class NotFinite(ValueError):
 @lru_cache(maxsize=8)
 def resampled(n_documents: int, seed: int = 0) -> np.ndarray:
     """How often each document is drawn in each resample, (resamples, documents), after the documents themselves in the first row."""
-    drawn = np.random.default_rng(seed).multinomial(
-        n_documents, np.full(n_documents, 1 / n_documents), RESAMPLES
-    )
+    rng, equal = np.random.default_rng(seed), np.full(n_documents, 1 / n_documents)
+    drawn = rng.multinomial(n_documents, equal, RESAMPLES)
     return np.concatenate([np.ones((1, n_documents)), drawn])
 
 
@@ -47,9 +38,8 @@ def jackknife_errors(statistic: Statistic, weights_rd: np.ndarray) -> np.ndarray
     """Standard error of the statistic in each resample, (r,), from leaving out one drawn document at a time."""
     n = weights_rd.shape[1]
     parts = np.array_split(weights_rd, -(-weights_rd.size * n // AT_ONCE))
-    values_rd = np.concatenate(
-        [statistic(np.maximum(part[:, None, :] - np.eye(n), 0)) for part in parts]
-    )
+    left_out = (np.maximum(part[:, None, :] - np.eye(n), 0) for part in parts)
+    values_rd = np.concatenate([statistic(weights) for weights in left_out])
     centre_r = (weights_rd * values_rd).sum(1, keepdims=True) / n
     return np.sqrt((n - 1) / n * (weights_rd * (values_rd - centre_r) ** 2).sum(1))
 
@@ -78,19 +68,16 @@ def bootstrap_interval(
 
     def value(weights: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return (
-                np.log(statistic(weights))
-                if positive
-                else np.asarray(statistic(weights), dtype=np.float64)
-            )
+            values = np.asarray(statistic(weights), dtype=np.float64)
+            return np.log(values) if positive else values
 
     values_r, errors_r = _resamples(value, groups)
     if errors_r[0] <= ROUNDING * max(1, abs(values_r[0])):  # a method against itself
         reach = 0.0
     else:
         reach = errors_r[0] * np.quantile(_distances(values_r, errors_r), level)
-    low, high = values_r[0] - reach, values_r[0] + reach
-    return (float(np.exp(low)), float(np.exp(high))) if positive else (float(low), float(high))
+    ends = (values_r[0] - reach, values_r[0] + reach)
+    return tuple(float(np.exp(end) if positive else end) for end in ends)
 
 
 def _resamples(statistic: Statistic, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -117,9 +104,8 @@ def _resamples(statistic: Statistic, groups: Sequence[int]) -> tuple[np.ndarray,
 
 def _distances(values_r: np.ndarray, errors_r: np.ndarray) -> np.ndarray:
     """Distance of each resample from the estimate in its own standard errors; without resamples that have no spread."""
-    spread = (
-        errors_r[1:] > ROUNDING * errors_r[0]
-    )  # not so where one document alone was drawn, or equal ones
+    # without spread: where one document alone was drawn, or equal ones
+    spread = errors_r[1:] > ROUNDING * errors_r[0]
     return np.abs(values_r[1:][spread] - values_r[0]) / errors_r[1:][spread]
 
 
@@ -138,9 +124,8 @@ def p_value(statistic: Statistic, groups: Sequence[int]) -> float:
     if errors_r[0] <= ROUNDING:
         return 1.0 if abs(values_r[0]) <= ROUNDING else 1 / (RESAMPLES + 1)
     distances_r = _distances(values_r, errors_r)
-    return float(
-        (1 + (distances_r >= abs(values_r[0]) / errors_r[0]).sum()) / (1 + len(distances_r))
-    )
+    as_far = (distances_r >= abs(values_r[0]) / errors_r[0]).sum()
+    return float((1 + as_far) / (1 + len(distances_r)))
 
 
 def holm(p_m: Sequence[float]) -> np.ndarray:
@@ -179,9 +164,8 @@ def mean_with_interval(values_n: np.ndarray) -> tuple[float, list[float]]:
     >>> mean, low < mean < high
     (3.5, True)
     """
-    return float(values_n.mean()), list(
-        bootstrap_interval(lambda w: (w @ values_n) / w.sum(-1), len(values_n))
-    )
+    interval = bootstrap_interval(lambda w: (w @ values_n) / w.sum(-1), len(values_n))
+    return float(values_n.mean()), list(interval)
 
 
 def paired_difference(ours_n: np.ndarray, theirs_n: np.ndarray) -> dict:

@@ -31,8 +31,6 @@ from mmlib.evaluation.claim import CLAIM, verdict
 from mmlib.evaluation.intervals import bootstrap_interval, ratio_interval
 
 BATCH_TOKENS = 1024  # positions in one forward pass: their logits take 0.5 GB where the vocabulary has 262,144 tokens
-
-
 LOSS_ROWS = 8  # predictions whose logits are taken to float32 at a time: they stay in the cache, which is eight times as fast as a window
 
 
@@ -41,11 +39,11 @@ Replacement = Callable[[Tensor], Tensor]
 
 def window_noise(windows: Sequence[Window], d: int, sigma: float, seed: int) -> Tensor:
     """Standard normal noise (n, d) for the tokens of windows: a function of (seed, σ, window), so every method meets the same."""
-    keys = ([seed, round(sigma * 1e9), window.document, window.start] for window in windows)
-    parts = [
-        np.random.default_rng(key).standard_normal((len(window.token_ids), d), dtype=np.float32)
-        for key, window in zip(keys, windows)
-    ]
+    parts = []
+    for window in windows:
+        key = [seed, round(sigma * 1e9), window.document, window.start]
+        shape = (len(window.token_ids), d)
+        parts.append(np.random.default_rng(key).standard_normal(shape, dtype=np.float32))
     return torch.from_numpy(np.concatenate(parts))
 
 
@@ -96,9 +94,8 @@ class SplicedModel:
         self.batches = list(batches_of(self.windows, batch_tokens))
         self.lengths_w = np.array([len(window.token_ids) for window in self.windows])
         self.ends_w = np.cumsum(self.lengths_w)
-        self.outputs = [
-            read_blocks(lm.model, [layer], self._ids(batch))[layer] for batch in self.batches
-        ]  # of the block
+        ids = (self._ids(batch) for batch in self.batches)
+        self.outputs = [read_blocks(lm.model, [layer], ids_bt)[layer] for ids_bt in ids]
         self.h_nd = self._rows()  # raw, in the language model's dtype, one window after another
 
     def rows(self, i: int) -> slice:
@@ -114,9 +111,8 @@ class SplicedModel:
         return h_nd
 
     def _ids(self, batch: list[int]) -> Tensor:
-        return padded([self.windows[i] for i in batch], self.lm.opening_token).to(
-            self.lm.model.device
-        )
+        windows = [self.windows[i] for i in batch]
+        return padded(windows, self.lm.opening_token).to(self.lm.model.device)
 
     @torch.inference_mode()
     def __call__(self, replacement: Replacement | None = None) -> Outcome:
@@ -136,50 +132,42 @@ class SplicedModel:
             raise ValueError(
                 f"the replacement has shape {tuple(replaced_nd.shape)}: expected finite values of shape {tuple(self.h_nd.shape)}"
             )
-        return Outcome(
-            self._losses(replaced_nd),
-            self._squares(self.normaliser(replaced_nd) - z_nd),
-            self._squares(z_nd),
-        )
+        error_w = self._squares(self.normaliser(replaced_nd) - z_nd)
+        return Outcome(self._losses(replaced_nd), error_w, self._squares(z_nd))
 
     def _squares(self, values_nd: Tensor) -> np.ndarray:
-        return np.add.reduceat(
-            values_nd.double().square().sum(1).numpy(), self.ends_w - self.lengths_w
-        )
+        squares_n = values_nd.double().square().sum(1).numpy()
+        return np.add.reduceat(squares_n, self.ends_w - self.lengths_w)
 
     def _losses(self, replaced_nd: Tensor | None) -> np.ndarray:
         loss_w = np.zeros(len(self.windows))
         for batch, output in zip(self.batches, self.outputs):
             logits_btv = self._logits(batch, output, replaced_nd)
             for row, i in enumerate(batch):
-                targets = (
-                    torch.from_numpy(self.windows[i].token_ids[1:]).long().to(logits_btv.device)
-                )
-                parts = zip(
-                    logits_btv[row, 1 : self.lengths_w[i]].split(LOSS_ROWS),
-                    targets.split(LOSS_ROWS),
-                )
-                loss_w[i] = sum(
-                    cross_entropy(logits.float(), target, reduction="none").double().sum().item()
-                    for logits, target in parts
-                )
+                logits_nv = logits_btv[row, 1 : self.lengths_w[i]]
+                loss_w[i] = _summed_loss(logits_nv, self.windows[i].token_ids[1:])
         return loss_w
 
     def _logits(self, batch: list[int], output: BlockOutput, replaced_nd: Tensor | None) -> Tensor:
         def put(hidden_btd: Tensor) -> Tensor:
             edited_btd = hidden_btd.clone()
             for row, i in enumerate(batch):
-                edited_btd[row, 1 : 1 + self.lengths_w[i]] = replaced_nd[self.rows(i)].to(
-                    edited_btd
-                )
+                own_nd = replaced_nd[self.rows(i)].to(edited_btd)
+                edited_btd[row, 1 : 1 + self.lengths_w[i]] = own_nd
             return edited_btd
 
         model = self.lm.model
-        with (
-            resumed_at(model, self.layer, output),
-            nullcontext() if replaced_nd is None else edited_block(model, self.layer, put),
-        ):
+        edit = nullcontext() if replaced_nd is None else edited_block(model, self.layer, put)
+        with resumed_at(model, self.layer, output), edit:
             return model(input_ids=self._ids(batch), use_cache=False).logits
+
+
+def _summed_loss(logits_nv: Tensor, token_ids: np.ndarray) -> float:
+    """Of the predictions of tokens (n,), nats."""
+    target_n = torch.from_numpy(token_ids).long().to(logits_nv.device)
+    parts = zip(logits_nv.split(LOSS_ROWS), target_n.split(LOSS_ROWS))
+    losses = (cross_entropy(part.float(), target, reduction="none") for part, target in parts)
+    return sum(loss_m.double().sum().item() for loss_m in losses)
 
 
 Key = tuple[str, float | None]  # method, and σ of the noise that it met; None: clean activations
@@ -208,14 +196,11 @@ class Effects:
         def sums(values_w: np.ndarray) -> np.ndarray:
             return np.bincount(document_w, values_w[:n])
 
-        self.counts_d = sums(
-            np.array([len(window.token_ids) - 1 for window in windows])
-        )  # predictions
+        predictions = [len(window.token_ids) - 1 for window in windows]
+        self.counts_d = sums(np.array(predictions))
         self.clean_d, self.power_d = sums(clean.loss_w), sums(clean.power_w)
-        self.change_d = {
-            key: sums(outcome.loss_w) - self.clean_d for key, outcome in outcomes.items()
-        }
-        self.error_d = {key: sums(outcome.error_w) for key, outcome in outcomes.items()}
+        self.change_d = {key: sums(one.loss_w) - self.clean_d for key, one in outcomes.items()}
+        self.error_d = {key: sums(one.error_w) for key, one in outcomes.items()}
 
     def clean_loss(self) -> tuple[float, list[float]]:
         """Nats per prediction with nothing replaced, and its interval."""
@@ -223,21 +208,12 @@ class Effects:
 
     def row(self, key: Key) -> dict:
         """Δ LM loss (nats per prediction), FVU, and the share of mean ablation's Δ that does not occur, with 95 % intervals by document."""
-        delta, delta_ci = self._ratio(self.change_d[key], self.counts_d)
-        fvu, fvu_ci = self._ratio(self.error_d[key], self.power_d)
-        recovered, recovered_ci = self._one_less(
-            [self.change_d[key]], [self.change_d[MEAN_ABLATION]]
-        )
-        return {
-            "method": key[0],
-            "sigma": key[1],
-            "delta": delta,
-            "ci95": delta_ci,
-            "fvu": fvu,
-            "fvu_ci95": fvu_ci,
-            "recovered": recovered,
-            "recovered_ci95": recovered_ci,
-        }
+        change_d, whole_d = self.change_d[key], self.change_d[MEAN_ABLATION]
+        row = dict(zip(("method", "sigma"), key))
+        row["delta"], row["ci95"] = self._ratio(change_d, self.counts_d)
+        row["fvu"], row["fvu_ci95"] = self._ratio(self.error_d[key], self.power_d)
+        row["recovered"], row["recovered_ci95"] = self._one_less([change_d], [whole_d])
+        return row
 
     def reduction(self, method: str, baseline: str, sigmas: Sequence[float]) -> dict:
         """1 − Δ_method/Δ_baseline, and beside it the reduction of the diffusion loss (velocity) on the same tokens and noise.
@@ -249,14 +225,12 @@ class Effects:
             interval that reaches 0: a share of what may be nothing means nothing. So are `mean_reduction`, `mean_ci95` and `mean_verdict`
             where that holds at any one σ.
         """
-        ours, theirs = (
-            [self.change_d[name, sigma] for sigma in sigmas] for name in (method, baseline)
+        names = (method, baseline)
+        ours, theirs = ([self.change_d[name, sigma] for sigma in sigmas] for name in names)
+        velocity_losses = (
+            [sum(self.error_d[name, sigma] / sigma**2 for sigma in sigmas)] for name in names
         )
-        our_error_d, their_error_d = (
-            sum(self.error_d[name, sigma] / sigma**2 for sigma in sigmas)
-            for name in (method, baseline)
-        )
-        loss, loss_ci = self._one_less([our_error_d], [their_error_d])
+        loss, loss_ci = self._one_less(*velocity_losses)
         return {
             "method": method,
             "baseline": baseline,
@@ -281,9 +255,8 @@ class Effects:
     def _ratio(self, above_d: np.ndarray, below_d: np.ndarray) -> tuple[float, list[float]]:
         """Σ above / Σ below and its interval."""
         ones_d = np.ones(len(above_d))
-        return float((ones_d @ above_d) / (ones_d @ below_d)), list(
-            ratio_interval(above_d, below_d)
-        )
+        value = float((ones_d @ above_d) / (ones_d @ below_d))
+        return value, list(ratio_interval(above_d, below_d))
 
     def _one_less(
         self, ours: list[np.ndarray], theirs: list[np.ndarray]
@@ -291,11 +264,9 @@ class Effects:
         """Mean over pairs of 1 − Σ ours / Σ theirs and its interval."""
 
         def statistic(weights_rd: np.ndarray) -> np.ndarray:
-            return 1 - sum(
-                (weights_rd @ ours_d) / (weights_rd @ theirs_d)
-                for ours_d, theirs_d in zip(ours, theirs)
-            ) / len(ours)
+            pairs = zip(ours, theirs)
+            ratios = ((weights_rd @ ours_d) / (weights_rd @ theirs_d) for ours_d, theirs_d in pairs)
+            return 1 - sum(ratios) / len(ours)
 
-        return float(statistic(np.ones(len(self.counts_d)))), list(
-            bootstrap_interval(statistic, len(self.counts_d))
-        )
+        n = len(self.counts_d)
+        return float(statistic(np.ones(n))), list(bootstrap_interval(statistic, n))

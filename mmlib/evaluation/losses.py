@@ -10,15 +10,19 @@ Units: a loss is a mean over dimensions of standardised activations z, so 1 is t
 the 100 levels of the evaluation grid (`mmlib.denoisers.noise`): tokens weigh equally, long documents weigh more. Documents are the
 independent units of all intervals (`mmlib.evaluation.intervals`).
 
+Samples, which have no loss, are judged by `frechet_distance` and `nearest_distances` to real ones.
+
 Letters of shapes: n tokens or draws, d dimensions, l levels, D or d documents at the end of a name (`sums_d`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.metrics import pairwise_distances_argmin_min
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,9 +36,8 @@ from mmlib.evaluation.intervals import ratio_interval
 LEAST_SIGMA, MOST_SIGMA = 0.05, 0.95  # mean losses are also given without the levels beyond
 
 
-Draw = Callable[
-    [int, Level], tuple[np.ndarray, Tensor]
-]  # (number of the level, level) → rows of the tokens drawn (n,) and their noise ε (n, d)
+# (number of the level, level) → rows of the tokens drawn (n,) and their noise ε (n, d)
+Draw = Callable[[int, Level], tuple[np.ndarray, Tensor]]
 
 
 class DocumentLosses(NamedTuple):
@@ -93,6 +96,12 @@ class Losses:
         """Mean loss over tokens and the chosen levels."""
         return float(self.curve(method)[levels].mean())
 
+    def reduction(
+        self, method: str, baseline: str, levels: np.ndarray | slice = slice(None)
+    ) -> float:
+        """1 − L_method / L_baseline over tokens and the chosen levels."""
+        return 1 - self.mean(method, levels) / self.mean(baseline, levels)
+
 
 @dataclass(frozen=True)
 class TokenLosses:
@@ -139,17 +148,14 @@ class TokenLosses:
 
         def sums(name: str) -> np.ndarray:
             seen_ln = self.loss[name][:, :: stride // self.every[name]]
+            levels = zip(document_ln, seen_ln, kept)
             return np.stack(
-                [
-                    np.bincount(documents, loss_n[k], n_documents)
-                    for documents, loss_n, k in zip(document_ln, seen_ln, kept)
-                ]
+                [np.bincount(document, loss_n[k], n_documents) for document, loss_n, k in levels]
             )
 
-        counts = [np.bincount(documents, minlength=n_documents) for documents in document_ln]
-        return Losses(
-            self.sigma_l, {name: sums(name) for name in methods}, np.stack(counts).astype(float)
-        )
+        counts = [np.bincount(document, minlength=n_documents) for document in document_ln]
+        sums_ld = {name: sums(name) for name in methods}
+        return Losses(self.sigma_l, sums_ld, np.stack(counts).astype(float))
 
 
 def objective_loss(estimate_nd: Tensor, z_nd: Tensor, level: Level) -> np.ndarray:
@@ -196,16 +202,12 @@ def token_losses(
         rows.append(rows_n)
         for name, method in methods.items():
             seen_nd = x_nd[:: strides[name]]
-            estimates = [
-                method(part_nd, level.sigma) for part_nd in seen_nd.split(batch or len(x_nd))
-            ]
-            losses[name].append(loss(torch.cat(estimates), clean_nd[:: strides[name]], level))
-    return TokenLosses(
-        np.array([level.sigma for level in levels]),
-        np.stack(rows),
-        strides,
-        {name: np.stack(found) for name, found in losses.items()},
-    )
+            parts = seen_nd.split(batch or len(x_nd))
+            estimate_nd = torch.cat([method(part_nd, level.sigma) for part_nd in parts])
+            losses[name].append(loss(estimate_nd, clean_nd[:: strides[name]], level))
+    sigma_l = np.array([level.sigma for level in levels])
+    loss_ln = {name: np.stack(found) for name, found in losses.items()}
+    return TokenLosses(sigma_l, np.stack(rows), strides, loss_ln)
 
 
 def spread_draws(z_nd: Tensor, objective: str, per_level: int, seed: int) -> Draw:
@@ -248,7 +250,6 @@ def grid_losses(
             f"{per_level} tokens a level, every {every[odd[0]]}th for {', '.join(odd)}: "
             "expected the second to divide the first"
         )
-
     return token_losses(
         methods,
         z_nd,
@@ -318,7 +319,7 @@ def reduction_interval(
 
 def loss_rows(losses: Losses, objective: str, budgets: Mapping[str, dict]) -> list[dict]:
     """One row per method: loss with interval, without extreme levels, mean over documents, and the budget."""
-    inner_low, inner_high = losses.sigma_l >= LEAST_SIGMA, losses.sigma_l <= MOST_SIGMA
+    inner = _without_extremes(losses)
     rows = []
     for method in losses.sums:
         sums_d, counts_d = losses.by_document(method)
@@ -328,8 +329,7 @@ def loss_rows(losses: Losses, objective: str, budgets: Mapping[str, dict]) -> li
                 "method": method,
                 "loss": losses.mean(method),
                 "ci95": list(loss_interval(losses, method)),
-                "loss_without_sigma_below_0.05": losses.mean(method, inner_low),
-                "loss_without_sigma_above_0.95": losses.mean(method, inner_high),
+                **{f"loss_{key}": losses.mean(method, kept) for key, kept in inner.items()},
                 "loss_documents_equal": float((sums_d / counts_d).mean()),
                 **budgets[method],
             }
@@ -337,41 +337,40 @@ def loss_rows(losses: Losses, objective: str, budgets: Mapping[str, dict]) -> li
     return rows
 
 
+def _without_extremes(losses: Losses) -> dict[str, np.ndarray]:
+    """Which levels remain without the cleanest and without the noisiest, (levels,) each."""
+    return {
+        "without_sigma_below_0.05": losses.sigma_l >= LEAST_SIGMA,
+        "without_sigma_above_0.95": losses.sigma_l <= MOST_SIGMA,
+    }
+
+
 def reduction_rows(
     losses: Losses, objective: str, methods: list[str], baselines: list[str]
 ) -> list[dict]:
     """1 − L_method / L_baseline with its paired interval, without extreme levels, and the verdict on the claim."""
+    inner = _without_extremes(losses)
     rows = []
-    without = {
-        "below_0.05": losses.sigma_l >= LEAST_SIGMA,
-        "above_0.95": losses.sigma_l <= MOST_SIGMA,
-    }
-    for method in methods:
-        for baseline in baselines:
-            interval, reduction = (
-                list(reduction_interval(losses, method, baseline)),
-                1 - losses.mean(method) / losses.mean(baseline),
-            )
-            rows.append(
-                {
-                    "objective": objective,
-                    "method": method,
-                    "baseline": baseline,
-                    "reduction": reduction,
-                    "ci95": interval,
-                    "claim": CLAIM,
-                    "above_claim": reduction - CLAIM,
-                    **{
-                        f"reduction_without_sigma_{key}": 1
-                        - losses.mean(method, kept) / losses.mean(baseline, kept)
-                        for key, kept in without.items()
-                    },
-                    "baseline_share_of_one_level": float(
-                        losses.curve(baseline).max() / losses.curve(baseline).sum()
-                    ),
-                    "verdict": verdict(*interval),
-                }
-            )
+    for method, baseline in product(methods, baselines):
+        interval = list(reduction_interval(losses, method, baseline))
+        reduction, curve_l = losses.reduction(method, baseline), losses.curve(baseline)
+        rows.append(
+            {
+                "objective": objective,
+                "method": method,
+                "baseline": baseline,
+                "reduction": reduction,
+                "ci95": interval,
+                "claim": CLAIM,
+                "above_claim": reduction - CLAIM,
+                **{
+                    f"reduction_{key}": losses.reduction(method, baseline, kept)
+                    for key, kept in inner.items()
+                },
+                "baseline_share_of_one_level": float(curve_l.max() / curve_l.sum()),
+                "verdict": verdict(*interval),
+            }
+        )
     return rows
 
 
@@ -413,9 +412,31 @@ def _expected_losses(
     grid, exact_ld = noise_process(objective).grid(), np.zeros(shape)
     document_n = tokens.document - tokens.document.min()
     for document in np.unique(document_n):
-        z_nd = tokens.z[document_n == document]
-        power_d = ((z_nd - gaussian.mean_d) @ gaussian.basis_dd).double().square().mean(0)
-        exact_ld[:, document] = [
-            level.weight * gaussian.expected_mse(level.sigma, power_d) for level in grid
-        ]
+        exact_ld[:, document] = gaussian.expected_losses(grid, tokens.z[document_n == document])
     return exact_ld
+
+
+def frechet_distance(a_nd: Tensor, b_nd: Tensor) -> float:
+    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½) (Dowson and Landau 1982), squared units of the inputs.
+
+    Raises:
+        ValueError: a set has no more rows than dimensions, so its covariance is not determined.
+    """
+    d = a_nd.shape[1]
+    if min(len(a_nd), len(b_nd)) <= d:
+        raise ValueError(
+            f"sets of {len(a_nd)} and {len(b_nd)} rows in {d} dimensions: expected more rows than dimensions"
+        )
+    a_nd, b_nd = a_nd.double(), b_nd.double()
+    cov_a, cov_b = torch.cov(a_nd.T).reshape(d, d), torch.cov(b_nd.T).reshape(d, d)
+    values, vectors = torch.linalg.eigh(cov_a)
+    root_a = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp(min=0).sqrt().sum()
+    return float(
+        (a_nd.mean(0) - b_nd.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
+    )
+
+
+def nearest_distances(queries_nd: Tensor, reference_nd: Tensor) -> np.ndarray:
+    """Euclidean distance of each query to its nearest reference row, (n,)."""
+    return pairwise_distances_argmin_min(queries_nd.numpy(), reference_nd.numpy())[1]

@@ -7,11 +7,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mmlib.activations.arrays import Rows, Values, rows_of
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import Normaliser
+from mmlib.activations.tokens import Normaliser, Rows, Values, rows_of
 from mmlib.denoisers.checkpoints import Origin
-from mmlib.denoisers.fitted import Fitted, refuse_mistaken
+from mmlib.denoisers.fitted import Fitted, normaliser_of, refuse_mistaken
 from mmlib.denoisers.noise import LEVELS, Denoiser, noise_process
 from mmlib.evaluation.intervals import LEAST_DOCUMENTS
 from mmlib.evaluation.losses import (
@@ -23,11 +22,7 @@ from mmlib.evaluation.losses import (
 )
 
 OBJECTIVES = {"velocity": "flow_velocity", "epsilon": "ddpm_epsilon"}
-
-
 BLOCKS = 100  # of groups, or of rows, that are resampled: the interval's arithmetic grows with their square
-
-
 DRAWS = 500  # rows at each noise level, where there are as many
 
 
@@ -85,7 +80,10 @@ def evaluate(
     table = pd.DataFrame(index=pd.Index(list(methods), name="method"))
     asked = {name: _checked(name, method, z_nd.shape[1]) for name, method in methods.items()}
     for prefix, objective in OBJECTIVES.items():
-        losses = _losses(asked, objective, z_nd, group_n, levels, per_level, seed, progress)
+        grid = noise_process(objective).grid()[LEVELS // levels // 2 :: LEVELS // levels]
+        draw = spread_draws(z_nd, objective, per_level, seed)
+        said = f"losses on {objective}" if progress else None
+        losses = token_losses(asked, z_nd, grid, draw, progress=said).by_document(group_n)
         for name in methods:
             for column, value in _figures(losses, name, baseline).items():
                 table.loc[name, f"{prefix}_{column}"] = value
@@ -117,7 +115,7 @@ def _comparable(
         raise ValueError("no methods: expected at least one, by name")
     fits = {name: method for name, method in methods.items() if isinstance(method, Fitted)}
     if standardise is not None:
-        statistics, stated = _statistics(standardise), "as given"
+        statistics, stated = normaliser_of(standardise), "as given"
     elif fits:
         first = next(iter(fits))
         statistics, stated = fits[first].origin.normaliser, f"training statistics of {first!r}"
@@ -143,31 +141,23 @@ def _comparable(
     return everyone, statistics, stated
 
 
-def _statistics(given: Fitted | Normaliser | ActivationStore) -> Normaliser:
-    if isinstance(given, ActivationStore):
-        return Normaliser.of(given)
-    return given.origin.normaliser if isinstance(given, Fitted) else given
-
-
 def _same(one: Normaliser, other: Normaliser) -> bool:
     """Whether they differ by rounding alone."""
     if one.d != other.d:
         return False
-    shift = ((one.mean_ld - other.mean_ld) / other.std_ld).abs().max()
-    return bool(shift < 1e-4 and ((one.std_ld / other.std_ld) - 1).abs().max() < 1e-4)
+    shift_ld = (one.mean_ld - other.mean_ld) / other.std_ld
+    scale_ld = one.std_ld / other.std_ld - 1
+    return bool(torch.stack([shift_ld, scale_ld]).abs().max() < 1e-4)
 
 
 def _standardised(given: Rows, methods: Mapping[str, Denoiser], statistics: Normaliser) -> Tensor:
     """z of the rows, which must be of what the methods were fitted to, and raw."""
     if given.h_nd.shape[1] != statistics.d:
         raise ValueError(f"h is {given.h_nd.shape[1]} wide: expected {statistics.d}")
+    known = {"language_model": given.language_model or None, "documents": given.documents or None}
     for method in methods.values():
         if isinstance(method, Fitted):
-            method.check(
-                language_model=given.language_model or None,
-                layer=given.layer,
-                documents=given.documents or None,
-            )
+            method.check(layer=given.layer, **known)
     refuse_mistaken(given.h_nd, Origin(statistics), None)
     return statistics(given.h_nd)
 
@@ -212,30 +202,13 @@ def _checked(name: str, method: Denoiser, d: int) -> Callable[[Tensor, float], T
     return estimate
 
 
-def _losses(
-    methods: Mapping[str, Denoiser],
-    objective: str,
-    z_nd: Tensor,
-    group_n: np.ndarray,
-    levels: int,
-    per_level: int,
-    seed: int,
-    progress: bool,
-) -> Losses:
-    grid = noise_process(objective).grid()[LEVELS // levels // 2 :: LEVELS // levels]
-    draw = spread_draws(z_nd, objective, per_level, seed)
-    said = f"losses on {objective}" if progress else None
-    return token_losses(methods, z_nd, grid, draw, progress=said).by_document(group_n)
-
-
 def _figures(losses: Losses, name: str, baseline: str | None) -> dict[str, float]:
     """Loss and reduction of a method with their intervals."""
     few = len(losses.by_document(name)[1]) < LEAST_DOCUMENTS
-    missing = (np.nan, np.nan)
-    low, high = missing if few else loss_interval(losses, name)
-    found = {"loss": losses.mean(name), "low": low, "high": high}
-    if baseline is None:
-        return found
-    low, high = missing if few else reduction_interval(losses, name, baseline)
-    reduction = 1 - losses.mean(name) / losses.mean(baseline)
-    return found | {"reduction": reduction, "reduction_low": low, "reduction_high": high}
+    ends = (np.nan, np.nan) if few else loss_interval(losses, name)
+    found = dict(zip(("loss", "low", "high"), (losses.mean(name), *ends)))
+    if baseline is not None:
+        ends = (np.nan, np.nan) if few else reduction_interval(losses, name, baseline)
+        found["reduction"] = losses.reduction(name, baseline)
+        found["reduction_low"], found["reduction_high"] = ends
+    return found

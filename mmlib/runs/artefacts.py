@@ -1,4 +1,7 @@
-"""What notebooks 01 to 03 make for a run: loaded by name, each checked against the run's store, or trained."""
+"""What is made for a run: its documents and stores of texts, and what notebooks 01 to 03 fit, loaded by name or trained.
+
+Every fit that is loaded is checked against the run's store.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +18,17 @@ from mmlib.activations.batches import (
     shuffled_batches,
     streamed_batches,
 )
-from mmlib.activations.corpora import corpus_identity, is_stream, stream_documents
-from mmlib.activations.extract import describe
-from mmlib.activations.lm import load_language_model
+from mmlib.activations.corpora import (
+    SELF,
+    Document,
+    corpus_identity,
+    is_stream,
+    load_documents,
+    split_documents,
+    stream_documents,
+)
+from mmlib.activations.extract import Plan, describe, plan_extraction, write_store
+from mmlib.activations.lm import LanguageModel, load_language_model
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
@@ -26,11 +37,93 @@ from mmlib.denoisers.mixture import GaussianMixtureDenoiser
 from mmlib.files import code_digest, default_device, require, sha256
 from mmlib.runs.presets import Preset
 from mmlib.runs.run import Run
-from mmlib.runs.texts import documents_of, extraction_command, prepare
 from mmlib.training.recipe import new_model
 from mmlib.training.train import train
 
 KINDS = ("store", "pca", "mixture", "sae", "sae_grid", "networks", "copies")
+
+
+def documents_of(run: Run, lm: LanguageModel) -> list[Document]:
+    """The documents of a run's corpus."""
+    size = run.preset
+    options = {"cache": run.cache, "lm": lm, "seed": size.split_seed, "tokens": size.window - 1}
+    if size.corpus == SELF:
+        return load_documents(SELF, limit=size.sampled_documents, **options)
+    documents = load_documents(size.corpus, limit=size.documents + 1, **options)
+    if len(documents) > size.documents:
+        print(
+            f"{size.corpus} has more than the {size.documents:,} documents that preset {size.name} reads: these are the first",
+            flush=True,
+        )
+    return documents[: size.documents]
+
+
+def extraction_command(size: Preset, layers: Sequence[int]) -> str:
+    """The nearest command line that makes a store of this preset with its overrides."""
+    return (
+        f"python -m mmlib extract --preset {size.name} --model {size.model} "
+        f"--corpus {size.corpus} --layers {' '.join(map(str, layers))}"
+    )
+
+
+def prepare(
+    size: Preset, lm: LanguageModel, documents: list[Document], layers: Sequence[int] | None = None
+) -> Plan:
+    """The plan of a preset: its split, window and layer, or `layers` in its stead."""
+    splits = split_documents(
+        documents, size.validation_documents, size.test_documents, size.split_seed
+    )
+    at, tokens = layers or size.layer, size.document_tokens
+    return plan_extraction(documents, splits, lm, at, size.window, tokens, size.batch_tokens)
+
+
+def facts_of(size: Preset, lm: LanguageModel, identity: str, plan: Plan) -> dict:
+    """What a store of this plan and preset records beside its rows; `identity` is its corpus's."""
+    command = extraction_command(size, plan.layers)
+    return describe(lm, identity, plan, created_by=command, seed=size.split_seed)
+
+
+def text_stores(
+    run: Run,
+    name: str,
+    documents: list[Document],
+    lm: LanguageModel,
+    layers: Sequence[int],
+    *,
+    splits: Sequence[str] | None = None,
+    tokens: int | None = None,
+) -> dict[int, ActivationStore]:
+    """Stores of these texts, one a layer, all from one pass of the language model; it is made unless it is there, and continued where an
+    extraction was interrupted.
+
+    Standardise with the statistics of the store that the models were trained on, not with those of these: without
+    training documents they have none.
+
+    Args:
+        name: of the texts; with a hash of them, the layers and `tokens` it names the folder.
+        layers: block indices, each once.
+        splits: of each document; None: all are test documents.
+        tokens: at most so many of each document.
+    Raises:
+        ValueError: no such layer, or one twice.
+    """
+    size, identity = run.preset, corpus_identity(name, documents)
+    splits = list(splits or ["test"] * len(documents))
+    plan = plan_extraction(
+        documents, splits, lm, list(layers), size.window, tokens, size.batch_tokens
+    )
+    which = f"layer{layers[0]}" if len(layers) == 1 else "layers" + "-".join(map(str, layers))
+    path = run.shared / "texts" / f"{identity}-{which}{f'-{tokens}tokens' if tokens else ''}"
+    attributes = facts_of(size, lm, identity, plan)
+    write_store(plan, lm, path, attributes=attributes, replace=True)
+    return {layer: ActivationStore(path, layer) for layer in layers}
+
+
+def text_store(
+    run: Run, name: str, documents: list[Document], lm: LanguageModel, layer: int, **options
+) -> ActivationStore:
+    """`text_stores` of one layer, with its options."""
+    return text_stores(run, name, documents, lm, [layer], **options)[layer]
 
 
 def load(run: Run, *names: str) -> SimpleNamespace:
@@ -59,23 +152,19 @@ def load(run: Run, *names: str) -> SimpleNamespace:
             f"recipes of preset {size.name}: {', '.join(size.recipes)}"
         )
     store = ActivationStore(run.store, size.layer)
-    readers = {
-        "pca": lambda: PrincipalComponents.load(_made(run.shared / "pca.safetensors"), store),
-        "mixture": lambda: GaussianMixtureDenoiser.load(
-            _made(run.shared / "mixture.safetensors"), store
-        ),
-        "sae": lambda: _sae(run.data / "sae", store),
-        "sae_grid": lambda: {
-            name: _sae(run.data / "sae_grid" / name, store) for name in size.sae_grid
-        },
-    }
     found = SimpleNamespace(store=store)
-    for name in readers.keys() & names:
-        setattr(found, name, readers[name]())
+    if "pca" in names:
+        found.pca = PrincipalComponents.load(_made(run.shared / "pca.safetensors"), store)
+    if "mixture" in names:
+        mixture = _made(run.shared / "mixture.safetensors")
+        found.mixture = GaussianMixtureDenoiser.load(mixture, store)
+    if "sae" in names:
+        found.sae = _sae(run.data / "sae", store)
+    if "sae_grid" in names:
+        grid = run.data / "sae_grid"
+        found.sae_grid = {name: _sae(grid / name, store) for name in size.sae_grid}
     if folders := _network_folders(size, names):
-        found.networks = {
-            name: _network(run.data / folder, store) for name, folder in folders.items()
-        }
+        found.networks = {name: _network(run.data / at, store) for name, at in folders.items()}
     return found
 
 
@@ -124,13 +213,11 @@ def chosen_meta_model(run: Run, name: str | None, store: ActivationStore) -> Met
         FileNotFoundError: there is none.
     """
     own = name is None or name in run.preset.recipes
-    model = MetaModel.from_pretrained(
-        require(run.data / (name or "gated_mlp"), "03_train_meta_model")
-        if own
-        else Path(name)
-        if Path(name).is_dir()
-        else name
-    )
+    if own:
+        source = require(run.data / (name or "gated_mlp"), "03_train_meta_model")
+    else:
+        source = Path(name) if Path(name).is_dir() else name
+    model = MetaModel.from_pretrained(source)
     model = model.at(store.layer) if len(model.layers) > 1 else model
     model.check_store(store, same_documents=own or bool(model.documents))
     return model
@@ -156,13 +243,7 @@ def live_source(
     store = stores[0]
     store.check_source(model=lm.identity, d=lm.width)
     plan = prepare(size, lm, documents, [one.layer for one in stores])
-    facts = describe(
-        lm,
-        corpus_identity(size.corpus, documents),
-        plan,
-        created_by=extraction_command(size, plan.layers),
-        seed=size.split_seed,
-    )
+    facts = facts_of(size, lm, corpus_identity(size.corpus, documents), plan)
     facts["dtype"] = plan.dtype
     for key in ("dtype", "corpus", "tokenizer", "window", "batch_tokens", "device"):
         if facts[key] != store.attributes.get(key):
@@ -170,9 +251,7 @@ def live_source(
                 f"live batches would be of {key} {facts[key]}, {store.path} is of {store.attributes.get(key)}: "
                 "run 01_extract_activations again, on this machine"
             )
-    identity = json.dumps(
-        [facts, code_digest("activations/batches", "runs/artefacts", "runs/texts")]
-    )
+    identity = json.dumps([facts, code_digest("activations/batches", "runs/artefacts")])
     if not is_stream(size.corpus):
         return lambda start: live_batches(plan, lm, "train", batch, run.seed, start=start), identity
     held_out = set(store.titles[store.splits != "train"])
@@ -190,11 +269,8 @@ def live_source(
 
 def folder_name(name: str, stores: list[ActivationStore], live: bool) -> str:
     """What a trained recipe is called: "mlp", "mlp-live", "mlp-layers-4-8-13"."""
-    return (
-        name
-        + (f"-layers-{'-'.join(str(store.layer) for store in stores)}" if len(stores) > 1 else "")
-        + "-live" * live
-    )
+    layers = f"-layers-{'-'.join(str(store.layer) for store in stores)}"
+    return name + (layers if len(stores) > 1 else "") + ("-live" if live else "")
 
 
 def train_recipe(
@@ -219,17 +295,21 @@ def train_recipe(
         )
     stores = stores if isinstance(stores, list) else [stores]
     recipe, several = run.preset.trainable[name], len(stores) > 1
-    skip = recipe.linear_skip and not several
-    components = (
-        PrincipalComponents.load(_made(run.shared / "pca.safetensors"), stores[0]) if skip else None
-    )
-    model = new_model(recipe, Origin.of(*stores), run.seed, components and components.gaussian())
+    gaussian = None
+    if recipe.linear_skip and not several:
+        path = _made(run.shared / "pca.safetensors")
+        gaussian = PrincipalComponents.load(path, stores[0]).gaussian()
+    model = new_model(recipe, Origin.of(*stores), run.seed, gaussian)
     validation = [store.read(store.rows("validation")) for store in stores]
-    batches, source = (
-        live_source(run, stores, recipe.training.batch)
-        if live
-        else (stored_source(run, stores, recipe.training.batch), "")
-    )
+    batch, source = recipe.training.batch, ""
+
+    def batches(start: int) -> Iterator[Tensor]:
+        if several:
+            return multi_layer_batches(stores, "train", batch, run.seed, start=start)
+        return shuffled_batches(stores[0], "train", batch, run.seed, start=start)
+
+    if live:
+        batches, source = live_source(run, stores, batch)
     log = train(
         model,
         recipe.training,
@@ -241,12 +321,3 @@ def train_recipe(
         tracker=tracker,
     )
     return model, log
-
-
-def stored_source(
-    run: Run, stores: list[ActivationStore], batch: int
-) -> Callable[[int], Iterator[Tensor]]:
-    """Batches of a run's store, of one layer or several, for `train`."""
-    if len(stores) > 1:
-        return lambda start: multi_layer_batches(stores, "train", batch, run.seed, start=start)
-    return lambda start: shuffled_batches(stores[0], "train", batch, run.seed, start=start)

@@ -19,8 +19,7 @@ from pathlib import Path
 from mmlib.files import processor, provenance, read_json, write_json, written_whole
 from mmlib.runs import plan
 from mmlib.runs import run as runs
-from mmlib.runs.pages import render_pages
-from mmlib.runs.results import keyed_results
+from mmlib.runs.run import keyed_results
 
 # glibc gives freed memory back at once, and every training step faults it in again, in the backward pass's own heap
 # too. Kept in one heap, in large pages, steps are faster, with the same bits.
@@ -30,28 +29,13 @@ MEMORY_SETTINGS = (
 )
 
 
-ESTIMATES = (
-    "value",
-    "reduction",
-    "gap",
-    "loss",
-    "delta",
-    "mean",
-    "auroc",
-    "area",
-    "difference",
-    "effect",
-)  # a "ci95" is of the first of these that stands beside it
-
-
+# A "ci95" is of the first of these that stands beside it.
+ESTIMATES = "value reduction gap loss delta mean auroc area difference effect".split()
 OTHER = "other_processor"  # a comparison that is kept
-
-
-NOT_COMPARED = {
-    "run_times",
-    "benchmarks",
-    OTHER,
-}  # times of a machine, and comparisons themselves
+# Times of a machine, comparisons themselves, and where all comes from.
+NOT_COMPARED = {"run_times", "benchmarks", OTHER}
+APART = {"provenance", "sources", "ci95", "migrated_from"}
+TIMES = ("seconds", "minutes", "per_second", "_gib")  # how keys of what a machine took end
 
 
 def executed(notebook: str, preset: str) -> Path:
@@ -122,36 +106,40 @@ def summary(ran: Sequence[str], preset: str) -> None:
     print(f"  {'together':<24}{sum(row['minutes'] for row in took.values()):>8.1f}\n")
 
 
-def estimates(content: dict | list, path: str = "") -> Iterator[tuple[str, float, list | None]]:
-    """(keys, number, its 95 % interval or None) of every estimate in a results file, times left out."""
-    if isinstance(content, list):
-        content = dict(enumerate(content))
+def leaves(content: dict | list, path: str = "") -> Iterator[tuple[str, object, list | None]]:
+    """(keys, number or text, its 95 % interval or None) of all in a results file but times and where it comes from."""
+    content = dict(enumerate(content)) if isinstance(content, list) else content
     interval = content.get("ci95")
-    paired = next((key for key in ESTIMATES if key in content), None) if interval else None
+    paired = next((key for key in ESTIMATES if key in content), None)
     for key, value in content.items():
         where = f"{path}.{key}" if path else str(key)
-        if key in ("provenance", "sources", "ci95", "migrated_from") or _is_time(str(key)):
+        if key in APART or _is_time(str(key)):
             continue
         if isinstance(value, (dict, list)):
-            yield from estimates(value, where)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield where, value, interval if key == paired else None
-
-
-def verdicts(content: dict | list, path: str = "") -> Iterator[tuple[str, str]]:
-    """(keys, verdict) of everything in a results file that is judged."""
-    if isinstance(content, list):
-        content = dict(enumerate(content))
-    for key, value in content.items():
-        where = f"{path}.{key}" if path else str(key)
-        if key == "verdict":
-            yield where, str(value)
-        elif isinstance(value, (dict, list)) and key != "provenance":
-            yield from verdicts(value, where)
+            yield from leaves(value, where)
+        else:
+            yield where, value, (interval or None) if key == paired else None
 
 
 def _is_time(key: str) -> bool:
-    return key.endswith(("seconds", "minutes", "per_second", "_gib"))
+    """Of what a machine took; the network that is kept after as many seconds as the UNet is named so too."""
+    return key.endswith(TIMES) and not key.endswith("unet_seconds")
+
+
+def estimates(content: dict) -> dict[str, tuple[float, list | None]]:
+    """By keys, every number of a results file that is neither a time nor a truth value, and its 95 % interval or None."""
+    return {
+        keys: (value, ci95)
+        for keys, value, ci95 in leaves(content)
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def verdicts(content: dict) -> dict[str, str]:
+    """By keys, the verdict on everything in a results file that is judged."""
+    return {
+        keys: str(value) for keys, value, _ in leaves(content) if keys.split(".")[-1] == "verdict"
+    }
 
 
 def same(folder: Path) -> bool:
@@ -174,58 +162,50 @@ def compare(folder: Path, published: Path) -> dict:
     Raises:
         FileNotFoundError: no results file in the folder is of another run than the published.
     """
-    rows, others, numbers, same = [], [], 0, 0
+    rows, others = [], []
     for path in sorted(published.glob("*.json")):
         if path.stem in NOT_COMPARED or not (folder / path.name).exists():
             continue
         old, new = read_json(path), read_json(folder / path.name)
         if old["provenance"]["written"] == new["provenance"]["written"]:
             continue
-        here = {keys: value for keys, value, _ in estimates(new)}
-        for keys, value, ci95 in estimates(old):
-            if keys not in here:
-                continue
-            alike = _alike(value, here[keys])
-            numbers, same = numbers + 1, same + alike
-            if ci95:
-                rows.append(
-                    {
-                        "number": f"{path.stem}:{keys}",
-                        "published": value,
-                        "here": here[keys],
-                        "ci95": ci95,
-                        "same": alike,
-                        "inside": _inside(here[keys], ci95),
-                    }
-                )
-        judged = dict(verdicts(new))
+        here, judged = estimates(new), verdicts(new)
+        rows += [
+            {
+                "number": f"{path.stem}:{keys}",
+                "published": value,
+                "here": here[keys][0],
+                "ci95": ci95,
+                "same": math.isclose(value, here[keys][0], rel_tol=5e-4),
+                "inside": _inside(here[keys][0], ci95 or (None, None)),
+            }
+            for keys, (value, ci95) in estimates(old).items()
+            if keys in here
+        ]
         others += [
             f"{path.stem}:{keys}: {verdict}, {judged[keys]} here"
-            for keys, verdict in verdicts(old)
+            for keys, verdict in verdicts(old).items()
             if judged.get(keys, verdict) != verdict
         ]
-    if not numbers:
+    if not rows:
         raise FileNotFoundError(
             f"{folder} has no results of another run than the published: make reproduce first, or name a folder like {published}"
         )
+    with_interval = [row for row in rows if row["ci95"]]
     return {
-        "numbers": numbers,
-        "same": same,
-        "with_interval": len(rows),
-        "inside": sum(row["inside"] for row in rows),
+        "numbers": len(rows),
+        "same": sum(row["same"] for row in rows),
+        "with_interval": len(with_interval),
+        "inside": sum(row["inside"] for row in with_interval),
         "other_verdicts": others,
-        "rows": rows,
+        "rows": with_interval,
     }
 
 
-def _inside(value: float, ci95: list) -> bool:
+def _inside(value: float, ci95: Sequence) -> bool:
     """Whether a number lies in an interval; an end that is not known, null in the file, leaves out nothing."""
     low, high = ci95
     return (low is None or low <= value) and (high is None or value <= high)
-
-
-def _alike(a: float, b: float) -> bool:
-    return a == b or math.isclose(a, b, rel_tol=5e-4)
 
 
 def as_text(found: dict, most: int = 40) -> str:
@@ -253,8 +233,8 @@ def as_text(found: dict, most: int = 40) -> str:
         ]
         shown = table.drop(columns="same").rename(columns={"inside": ""})
         lines += ["", shown.to_string(index=False, float_format="{:.4g}".format)]
-        if len(differing) > most:
-            lines.append(f"… and {len(differing) - most} that lie nearer")
+        if further := differing[most:]:
+            lines.append(f"… and {len(further)} that lie nearer")
     return "\n".join(lines)
 
 
@@ -273,9 +253,9 @@ def keep(found: dict, folder: Path, name: str) -> Path:
 
 
 def publish() -> list[str]:
-    """Put a finished default run in place of what is in git: executed notebooks, results, figures, pages; all or nothing.
+    """Put a finished default run in place of what is in git: executed notebooks, results, figures; all or nothing.
 
-    Applications and studies that are due stay as they were.
+    Applications and studies that are due stay as they were. `make publish` then renders the pages.
 
     Returns:
         what was published, or why it was not, a line each.
@@ -298,8 +278,7 @@ def publish() -> list[str]:
         with written_whole(plan.path_of(notebook)) as partial:
             partial.write_text(text, encoding="utf-8")
     _copy_outcomes(names)
-    pages = ", ".join(path.relative_to(runs.ROOT).as_posix() for path in render_pages(runs.ROOT))
-    return [*said, f"published: {', '.join(name[:2] for name in names)}; rendered: {pages}"]
+    return [*said, f"published: {', '.join(name[:2] for name in names)}"]
 
 
 def _copy_outcomes(names: list[str]) -> None:
@@ -323,13 +302,7 @@ def _readable(notebook: str) -> str:
 
     Progress bars are left out, and pictures where figures/ holds every one of them.
     """
-    content, done = (
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in (
-            plan.path_of(notebook),
-            executed(notebook, runs.PUBLISHED),
-        )
-    )
+    content, done = map(read_json, (plan.path_of(notebook), executed(notebook, runs.PUBLISHED)))
     if "widgets" in done["metadata"]:
         content["metadata"]["widgets"] = done["metadata"]["widgets"]
     code, ran = ([c for c in book["cells"] if c["cell_type"] == "code"] for book in (content, done))

@@ -11,17 +11,17 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmlib.files import cores, free_memory, processor, read_json, require_disk, write_json
 from mmlib.runs import run as runs
 
 MAIN, APPLICATIONS, STUDIES = LINES = ("main", "applications", "studies")
-
 
 NOTEBOOKS = {  # in the order in which they run: its line, and the notebooks whose outputs it reads
     "01_extract_activations": (MAIN, ()),
@@ -40,25 +40,13 @@ NOTEBOOKS = {  # in the order in which they run: its line, and the notebooks who
     "23_robustness": (STUDIES, ("03_train_meta_model",)),
     "24_replication": (STUDIES, ("04_compare_losses",)),
     "25_steering_study": (STUDIES, ("03_train_meta_model",)),
-    "09_claims": (
-        MAIN,
-        ("04_compare_losses", "05_sample_quality", "07_density", "08_lm_loss"),
-    ),
+    "09_claims": (MAIN, ("04_compare_losses", "05_sample_quality", "07_density", "08_lm_loss")),
     "31_figures": (MAIN, ("09_claims",)),
 }
 
 
-READS_IF_THERE = {  # results of applications and studies, which the ledger takes in where they ran
-    "09_claims": (
-        "scaling",
-        "steering",
-        "probing",
-        "typicality",
-        "robustness",
-        "replication",
-        "steering_study",
-    )
-}
+# Results of applications and studies, which the ledger takes in where they ran.
+LEDGER_READS = "scaling steering probing typicality robustness replication steering_study".split()
 
 
 DISK = {  # bytes that a notebook writes, the language model and checkpoints included
@@ -147,10 +135,12 @@ def state_of(notebook: str, preset: str) -> dict[str, str]:
     files = [runs.ROOT / "requirements.txt", *files_of(path_of(notebook))]
     found = {file.relative_to(runs.ROOT).as_posix(): _digest(file.read_bytes()) for file in files}
     found[f"notebooks/{notebook}.ipynb"] = _digest("\0".join(code_of(path_of(notebook))).encode())
-    for name in READS_IF_THERE.get(notebook, ()):
-        homes = (runs.DATA, runs.ROOT) if preset == runs.PUBLISHED else (runs.DATA,)
-        paths = [home / "results" / preset / f"{name}.json" for home in homes]
-        if path := next((path for path in paths if path.exists()), None):
+    for name in LEDGER_READS if notebook == "09_claims" else ():
+        file = Path("results", preset, f"{name}.json")
+        path = runs.DATA / file
+        if preset == runs.PUBLISHED and not path.exists():
+            path = runs.ROOT / file
+        if path.exists():
             found[f"{preset}/{name}.json"] = _digest(path.read_bytes())
     return found
 
@@ -215,12 +205,14 @@ def times_file(preset: str, home: Path) -> Path:
 def measured_times(preset: str) -> tuple[list[dict], dict]:
     """All machines whose times are known, and the one of them that is like this: a new one, last, where none is."""
     paths = [times_file(preset, home) for home in (runs.DATA, runs.ROOT)]
-    found = next((read_json(path)["machines"] for path in paths if path.exists()), {})
-    machines = list(found.values()) if isinstance(found, dict) else []  # else of an old version
+    content = next((read_json(path) for path in paths if path.exists()), {"machines": {}})
+    machines = list(content["machines"].values())
     this = {"processor": processor(), "cores": os.cpu_count()}
-    if not any(machine.items() >= this.items() for machine in machines):
-        machines.append({**this, "notebooks": {}})
-    return machines, next(machine for machine in machines if machine.items() >= this.items())
+    alike = [machine for machine in machines if machine.items() >= this.items()]
+    if not alike:
+        alike = [{**this, "notebooks": {}}]
+        machines += alike
+    return machines, alike[0]
 
 
 def rates_here() -> dict[str, float]:
@@ -243,18 +235,22 @@ def slower_by(share: float, there: dict[str, float], here: dict[str, float]) -> 
     return share * fast_there / fast_here + (1 - share) * there["float32"] / here["float32"]
 
 
-def minutes_here(preset: str, here: dict[str, float]) -> dict[str, float]:
+def minutes_here(preset: str, here: dict[str, float]) -> dict[str, tuple[float, str | None]]:
     """Minutes of every notebook that was ever timed, for a machine of these rates.
 
     This machine's own times come first, then times of machines whose rates are known, then any.
+
+    Returns:
+        by notebook: minutes; and None, or the processor that they were measured on where its rates are not known.
     """
     machines, this = measured_times(preset)
     found = {}
     for machine in sorted(machines, key=lambda m: (m is this, "rates" in m)):  # the best last
+        rates = machine.get("rates")
         for notebook, row in machine["notebooks"].items():
             share = LOW_PRECISION.get(notebook, USUAL_SHARE)
-            factor = slower_by(share, machine["rates"], here) if "rates" in machine else 1.0
-            found[notebook] = row["minutes"] * factor
+            factor = slower_by(share, rates, here) if rates else 1.0
+            found[notebook] = row["minutes"] * factor, None if rates else machine["processor"]
     return found
 
 
@@ -280,36 +276,50 @@ def show(wanted: dict[str, list[str]], preset: str) -> None:
     count = f"{len(wanted)} notebook{'s' if len(wanted) > 1 else ''} to run"
     print(f"\npreset {preset}: {count}; minutes as estimated for this machine, ? where unknown\n")
     for notebook, reasons in wanted.items():
-        known = f"{minutes[notebook]:.1f}" if notebook in minutes else "?"
+        known = f"{minutes[notebook][0]:.1f}" if notebook in minutes else "?"
         more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
         print(f"  {notebook:<24}{known:>8}   {reasons[0]}{more}")
-    together = sum(minutes.get(notebook, 0) for notebook in wanted)
+    together = sum(minutes[notebook][0] for notebook in wanted if notebook in minutes)
     print(f"  {'together':<24}{together:>8.1f}   {needed / 1e9:.0f} GB of disk\n")
-    for warning in warnings(wanted, preset, rates):
+    for warning in [*unsure(wanted, minutes), *warnings(wanted, preset, rates)]:
         print(f"  {warning}\n")
     sys.stdout.flush()
 
 
-def warnings(notebooks: Sequence[str], preset: str, rates: dict[str, float]) -> list[str]:
+def unsure(notebooks: Sequence[str], minutes: dict[str, tuple[float, str | None]]) -> Iterator[str]:
+    """What may be wrong with the minutes that `minutes_here` gives for these notebooks, in words."""
+    if untimed := [name[:2] for name in notebooks if name not in minutes]:
+        yield f"never timed, so not in the sum: {', '.join(untimed)}"
+    timed_on = {name[:2]: minutes[name][1] for name in notebooks if name in minutes}
+    for machine in sorted({machine for machine in timed_on.values() if machine}):
+        of_it = ", ".join(name for name, timed in timed_on.items() if timed == machine)
+        yield (
+            f"timed only on a machine whose speed is not known ({machine}), and several times slower or faster"
+            f" here perhaps: {of_it}"
+        )
+    if shutil.which("nvidia-smi"):
+        yield "a GPU is here, and the minutes are estimated by the processor: expect fewer"
+
+
+def warnings(notebooks: Sequence[str], preset: str, rates: dict[str, float]) -> Iterator[str]:
     """What this machine lacks for a run of these notebooks."""
-    peaks = {
-        name: row["peak_gib"]
+    peaks = [
+        (row["peak_gib"], name)
         for machine in measured_times(preset)[0]
         for name, row in machine["notebooks"].items()
         if name in notebooks
-    }
-    found, free = [], free_memory()
-    if peaks and free is not None and free < max(peaks.values()) * 2**30:
-        hungriest = max(peaks, key=peaks.get)
-        found.append(
-            f"low memory: {hungriest} took {peaks[hungriest]:.1f} GiB elsewhere, {free / 2**30:.1f} GiB are free"
+    ]
+    most, hungriest = max(peaks, default=(0, ""))
+    free = free_memory()
+    if free is not None and free < most * 2**30:
+        yield (
+            f"low memory: {hungriest} took {most:.1f} GiB elsewhere, {free / 2**30:.1f} GiB are free"
             " here: close what you can spare, or take --preset smoke"
         )
     if cores() == 1:
-        found.append("one core: whatever was timed on two takes about twice as long")
+        yield "one core: whatever was timed on two takes about twice as long"
     if rates["bfloat16"] <= rates["float32"]:
-        found.append("no units for bfloat16: the language model and training run in float32")
-    return found
+        yield "no units for bfloat16: the language model and training run in float32"
 
 
 def file_of(module: str) -> Path | None:
@@ -324,7 +334,7 @@ def file_of(module: str) -> Path | None:
 
 def code_of(notebook: Path) -> list[str]:
     """The sources of its code cells."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    cells = read_json(notebook)["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 

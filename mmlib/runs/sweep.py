@@ -16,7 +16,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -86,10 +86,6 @@ class Sweep:
     def __init__(self, run: runs.Run, name: str, notebook: str):
         self.run, self.name, self.notebook = run, name, notebook
 
-    def path(self, trial: Trial) -> Path:
-        """Where the outcome of a trial is written."""
-        return self.run.results / self.name / f"{trial.name}.json"
-
     def known(self, trial: Trial) -> dict | None:
         """The outcome of a trial, if it is there with the same configuration."""
         path = self.run.found(f"{self.name}/{trial.name}")
@@ -102,15 +98,11 @@ class Sweep:
             return found
         folder = self.run.data / "studies" / self.name / trial.name
         content = {"configuration": as_json(trial), **trial.compute(folder)}
-        self.run.write(
-            f"{self.name}/{trial.name}",
-            {**content, "machine": this_machine()},
-            self.notebook,
-            target="studies",
-            **trial.identities,
-        )
+        content["machine"] = this_machine()
+        name, facts = f"{self.name}/{trial.name}", {"target": "studies", **trial.identities}
+        path = self.run.write(name, content, self.notebook, **facts)
         shutil.rmtree(folder, ignore_errors=True)  # checkpoints: the seed makes them again
-        return read_json(self.path(trial))
+        return read_json(path)
 
     def outcomes(self, trials: Sequence[Trial]) -> dict[str, dict]:
         """Outcome by name; those that are missing are computed, after a word on how many.
@@ -121,9 +113,8 @@ class Sweep:
         if len(names := {trial.name for trial in trials}) < len(trials):
             raise ValueError(f"{len(trials)} trials have {len(names)} names: expected one each")
         print(self.describe(trials), flush=True)
-        return {
-            trial.name: self.outcome(trial) for trial in tqdm(trials, desc=self.name, unit="trial")
-        }
+        shown = tqdm(trials, desc=self.name, unit="trial")
+        return {trial.name: self.outcome(trial) for trial in shown}
 
     def describe(self, trials: Sequence[Trial]) -> str:
         """How many trials are left, and about how many minutes they take on this machine."""
@@ -142,7 +133,10 @@ class Sweep:
             timed = [
                 outcome["seconds"] / trial.cost
                 for trial, outcome in outcomes
-                if trial.kind == kind and outcome and _timed_here(outcome)
+                if trial.kind == kind
+                and outcome
+                and "seconds" in outcome
+                and outcome.get("machine") == this_machine()
             ]
             probed = next((one for one in left if one.kind == kind and one.probe), None)
             if not timed and probed is None:
@@ -154,10 +148,6 @@ class Sweep:
 def as_json(trial: Trial) -> dict:
     """The configuration of a trial, as its file gives it back."""
     return json.loads(json.dumps(trial.configuration))
-
-
-def _timed_here(outcome: dict) -> bool:
-    return "seconds" in outcome and outcome.get("machine") == this_machine()
 
 
 @dataclass(frozen=True)
@@ -185,8 +175,9 @@ class RecipeTrial:
 
     def __post_init__(self):
         if (self.coordinates == STANDARDISED) != (self.transform is None):
+            needed = "need a" if self.transform is None else "take no"
             raise ValueError(
-                f"trial {self.name}: coordinates {self.coordinates!r} {'need a' if self.transform is None else 'take no'} transform"
+                f"trial {self.name}: coordinates {self.coordinates!r} {needed} transform"
             )
 
     @property
@@ -242,7 +233,8 @@ class RecipeTrial:
         training, store = self.recipe.training, self.store
         model = new_model(self.recipe, Origin.of(store), self.seed, gaussian)
         if self.transform:  # the network's input is made here: nothing is left to standardise
-            model.normaliser = Normaliser(torch.zeros(1, store.d), torch.ones(1, store.d))
+            numbers = Normaliser(torch.zeros(1, store.d), torch.ones(1, store.d))
+            model.origin = replace(model.origin, normaliser=numbers)
 
         def batches(start: int) -> Iterator[Tensor]:
             raw = shuffled_batches(store, "train", training.batch, self.seed, start=start)
@@ -267,19 +259,17 @@ class RecipeTrial:
         Args:
             compute: in place of that.
         """
+        with torch.device("meta"):
+            parameters = count_parameters(network_of(self.recipe.size, self.store.d))
         return Trial(
             self.name,
             self.configuration(evaluation),
             compute or (lambda folder: trained_and_measured(self, evaluate, folder)),
             self.store.identities,
             type(self.recipe.size).__name__,
-            self.activations * self._parameters(),
+            self.activations * parameters,
             lambda: seconds_a_step(self.recipe, self.store.d) * self.recipe.training.steps,
         )
-
-    def _parameters(self) -> int:
-        with torch.device("meta"):
-            return count_parameters(network_of(self.recipe.size, self.store.d))
 
 
 def trained_and_measured(
@@ -303,8 +293,8 @@ def trained_and_measured(
 def seconds_a_step(recipe: Recipe, d: int) -> float:
     """Seconds of a training step on this machine: the median over a few forward and backward passes on noise."""
     device, training = default_device(), recipe.training
-    numbers = Normaliser(torch.zeros(1, d), torch.ones(1, d))
-    model = MetaModel(network_of(recipe.size, d), training.objective, numbers, "", [0], "")
+    origin = Origin(Normaliser(torch.zeros(1, d), torch.ones(1, d)), layers=(0,))
+    model = MetaModel(network_of(recipe.size, d), training.objective, origin)
     model.to(device).network.train()
     generator, seconds = torch.Generator().manual_seed(0), []
     z_nd = torch.randn(training.batch, d, generator=generator).to(device)

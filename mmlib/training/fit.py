@@ -1,47 +1,58 @@
-"""From a plain tensor to a model in one call: `mmlib.fit`.
+"""From a plain tensor to a model in one call: `mmlib.fit`; and how large a fit is, what memory it needs and how many minutes.
 
-Rows are split by their groups (documents), standardised by the training rows, and handed to the method; nothing here is new mathematics.
-Before the work begins one line says how many rows there are, how much memory is needed and how many minutes. Sizes that were not asked
-for follow the number of rows and the width; a mixture too large for the memory is made smaller, and the line says so.
+Rows are split by their groups (documents), standardised by the training rows, and handed to the method.
+Before the work begins one line says how many rows there are, and how much memory and time they need.
+Sizes that were not asked for follow the number of rows and the width (`sized`). What does not fit
+memory or minutes is made smaller (`Budget`), and the line says so.
 """
 
 import io
+import math
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from mmlib.activations.arrays import Values, rows_of
 from mmlib.activations.batches import spread_rows
-from mmlib.activations.tokens import Normaliser
+from mmlib.activations.tokens import Normaliser, Values, rows_of
 from mmlib.denoisers.checkpoints import Origin
-from mmlib.denoisers.fitted import (
-    Cost,
-    Fitted,
-    FittedGaussian,
-    FittedMixture,
-    FittedNetwork,
-    FittedPCA,
-    FittedSAE,
-)
+from mmlib.denoisers.fitted import KINDS, Cost, Fitted, normaliser_of
 from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import MixtureSize, fit_mixture
+from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.sae import SAEDenoiser, SAESize, train_sae
-from mmlib.files import default_device
-from mmlib.training.budget import Budget, Method, PCASize, Size, sized, with_steps
-from mmlib.training.recipe import Recipe, new_model
+from mmlib.files import bf16_pays, default_device
+from mmlib.training.recipe import Recipe, Training, new_model
 from mmlib.training.train import train
 
 NAMES = ("gaussian", "pca", "mixture", "sae", "mlp", "gated_mlp")
-
-
 LEAST_ROWS = 20  # for training, and a quarter of it for validation
+ROWS_PER_COMPONENT = 64  # of a mixture whose number of components was not asked for
+MIXTURE_BYTES = 2**31  # of the covariances of such a mixture, at most
+COPIES = 3  # of all covariances while a mixture is fitted: the scatters, the best and the one that is tried
+PASSES = 10  # over the training rows, by networks and SAEs, unless the most steps are reached first
+FEWEST_STEPS = 100
+STEP_SECONDS = 0.01  # of a training step, whatever its arithmetic
+
+
+@dataclass(frozen=True)
+class PCASize:
+    """A projection on the first principal components."""
+
+    components: int
+
+
+Size = PCASize | MixtureSize | SAESize | Recipe | None  # None: the Gaussian, which has no size
+Method = str | PCASize | MixtureSize | SAESize | Recipe
 
 
 def fit(
@@ -88,52 +99,48 @@ def fit(
     >>> bool(model.log_likelihood(h).mean() > model.log_likelihood(h + 9).mean())
     True
     """
-    rows = rows_of(h, groups)
     _check_options(method, minutes, steps, validation, seed)
+    rows = rows_of(h, groups)
     parts = split_rows(len(rows.h_nd), rows.group_n, validation, seed)
-    n, d = len(parts[0]), rows.h_nd.shape[1]
-    _require_rows(method, n, len(parts[1]), d)
     raw_nd, checked_nd = (rows.h_nd[torch.from_numpy(part)] for part in parts)
+    (n, d), n_validation = raw_nd.shape, len(checked_nd)
+    _require_rows(method, n, n_validation, d)
+    layer = layer if rows.layer is None else rows.layer
     origin = Origin(
         _normaliser(raw_nd, standardise),
         rows.language_model or language_model,
-        tuple(one for one in (layer if rows.layer is None else rows.layer,) if one is not None),
+        () if layer is None else (layer,),
         rows.documents,
     )
     budget = Budget(n, d, device or default_device())
     size, remarks = budget.within(with_steps(sized(method, n, d), steps), minutes)
-    with ExitStack() as silent:
-        silent.enter_context(
-            torch.random.fork_rng()
-        )  # weights are drawn from torch's own generator
+    name = method if isinstance(method, str) else type(method).__name__
+    split = "row" if rows.group_n is None else "group"
+    how = {"row": "at random by row: no groups were given", "group": "by group"}[split]
+    facts = {
+        "method": name,
+        "seed": seed,
+        "rows": {"train": n, "validation": n_validation},
+        "split": split,
+    }
+    with ExitStack() as apart:
+        apart.enter_context(torch.random.fork_rng())  # weights are drawn from torch's own generator
         if not progress:
-            silent.enter_context(redirect_stdout(io.StringIO()))
-            silent.enter_context(redirect_stderr(io.StringIO()))
-        how = "by group" if rows.group_n is not None else "at random by row: no groups were given"
+            apart.enter_context(redirect_stdout(io.StringIO()))
+            apart.enter_context(redirect_stderr(io.StringIO()))
         print(
-            f"{_name(method)}: {n:,} rows of {d:,} dimensions for training, {len(parts[1]):,} for validation, split {how}; "
+            f"{name}: {n:,} rows of {d:,} dimensions for training, {n_validation:,} for validation, split {how}; "
             f"{budget.describe(size)}",
             *remarks,
             sep="\n",
         )
-        facts = {
-            "method": _name(method),
-            "seed": seed,
-            "rows": {"train": n, "validation": len(parts[1])},
-            "split": "group" if rows.group_n is not None else "row",
-        }
-        return Job(raw_nd, checked_nd, origin, seed, budget.device).fitted(size, facts)
-
-
-def _name(method: Method) -> str:
-    return method if isinstance(method, str) else type(method).__name__
+        return _fitted(size, raw_nd, checked_nd, origin, facts, budget.device)
 
 
 def _check_options(
     method: Method, minutes: float | None, steps: int | None, validation: float, seed: int
 ) -> None:
-    known = isinstance(method, (PCASize, MixtureSize, SAESize, Recipe)) or method in NAMES
-    if not known:
+    if not isinstance(method, (PCASize, MixtureSize, SAESize, Recipe)) and method not in NAMES:
         raise ValueError(f"method {method!r}: expected {', '.join(NAMES)}, or the size of one")
     if not 0 < validation < 1:
         raise ValueError(f"validation = {validation}: expected a share between 0 and 1")
@@ -147,7 +154,7 @@ def _check_options(
 def split_rows(
     n: int, group_n: np.ndarray | None, validation: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers for training and for validation, each rising; whole groups where there are any.
+    """Row numbers for training and for validation, each rising; whole groups, or where there are none each row for itself.
 
     Args:
         validation: about this share of the rows: groups are drawn at random until it is reached, and one that would double it is passed over.
@@ -159,18 +166,17 @@ def split_rows(
     (4, 2)
     """
     rng, wanted = np.random.default_rng(seed), max(1, round(validation * n))
-    if group_n is None:
-        held_out = np.zeros(n, bool)
-        held_out[rng.permutation(n)[:wanted]] = True
-        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    group_n = np.arange(n) if group_n is None else group_n
     counts = np.bincount(group_n)
-    if len(counts) < 2:
+    if len(counts) == 1 < n:
         raise ValueError(
             "all rows are of one group: none is left to validate on; leave groups out to split by row"
         )
     chosen, total, order = [], 0, rng.permutation(len(counts))
     for group in order:
-        if total < wanted and total + counts[group] <= 2 * wanted:
+        if total >= wanted:
+            break
+        if total + counts[group] <= 2 * wanted:
             chosen.append(group)
             total += counts[group]
     held_out = np.isin(group_n, chosen or [order[counts[order].argmin()]])
@@ -179,9 +185,10 @@ def split_rows(
 
 def _require_rows(method: Method, n: int, n_validation: int, d: int) -> None:
     """Refuse what is too little, before any work."""
-    if n < LEAST_ROWS or 4 * n_validation < LEAST_ROWS:
+    least = LEAST_ROWS // 4
+    if n < LEAST_ROWS or n_validation < least:
         raise ValueError(
-            f"{n} rows for training and {n_validation} for validation: expected at least {LEAST_ROWS} and {LEAST_ROWS // 4}"
+            f"{n} rows for training and {n_validation} for validation: expected at least {LEAST_ROWS} and {least}"
         )
     if d < 2 and (method == "sae" or isinstance(method, SAESize)):
         raise ValueError(f"h is {d} wide: an SAE needs at least 2 dimensions")
@@ -199,12 +206,11 @@ def _normaliser(h_nd: Tensor, given: Fitted | Normaliser | None) -> Normaliser:
         ValueError: a dimension never varies, or what is given is of another width.
     """
     if given is not None:
-        normaliser = given.origin.normaliser if isinstance(given, Fitted) else given
+        normaliser = normaliser_of(given)
         if normaliser.d != h_nd.shape[1]:
             raise ValueError(f"standardise is {normaliser.d} wide, h is {h_nd.shape[1]}")
         return normaliser
-    constant = (h_nd.amax(0) == h_nd.amin(0)).nonzero()[:, 0].tolist()
-    if constant:
+    if constant := (h_nd.amax(0) == h_nd.amin(0)).nonzero()[:, 0].tolist():
         raise ValueError(
             f"dimensions {', '.join(map(str, constant[:5]))}{', …' if len(constant) > 5 else ''} of h never vary in the training rows: leave them out"
         )
@@ -215,64 +221,53 @@ def _normaliser(h_nd: Tensor, given: Fitted | Normaliser | None) -> Normaliser:
     return Normaliser(mean.float(), variance.sqrt().float())
 
 
-class Job:
-    """Training and validation rows, and the fitting of one method to them.
+def _fitted(
+    size: Size, raw_nd: Tensor, checked_nd: Tensor, origin: Origin, facts: dict, device: str
+) -> Fitted:
+    """The fit of a size to raw activations for training and validation; its facts gain what came of it."""
+    z_nd, seed = origin.normaliser(raw_nd), facts["seed"]
+    components = PrincipalComponents.fit(z_nd) if len(z_nd) > origin.d else None
+    if size is not None:
+        facts["size"] = asdict(size)
+    if isinstance(size, Recipe):
+        del z_nd
+        gaussian = components.gaussian() if size.linear_skip else None
+        kind, denoiser = "network", new_model(size, origin, seed, gaussian)
+        facts["validation_loss"] = _train(denoiser, size, raw_nd, checked_nd, seed, device)
+    elif isinstance(size, MixtureSize):
+        n, kind = min(size.validation_tokens, len(checked_nd)), "mixture"
+        rows = spread_rows(len(checked_nd), n, np.random.default_rng(seed))
+        z_checked_nd = origin.normaliser(checked_nd)[rows]
+        denoiser, facts["tried"] = fit_mixture(z_nd, z_checked_nd, size, seed=seed)
+    elif isinstance(size, SAESize):
+        batches, kind = row_batches(z_nd, size.batch, seed), "sae"
+        sae = train_sae(batches, origin.d, size, seed=seed, device=device)
+        denoiser = SAEDenoiser(sae, "mean_estimate")
+    elif isinstance(size, PCASize):
+        k, kind = min(size.components, origin.d), "pca"
+        denoiser = components.projection(k, "mean_estimate")
+    else:
+        kind, denoiser = "gaussian", components.gaussian()
+    return KINDS[kind](denoiser, origin, Cost.of(denoiser), components, facts)
 
-    Args:
-        raw_nd, checked_nd: raw activations for training and validation.
-    """
 
-    def __init__(self, raw_nd: Tensor, checked_nd: Tensor, origin: Origin, seed: int, device: str):
-        self.raw_nd, self.checked_nd, self.origin = raw_nd, checked_nd, origin
-        self.seed, self.device, (self.n, self.d) = seed, device, raw_nd.shape
-
-    def fitted(self, size: Size, facts: dict) -> Fitted:
-        """The fit; facts gain the size."""
-        if size is not None:
-            facts = {**facts, "size": asdict(size)}
-        z_nd = self.origin.normaliser(self.raw_nd)
-        components = PrincipalComponents.fit(z_nd) if self.n > self.d else None
-        if isinstance(size, Recipe):
-            del z_nd
-            return self._network(size, components, facts)
-        if isinstance(size, MixtureSize):
-            kind, (denoiser, tried) = FittedMixture, self._mixture(z_nd, size)
-            facts = {**facts, "tried": tried}
-        elif isinstance(size, SAESize):
-            batches = row_batches(z_nd, size.batch, self.seed)
-            sae = train_sae(batches, self.d, size, seed=self.seed, device=self.device)
-            kind, denoiser = FittedSAE, SAEDenoiser(sae, "mean_estimate")
-        elif isinstance(size, PCASize):
-            k = min(size.components, self.d)
-            kind, denoiser = FittedPCA, components.projection(k, "mean_estimate")
-        else:
-            kind, denoiser = FittedGaussian, components.gaussian()
-        return kind(denoiser, self.origin, Cost.of(denoiser), components, facts)
-
-    def _mixture(self, z_nd: Tensor, size: MixtureSize):
-        z_checked_nd = self.origin.normaliser(self.checked_nd)
-        n = min(size.validation_tokens, len(z_checked_nd))
-        rows = spread_rows(len(z_checked_nd), n, np.random.default_rng(self.seed))
-        return fit_mixture(z_nd, z_checked_nd[rows], size, seed=self.seed)
-
-    def _network(
-        self, recipe: Recipe, components: PrincipalComponents | None, facts: dict
-    ) -> FittedNetwork:
-        gaussian = components.gaussian() if recipe.linear_skip else None
-        model = new_model(recipe, self.origin, self.seed, gaussian)
-        settings = replace(recipe.training, keep=())
-        with tempfile.TemporaryDirectory() as folder:
-            log = train(
-                model,
-                settings,
-                lambda start: row_batches(self.raw_nd, settings.batch, self.seed, start),
-                self.origin.normaliser(self.checked_nd),
-                Path(folder),
-                seed=self.seed,
-                device=self.device,
-            )
-        facts = {**facts, "validation_loss": log[-1]["validation_loss"]}
-        return FittedNetwork.of(model.to(self.device), components=components, facts=facts)
+def _train(
+    model: MetaModel, recipe: Recipe, raw_nd: Tensor, checked_nd: Tensor, seed: int, device: str
+) -> float:
+    """Train a network, which stays on the device; its last validation loss."""
+    settings = replace(recipe.training, keep=())
+    with tempfile.TemporaryDirectory() as folder:
+        log = train(
+            model,
+            settings,
+            lambda start: row_batches(raw_nd, settings.batch, seed, start),
+            model.normaliser(checked_nd),
+            Path(folder),
+            seed=seed,
+            device=device,
+        )
+    model.to(device)
+    return log[-1]["validation_loss"]
 
 
 def row_batches(h_nd: Tensor, batch: int, seed: int, start: int = 0) -> Iterator[Tensor]:
@@ -290,3 +285,165 @@ def row_batches(h_nd: Tensor, batch: int, seed: int, start: int = 0) -> Iterator
         for i in range(start % a_pass, a_pass):
             yield h_nd[torch.from_numpy(order[i * batch : (i + 1) * batch])]
             start += 1
+
+
+def sized(method: Method, n: int, d: int) -> Size:
+    """A method's size; one that goes by a name has what suits n training rows of width d.
+
+    >>> sized("mixture", 6400, 32).components
+    (12, 50, 100)
+    """
+    if not isinstance(method, str):
+        return method
+    if method == "gaussian":
+        return None
+    if method == "pca":
+        return PCASize(min(64, max(1, d // 4)))
+    if method == "mixture":
+        most = max(1, min(256, n // ROWS_PER_COMPONENT))
+        shares = (1, 2) if most >= 128 else (1, 2, 8)  # of few rows it is open how many suit
+        return MixtureSize(components=tuple(sorted({max(1, most // share) for share in shares})))
+    batch = min(512 if method == "mlp" else 1024, 2 ** int(math.log2(n)))  # a power of two
+    if method == "sae":
+        return SAESize(8 * d, max(1, min(64, d // 10)), _passes(n, batch, 1500), batch)
+    fixed = {"objective": "flow_velocity", "batch": batch, "weight_decay": 0.05}
+    if method == "mlp":
+        steps = _passes(n, batch, 800)
+        return Recipe(MLPSize(), Training(**fixed, steps=steps, lr=2e-3, ema=0.99))
+    steps, levels = _passes(n, batch, 1200), min(64, batch)
+    fixed |= {"levels": levels, "density": "logit_normal", "decay": "late"}
+    size = MLPSize(layers=2, d_mlp=6 * d, gated_skip=True)
+    return Recipe(size, Training(**fixed, steps=steps, lr=1e-3, ema=0.995))
+
+
+def _passes(n: int, batch: int, most: int) -> int:
+    return min(most, max(FEWEST_STEPS, PASSES * n // batch))
+
+
+def with_steps(size: Size, steps: int | None) -> Size:
+    """The same with other steps."""
+    if steps is None:
+        return size
+    if isinstance(size, Recipe):
+        return replace(size, training=replace(size.training, steps=steps))
+    if isinstance(size, SAESize):
+        return replace(size, steps=steps)
+    raise ValueError(f"steps = {steps}: a network or an SAE has steps, this method has none")
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, or of its control group where that has less."""
+    free = psutil.virtual_memory().available
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def speed(device: str, dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations a second of matrix products, from a few hundredths of a second of them."""
+    a_dd = torch.ones(1024, 1024, device=device, dtype=dtype)
+    float((a_dd @ a_dd)[0, 0])  # the first may load a library
+    began, products = time.perf_counter(), 0
+    while time.perf_counter() - began < 0.05:
+        float((a_dd @ a_dd)[0, 0])
+        products += 1
+    return 2 * 1024**3 * products / (time.perf_counter() - began)
+
+
+class Budget:
+    """What fits of n rows of width d to a device take there, about.
+
+    Args:
+        flops: floating-point operations a second; None: measured, of closed forms on the CPU and of training on the device.
+    """
+
+    def __init__(self, n: int, d: int, device: str, flops: float | None = None):
+        self.n, self.d, self.device = n, d, device
+        self.closed = flops or speed("cpu")
+        half = bf16_pays(device)
+        self.trained = flops or speed(device, torch.bfloat16 if half else torch.float32)
+
+    def within(self, size: Size, minutes: float | None) -> tuple[Size, list[str]]:
+        """A size that fits the memory and about the minutes; sentences on what had to change.
+
+        Raises:
+            MemoryError: the method cannot be made to fit.
+        """
+        remarks, free = [], free_memory()
+        if isinstance(size, MixtureSize):
+            one, asked = 4 * self.d**2, max(size.components)
+            most = max(1, min(MIXTURE_BYTES, free // (COPIES + 1)) // one)
+            if asked > most:
+                size = replace(size, components=tuple(sorted({max(1, most // 2), most})))
+                remarks.append(
+                    f"{asked} components with full covariances take {asked * one / 1e9:.1f} GB at d = {self.d:,} and {COPIES} times as much while "
+                    f"they are fitted; {free / 1e9:.1f} GB are free and {MIXTURE_BYTES / 1e9:.1f} GB are the most: {most} are fitted instead"
+                )
+        if (needed := self.memory(size)) > free:
+            raise MemoryError(
+                f"this needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: give fewer rows or a smaller size"
+            )
+        if minutes is not None and self.seconds(size) > 60 * minutes:
+            size, what = self._cut(size, 60 * minutes)
+            remarks.append(f"{minutes:g} minutes allow {what}")
+        return size, remarks
+
+    def _cut(self, size: Size, seconds: float) -> tuple[Size, str]:
+        """As much of it as about that many seconds allow."""
+        if isinstance(size, MixtureSize):
+            most = max(size.components)
+            while most > 1 and self.seconds(size) > seconds:
+                most //= 2
+                size = replace(size, components=(most,))
+            return size, f"{most} components"
+        if isinstance(size, (Recipe, SAESize)):
+            before = size.steps if isinstance(size, SAESize) else size.training.steps
+            a_step = (self.seconds(size) - self.seconds(None)) / before  # without the Gaussian
+            steps = max(1, int((seconds - self.seconds(None)) / a_step))
+            return with_steps(size, steps), f"{steps:,} steps"
+        return size, "no less than the whole of this method"
+
+    def memory(self, size: Size) -> int:
+        """Bytes that the fit needs beside the raw rows, about."""
+        data = 8 * self.n * self.d  # standardised, and a copy
+        if isinstance(size, MixtureSize):
+            return data + COPIES * max(size.components) * 4 * self.d**2
+        if isinstance(size, SAESize):
+            return data + 16 * 2 * self.d * size.latents + 12 * size.batch * size.latents
+        if isinstance(size, Recipe):
+            return data + 20 * self.numbers(size) + 4 * size.training.batch * 40 * self.d
+        return data + 16 * self.d**2
+
+    def numbers(self, recipe: Recipe) -> int:
+        """Parameters of a recipe's network, about: those of an MLP are counted, those of another are taken for 10 d²."""
+        size, d = recipe.size, self.d
+        if not isinstance(size, MLPSize):
+            return 2 * d * getattr(size, "latents", 5 * d)
+        m = size.d_model or 2 * d
+        return size.layers * 4 * m * (size.d_mlp or 2 * m) + 2 * m * m + 2 * m * d
+
+    def seconds(self, size: Size) -> float:
+        """How long the fit takes here, about: its products of matrices at this machine's speed, and a little for each step."""
+        n, d = self.n, self.d
+        covariance, axes = 2 * n * d**2, 9 * d**3
+        closed, trained, steps = covariance + axes, 0, 0
+        if isinstance(size, MixtureSize):
+            held = size.validation_tokens * d**2
+            for k in size.components:
+                closed += 20 * n * k * d + covariance + len(size.priors) * k * (axes + held)
+            k = max(size.components)
+            closed += size.em_steps * (8 * n * d**2 + covariance + k * (axes + held))
+        elif isinstance(size, SAESize):
+            steps, trained = size.steps, 16 * d * size.latents * size.batch * size.steps
+        elif isinstance(size, Recipe):
+            steps = size.training.steps
+            trained = 6 * self.numbers(size) * size.training.batch * steps
+        return 2.5 * closed / self.closed + 1.5 * trained / self.trained + STEP_SECONDS * steps
+
+    def describe(self, size: Size) -> str:
+        """Memory and minutes, in words."""
+        gigabytes, minutes = self.memory(size) / 1e9, self.seconds(size) / 60
+        memory = f"about {gigabytes:.1f} GB" if gigabytes >= 0.05 else "less than 0.1 GB"
+        duration = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "a minute or less"
+        return f"{memory} and {duration} on {self.device}"

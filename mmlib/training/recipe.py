@@ -8,7 +8,7 @@ new_model          a model with random weights
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -51,9 +51,7 @@ class Training:
     final_lr: float = 0.02  # the cosine ends at this fraction of the peak
     ema: float = 0.99  # decay of the averaged weights, the ones evaluated and saved; after s steps at most (1 + s)/(10 + s), diffusers' warm-up
     beta2: float = 0.99  # of AdamW
-    levels: int | None = (
-        None  # different noise levels in a batch, shared by runs of rows; None: one a row
-    )
+    levels: int | None = None  # different in a batch, shared by runs of rows; None: one a row
     stop_if_stuck: bool = True  # give up on a training that stays above the mean predictor's loss
     compile: bool = False  # torch.compile, where a compiler is installed and it pays
     clip: float = 1.0  # gradient norm
@@ -62,16 +60,12 @@ class Training:
     log_every: int = 10
     validate_every: int = 100
     save_every: int = 100  # a state to resume from; both at steps that are logged
-    keep: tuple[
-        tuple[str, int], ...
-    ] = ()  # (name, step): copies of the averaged weights kept on the way
-    density: str = _later(
-        "uniform"
-    )  # of the noise levels, or "logit_normal": see `mmlib.denoisers.noise.DENSITIES`
+    keep: tuple[tuple[str, int], ...] = ()  # (name, step): copies of the averaged weights
+    # of the noise levels, or "logit_normal": see `mmlib.denoisers.noise.DENSITIES`
+    density: str = _later("uniform")
     weighting: str = _later("uniform")  # of the squared errors by noise level, likewise
-    decay: str = _later(
-        "cosine"
-    )  # of the rate; or "linear", or "late": constant, then linear over the last fifth
+    # of the rate; or "linear", or "late": constant, then linear over the last fifth
+    decay: str = _later("cosine")
 
     def __post_init__(self):
         """Refuse validation or saving at steps that are not logged, where they would not happen, and names that nothing has."""
@@ -80,10 +74,8 @@ class Training:
                 f"validate_every={self.validate_every} and save_every={self.save_every}: expected multiples of log_every={self.log_every}"
             )
         for name, allowed in (("density", DENSITIES), ("weighting", DENSITIES), ("decay", DECAYS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}"
-                )
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} {value!r}: expected one of {', '.join(allowed)}")
 
 
 Size = MLPSize | UNetSize | SparseSize
@@ -104,9 +96,8 @@ def learning_rate(step: int, settings: Training) -> float:
     if step < warmup:
         return settings.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, settings.steps - warmup)
-    return settings.lr * (
-        settings.final_lr + (1 - settings.final_lr) * DECAYS[settings.decay](progress)
-    )
+    above_final = (1 - settings.final_lr) * DECAYS[settings.decay](progress)
+    return settings.lr * (settings.final_lr + above_final)
 
 
 def network_of(size: Size, d: int, layers: int | None = None) -> nn.Module:
@@ -116,9 +107,8 @@ def network_of(size: Size, d: int, layers: int | None = None) -> nn.Module:
         layers: of the language model, for an MLP that is conditioned on the layer; None: it knows one layer.
     """
     if isinstance(size, MLPSize):
-        return MLPDenoiser(
-            d, size.d_model, size.d_mlp, size.layers, layers, gated_skip=size.gated_skip
-        )
+        widths = (size.d_model, size.d_mlp)
+        return MLPDenoiser(d, *widths, size.layers, layers, gated_skip=size.gated_skip)
     if isinstance(size, SparseSize):
         return SparseDenoiser(d, size.latents, size.k, size.level_gain)
     order = size.order and list(size.order)
@@ -126,10 +116,7 @@ def network_of(size: Size, d: int, layers: int | None = None) -> nn.Module:
 
 
 def new_model(
-    recipe: Recipe,
-    origin: Origin,
-    seed: int,
-    gaussian: GaussianDenoiser | None = None,
+    recipe: Recipe, origin: Origin, seed: int, gaussian: GaussianDenoiser | None = None
 ) -> MetaModel:
     """A model with random weights for activations of one layer of a language model, or of several layers.
 
@@ -152,7 +139,7 @@ def new_model(
                 "this recipe adds to a Gaussian: pass the one fitted to the training documents"
             )
         network = LinearSkip.over(gaussian, network, recipe.training.objective)
-    return MetaModel.of(network, recipe.training.objective, origin)
+    return MetaModel(network, recipe.training.objective, origin)
 
 
 def untrained(model: MetaModel, seed: int) -> MetaModel:
@@ -165,5 +152,5 @@ def untrained(model: MetaModel, seed: int) -> MetaModel:
     if inner is not trained:
         skip = copy.deepcopy(trained)
         skip.inner, network = network, skip
-    known = (model.process.objective, model.normaliser, model.language_model, model.layers)
-    return MetaModel(network.eval(), *known, documents="").to(str(model.device))
+    origin = replace(model.origin, documents="")
+    return MetaModel(network.eval(), model.process.objective, origin).to(str(model.device))

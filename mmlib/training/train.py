@@ -6,7 +6,7 @@
 Batches, noise levels and noise are functions of (seed, step). So on a CPU a run that was killed and resumed with as many threads
 ends with the same bytes as one that was not, and a checkpoint needs no random-number state. A GPU draws other noise than a CPU: a run
 that moves there trains on, to other weights. Several processes each take their part of every batch. A training's folder holds log.jsonl, the
-model, state.safetensors to resume from while it runs, and done.json once it is finished; the last two bear a *fingerprint*, everything that
+model, state.pt to resume from while it runs, and done.json once it is finished; the last two bear a *fingerprint*, everything that
 decides the outcome. What bears another one is removed, never resumed.
 """
 
@@ -24,8 +24,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,6 +31,9 @@ from mmlib.denoisers.gaussian import standard_normal
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.files import bf16_pays, code_digest, default_device, require_disk, written_whole
 from mmlib.training.recipe import Training, learning_rate
+
+STATE, LOG = "state.pt", "log.jsonl"  # of a training's folder
+
 
 VALIDATION_ROWS = 1024  # at most
 
@@ -84,7 +85,7 @@ def train(
             model of several layers. From a store or live: the loop does not know.
         validation: standardised activations of validation documents, (n, d) or (layers, n, d).
         source: what decides the batches besides the store's documents, if anything does; a training from another source is not resumed.
-        folder: gets log.jsonl, the model, its copies `settings.keep`, and while training runs state.safetensors to resume from.
+        folder: gets log.jsonl, the model, its copies `settings.keep`, and while training runs state.pt to resume from.
         tracker: a tracker of accelerate that also gets the log, such as "tensorboard", whose package must be installed.
         device: None: "cuda" where there is one, else "cpu".
     Returns:
@@ -190,30 +191,15 @@ class TrainingRun:
 
     def _fingerprint(self) -> str:
         """Everything that decides the outcome: settings, data and code. Only a run with the same one is resumed or taken as done."""
-        config = {
-            key: value for key, value in self.network.config.items() if not key.startswith("_")
-        }
-        code = code_digest(*CODE)
-        normaliser = self.model.normaliser
+        network, normaliser = self.network, self.model.normaliser
+        config = {key: value for key, value in network.config.items() if not key.startswith("_")}
         start = hashlib.sha256()
-        for tensor in (*self.network.state_dict().values(), normaliser.mean_ld, normaliser.std_ld):
+        for tensor in (*network.state_dict().values(), normaliser.mean_ld, normaliser.std_ld):
             start.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return json.dumps(
-            [
-                asdict(self.settings),
-                self.seed,
-                self.source,
-                config,
-                self.bf16,
-                self.model.language_model,
-                self.model.layers,
-                self.model.documents,
-                start.hexdigest(),
-                code,
-            ],
-            sort_keys=True,
-            default=str,
-        )
+        data = (self.model.language_model, self.model.layers, self.model.documents)
+        decisive = [asdict(self.settings), self.seed, self.source, config, self.bf16, *data]
+        decisive += [start.hexdigest(), code_digest(*CODE)]
+        return json.dumps(decisive, sort_keys=True, default=str)
 
     def advance(self, source: Iterator[Tensor]) -> None:
         """One optimiser step on the next batch; reading it is counted in the seconds."""
@@ -222,8 +208,7 @@ class TrainingRun:
             group["lr"] = learning_rate(self.step, self.settings)
         z = self.model.normaliser(next(source).to(self.device))
         generator = step_generator(self.seed, self.step, self.device)
-        part = (self.accelerator.process_index, self.accelerator.num_processes)
-        loss = self._loss(z, generator, self.forward, part)
+        loss = self._loss(z, generator)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         value = self.accelerator.reduce(loss.detach(), "mean").item()
@@ -259,33 +244,23 @@ class TrainingRun:
                 f"{learning_rate(step - 1, self.settings):.2g}: lower it, or raise the warm-up"
             )
 
-    def _loss(
-        self, z: Tensor, generator: torch.Generator, network: torch.nn.Module, part: tuple[int, int]
-    ) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.model.loss(
-                z,
-                generator,
-                levels=self.settings.levels,
-                part=part,
-                network=network,
-                density=self.settings.density,
-                weighting=self.settings.weighting,
-            )
+    def _loss(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        settings = self.settings
+        noise = {name: getattr(settings, name) for name in ("levels", "density", "weighting")}
+        part = (self.accelerator.process_index, self.accelerator.num_processes)
+        with self._autocast():
+            return self.model.loss(z, generator, part=part, network=self.forward, **noise)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def validation_loss(self) -> float:
         """The training loss of the averaged weights on fixed validation rows, with a level each, the same for all seeds."""
-        with (
-            self.averaged_weights(),
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
-        ):
-            generator = step_generator(0, 2**31)
-            parts = self.validation.split(self.settings.batch, dim=-2)
-            losses = [
-                self.model.loss(part.to(self.device), generator).item() * part.shape[-2]
-                for part in parts
-            ]
+        generator, losses = step_generator(0, 2**31), []
+        with self.averaged_weights(), torch.inference_mode(), self._autocast():
+            for part in self.validation.split(self.settings.batch, dim=-2):
+                loss = self.model.loss(part.to(self.device), generator).item()
+                losses.append(loss * part.shape[-2])
         mean = sum(losses) / self.validation.shape[-2]
         self._refuse_non_finite("validation loss", mean, self.step)
         return mean
@@ -299,17 +274,17 @@ class TrainingRun:
         if not self.settings.stop_if_stuck:
             return
         patience = max(200, self.settings.steps // 4)
-        recent = [entry["loss"] for entry in self.log if entry["step"] > self.step - patience]
-        if self.step < 2 * patience or min(recent) < self.mean_loss:
-            return
-        earlier = [
-            entry["loss"]
-            for entry in self.log
-            if self.step - 2 * patience < entry["step"] <= self.step - patience
-        ]
-        if min(recent) > 0.98 * min(earlier, default=math.inf):
+
+        def least(after: int, until: int) -> float:
+            losses = (entry["loss"] for entry in self.log if after < entry["step"] <= until)
+            return min(losses, default=math.inf)
+
+        since = self.step - patience
+        recent = least(since, self.step)
+        stuck = self.step >= 2 * patience and recent >= self.mean_loss
+        if stuck and recent > 0.98 * least(since - patience, since):
             raise TrainingDiverged(
-                f"loss {recent[-1]:.4g} at step {self.step} of {self.settings.steps}: for {patience} steps it has been above the "
+                f"loss {self.log[-1]['loss']:.4g} at step {self.step} of {self.settings.steps}: for {patience} steps it has been above the "
                 f"{self.mean_loss:.4g} of the mean alone and has not fallen: change the learning rate ({self.settings.lr:.2g}), or "
                 "set stop_if_stuck=False to train on"
             )
@@ -343,7 +318,7 @@ class TrainingRun:
             {key: value for key, value in entry.items() if key != "step"}, step=self.step
         )
         if self.main:
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            with open(self.folder / LOG, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
     def finish(self) -> list[dict]:
@@ -358,7 +333,7 @@ class TrainingRun:
             )
             with written_whole(self.folder / "done.json") as partial:
                 partial.write_text(self.fingerprint, encoding="utf-8")
-            (self.folder / "state.safetensors").unlink(missing_ok=True)
+            (self.folder / STATE).unlink(missing_ok=True)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()  # none returns before the model is there
@@ -369,61 +344,46 @@ def save_state(run: TrainingRun) -> None:
     """Write everything that `resume` needs, atomically; the main process alone does."""
     if not run.main:
         return
-    state = run.optimizer.state
-    tensors = {
-        f"{kind}.{i}": tensor.detach().contiguous()
-        for i, p in enumerate(run.parameters)
-        for kind, tensor in (
-            ("weight", p),
-            ("average", run.ema.shadow_params[i]),
-            ("m", state[p]["exp_avg"]),
-            ("v", state[p]["exp_avg_sq"]),
-        )
+    state = {
+        "fingerprint": run.fingerprint,
+        "step": run.step,
+        "seconds": run.seconds,
+        "network": run.network.state_dict(),
+        "averages": run.ema.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
     }
-    of_it = {"step": str(run.step), "seconds": str(run.seconds)}
-    facts = {**of_it, "fingerprint": run.fingerprint}
-    with written_whole(run.folder / "state.safetensors") as partial:
-        save_file(tensors, partial, metadata=facts)
+    with written_whole(run.folder / STATE) as partial:
+        torch.save(state, partial)
 
 
-@torch.no_grad()
 def resume(run: TrainingRun) -> None:
     """Take up what the folder holds of this very training; anything else that lies there is removed."""
-    path = run.folder / "state.safetensors"
+    path = run.folder / STATE
     if done(run):
         run.log = _read_log(run)
         run.model.costing(run.log[-1]["seconds"], run.log[-1]["activations"])
         run.network.load_state_dict(MetaModel.from_pretrained(run.folder).network.state_dict())
         run.network.eval().to("cpu")
         return run.accelerator.print("already trained with these settings, data and code")
-    if not path.exists():
-        run.accelerator.wait_for_everyone()
-        return _forget(run)
-    with safe_open(path, "pt", device=str(run.device)) as file:
-        facts = file.metadata()
-        if facts["fingerprint"] != run.fingerprint:
-            run.accelerator.print(
-                f"{path.name} is of another configuration: training starts afresh"
-            )
-            run.accelerator.wait_for_everyone()
-            return _forget(run)
-        run.step, run.seconds = int(facts["step"]), float(facts["seconds"])
-        for i, p in enumerate(run.parameters):
-            p.copy_(file.get_tensor(f"weight.{i}"))
-            run.ema.shadow_params[i].copy_(file.get_tensor(f"average.{i}"))
-            run.optimizer.state[p] = {
-                "step": torch.tensor(float(run.step), device=p.device),
-                "exp_avg": file.get_tensor(f"m.{i}"),
-                "exp_avg_sq": file.get_tensor(f"v.{i}"),
-            }
-        run.ema.optimization_step = run.step
-    run.log = [entry for entry in _read_log(run) if entry["step"] <= run.step]
-    run.accelerator.wait_for_everyone()  # all have read what one now writes again
-    if run.main:
-        (run.folder / "log.jsonl").write_text(
-            "".join(json.dumps(entry) + "\n" for entry in run.log), encoding="utf-8"
-        )
-    run.accelerator.print(f"resuming at step {run.step}")
+    state = None
+    if path.exists():
+        state = torch.load(path, weights_only=True, map_location=run.device)
+    if state and state["fingerprint"] != run.fingerprint:
+        run.accelerator.print(f"{path.name} is of another configuration: training starts afresh")
+        state = None
+    if state:
+        run.step, run.seconds = state["step"], state["seconds"]
+        run.network.load_state_dict(state["network"])
+        run.ema.load_state_dict(state["averages"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.log = [entry for entry in _read_log(run) if entry["step"] <= run.step]
+        run.accelerator.print(f"resuming at step {run.step}")
+    run.accelerator.wait_for_everyone()  # all have read what one now removes or writes again
+    if run.main and state:
+        lines = "".join(json.dumps(entry) + "\n" for entry in run.log)
+        (run.folder / LOG).write_text(lines, encoding="utf-8")
+    elif run.main:
+        _forget(run)
 
 
 def done(run: TrainingRun) -> bool:
@@ -433,7 +393,7 @@ def done(run: TrainingRun) -> bool:
 
 
 def _read_log(run: TrainingRun) -> list[dict]:
-    text = (run.folder / "log.jsonl").read_text(encoding="utf-8")
+    text = (run.folder / LOG).read_text(encoding="utf-8")
     whole = text.split("\n")[:-1]  # a kill may have cut the last line
     return [json.loads(line) for line in whole]
 
@@ -441,7 +401,7 @@ def _read_log(run: TrainingRun) -> list[dict]:
 def _forget(run: TrainingRun) -> None:
     """Remove what an earlier training left, so that nothing of it can be taken for this one's."""
     if run.main:
-        for name in ("state.safetensors", "log.jsonl", "done.json"):
+        for name in (STATE, LOG, "done.json"):
             (run.folder / name).unlink(missing_ok=True)
         for name in (".", *(name for name, _ in run.settings.keep)):
             (run.folder / name / "meta_model.json").unlink(missing_ok=True)

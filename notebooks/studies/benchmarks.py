@@ -25,13 +25,15 @@ from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser, UNetDenoiser, count_parameters
 from mmlib.files import GPU_PACKAGES, default_device, provenance, write_json
-from mmlib.runs.results import keyed_results
-from mmlib.runs.run import ROOT
+from mmlib.runs.run import ROOT, keyed_results
 from mmlib.training.recipe import Training
 from mmlib.training.train import TrainingRun, step_generator
+
+COMMAND = "python -m mmlib_studies.benchmarks"
 
 ROUNDS = 3  # of each row: matrix products and training in turns
 
@@ -45,7 +47,7 @@ class Workload:
     """A network and how it is trained."""
 
     name: str
-    network: Callable[[], nn.Module]
+    network: Callable[[int], nn.Module]  # of the width d
     d: int
     objective: str
     batches: tuple[int, ...]  # tried in this order until one fits
@@ -62,56 +64,33 @@ class Size:
     compile_within: float  # seconds after which no further network is compiled, which can take more than a minute
 
 
+def _mlp(name: str, d: int, *batches: int, rows_per_level: int = 1, **size) -> Workload:
+    network = partial(MLPDenoiser, **size)
+    return Workload(name, network, d, "flow_velocity", batches, rows_per_level)
+
+
+def _unet(name: str, d: int, *batches: int, **size) -> Workload:
+    return Workload(name, partial(UNetDenoiser, **size), d, "ddpm_epsilon", batches)
+
+
 FULL = Size(
     (
-        Workload(
-            "mlp_44m", partial(MLPDenoiser, 640), 640, "flow_velocity", (65_536, 16_384, 4096, 1024)
-        ),
-        Workload(
-            "mlp_0.5b",
-            partial(MLPDenoiser, 2048),
-            2048,
-            "flow_velocity",
-            (32_768, 16_384, 8192, 4096, 1024),
-        ),
-        Workload(
-            "unet_640",
-            partial(UNetDenoiser, 640),
-            640,
-            "ddpm_epsilon",
-            (2048, 1024, 512, 256, 128, 64),
-        ),
-        Workload(
-            "unet_5120",
-            partial(UNetDenoiser, 5120),
-            5120,
-            "ddpm_epsilon",
-            (256, 128, 64, 32, 16, 8),
-        ),
-        Workload(
-            "mlp_44m_shared_levels", partial(MLPDenoiser, 640), 640, "flow_velocity", (4096,), 16
-        ),  # as the preset gpu trains it
+        _mlp("mlp_44m", 640, 65_536, 16_384, 4096, 1024),
+        _mlp("mlp_0.5b", 2048, 32_768, 16_384, 8192, 4096, 1024),
+        _unet("unet_640", 640, 2048, 1024, 512, 256, 128, 64),
+        _unet("unet_5120", 5120, 256, 128, 64, 32, 16, 8),
+        _mlp("mlp_44m_shared_levels", 640, 4096, rows_per_level=16),  # as the preset gpu trains it
     ),
     sides=(8192, 2048),
     seconds=1.0,
     compile_within=90,
 )
 
-
 SMOKE = Size(
     (
-        Workload("mlp_tiny", partial(MLPDenoiser, 16, n_layers=2), 16, "flow_velocity", (64, 32)),
-        Workload(
-            "unet_tiny", partial(UNetDenoiser, 48, (32, 32, 32), 1), 48, "ddpm_epsilon", (8, 4)
-        ),
-        Workload(
-            "mlp_tiny_shared_levels",
-            partial(MLPDenoiser, 16, n_layers=2),
-            16,
-            "flow_velocity",
-            (64,),
-            4,
-        ),
+        _mlp("mlp_tiny", 16, 64, 32, n_layers=2),
+        _unet("unet_tiny", 48, 8, 4, block_out_channels=(32, 32, 32), layers_per_block=1),
+        _mlp("mlp_tiny_shared_levels", 16, 64, rows_per_level=4, n_layers=2),
     ),
     sides=(128, 64),
     seconds=0.02,
@@ -123,15 +102,9 @@ def training_of(workload: Workload) -> TrainingRun:
     """A training that has not begun, on the device that `mmlib.training.train` would use."""
     torch.manual_seed(0)
     with torch.device(default_device()):  # half a billion random numbers take long on a CPU
-        network = workload.network()
-    model = MetaModel(
-        network,
-        workload.objective,
-        Normaliser(torch.zeros(1, workload.d), torch.ones(1, workload.d)),
-        "none",
-        [0],
-        "standard normal",
-    )
+        network = workload.network(workload.d)
+    plain = Normaliser(torch.zeros(1, workload.d), torch.ones(1, workload.d))
+    model = MetaModel(network, workload.objective, Origin(plain, "none", (0,), "standard normal"))
     settings = Training(workload.objective, steps=1_000_000, batch=workload.batches[0], lr=1e-4)
     with tempfile.TemporaryDirectory() as folder:  # nothing is saved
         return TrainingRun(model, settings, torch.randn(8, workload.d), Path(folder), 0, "", None)
@@ -140,13 +113,10 @@ def training_of(workload: Workload) -> TrainingRun:
 def flop_per_activation(training: TrainingRun, workload: Workload) -> float:
     """Of a forward and a backward pass; what depends on the noise level alone counts once for the rows that share it."""
     n, device = 8 * workload.rows_per_level, training.device
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.autocast(device.type, torch.bfloat16, enabled=training.bf16),
-    ):
-        training.model.loss(
-            torch.randn(n, workload.d, device=device), step_generator(0, 0), levels=8
-        ).backward()
+    mixed = torch.autocast(device.type, torch.bfloat16, enabled=training.bf16)
+    with FlopCounterMode(display=False) as counter, mixed:
+        z_nd = torch.randn(n, workload.d, device=device)
+        training.model.loss(z_nd, step_generator(0, 0), levels=8).backward()
     training.optimizer.zero_grad()
     return counter.get_total_flops() / n
 
@@ -158,9 +128,8 @@ def begin(training: TrainingRun, workload: Workload) -> tuple[Iterator[Tensor], 
         LeftOut: not even the last fits.
     """
     for batch in workload.batches:
-        training.settings = replace(
-            training.settings, batch=batch, levels=batch // workload.rows_per_level
-        )
+        levels = batch // workload.rows_per_level
+        training.settings = replace(training.settings, batch=batch, levels=levels)
         # as stores hold them
         source = repeat(torch.randn(batch, workload.d, device=training.device).bfloat16())
         try:
@@ -228,38 +197,26 @@ def run(size: Size, out: Path, **facts) -> dict:
     began = time.monotonic()
     batches = {workload.name: workload.batches for workload in size.workloads}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    content = {
-        "provenance": provenance(
-            ROOT, packages=GPU_PACKAGES, device=device, cuda=torch.version.cuda, **facts
-        ),
-        "rows": [],
-        "left_out": [],
-    }
+    facts = {"device": device, "cuda": torch.version.cuda, **facts}
+    origin = provenance(ROOT, packages=GPU_PACKAGES, **facts)
+    content = {"provenance": origin, "rows": [], "left_out": []}
     for compiled, workload in product((False, True), size.workloads):
+        name, title = workload.name, workload.name + ", compiled" * compiled
         try:
             if compiled and time.monotonic() - began > size.compile_within:
                 raise LeftOut(f"{size.compile_within} s had passed")
-            row = measure(replace(workload, batches=batches[workload.name]), size, compiled)
-        except (
-            LeftOut,
-            TorchDynamoException,
-        ) as error:  # the second: no compiler, or a network that it cannot take
+            row = measure(replace(workload, batches=batches[name]), size, compiled)
+        except (LeftOut, TorchDynamoException) as error:  # no compiler, or none for this network
             why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            content["left_out"].append({"name": workload.name, "compiled": compiled, "why": why})
-            print(f"{workload.name}{', compiled' * compiled}: left out, {why}", flush=True)
+            content["left_out"].append({"name": name, "compiled": compiled, "why": why})
+            print(f"{title}: left out, {why}", flush=True)
         else:
-            batches[workload.name] = tuple(
-                batch for batch in workload.batches if batch <= row["batch"]
-            )
+            batches[name] = tuple(batch for batch in workload.batches if batch <= row["batch"])
             content["rows"].append(row)
-            print(
-                f"{row['name']}{', compiled' * compiled}, batch {row['batch']}: {row['activations_per_second']:,.0f} activations/s, "
-                + ", ".join(
-                    f"{fraction:.0%} of a {side}³ product"
-                    for side, fraction in row["fraction_of_matmul"].items()
-                ),
-                flush=True,
-            )
+            fractions = row["fraction_of_matmul"].items()
+            shares = (f"{fraction:.0%} of a {side}³ product" for side, fraction in fractions)
+            rate = f"{row['activations_per_second']:,.0f} activations/s"
+            print(f"{title}, batch {row['batch']}: {rate}, {', '.join(shares)}", flush=True)
         gc.collect()  # the last network, before the next
         torch.cuda.empty_cache()
         write_json(out, keyed_results("gpu/benchmarks", content))
@@ -268,15 +225,11 @@ def run(size: Size, out: Path, **facts) -> dict:
 
 def main() -> None:
     """Measure training rates on this machine's GPU."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mmlib_studies.benchmarks", description=main.__doc__
-    )
-    parser.add_argument(
-        "--out", type=Path, help="what to write; left out: results/gpu/benchmarks.json"
-    )
-    parser.add_argument(
-        "--smoke", action="store_true", help="tiny networks, on a CPU too; its numbers mean nothing"
-    )
+    parser = argparse.ArgumentParser(prog=COMMAND, description=main.__doc__)
+    default = "what to write; left out: results/gpu/benchmarks.json"
+    tiny = "tiny networks, on a CPU too; its numbers mean nothing"
+    parser.add_argument("--out", type=Path, help=default)
+    parser.add_argument("--smoke", action="store_true", help=tiny)
     parser.add_argument("--commit", help="of this code, where it was copied without its git folder")
     given = parser.parse_args()
     if given.smoke and not given.out:
@@ -285,14 +238,10 @@ def main() -> None:
         parser.error(
             f"no CUDA device (torch {torch.__version__} sees none): run it where there is one, or --smoke --out FILE for tiny networks here"
         )
-    run(
-        SMOKE if given.smoke else FULL,
-        given.out or ROOT / "results" / "gpu" / "benchmarks.json",
-        preset="smoke" if given.smoke else "gpu",
-        seed=0,
-        command="python -m mmlib_studies.benchmarks" + " --smoke" * given.smoke,
-        commit=given.commit,
-    )
+    size, preset = (SMOKE, "smoke") if given.smoke else (FULL, "gpu")
+    out = given.out or ROOT / "results" / "gpu" / "benchmarks.json"
+    command = COMMAND + " --smoke" * given.smoke
+    run(size, out, preset=preset, seed=0, command=command, commit=given.commit)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ A gap has two parts: what was learnt by heart, and that one set of documents is 
 has read so few activations that it knows none by heart; what remains of a gap when the control's is taken off is its *excess*.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -30,28 +31,28 @@ def gap_rows(
     Returns:
         by network: train_loss, SPLIT_loss, gap, ci95, excess and excess_ci95 (0 for the control).
     """
-    rows = {}
     n_seen, n_unseen = len(seen[control].counts_d), len(unseen[control].counts_d)
 
     def gap(name: str, weights: np.ndarray) -> np.ndarray:
         return _mean(unseen[name], weights[..., n_seen:]) - _mean(seen[name], weights[..., :n_seen])
 
-    for name in seen:
-        rows[name] = {
+    def interval(statistic: Callable[[np.ndarray], np.ndarray]) -> list[float]:
+        return list(bootstrap_interval(statistic, (n_seen, n_unseen)))
+
+    def row(name: str) -> dict:
+        def excess(weights: np.ndarray) -> np.ndarray:
+            return gap(name, weights) - gap(control, weights)
+
+        return {
             "train_loss": seen[name].mean,
             f"{split}_loss": unseen[name].mean,
             "gap": unseen[name].mean - seen[name].mean,
-            "ci95": list(bootstrap_interval(lambda w, name=name: gap(name, w), (n_seen, n_unseen))),
+            "ci95": interval(partial(gap, name)),
+            "excess": float(excess(np.ones(n_seen + n_unseen))),
+            "excess_ci95": interval(excess),
         }
-        rows[name]["excess"] = float(
-            gap(name, np.ones(n_seen + n_unseen)) - gap(control, np.ones(n_seen + n_unseen))
-        )
-        rows[name]["excess_ci95"] = list(
-            bootstrap_interval(
-                lambda w, name=name: gap(name, w) - gap(control, w), (n_seen, n_unseen)
-            )
-        )
-    return rows
+
+    return {name: row(name) for name in seen}
 
 
 def _mean(losses: DocumentLosses, weights: np.ndarray) -> np.ndarray:
@@ -67,10 +68,9 @@ def gained_in_last_third(log: list[dict]) -> float:
     measured = [entry for entry in log if "validation_loss" in entry]
     before = [entry for entry in measured if 3 * entry["step"] <= 2 * log[-1]["step"]]
     if not before:
-        raise ValueError(
-            f"validation losses at steps {[entry['step'] for entry in measured]} of {log[-1]['step']}: expected one in the first two thirds, "
-            "lower validate_every"
-        )
+        steps = f"{[entry['step'] for entry in measured]} of {log[-1]['step']}"
+        expected = "expected one in the first two thirds, lower validate_every"
+        raise ValueError(f"validation losses at steps {steps}: {expected}")
     return before[-1]["validation_loss"] - measured[-1]["validation_loss"]
 
 

@@ -14,6 +14,8 @@ from scipy import stats
 from scipy.linalg.blas import ssyrk
 from torch import Tensor
 
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
 LATENTS = 500  # the most frequent of an SAE, whose pairs are tested
 
 SHIFTS = 39  # with this many, beyond all of them on one side is a two-sided 5 %: (1 + 0)/(1 + 39) = 2.5 % a side
@@ -37,7 +39,7 @@ class Pairs:
         return _beyond((self.null_sp <= self.observed_p).sum(0), len(self.null_sp))
 
 
-def _beyond(as_extreme: np.ndarray, shifts: int) -> np.ndarray:
+def _beyond(as_extreme: np.ndarray, shifts: int = SHIFTS) -> np.ndarray:
     """Whether a pair lies in the outer 2.5 % of its null, of whose shifts so many are as extreme as it is."""
     return (1 + as_extreme) / (1 + shifts) <= 0.025
 
@@ -126,36 +128,27 @@ def coactivation(firing_nm: Tensor, document_n: np.ndarray, seed: int, bins: np.
     ]
 
     def histogram(counts: np.ndarray) -> list[float]:
-        with np.errstate(
-            divide="ignore"
-        ):  # pairs that never fire together have log₂ 0 = −∞ and go into the first bin
+        with np.errstate(divide="ignore"):  # pairs that never fire together: into the first bin
             logs = np.log2(counts / n / product_p)
         return (np.histogram(np.clip(logs, bins[0], bins[-1]), bins)[0] / logs.size).tolist()
 
     ratio, outside_dp = observed_p / n / product_p, above_dp | below_dp
+    histograms = {"data": histogram(observed_p), "null": histogram(null_sp)}
+    shares = {"outside": outside_dp, "above": above_dp, "below": below_dp}
     return {
         "latents": len(rate_m),
         "tokens": n,
         "pairs": len(ratio),
         "shifts": len(null_sp),
-        "outside": float(outside_dp[0].mean()),
-        "above": float(above_dp[0].mean()),
-        "below": float(below_dp[0].mean()),
-        "by_document": {
-            "outside": _jackknife(outside_dp.mean(1)),
-            "above": _jackknife(above_dp.mean(1)),
-        },
+        **{key: float(share_dp[0].mean()) for key, share_dp in shares.items()},
+        "by_document": {key: _jackknife(shares[key].mean(1)) for key in ("outside", "above")},
         "never_together": float((ratio == 0).mean()),
-        "ratio_quantiles": np.quantile(ratio, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist(),
+        "ratio_quantiles": np.quantile(ratio, QUANTILES).tolist(),
         "mutual_information": float(information[0]),
         "mutual_information_null": float(np.mean(information[1:])),
         "entropy": float(stats.entropy([rate_m, 1 - rate_m]).mean()),
         "rates": [float(rate_m.min()), float(rate_m.max())],
-        "histogram": {
-            "edges": np.asarray(bins).tolist(),
-            "data": histogram(observed_p),
-            "null": histogram(null_sp),
-        },
+        "histogram": {"edges": np.asarray(bins).tolist(), **histograms},
     }
 
 
@@ -172,9 +165,8 @@ def _together(
     pair, columns_mn = np.triu_indices(firing_nm.shape[1], 1), firing_nm.T.contiguous().float()
 
     def counts(rows_mn: Tensor) -> np.ndarray:
-        counts_dp = np.stack(
-            [_products(part_mn, pair) for part_mn in rows_mn.tensor_split(ends.tolist(), dim=1)]
-        ).astype(float)
+        parts = rows_mn.tensor_split(ends.tolist(), dim=1)
+        counts_dp = np.stack([_products(part_mn, pair) for part_mn in parts]).astype(float)
         return np.concatenate([counts_dp.sum(0, keepdims=True), counts_dp.sum(0) - counts_dp])
 
     observed, null = counts(columns_mn), []
@@ -184,18 +176,20 @@ def _together(
         more += shifted >= observed
         less += shifted <= observed
         null.append(shifted[0])
-    return observed[0], np.stack(null), _beyond(more, SHIFTS), _beyond(less, SHIFTS)
+    return observed[0], np.stack(null), _beyond(more), _beyond(less)
 
 
 def _jackknife(share: np.ndarray) -> dict:
     """Interval of a share, from that of all documents and those without each."""
     (value, *without), n = share.tolist(), len(share) - 1
     reach = stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) ** 2 / n * np.var(without, ddof=1))
-    return {
-        "value": value,
-        "without": without,
-        "ci95": [float(max(0.0, value - reach)), float(min(1.0, value + reach))],
-    }
+    ends = np.clip([value - reach, value + reach], 0, 1).tolist()
+    return {"value": value, "without": without, "ci95": ends}
+
+
+def _distance(values_n: np.ndarray) -> float:
+    """Kolmogorov and Smirnov's from N(0, 1); exact p-values, unused, would be slow."""
+    return float(stats.kstest(values_n, "norm", method="asymp").statistic)
 
 
 def gaussianity(whitened_nd: Tensor, seed: int) -> dict:
@@ -216,14 +210,12 @@ def gaussianity(whitened_nd: Tensor, seed: int) -> dict:
     return {
         "kurtosis": stats.kurtosis(values_nd, axis=0).tolist(),
         "norm_kurtosis": stats.kurtosis(directions_nd, axis=0).tolist(),
-        "distance": [
-            float(stats.kstest(column, "norm", method="asymp").statistic) for column in values_nd.T
-        ],  # exact p-values, unused, are slow
+        "distance": [_distance(column_n) for column_n in values_nd.T],
         "squares": {
             "correlation": float(pairs.observed_p.mean()),
             "correlation_null": float(pairs.null_sp.mean()),
             "outside": float((pairs.above_p | pairs.below_p).mean()),
             "above": float(pairs.above_p.mean()),
-            "quantiles": np.quantile(pairs.observed_p, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist(),
+            "quantiles": np.quantile(pairs.observed_p, QUANTILES).tolist(),
         },
     }

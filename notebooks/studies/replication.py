@@ -51,48 +51,40 @@ def trials(
         measure: gives what is kept of a method on the test documents of a store.
         fits: of "mixture" and "sae".
     """
-    evaluation = {
-        "tokens_per_level": size.tokens,
-        "common_tokens_per_level": size.tokens_slow,
-        "seed": seed,
-    }
+    tokens = {"tokens_per_level": size.tokens, "common_tokens_per_level": size.tokens_slow}
+    evaluation = {**tokens, "seed": seed}
 
     def network(name: str, at: ActivationStore, seed: int, label: str) -> Trial:
         wanted = RecipeTrial(f"{name}-{label}", preset.recipes[name], at, seed)
         return wanted.trial(lambda _, model: measure(name, at, model), evaluation)
 
     def fitted(name: str, at: ActivationStore, seed: int, label: str) -> Trial:
-        settings = {"mixture": asdict(mixture)}
-        activations = len(at.rows("train"))
+        settings, activations = {"mixture": asdict(mixture)}, len(at.rows("train"))
         if name == "sae":
             settings = {"sae": asdict(preset.sae), "mix_tokens": preset.mix_tokens}
             activations = preset.sae.steps * preset.sae.batch
-        configuration = {
-            "settings": settings,
-            "seed": seed,
-            "documents": at.documents,
-            **at.identities,
-            "evaluation": evaluation,
-        }
+        seen = {"documents": at.documents, **at.identities, "evaluation": evaluation}
+        configuration = {"settings": settings, "seed": seed, **seen}
 
         def compute(folder: Path) -> dict:
             began = perf_counter()
             denoiser = fits[name](at, seed)
-            return {
-                "parameters": denoiser.parameters,
-                "activations": activations,
-                "seconds": round(perf_counter() - began, 4),
-                **measure(name, at, denoiser),
-            }
+            seconds = round(perf_counter() - began, 4)
+            cost = {"parameters": denoiser.parameters, "activations": activations}
+            return {**cost, "seconds": seconds, **measure(name, at, denoiser)}
 
         return Trial(f"{name}-{label}", configuration, compute, at.identities, kind=name)
 
-    further = [seed + more for more in size.seeds]
+    def further(make: Callable[..., Trial], name: str) -> list[Trial]:
+        seeds = (seed + more for more in size.seeds)
+        return [make(name, store, other, f"seed{other}") for other in seeds]
+
     first, *rest = size.networks
-    found = [network("gated_mlp", fresh, seed, "fresh"), fitted("mixture", fresh, seed, "fresh")]
-    found += [network(first, store, other, f"seed{other}") for other in further]
-    found += [fitted("mixture", store, other, f"seed{other}") for other in further]
-    found += [network(name, store, other, f"seed{other}") for name in rest for other in further]
-    if size.sae:
-        found += [fitted("sae", store, other, f"seed{other}") for other in further]
-    return found
+    return [
+        network("gated_mlp", fresh, seed, "fresh"),
+        fitted("mixture", fresh, seed, "fresh"),
+        *further(network, first),
+        *further(fitted, "mixture"),
+        *(trial for name in rest for trial in further(network, name)),
+        *(further(fitted, "sae") if size.sae else ()),
+    ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor
 from mmlib.activations.batches import spread_rows
 from mmlib.activations.corpora import SPLITS
 from mmlib.activations.store import ActivationStore, StoreError
-from mmlib.activations.tokens import Normaliser
 from mmlib.activations.writer import DocumentRows, Layout, StoreWriter
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser, MixtureSize, fit_mixture
@@ -39,9 +39,8 @@ def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> 
             f"{store.path} holds {len(store.titles)} documents, {len(splits)} splits are given: expected one a document"
         )
     if unknown := sorted(set(splits) - set(SPLITS)):
-        raise StoreError(
-            f"splits {', '.join(unknown)}: expected {', '.join(SPLITS)}, one a document"
-        )
+        named = ", ".join(unknown)
+        raise StoreError(f"splits {named}: expected {', '.join(SPLITS)}, one a document")
     order = sorted(range(len(splits)), key=lambda i: SPLITS.index(splits[i]))
     documents = [
         DocumentRows(str(store.titles[i]), splits[i], int(store.document_rows[i])) for i in order
@@ -58,15 +57,18 @@ def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> 
         for span in writer.spans:
             due = slice(max(0, span.start - first), max(0, span.stop - first))
             if rows := store.rows_of(old, due):
-                writer.append(
-                    {store.layer: store.read(rows)},
-                    store.column("token_ids", rows),
-                    np.full(len(rows), new),
-                    store.column("position", rows),
-                )
+                ids, position = store.column("token_ids", rows), store.column("position", rows)
+                values = {store.layer: store.read(rows)}
+                writer.append(values, ids, np.full(len(rows), new), position)
     if not writer.finished:
         writer.finish()
     return ActivationStore(path)
+
+
+def _flow(validate_every: int, **settings) -> Training:
+    """A training that is validated and saved at most once: it takes a minute."""
+    every = {"validate_every": validate_every, "save_every": validate_every}
+    return Training("flow_velocity", lr=2e-3, levels=64, **every, **settings)
 
 
 @dataclass(frozen=True)
@@ -76,22 +78,10 @@ class RobustnessSize:
     # 11.5 million parameters at d = 640, one pass, a minute
     recipe: Recipe = Recipe(
         MLPSize(layers=3, d_model=640, d_mlp=1280),
-        Training(
-            "flow_velocity",
-            steps=1014,
-            batch=512,
-            lr=2e-3,
-            ema=0.99,
-            weight_decay=0.05,
-            levels=64,
-            validate_every=1020,
-            save_every=1020,
-        ),
+        _flow(steps=1014, batch=512, ema=0.99, weight_decay=0.05, validate_every=1020),
     )
-    corpora: tuple[tuple[str, int, int], ...] = (
-        ("newsgroups", 400, 256),
-        ("self", 40, 255),
-    )  # (name, documents, tokens of each at most)
+    # (name, documents, tokens of each at most)
+    corpora: tuple[tuple[str, int, int], ...] = (("newsgroups", 400, 256), ("self", 40, 255))
     tokens: int = 300  # test tokens at each noise level
     tokens_mixture: int = 100  # of these, what the slow mixture sees
 
@@ -100,16 +90,7 @@ SIZES = {
     "smoke": RobustnessSize(
         recipe=Recipe(
             MLPSize(layers=1, d_model=64, d_mlp=128),
-            Training(
-                "flow_velocity",
-                steps=20,
-                batch=256,
-                lr=2e-3,
-                ema=0.9,
-                levels=64,
-                validate_every=30,
-                save_every=30,
-            ),
+            _flow(steps=20, batch=256, ema=0.9, validate_every=30),
         ),
         corpora=(("self", 10, 16),),
         tokens=20,
@@ -130,16 +111,18 @@ def trials(
     whitening: Callable[[Tensor], Tensor],
 ) -> list[RecipeTrial]:
     """The small network on every layer; and on the middle one with further seeds, and in whitened coordinates."""
-    found = [RecipeTrial(f"layer{one}", size.recipe, at, seed) for one, at in stores.items()]
-    for other in (seed + more for more in FURTHER_SEEDS):
-        name = f"layer{middle}-seed{other}"
-        found.append(RecipeTrial(name, size.recipe, stores[middle], other))
-    name, coordinates = f"layer{middle}-whitened", ("whitened", whitening)
-    return [*found, RecipeTrial(name, size.recipe, stores[middle], seed, *coordinates)]
+
+    def one(name: str, layer: int, seed: int, *coordinates) -> RecipeTrial:
+        return RecipeTrial(f"layer{name}", size.recipe, stores[layer], seed, *coordinates)
+
+    return [
+        *(one(layer, layer, seed) for layer in stores),
+        *(one(f"{middle}-seed{seed + more}", middle, seed + more) for more in FURTHER_SEEDS),
+        one(f"{middle}-whitened", middle, seed, "whitened", whitening),
+    ]
 
 
 OUTLIER_FACTOR = 3.0  # of the median norm of the training activations
-
 
 OUTLIER_SAMPLE = 20_000  # training rows that give the median
 
@@ -177,10 +160,13 @@ class Whitening:
 def training_median(store: ActivationStore) -> float:
     """Median norm of the raw activations of the training documents, from up to 20,000 rows spread over them."""
     rows = store.rows("train")
-    chosen = rows.start + spread_rows(
-        len(rows), min(OUTLIER_SAMPLE, len(rows)), np.random.default_rng(0)
-    )
-    return float(store.take(chosen).float().norm(dim=1).median())
+    chosen = rows.start + _spread(len(rows), OUTLIER_SAMPLE, 0)
+    return float(store.read(chosen).float().norm(dim=1).median())
+
+
+def _spread(there: int, most: int, seed: int) -> np.ndarray:
+    """Up to so many numbers of rows, spread evenly over those that are there."""
+    return spread_rows(there, min(most, there), np.random.default_rng(seed))
 
 
 def outliers(activations_nd: Tensor, training_median: float) -> np.ndarray:
@@ -206,11 +192,7 @@ def mixture_again(
     Args:
         z_train_nd, z_validation_nd: activations in the coordinates of the mixture.
     """
-    rows = spread_rows(
-        len(z_validation_nd),
-        min(size.validation_tokens, len(z_validation_nd)),
-        np.random.default_rng(seed),
-    )
+    rows = _spread(len(z_validation_nd), size.validation_tokens, seed)
     return fit_mixture(z_train_nd, z_validation_nd[rows], size, seed=seed)[0]
 
 
@@ -223,15 +205,10 @@ def mixed_sae(
         store: whose training documents give the tokens that mixes are fitted on.
         tokens: their number; seed: of the tokens and their noise.
     """
-    rows = store.rows("train")
-    chosen = rows.start + spread_rows(
-        len(rows), min(tokens, len(rows)), np.random.default_rng(seed)
-    )
+    z_nd = store.tokens("train", _spread(len(store.rows("train")), tokens, seed)).z
     levels = [level for objective in objectives for level in noise_process(objective).grid()]
-    z_nd = Normaliser.of(store)(store.take(chosen))
-    return MixedDenoiser(
-        SAEDenoiser(sae, "mean_estimate"), levels, z_nd, torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return MixedDenoiser(SAEDenoiser(sae, "mean_estimate"), levels, z_nd, generator)
 
 
 def redraw_test(lengths: Sequence[int], splits: Sequence[str], n_test: int, seed: int) -> list[str]:
@@ -246,18 +223,12 @@ def redraw_test(lengths: Sequence[int], splits: Sequence[str], n_test: int, seed
         ValueError: fewer documents are in training than are to be drawn.
     """
     old = np.asarray(splits, dtype=object)
-    if (old == "train").sum() < n_test:
-        raise ValueError(
-            f"{(old == 'train').sum()} training documents cannot give {n_test} for test"
-        )
+    if (there := (old == "train").sum()) < n_test:
+        raise ValueError(f"{there} training documents cannot give {n_test} for test")
     rng, new = np.random.default_rng(seed), np.where(old == "test", "train", old)
     by_length = np.argsort(-np.asarray(lengths), kind="stable")  # longest first
-    new[
-        [
-            rng.choice(stratum)
-            for stratum in np.array_split(by_length[old[by_length] == "train"], n_test)
-        ]
-    ] = "test"
+    strata = np.array_split(by_length[old[by_length] == "train"], n_test)
+    new[[rng.choice(stratum) for stratum in strata]] = "test"
     return new.tolist()
 
 
@@ -293,32 +264,21 @@ def reduction_rows(
             f"{tokens} tokens a level, {slow_tokens} for {', '.join(slow)}: expected the second to divide the first"
         )
     stride = tokens // slow_tokens
-    slow_tokens = min(tokens, len(z_nd)) // stride
-    rows, fast = [], [*methods, *baselines]
-    pairs = [(m, b) for m in methods for b in baselines]
-    slow_pairs = [(m, s) for s in slow for m in methods] + [(s, b) for s in slow for b in baselines]
+    draws = {"per_level": min(tokens, len(z_nd)) // stride * stride, "seed": seed}
+    draws["every"] = dict.fromkeys(slow, stride)
+    everyone, rows = {**methods, **baselines, **slow}, []
+    pairs = list(product(methods, baselines))
+    slow_pairs = [(m, s) for s in slow for m in methods] + list(product(slow, baselines))
     for objective in objectives:
-        found = grid_losses(
-            {**methods, **baselines, **slow},
-            z_nd,
-            objective,
-            per_level=slow_tokens * stride,
-            seed=seed,
-            every=dict.fromkeys(slow, stride),
-        )
-        for names, compared in ((fast, pairs), ([*fast, *slow], slow_pairs)):
+        found = grid_losses(everyone, z_nd, objective, **draws)
+        for names, compared in (([*methods, *baselines], pairs), (everyone, slow_pairs)):
             without, outliers = (
                 found.by_document(document_n, names, mask) for mask in (~outlier_n, outlier_n)
             )
             for which, losses in (("all", without + outliers), ("without outliers", without)):
+                facts = {"objective": objective, "tokens": which}
                 rows += [
-                    {
-                        "objective": objective,
-                        "tokens": which,
-                        "method": m,
-                        "baseline": b,
-                        **paired_reduction(losses, m, b),
-                    }
+                    {**facts, "method": m, "baseline": b, **paired_reduction(losses, m, b)}
                     for m, b in compared
                     if m != b
                 ]
@@ -333,29 +293,27 @@ def joined(measured: Mapping[str, dict]) -> Losses:
     Raises:
         ValueError: they differ in their numbers of draws by document, so the draws were not the same.
     """
-    counts = {method: found["counts"] for method, found in measured.items()}
-    if len({tuple(one) for one in counts.values()}) != 1:
+    counts, *others = (found["counts"] for found in measured.values())
+    if any(other != counts for other in others):
+        draws = [int(sum(one)) for one in (counts, *others)]
         raise ValueError(
-            f"{', '.join(counts)} have {[int(sum(one)) for one in counts.values()]} draws in documents of their own: expected the same draws for all"
+            f"{', '.join(measured)} have {draws} draws in documents of their own: expected the same draws for all"
         )
-    return Losses(
-        np.full(1, np.nan),
-        {method: np.array([found["sums"]]) for method, found in measured.items()},
-        np.array([next(iter(counts.values()))]),
-    )
+    sums = {method: np.array([found["sums"]]) for method, found in measured.items()}
+    return Losses(np.full(1, np.nan), sums, np.array([counts]))
 
 
 def paired_reduction(losses: Losses, method: str, baseline: str) -> dict:
     """The reduction with both losses, its interval by document and the verdict."""
-    (ours_d, counts_d), (theirs_d, _) = losses.by_document(method), losses.by_document(baseline)
+    ours, theirs = losses.by_document(method), losses.by_document(baseline)
     interval = list(reduction_interval(losses, method, baseline))
     return {
-        "loss": float(ours_d.sum() / counts_d.sum()),
-        "baseline_loss": float(theirs_d.sum() / counts_d.sum()),
-        "reduction": float(1 - ours_d.sum() / theirs_d.sum()),
+        "loss": ours.mean,
+        "baseline_loss": theirs.mean,
+        "reduction": float(1 - ours.sums_d.sum() / theirs.sums_d.sum()),
         "ci95": interval,
-        "documents": len(counts_d),
-        "draws": int(counts_d.sum()),
+        "documents": len(ours.counts_d),
+        "draws": int(ours.counts_d.sum()),
         "verdict": verdict(*interval),
     }
 
@@ -374,17 +332,12 @@ def grid(rows: Sequence[dict]) -> dict[str, dict[str, dict]]:
         rows: of `reduction_rows`, each with its group, corpus and layer; those of groups "layers", "texts" and "layers and texts" count.
     """
     found: dict[str, dict[str, dict]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["layer"]):
         key = GRID.get((row["method"], row["baseline"]))
-        if (
-            key
-            and row["group"] in ("layers", "texts", "layers and texts")
-            and (row["objective"], row["tokens"]) == ("flow_velocity", "all")
-        ):
-            found.setdefault(row["corpus"], {}).setdefault(str(row["layer"]), {})[key] = {
+        counts = row["group"] in ("layers", "texts", "layers and texts")
+        if key and counts and (row["objective"], row["tokens"]) == ("flow_velocity", "all"):
+            by_layer = found.setdefault(row["corpus"], {})
+            by_layer.setdefault(str(row["layer"]), {})[key] = {
                 name: row[name] for name in ("reduction", "ci95", "verdict")
             }
-    return {
-        corpus: dict(sorted(by_layer.items(), key=lambda item: int(item[0])))
-        for corpus, by_layer in found.items()
-    }
+    return found

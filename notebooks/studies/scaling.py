@@ -5,10 +5,11 @@ pass and four of the backward one (Kaplan et al. 2020, section 2.1).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
-import scipy.optimize
+from scipy.optimize import minimize_scalar, nnls
 from torch import nn
 
 from mmlib.activations.store import ActivationStore
@@ -17,19 +18,16 @@ from mmlib.evaluation import claim as claimed
 from mmlib.runs.sweep import RecipeTrial
 from mmlib.training.recipe import Recipe, Training
 
+Budget = tuple[int, int]  # (steps, batch)
+
 
 @dataclass(frozen=True)
 class ScalingSize:
     """The grid of trainings, and how closely each is measured."""
 
     widths: tuple[int, ...] = (80, 160, 320, 640, 1280)  # d_model: 0.25 to 44 million parameters
-    budgets: tuple[tuple[int, int], ...] = (
-        (127, 256),
-        (254, 256),
-        (254, 512),
-        (507, 512),
-        (1014, 512),
-    )  # (steps, batch), up to one pass
+    # up to one pass
+    budgets: tuple[Budget, ...] = ((127, 256), (254, 256), (254, 512), (507, 512), (1014, 512))
     levels: int = 64  # noise levels shared by the rows of a batch
     tokens: int = 300  # test tokens at each noise level
 
@@ -47,30 +45,21 @@ SIZES = {
 
 UNIT = 1e12  # FLOP
 
-
 SLACK = 1.25  # compute counts as equal up to this factor
-
 
 LEAST_POINTS = 4  # one more than the law has constants
 
-
 ALPHAS = (0.01, 3.0)
-
 
 STARTS = 6  # brackets of α that are searched, each to its own minimum
 
-
 RESAMPLES = 2000
-
 
 TRUSTED_DECADES = 2  # of compute beyond the largest measured
 
-
 PUBLISHED = {"E": 0.52, "alpha": 0.169, "source": "arXiv 2602.06964, Llama 3.2 1B on FineWeb"}
 
-
 RATE, RATE_WIDTH = 2.5e-3, 640
-
 
 FACTORS = (0.5, 1.0, 2.0)  # of the rule's rate, in the trials
 
@@ -80,64 +69,44 @@ def learning_rate(d_model: int) -> float:
     return RATE * RATE_WIDTH / d_model
 
 
-def measured_at_the_end(training: Training) -> Training:
-    """The same training with its validation loss measured once, at its end, and no state to resume from: trials take minutes at most."""
-    never = training.log_every * (training.steps // training.log_every + 1)
-    return replace(training, validate_every=never, save_every=never)
-
-
 def recipe(d_model: int, steps: int, batch: int, levels: int, factor: float = 1.0) -> Recipe:
     """The paper's MLP of a width, with a whole schedule for so many steps.
+
+    Its validation loss is measured once, at its end, and no state is kept to resume from: trials take minutes at most.
 
     Args:
         levels: noise levels shared by the rows of a batch.
         factor: times the learning rate of the rule.
     """
-    training = Training(
-        "flow_velocity",
-        steps=steps,
-        batch=batch,
-        lr=factor * learning_rate(d_model),
-        warmup=0.05,
-        ema=0.99,
-        weight_decay=0.05,
-        levels=levels,
-        stop_if_stuck=False,
-    )  # a narrow network may stay above the mean's loss, which is what is to be shown
-    return Recipe(
-        MLPSize(layers=3, d_model=d_model, d_mlp=2 * d_model), measured_at_the_end(training)
-    )
+    rate, never = factor * learning_rate(d_model), 10 * (steps // 10 + 1)
+    # A narrow network may stay above the mean's loss, which is what is to be shown.
+    settings = {"warmup": 0.05, "ema": 0.99, "weight_decay": 0.05, "stop_if_stuck": False}
+    settings |= {"levels": levels, "log_every": 10, "validate_every": never, "save_every": never}
+    training = Training("flow_velocity", steps, batch, rate, **settings)
+    return Recipe(MLPSize(layers=3, d_model=d_model, d_mlp=2 * d_model), training)
 
 
 def trials(size: ScalingSize, store: ActivationStore, seed: int) -> list[RecipeTrial]:
     """Every width with every budget."""
     return [
-        _trial(size, store, seed, width, budget) for width in size.widths for budget in size.budgets
+        RecipeTrial(f"width{width}-{n * batch}", recipe(width, n, batch, size.levels), store, seed)
+        for width, (n, batch) in product(size.widths, size.budgets)
     ]
 
 
 def rate_trials(size: ScalingSize, store: ActivationStore, seed: int) -> list[RecipeTrial]:
     """The smallest and the middle width at the smallest and the largest budget, with multiples of the rule's learning rate."""
+    widths = (size.widths[0], size.widths[len(size.widths) // 2])
+    budgets = (size.budgets[0], size.budgets[-1])
     return [
-        _trial(size, store, seed, width, budget, factor)
-        for width in (size.widths[0], size.widths[len(size.widths) // 2])
-        for budget in (size.budgets[0], size.budgets[-1])
-        for factor in FACTORS
+        RecipeTrial(
+            f"width{width}-{steps * batch}-rate{factor:g}",
+            recipe(width, steps, batch, size.levels, factor),
+            store,
+            seed,
+        )
+        for width, (steps, batch), factor in product(widths, budgets, FACTORS)
     ]
-
-
-def _trial(
-    size: ScalingSize,
-    store: ActivationStore,
-    seed: int,
-    width: int,
-    budget: tuple[int, int],
-    factor: float | None = None,
-) -> RecipeTrial:
-    steps, batch = budget
-    name = f"width{width}-{steps * batch}" + ("" if factor is None else f"-rate{factor:g}")
-    chosen = recipe(width, steps, batch, size.levels, factor or 1.0)
-    return RecipeTrial(name, chosen, store, seed)
 
 
 def parameters_of_time(network: nn.Module) -> int:
@@ -160,8 +129,7 @@ def lower_envelope(compute_n: Sequence[float], loss_n: Sequence[float]) -> np.nd
     The quarter is what C is uncertain by: counting the parameters of time or not changes it by as much. Without it a run is on the
     envelope for being cheaper by a hair than one that is far better.
     """
-    compute_n = np.asarray(compute_n, dtype=np.float64)
-    loss_n = np.asarray(loss_n, dtype=np.float64)
+    compute_n, loss_n = np.asarray(compute_n, float), np.asarray(loss_n, float)
     order = np.lexsort((loss_n, compute_n))
     compute_n, loss_n = compute_n[order], loss_n[order]
     best_so_far = np.minimum.accumulate(loss_n)
@@ -180,7 +148,7 @@ class PowerLaw:
 
     def __call__(self, compute_n: np.ndarray) -> np.ndarray:
         """Loss at so many FLOP."""
-        return self.e + self.a * (np.asarray(compute_n, dtype=np.float64) / UNIT) ** -self.alpha
+        return self.e + self.a * (np.asarray(compute_n, float) / UNIT) ** -self.alpha
 
     @property
     def at_the_edge(self) -> bool:
@@ -204,26 +172,23 @@ def fit(compute_n: Sequence[float], loss_n: Sequence[float]) -> PowerLaw:
     Raises:
         ValueError: fewer than four different amounts of compute.
     """
-    c_n = np.asarray(compute_n, dtype=np.float64) / UNIT
-    loss_n = np.asarray(loss_n, dtype=np.float64)
-    if len(np.unique(c_n)) < LEAST_POINTS:
+    c_n, loss_n = np.asarray(compute_n, float) / UNIT, np.asarray(loss_n, float)
+    if (points := len(np.unique(c_n))) < LEAST_POINTS:
         raise ValueError(
-            f"{len(np.unique(c_n))} different amounts of compute cannot determine three constants: expected at least {LEAST_POINTS}"
+            f"{points} different amounts of compute cannot determine three constants: expected at least {LEAST_POINTS}"
         )
     middle = np.exp(np.log(c_n).mean())  # the powers are of about 1 there, whatever α
 
     def linear(alpha: float) -> tuple[np.ndarray, float]:
         terms = np.stack([np.ones_like(c_n), (c_n / middle) ** -alpha], 1) / loss_n[:, None]
-        return scipy.optimize.nnls(terms, np.ones_like(c_n))
+        return nnls(terms, np.ones_like(c_n))
 
-    edges = np.linspace(*np.log(ALPHAS), STARTS + 1)
+    def misfit(log_alpha: float) -> float:
+        return linear(np.exp(log_alpha))[1]
+
+    edges, options = np.linspace(*np.log(ALPHAS), STARTS + 1), {"xatol": 1e-6}
     found = [
-        scipy.optimize.minimize_scalar(
-            lambda log_alpha: linear(np.exp(log_alpha))[1],
-            bounds=bounds,
-            method="bounded",
-            options={"xatol": 1e-6},
-        )
+        minimize_scalar(misfit, bounds=bounds, method="bounded", options=options)
         for bounds in zip(edges, edges[1:])
     ]
     alpha = float(np.exp(min(found, key=lambda result: result.fun).x))
@@ -267,9 +232,8 @@ def bootstrap(
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Percentiles; either end may be infinite."""
-    low, high = np.quantile(
-        np.asarray(values, dtype=np.float64), [(1 - level) / 2, (1 + level) / 2], method="nearest"
-    )
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(np.asarray(values, float), ends, method="nearest")
     return float(low), float(high)
 
 
@@ -284,22 +248,20 @@ def extrapolation(law: PowerLaw, resampled: list[PowerLaw], loss: float, largest
     """
     reached = [one.compute_at(loss) for one in resampled]
     at, (low, high) = law.compute_at(loss), interval(reached)
-    reasons, (low_e, high_e) = [], interval([one.e for one in resampled])
-    if not np.isfinite(at):
+    low_e, high_e = interval([one.e for one in resampled])
+    beyond, of_e = np.log10(at / largest), f"the interval of E, {low_e:.3f} to {high_e:.3f},"
+    open_yet = f"; but {of_e} leaves open whether any compute would do" * (low_e < loss)
+    reasons = []
+    if np.isinf(at):
+        needed = f"{loss:.3f} is needed{open_yet}"
+        reasons.append(f"the fitted law never comes below E = {law.e:.3f}, and {needed}")
+    elif beyond > TRUSTED_DECADES:
+        trusted = f"{TRUSTED_DECADES} is where belief ends here"
         reasons.append(
-            f"the fitted law never comes below E = {law.e:.3f}, and {loss:.3f} is needed"
-            + f"; but the interval of E, {low_e:.3f} to {high_e:.3f}, leaves open whether any compute would do"
-            * (low_e < loss)
+            f"it is {beyond:.1f} orders of magnitude beyond the largest run, and {trusted}"
         )
-    elif np.log10(at / largest) > TRUSTED_DECADES:
-        reasons.append(
-            f"it is {np.log10(at / largest):.1f} orders of magnitude beyond the largest run, and {TRUSTED_DECADES} is where belief "
-            "ends here"
-        )
-    if np.isfinite(at) and not np.isfinite(high):
-        reasons.append(
-            f"the interval of E, {low_e:.3f} to {high_e:.3f}, does not exclude that {loss:.3f} is never reached"
-        )
+    if np.isfinite(at) and np.isinf(high):
+        reasons.append(f"{of_e} does not exclude that {loss:.3f} is never reached")
     if law.at_the_edge:
         reasons.append(
             f"the fit ends at its bounds (E = {law.e:.3f}, α = {law.alpha:.3f}): the runs do not bend towards a floor, and nothing "
@@ -310,7 +272,7 @@ def extrapolation(law: PowerLaw, resampled: list[PowerLaw], loss: float, largest
         "compute": _finite(at),
         "ci95": [_finite(low), _finite(high)],
         "share_never": float(np.mean(~np.isfinite(reached))),
-        "decades_beyond": _finite(np.log10(at / largest)),
+        "decades_beyond": _finite(beyond),
         "largest_measured": largest,
         "believable": not reasons,
         "reasons": reasons,
@@ -328,15 +290,12 @@ def over_floor(e: dict, lowest: float, baseline: float) -> list[dict]:
     """
     rows, reached = [], min(lowest, baseline)
     for name, floor in zip(("E", "lower end of E", "upper end of E"), (e["value"], *e["ci95"])):
-        possible = floor < reached
-        rows.append(
-            {
-                "is": name,
-                "floor": floor,
-                "reduction": claimed.over(floor, lowest, baseline) if possible else None,
-                "impossible": None if possible else f"a loss of {reached:.3f} has been reached",
-            }
-        )
+        row = {"is": name, "floor": floor, "reduction": None, "impossible": None}
+        if floor < reached:
+            row["reduction"] = claimed.over(floor, lowest, baseline)
+        else:
+            row["impossible"] = f"a loss of {reached:.3f} has been reached"
+        rows.append(row)
     return rows
 
 

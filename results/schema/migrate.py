@@ -7,13 +7,14 @@ value, or is the key that it stood for, or is one of `DROPPED`. Old provenance s
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmlib.files import read_json, write_json
-from mmlib.runs import results
+from mmlib.runs import run as results
 from mmlib_studies.claims import CLAIMS
 
-SEPARATOR = results.SEPARATOR
+SEPARATOR = " → "  # of the keys of a path: names have dots and slashes in them
 NAMES = {claim.statement: claim.name for claim in CLAIMS}
 DROPPED = {"loss_comparison": ("plain_words",)}  # an essay assembled from the numbers beside it
 
@@ -63,14 +64,26 @@ def moved(name: str, old: dict, keys: list[str]) -> list[str]:
     return found
 
 
+def leaves(content, path: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:
+    """(path, value) of everything that is neither a dictionary nor a list; a path's keys are joined by `SEPARATOR`."""
+    if isinstance(content, dict):
+        for key, inner in content.items():
+            yield from leaves(inner, (*path, key))
+    elif isinstance(content, list):
+        for index, inner in enumerate(content):
+            yield from leaves(inner, (*path, str(index)))
+    else:
+        yield SEPARATOR.join(path), content
+
+
 def account(name: str, old: dict, new: dict) -> dict[str, int]:
     """Every leaf of the old content looked up in the new one, and what the new one has besides, counted.
 
     Raises:
         ValueError: a leaf has another value, or none, or shares its place with another.
     """
-    left, counts = dict(results.leaves(new)), {"equal": 0, "keys": 0}
-    for path, value in results.leaves(old):
+    left, counts = dict(leaves(new)), {"equal": 0, "keys": 0}
+    for path, value in leaves(old):
         keys = moved(name, old, path.split(SEPARATOR))
         place = SEPARATOR.join(keys)
         if place in left and left[place] == value and type(left.pop(place)) is type(value):

@@ -11,19 +11,17 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 
 import numpy as np
 import pytest
 import torch
-from letters import Letters
-from transformers import AutoConfig, AutoModelForCausalLM
+from letters import tiny
+from test_store import contents, flip
 
 from mmlib.activations import extract as extraction
 from mmlib.activations.corpora import Document
 from mmlib.activations.extract import describe, plan_extraction, write_store
-from mmlib.activations.lm import LanguageModel
 from mmlib.activations.store import ActivationStore, StoreError, verify
 from mmlib.activations.windows import read_block
 from mmlib.files import DiskFull
@@ -31,38 +29,18 @@ from mmlib.files import DiskFull
 pytestmark = pytest.mark.faults
 
 
-def tiny_plan():
-    """150,000 tokens of random letters in 60 documents, and a random-weight Llama that reads them in about a second."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    )
-    lm = LanguageModel(AutoModelForCausalLM.from_config(config).eval(), Letters(), "tiny@0")
-    texts = ["".join(map(chr, np.random.default_rng(i).integers(60, 120, 2500))) for i in range(60)]
-    splits = ["train"] * 40 + ["validation"] * 10 + ["test"] * 10
-    return plan_extraction(
-        [Document(str(i), text) for i, text in enumerate(texts)],
-        splits,
-        lm,
-        1,
-        window=64,
-        batch_tokens=512,
-    ), lm
-
-
 PART_BYTES = 300_000  # four chunks: 37 parts
 
 
-def write_tiny(path, **options):
-    plan, lm = tiny_plan()
-    facts = describe(lm, "letters@1", plan, created_by="a test") | options.pop("attributes", {})
+def write_tiny(path, attributes=None, **options):
+    """150,000 random letters in 60 documents, which the model reads in about a second."""
+    torch.set_num_threads(1)
+    lm = tiny()
+    texts = ["".join(map(chr, np.random.default_rng(i).integers(60, 120, 2500))) for i in range(60)]
+    documents = [Document(str(i), text) for i, text in enumerate(texts)]
+    splits = ["train"] * 40 + ["validation"] * 10 + ["test"] * 10
+    plan = plan_extraction(documents, splits, lm, 1, window=64, batch_tokens=512)
+    facts = describe(lm, "letters@1", plan, created_by="a test") | (attributes or {})
     options = {"progress": False, "part_bytes": PART_BYTES, **options}
     return write_store(plan, lm, path, attributes=facts, **options)
 
@@ -95,10 +73,6 @@ def extract_tiny(path, die_at=None, barrier=None, replace=False):
         path.with_name("events").write_text(str(next(events)))
 
 
-def contents(path):
-    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
-
-
 @pytest.fixture(scope="module")
 def processes():
     """Children that come with the libraries loaded, forked from a process that never computed."""
@@ -107,9 +81,15 @@ def processes():
     return context
 
 
-def finish(processes, path):
-    child = processes.Process(target=extract_tiny, args=(path,), daemon=True)
+def started(processes, *arguments):
+    child = processes.Process(target=extract_tiny, args=arguments, daemon=True)
     child.start()
+    return child
+
+
+def finish(processes, path):
+    """The files of a store whose extraction was allowed to end."""
+    child = started(processes, path)
     child.join(120)
     assert child.exitcode == 0
     return contents(path)
@@ -136,8 +116,7 @@ def check_what_a_kill_left(path, content):
 
 def killed_after(processes, path, seconds):
     """Whether the kill came before the end of the extraction."""
-    child = processes.Process(target=extract_tiny, args=(path,), daemon=True)
-    child.start()
+    child = started(processes, path)
     time.sleep(seconds)
     child.kill()
     child.join()
@@ -171,8 +150,7 @@ def test_killed_at_any_fsync_or_rename_it_continues_and_ends_byte_identical(
     moments = [0, *last, *random.Random(1).sample(range(1, events - 7), n)]
     for moment in moments:
         path = tmp_path / f"{moment}" / "activations"
-        child = processes.Process(target=extract_tiny, args=(path, moment), daemon=True)
-        child.start()
+        child = started(processes, path, moment)
         child.join(120)
         assert child.exitcode == -signal.SIGKILL
         check_what_a_kill_left(path, content)
@@ -199,9 +177,7 @@ def test_single_flipped_bits_anywhere_are_all_reported(whole, copy, request):
     for name in rng.choices(list(whole[0]), map(len, whole[0].values()), k=n):
         places.append((name, rng.randrange(len(whole[0][name]))))
     for name, byte in places:
-        content = bytearray(whole[0][name])
-        content[byte] ^= (bit := 1 << rng.randrange(8))
-        (copy / name).write_bytes(content)
+        flip(copy / name, byte, bit := 1 << rng.randrange(8))
         problems = verify(copy)
         assert problems and name in problems[0], f"bit {bit} of byte {byte} of {name}: {problems}"
         (copy / name).write_bytes(whole[0][name])
@@ -222,9 +198,7 @@ def test_files_cut_anywhere_are_all_refused_by_name(whole, copy, request):
 
 def test_what_is_damaged_is_written_again_and_nothing_else(whole, copy, capsys):
     for name in ("part-00003.h5", "activations.h5", "manifest.json"):
-        content = bytearray(whole[0][name])
-        content[len(content) // 2] ^= 1
-        (copy / name).write_bytes(content)
+        flip(copy / name, len(whole[0][name]) // 2)
     (copy / "part-00020.h5").unlink()
     written = (copy / "part-00004.h5").stat().st_mtime_ns
     write_tiny(copy)
@@ -244,81 +218,34 @@ def test_two_that_begin_at_the_same_moment_both_end_with_a_right_store(
     if before == "another that is unfinished":
         (path / "manifest.json").unlink()
     barrier = processes.Barrier(2)
-    arguments = (path, None, barrier, before != "nothing")
-    both = [processes.Process(target=extract_tiny, args=arguments) for _ in range(2)]
-    for child in both:
-        child.start()
+    both = [started(processes, path, None, barrier, before != "nothing") for _ in range(2)]
     for child in both:
         child.join(120)
     assert [child.exitcode for child in both] == [0, 0]
     assert contents(path) == whole[0] and verify(path) == []
 
 
-def fill_up_then_continue(path, whole, monkeypatch, capsys, fill, free):
-    """Extract while the disk fills up, then again with room: the same store as if nothing had been."""
-    calls = itertools.count()
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_leaves_a_store_that_continues(
+    whole, tmp_path, monkeypatch, capsys, code
+):
+    """The disk, or a quota, has no room from the sixtieth block on; then it has again."""
+    calls, path = itertools.count(), tmp_path / "activations"
+
+    def full(file):
+        raise OSError(code, os.strerror(code))
 
     def reading(*arguments):
         if next(calls) == 60:
-            fill()
+            monkeypatch.setattr(os, "fsync", full)
         return read_block(*arguments)
 
     monkeypatch.setattr(extraction, "read_block", reading)
-    with pytest.raises(
-        DiskFull, match="the disk is full: .* rows, which are safe; free some space and run again"
-    ):
+    message = "the disk is full: .* rows, which are safe; free some space and run again"
+    with pytest.raises(DiskFull, match=message):
         write_tiny(path)
+    monkeypatch.undo()
     check_what_a_kill_left(path, whole[0])
     assert 3 < len(list(path.iterdir())) < 30 and not list(path.glob("*.partial"))
-    free()
     write_tiny(path)
     assert "continuing after" in capsys.readouterr().out and contents(path) == whole[0]
-
-
-def test_a_full_disk_leaves_a_store_that_continues(whole, tmp_path, monkeypatch, capsys):
-    """A real small disk; where mounting one is not allowed, the next test has to do."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True
-    ).returncode:
-        pytest.skip("mounting a small disk is not allowed here")
-
-    def fill():
-        with (
-            open(disk / "filler", "wb", buffering=0) as file,
-            pytest.raises(OSError, match="No space"),
-        ):
-            while True:
-                file.write(b"x" * 2**16)
-
-    try:
-        fill_up_then_continue(
-            disk / "activations",
-            whole,
-            monkeypatch,
-            capsys,
-            fill,
-            lambda: (disk / "filler").unlink(),
-        )
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_write_that_finds_no_room_leaves_a_store_that_continues(
-    whole, tmp_path, monkeypatch, capsys, code
-):
-    real = os.fsync
-
-    def full(*arguments):
-        raise OSError(code, os.strerror(code))
-
-    fill_up_then_continue(
-        tmp_path / "activations",
-        whole,
-        monkeypatch,
-        capsys,
-        lambda: setattr(os, "fsync", full),
-        lambda: setattr(os, "fsync", real),
-    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_lm_loss import SIZES, tiny
+from letters import SIZES, tiny
 
 from mmlib.activations.generate import GumbelNoise, continuations, generate
 
@@ -14,18 +14,18 @@ PROMPTS = [[7, 8, 30], [9], [], [7, 8, 30]]
 def test_padding_in_front_of_a_short_prompt_changes_nothing(architecture):
     """Its noise is the first row's, whatever stands in the others."""
     lm = tiny(architecture)
-    alone, padded = (
-        generate(lm, prompts, 10, GumbelNoise(3))[0]
-        for prompts in ([[9], [9]], [[9], [7, 8, 30, 11]])
-    )
+    others = ([[9], [9]], [[9], [7, 8, 30, 11]])
+    alone, padded = (generate(lm, prompts, 10, GumbelNoise(3))[0] for prompts in others)
     assert alone == padded and len(alone) == 10
 
 
 def test_equally_long_prompts_are_continued_as_continuations_are():
-    lm, ids = tiny(), torch.randint(4, 60, (3, 5), generator=torch.Generator().manual_seed(2))
-    opened = torch.cat([torch.ones(3, 1, dtype=int), ids], 1)
-    expected = continuations(lm, opened, 1, tokens=6, seed=4)
-    assert generate(lm, ids.tolist(), 6, GumbelNoise(4, 0)) == expected.tolist()
+    """Batch by batch, each with draws of its own: the same prompts in another batch go on otherwise."""
+    lm, ids = tiny(), torch.tensor([[7, 8, 30], [9, 9, 9]] * 2)
+    opened = torch.cat([torch.ones(4, 1, dtype=int), ids], 1)
+    found = continuations(lm, opened, 1, tokens=6, seed=4, batch=2).tolist()
+    batches = (generate(lm, ids[:2].tolist(), 6, GumbelNoise(4, i)) for i in range(2))
+    assert found == sum(batches, []) and found[:2] != found[2:]
 
 
 def test_text_follows_the_softmax_behind_its_prompt():

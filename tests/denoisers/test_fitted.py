@@ -227,7 +227,7 @@ def test_a_meta_model_of_one_or_of_several_layers_is_loaded(make_store, tmp_path
     assert torch.equal(loaded(x, 0.4), model(x, 0.4)) and loaded.cost.parameters > 0
     normaliser = Normaliser(torch.zeros(2, 8), torch.ones(2, 8))
     two = MLPDenoiser(8, 16, 24, 1, multi_layer_n_layers=4)
-    MetaModel.of(two, "flow_velocity", Origin(normaliser, "toy@1", (1, 3))).save_pretrained(
+    MetaModel(two, "flow_velocity", Origin(normaliser, "toy@1", (1, 3))).save_pretrained(
         tmp_path / "two"
     )
     with pytest.raises(ValueError, match=r"layers \[1, 3\]: name one"):

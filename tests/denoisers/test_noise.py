@@ -85,19 +85,25 @@ def test_loss_weights_are_those_of_the_objective():
         assert (epsilon - noise).square().mean().item() == pytest.approx(expected, rel=1e-4)
 
 
+def told(process, x, sigma):
+    """The network's own input and time when a process asks it for an estimate."""
+    seen = []
+
+    def network(own_x, time):
+        seen.append((own_x, time.item()))
+        return torch.zeros_like(own_x)
+
+    process.estimate(network, x, sigma)
+    return seen[0]
+
+
 def test_ddpm_tells_the_network_its_own_time_and_input():
-    seen = {}
-
-    def network(x, t):
-        seen.update(x=x, t=t)
-        return torch.zeros_like(x)
-
-    process = DDPM()
+    process, x = DDPM(), torch.ones(1, 3)
     for i, level in list(enumerate(process.grid()))[::33]:
-        process.estimate(network, torch.ones(1, 3), level.sigma)
+        own_x, time = told(process, x, level.sigma)
         a, s = process.coefficients(torch.tensor([5 + 10 * i]))
-        assert seen["t"].item() == pytest.approx(5 + 10 * i, abs=0.01)
-        assert torch.allclose(seen["x"], (a + s) * torch.ones(1, 3), rtol=1e-4)
+        assert time == pytest.approx(5 + 10 * i, abs=0.01)
+        assert torch.allclose(own_x, (a + s) * x, rtol=1e-4)
 
 
 def test_stratified_levels_take_one_from_each_stratum():
@@ -131,15 +137,10 @@ def test_weights_of_a_density_do_what_drawing_from_it_does():
 
 def test_a_ddpm_time_between_training_levels_is_the_one_whose_noise_it_has():
     """Log-linear both ways, so a fractional time comes back; halfway, s²/a² is the geometric mean of its neighbours'."""
-    told, process = {}, DDPM()
-
-    def network(x, t):
-        told["t"] = t.item()
-        return torch.zeros_like(x)
-
+    process = DDPM()
     for time in (0.5, 3.25, 40.75, 500.5, 998.5):
         a, s = (value.double() for value in process.at_time(torch.tensor([time])))
-        process.estimate(network, torch.ones(1, 3), (s / (a + s)).item())
-        assert told["t"] == pytest.approx(time, abs=5e-3)
+        _, found = told(process, torch.ones(1, 3), (s / (a + s)).item())
+        assert found == pytest.approx(time, abs=5e-3)
     ratios = [(s / a) ** 2 for a, s in map(process.at_time, torch.tensor([[0.0], [0.5], [1.0]]))]
     assert ratios[1].item() == pytest.approx((ratios[0] * ratios[2]).sqrt().item(), rel=1e-4)

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from mmlib.activations.tokens import Normaliser, Tokens
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.meta_model import MetaModel
 
 
@@ -28,4 +29,4 @@ def tokens_of(z: torch.Tensor, documents: np.ndarray) -> Tokens:
 def unscaled(network, d, objective="flow_velocity", normaliser=None):
     """A meta-model of a network, whose raw activations are standardised ones unless a normaliser says otherwise."""
     normaliser = normaliser or Normaliser(torch.zeros(1, d), torch.ones(1, d))
-    return MetaModel(network, objective, normaliser, "toy@1", [1], "toy")
+    return MetaModel(network, objective, Origin(normaliser, "toy@1", (1,), "toy"))

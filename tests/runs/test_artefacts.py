@@ -1,10 +1,12 @@
-"""What notebooks 01 to 03 made is loaded by name, checked against the store, and what is missing names its notebook."""
+"""What notebooks 01 to 03 made is loaded by name, checked against the store; what is missing names its notebook; stores of texts."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from letters import tiny
 
+from mmlib.activations.corpora import Document
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import Origin
@@ -14,7 +16,7 @@ from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
 from mmlib.files import MissingInput
 from mmlib.runs import run as runs
-from mmlib.runs.artefacts import load, mixture_digest
+from mmlib.runs.artefacts import load, mixture_digest, text_store, text_stores
 from mmlib.training.recipe import Recipe, Training, new_model
 
 TINY = Training("flow_velocity", steps=4, batch=32, lr=1e-3, keep=(("half", 2),))
@@ -63,18 +65,10 @@ def test_everything_is_found_by_name(made):
 
 
 @pytest.mark.parametrize(
-    ("name", "notebook"),
-    [
-        ("pca", "02_fit_baselines"),
-        ("mixture", "02_fit_baselines"),
-        ("sae", "02_fit_baselines"),
-        ("sae_grid", "02_fit_baselines"),
-        ("denoising_sae", "02_fit_baselines"),
-        ("mlp", "03_train_meta_model"),
-        ("networks", "03_train_meta_model"),
-    ],
+    "name", ["pca", "mixture", "sae", "sae_grid", "denoising_sae", "mlp", "networks"]
 )
-def test_what_is_missing_names_the_notebook_that_makes_it(run, name, notebook):
+def test_what_is_missing_names_the_notebook_that_makes_it(run, name):
+    notebook = "03_train_meta_model" if name in ("mlp", "networks") else "02_fit_baselines"
     with pytest.raises(MissingInput, match=f"run notebooks/{notebook}.ipynb first"):
         load(run, name)
 
@@ -100,3 +94,19 @@ def test_the_digest_of_a_mixture_changes_with_its_weights_alone(made):
     assert mixture_digest(made) == first and len(first) == 12
     replace(mixture, log_weights_k=mixture.log_weights_k.flip(0) - 1e-3).save(path, documents)
     assert mixture_digest(made) != first
+
+
+def test_texts_at_several_layers_come_from_one_pass_and_each_is_as_if_alone(run):
+    lm = tiny("gpt2", initializer_range=0.02)
+    documents = [Document(f"d{i}", "abcdefgh" * (i + 1)) for i in range(3)]
+    several = text_stores(run, "toy", documents, lm, [0, 2], tokens=12)
+    assert list(several) == [0, 2]
+    assert {store.path for store in several.values()} == {several[0].path}
+    assert several[0].path.name.endswith("-layers0-2-12tokens")
+    assert set(several[0].splits) == {"test"}
+    assert several[0].n == 8 + 12 + 12
+    alone = text_store(run, "toy", documents, lm, 2, tokens=12)
+    assert alone.path.name.endswith("-layer2-12tokens") and several[2].documents == alone.documents
+    expected = several[2].read(several[2].rows("test"))
+    assert torch.allclose(alone.read(alone.rows("test")), expected, atol=1e-5)
+    assert not torch.allclose(several[0].read(several[0].rows("test")), expected, atol=1e-2)

@@ -1,7 +1,6 @@
 """Another language model and another corpus, from local folders, through notebook 01 as a user would run it."""
 
 import json
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -23,42 +22,49 @@ from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
 from mmlib.runs import run as runs
 from mmlib.runs.artefacts import live_source
-from mmlib.runs.results import rows_of, tables
 from mmlib.training.recipe import new_model
 
 WORDS = [f"word{i}" for i in range(50)]
-CAPITALS = [f"Word{i}" for i in range(10)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_data(tmp_path_factory, data_folder):
+    """A data folder of these tests' own, here and in the processes that they start."""
+    path = data_folder(tmp_path_factory.mktemp("run") / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "DATA", path)
+        patch.setenv("MMLIB_DATA", str(path))
+        yield path
+
+
+def save_gpt2(folder, tokens):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gpt2", vocab_size=tokens, n_embd=16, n_layer=4, n_head=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
-    vocabulary = {token: i for i, token in enumerate(["<s>", "<unk>", *WORDS, *CAPITALS, "."])}
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<unk>", *WORDS, "."])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<s>", unk_token="<unk>"
     ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "gpt2", vocab_size=len(vocabulary), n_embd=16, n_layer=4, n_head=2
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    save_gpt2(folder, len(vocabulary))
     return folder
 
 
 def test_a_local_folder_is_named_by_its_weights(model_folder, tmp_path):
-    lm = llm.load_language_model(str(model_folder), cache=tmp_path)
-    again = llm.load_language_model(str(model_folder), cache=tmp_path)
+    lm, again = (llm.load_language_model(str(model_folder), cache=tmp_path) for _ in range(2))
     assert lm.identity == again.identity and len(lm.identity.split("@")[1]) == 12
     with torch.no_grad():
         again.model.transformer.h[0].mlp.c_fc.weight[0, 0] += 1
     again.model.save_pretrained(tmp_path / "changed")
     again.tokenizer.save_pretrained(tmp_path / "changed")
-    assert (
-        llm.load_language_model(str(tmp_path / "changed"), cache=tmp_path).identity.split("@")[1]
-        != lm.identity.split("@")[1]
-    )
+    changed = llm.load_language_model(str(tmp_path / "changed"), cache=tmp_path)
+    assert changed.identity.split("@")[1] != lm.identity.split("@")[1]
     assert lm.opening_token == 0 and llm.count_blocks(str(model_folder), tmp_path) == 4
 
 
@@ -79,11 +85,11 @@ def corpus_folder(tmp_path_factory):
     return texts
 
 
-def execute(notebook, folder, parameters):
+def execute(notebook, folder, **parameters):
     papermill.execute_notebook(
         runs.ROOT / "notebooks" / f"{notebook}.ipynb",
         folder / "out.ipynb",
-        parameters=parameters,
+        parameters={"preset": "smoke", **parameters},
         progress_bar=False,
         kernel_name="python3",
         execution_timeout=300,
@@ -92,20 +98,34 @@ def execute(notebook, folder, parameters):
 
 
 @pytest.mark.notebooks
-def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_path, leaves_nothing):
-    parameters = {"preset": "smoke", "model": str(model_folder), "corpus": str(corpus_folder)}
-    parameters["layer"] = 2
-    run = runs.start(seed=0, **parameters)
-    leaves_nothing.append(run)
-    execute("01_extract_activations", tmp_path, parameters)
+def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_path):
+    parameters = {"model": str(model_folder), "corpus": str(corpus_folder), "layer": 2}
+    run = runs.start(preset="smoke", seed=0, **parameters)
+    execute("01_extract_activations", tmp_path, **parameters)
     store = ActivationStore(run.store, 2)
     assert (store.n, store.d) == (sum(100 + i for i in range(40)), 16)
     assert store.model.startswith(str(model_folder))
     assert (store.splits == "test").sum() == 20 and (store.splits == "validation").sum() == 8
 
 
-def fitted(run, store, folder):
-    """What notebooks 02 and 03 leave for the applications, in seconds; and a meta-model in a folder of its own."""
+def options_of(parameters):
+    """Parameters of a notebook as options of the command line, at the smoke sizes."""
+    pairs = [(f"--{name}", str(value)) for name, value in parameters.items()]
+    return ("--preset", "smoke", *sum(pairs, ()))
+
+
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory):
+    """Parameters of the applications: a GPT-2 with random weights that reads the packaged texts by the packaged tokenizer,
+    with what notebooks 01 to 03 leave for its run, and a meta-model in a folder of its own."""
+    embedded = llm.load_language_model(llm.EMBEDDED, cache=runs.DATA / "models")
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    embedded.tokenizer.save_pretrained(folder)
+    save_gpt2(folder, len(embedded.tokenizer))
+    parameters = {"model": str(folder), "meta_model": str(folder.parent / "prior")}
+    run = runs.start(preset="smoke", seed=0, **parameters)
+    command("extract", *options_of({"model": folder}))
+    store = ActivationStore(run.store)
     z = Normaliser.of(store)(store.read(store.rows("train")))
     components = PrincipalComponents.fit(z)
     components.save(run.shared / "pca.safetensors", store.documents)
@@ -116,105 +136,62 @@ def fitted(run, store, folder):
         full_gaussian(z[half].mean(0), *torch.linalg.eigh(torch.cov(z[half].T))[::-1])
         for half in (slice(0, None, 2), slice(1, None, 2))
     )
-    GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts).save(
-        run.shared / "mixture.safetensors", store.documents
-    )
-    new_model(run.preset.recipes["mlp"], Origin.of(store), 0).save_pretrained(folder)
-
-
-@pytest.mark.notebooks
-def test_notebook_11_steers_another_model_with_a_meta_model_from_a_folder(
-    model_folder, tmp_path, leaves_nothing
-):
-    rng, texts = np.random.default_rng(0), tmp_path / "sentences"
-    texts.mkdir()
-    for i in range(40):
-        sentences = (
-            " ".join([str(rng.choice(CAPITALS)), *rng.choice(WORDS, 14)]) for _ in range(12)
-        )
-        (texts / f"{i:02d}.txt").write_text(" . ".join(sentences) + " .")
-    parameters = {"preset": "smoke", "model": str(model_folder), "corpus": str(texts)}
-    run = runs.start(seed=0, meta_model=str(tmp_path / "prior"), **parameters)
-    leaves_nothing.append(run)
-    command("extract", *(part for key, value in parameters.items() for part in (f"--{key}", value)))
-    store = ActivationStore(run.store)
-    fitted(run, store, tmp_path / "prior")
-    execute("11_steer", tmp_path, parameters | {"meta_model": str(tmp_path / "prior")})
-    result = run.read("steering", "11_steer")
-    assert result["meta_model"]["name"] == str(tmp_path / "prior")
-    assert "+meta_model-" in result["provenance"]["run"]
-    rows = rows_in("steering", "rows", result)
-    assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in rows}
-    examples = rows_in("steering", "examples.rows", result["examples"])
-    assert all(len(row["texts"]) == 4 for row in examples)
-    assert not (runs.DATA / "results" / run.name / "steering.json").exists()
+    mixture = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
+    mixture.save(run.shared / "mixture.safetensors", store.documents)
+    for name in ("mlp", "unet", "denoising_sae"):
+        model = new_model(run.preset.recipes[name], Origin.of(store), 1, components.gaussian())
+        model.save_pretrained(run.data / name)
+    prior = new_model(run.preset.recipes["mlp"], Origin.of(store), 0)
+    prior.save_pretrained(folder.parent / "prior")
+    return run, parameters
 
 
 @pytest.mark.notebooks
 @pytest.mark.parametrize(
-    ("notebook", "result"), [("12_meta_neurons", "probing"), ("13_off_manifold", "typicality")]
+    ("notebook", "result"),
+    [("11_steer", "steering"), ("12_meta_neurons", "probing"), ("13_off_manifold", "typicality")],
 )
-def test_notebooks_12_and_13_read_another_model_with_a_meta_model_from_a_folder(
-    notebook, result, tmp_path, leaves_nothing
+def test_applications_read_another_model_with_a_meta_model_from_a_folder(
+    applied, notebook, result, tmp_path
 ):
-    """A GPT-2 with random weights that reads the packaged texts by the packaged tokenizer."""
-    embedded = llm.load_language_model(llm.EMBEDDED, cache=runs.start(preset="smoke", seed=0).cache)
-    folder = tmp_path / "tiny-gpt2"
-    embedded.tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(
-            "gpt2", vocab_size=len(embedded.tokenizer), n_embd=16, n_layer=4, n_head=2
-        )
-    ).save_pretrained(folder)
-    parameters = {"preset": "smoke", "model": str(folder)}
-    run = runs.start(seed=0, meta_model=str(tmp_path / "prior"), **parameters)
-    leaves_nothing.append(run)
-    command("extract", *(part for key, value in parameters.items() for part in (f"--{key}", value)))
-    store = ActivationStore(run.store)
-    fitted(run, store, tmp_path / "prior")
-    for name in ("mlp", "unet", "denoising_sae"):
-        recipe = run.preset.recipes[name]
-        new_model(
-            recipe,
-            Origin.of(store),
-            1,
-            PrincipalComponents.load(run.shared / "pca.safetensors", store).gaussian(),
-        ).save_pretrained(run.data / name)
-    execute(notebook, tmp_path, parameters | {"meta_model": str(tmp_path / "prior")})
+    run, parameters = applied
+    execute(notebook, tmp_path, **parameters)
     found = run.read(result, notebook)
-    assert found["meta_model"] == str(tmp_path / "prior")
+    named = found["meta_model"]["name"] if result == "steering" else found["meta_model"]
+    assert named == parameters["meta_model"]
     assert "+meta_model-" in found["provenance"]["run"]
+    assert not (runs.DATA / "results" / run.name / f"{result}.json").exists()
     rows = rows_in(result, "rows", found)
-    areas = [row["auroc"] if "auroc" in row else row["all"]["mean"] for row in rows]
-    assert all(0 <= area <= 1 for area in areas) and len(areas) > 5
+    if result == "steering":
+        assert {"additive", "sdedit", "mixture"} <= {row["intervention"] for row in rows}
+        examples = rows_in(result, "examples.rows", found["examples"])
+        assert all(len(row["texts"]) == 4 for row in examples)
+    else:
+        areas = [row["auroc"] if "auroc" in row else row["all"]["mean"] for row in rows]
+        assert all(0 <= area <= 1 for area in areas) and len(areas) > 5
 
 
 def rows_in(name, table, content):
     """The rows of one table of a results file, which is keyed; `content` is what holds the table."""
-    entry = tables()[name][table]
-    return rows_of(content[entry.get("to", "rows")], *entry["key"])
+    entry = runs.tables()[name][table]
+    return runs.rows_of(content[entry.get("to", "rows")], *entry["key"])
 
 
 @pytest.fixture
-def leaves_nothing():
-    """Removes what runs of these tests leave in data/ and results/."""
-    started = []
-    yield started
-    for run in started:
-        for folder in (run.data, runs.DATA / "results" / run.name, run.results, run.figures):
-            shutil.rmtree(folder, ignore_errors=True)
+def streamed(model_folder, tmp_path):
+    """A run of the smoke preset on a stream of so many documents, and its options on the command line."""
 
+    def make(n, **parameters):
+        rng, folder = np.random.default_rng(1), tmp_path / "texts"
+        folder.mkdir()
+        texts = (" ".join(rng.choice(WORDS, 150 + i % 40)) for i in range(n))
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / "train.jsonl").write_text(lines)
+        same = {"model": str(model_folder), "corpus": f"hf:{folder}"}
+        run = runs.start(preset="smoke", seed=0, **same, **parameters)
+        return run, options_of(same)
 
-def write_stream(folder, n):
-    rng = np.random.default_rng(1)
-    folder.mkdir()
-    (folder / "train.jsonl").write_text(
-        "".join(
-            json.dumps({"text": " ".join(rng.choice(WORDS, 150 + i % 40))}) + "\n" for i in range(n)
-        )
-    )
-    return f"hf:{folder}"
+    return make
 
 
 def started(*arguments, launcher=()):
@@ -233,14 +210,9 @@ def row_bytes(rows):
     return Counter(row.view(torch.int16).numpy().tobytes() for row in rows)
 
 
-def test_the_command_line_extracts_by_several_processes_and_trains_live(
-    model_folder, tmp_path, leaves_nothing
-):
+def test_the_command_line_extracts_by_several_processes_and_trains_live(streamed):
     """From a stream of 260 documents: a store of the first 200, by two processes; then live batches that leave out what it holds out."""
-    corpus = write_stream(tmp_path / "texts", 260)
-    run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus, layer=2)
-    leaves_nothing.append(run)
-    same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus)
+    run, same = streamed(260, layer=2)
     two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     shown = command("extract", *same, "--layers", "2", launcher=two)
     assert "tokens/s (by one process, not by 2)" in shown
@@ -267,19 +239,11 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(
     assert "already trained" in command("train", "mlp", *same, "--layer", "2", "--live")
 
 
-def test_one_network_is_trained_on_several_layers_from_the_command_line(
-    model_folder, tmp_path, leaves_nothing
-):
-    corpus = write_stream(tmp_path / "texts", 100)
-    run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus)
-    leaves_nothing.append(run)
-    same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus)
+def test_one_network_is_trained_on_several_layers_from_the_command_line(streamed):
+    run, same = streamed(100)
     same += ("--layers", "0", "2")
-    done = started("train", "mlp", *same)
-    assert (
-        "activations-layers-0-2 is missing: run python -m mmlib extract --layers 0 2 first"
-        in done.stderr
-    )
+    refused = started("train", "mlp", *same).stderr
+    assert "activations-layers-0-2 is missing: run python -m mmlib extract --layers 0 2" in refused
     command("extract", *same)
     assert "mlp-layers-0-2" in command("train", "mlp", *same)
     model = MetaModel.from_pretrained(run.data / "mlp-layers-0-2")
@@ -288,13 +252,8 @@ def test_one_network_is_trained_on_several_layers_from_the_command_line(
     model.at(2).check_store(store)
 
 
-def test_live_batches_of_other_texts_than_the_store_holds_are_refused(
-    model_folder, tmp_path, leaves_nothing
-):
-    corpus = write_stream(tmp_path / "texts", 100)
-    run = runs.start(preset="smoke", seed=0, model=str(model_folder), corpus=corpus, layer=2)
-    leaves_nothing.append(run)
-    same = ("--preset", "smoke", "--model", str(model_folder), "--corpus", corpus)
+def test_live_batches_of_other_texts_than_the_store_holds_are_refused(streamed, tmp_path):
+    run, same = streamed(100, layer=2)
     command("extract", *same, "--layers", "2")
     store = ActivationStore(run.store, 2)
     text = tmp_path / "texts" / "train.jsonl"

@@ -13,13 +13,13 @@ from mmlib_studies.probing.clamping import LastToken
 IDS = [7, 30, 12, 5, 41, 22]
 
 
-def last_state(lm, edit=None):
-    ids = torch.tensor([[1, *IDS]])
-    with torch.inference_mode():
-        if edit is None:
-            return lm.model.base_model(ids).last_hidden_state[0, -1]
-        with llm.edited_block(lm.model, 1, edit):
-            return lm.model.base_model(ids).last_hidden_state[0, -1]
+def last_state(lm, edit=lambda h: h):
+    with torch.inference_mode(), llm.edited_block(lm.model, 1, edit):
+        return lm.model.base_model(torch.tensor([[1, *IDS]])).last_hidden_state[0, -1]
+
+
+def last_output(lm):
+    return llm.read_residual_stream(lm.model, [1], torch.tensor([[1, *IDS]]))[1][0, -1]
 
 
 @pytest.mark.parametrize("architecture", SIZES)
@@ -35,8 +35,8 @@ def test_changes_at_the_last_token_are_those_of_a_whole_reading(architecture):
     assert torch.allclose(found[1], last_state(lm), atol=1e-4)
     assert not torch.allclose(found[0], found[1], atol=1e-2)
     assert torch.equal(found, text.changed(changes))  # the cache is as it was
-    expected = llm.read_residual_stream(lm.model, [1], torch.tensor([[1, *IDS]]))[1][:, -1]
-    assert torch.allclose(text.activation(), expected, atol=1e-5)
+    assert torch.allclose(text.activation()[0], last_output(lm), atol=1e-5)
+    assert torch.equal(text.changed(torch.zeros(1, 16)), text._read(1))  # bit for bit
 
 
 def test_logits_that_are_more_than_a_product_are_refused():
@@ -54,12 +54,6 @@ def test_logits_that_are_more_than_a_product_are_refused():
     assert clamps.obstacle(tiny(), 1) is None
 
 
-def test_a_change_of_zero_is_the_unchanged_reading_bit_for_bit():
-    lm = tiny()
-    text = LastToken(lm, 1, IDS)
-    assert torch.equal(text.changed(torch.zeros(1, 16)), text._read(1))
-
-
 @pytest.mark.parametrize("architecture", SIZES)
 def test_clamped_neurons_are_those_of_a_whole_reading(architecture):
     lm = tiny(architecture)
@@ -68,12 +62,10 @@ def test_clamped_neurons_are_those_of_a_whole_reading(architecture):
     for unit, value, output in zip((3, 20), (5.0, -4.0), found):
 
         def put(module, inputs):
-            hidden = inputs[0].clone()
-            hidden[0, -1, unit] = value
-            return (hidden,)
+            inputs[0][0, -1, unit] = value
 
         handle = module.register_forward_pre_hook(put)
-        whole = llm.read_residual_stream(lm.model, [1], torch.tensor([[1, *IDS]]))[1][0, -1]
+        whole = last_output(lm)
         handle.remove()
         assert torch.allclose(output, whole, atol=1e-4)
     assert not module._forward_pre_hooks
@@ -84,13 +76,11 @@ def test_last_states_are_those_of_each_window_alone():
     lm, windows = tiny(), [window(9), window(5, 1), window(12, 4)]
     positions = [np.array([0, 8]), np.array([4]), np.array([3, 11])]
     found = clamps.last_states(lm, windows, positions, batch_tokens=24)
-    with torch.inference_mode():
-        alone = [
-            lm.model.base_model(torch.tensor([[1, *one.token_ids]])).last_hidden_state[
-                0, 1 + places
-            ]
-            for one, places in zip(windows, positions)
-        ]
+    alone = []
+    for one, places in zip(windows, positions):
+        with torch.inference_mode():
+            read = lm.model.base_model(torch.tensor([[1, *one.token_ids]]))
+        alone.append(read.last_hidden_state[0, 1 + places])
     assert torch.allclose(found, torch.cat(alone), atol=1e-4)
 
 
@@ -119,9 +109,8 @@ def test_effects_are_a_ratio_of_sums():
     assert found["effect"] == pytest.approx(12 / 24)
     assert found["ci95"][0] < 0.5 < found["ci95"][1]
     assert found["tasks"] == 6
-    assert clamps.effect_over_tasks(np.arange(1, 8) / 2, np.arange(1, 8))["ci95"] == pytest.approx(
-        [0.5, 0.5]
-    )
+    alike = clamps.effect_over_tasks(np.arange(1, 8) / 2, np.arange(1, 8))
+    assert alike["ci95"] == pytest.approx([0.5, 0.5])
 
 
 def test_controls_take_turns():

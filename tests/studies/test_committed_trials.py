@@ -3,7 +3,6 @@
 No store is needed: a trial is known by the identity of one, which the committed files hold.
 """
 
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import pytest
 from mmlib.files import read_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import get_preset
-from mmlib.runs.results import rows_of
+from mmlib.runs.run import rows_of
 from mmlib.runs.sweep import Sweep, as_json
 from mmlib_studies import replication, robustness, scaling
 from mmlib_studies.recipes.plan import plan
@@ -44,7 +43,9 @@ def store_of(configuration, **changes):
     )
 
 
-def scaling_trials(store, seed=0):
+def scaling_trials(seed=0, **changes):
+    store = store_of(committed("scaling")["width80-32512"])
+    store = SimpleNamespace(**vars(store) | changes)
     size = scaling.SIZES["default"]
     evaluation = {"objective": "flow_velocity", "documents": "test", "seed": seed}
     evaluation["tokens_per_level"] = size.tokens
@@ -55,7 +56,7 @@ def scaling_trials(store, seed=0):
     ]
 
 
-def replication_trials(seed=0, prior=None):
+def replication_trials(prior=None):
     known = committed("replication")
     stores = [store_of(known[name]) for name in ("mixture-seed1", "mixture-fresh")]
     tried = read_json(RESULTS / "baselines.json")["mixture"]["tried_on_validation"]
@@ -63,27 +64,27 @@ def replication_trials(seed=0, prior=None):
         PRESET.mixture, rows_of(tried, "components", "prior", "em_steps")
     )
     mixture = replace(mixture, priors=(prior,)) if prior else mixture
-    size = replication.SIZES["default"]
-    return replication.trials(PRESET, size, *stores, seed, mixture, None, {})
+    return replication.trials(PRESET, replication.SIZES["default"], *stores, 0, mixture, None, {})
 
 
-def robustness_trials(seed=0, weights=None):
+def robustness_trials(weights=None):
     known = committed("robustness")
     stores = {layer: store_of(known[f"layer{layer}"]) for layer in (4, 8, 13)}
-    evaluation = json.loads(json.dumps(known["layer8"]["evaluation"]))
+    evaluation = known["layer8"]["evaluation"]
     evaluation["mixture"]["weights"] = weights or evaluation["mixture"]["weights"]
-    trials = robustness.trials(robustness.SIZES["default"], stores, 8, seed, abs)
+    trials = robustness.trials(robustness.SIZES["default"], stores, 8, 0, abs)
     return [one.trial(None, evaluation) for one in trials]
 
 
-def steering_trials(**weights):
+def steering_trials(size=GRIDS["default"], **weights):
     known = committed("steering_study")["alone_unsteered"]
-    store, evaluation = store_of(known), json.loads(json.dumps(known["evaluation"]))
+    identities, evaluation = store_of(known).identities, known["evaluation"]
     evaluation["weights"] |= weights
-    return [
-        grid.trial(one, None, evaluation, store.identities)
-        for one in grid.combinations(GRIDS["default"])
-    ]
+    return [grid.trial(one, None, evaluation, identities) for one in grid.combinations(size)]
+
+
+def recipe_store():
+    return store_of(next(iter(committed("recipes").values())))
 
 
 def recipe_trials():
@@ -96,8 +97,7 @@ def recipe_trials():
         trials[trial.name] = trial
         return sweep.known(trial)
 
-    store = store_of(next(iter(committed("recipes").values())))
-    study = RecipeStudy(run, store, ask=ask)
+    study = RecipeStudy(run, recipe_store(), ask=ask)
     for part in PARTS:
         getattr(study, part)
     return list(trials.values())
@@ -109,37 +109,42 @@ def changed(trials, study):
     return {trial.name for trial in trials if known.get(trial.name) != as_json(trial)}
 
 
-TRIALS = {
-    "scaling": lambda: scaling_trials(store_of(committed("scaling")["width80-32512"])),
-    "replication": replication_trials,
-    "robustness": robustness_trials,
-    "steering_study": steering_trials,
-    "recipes": recipe_trials,
-}
-
-
-COUNTS = {"scaling": 37, "replication": 12, "robustness": 6, "steering_study": 69, "recipes": 93}
-
-
-@pytest.mark.parametrize(("study", "count"), COUNTS.items())
-def test_no_committed_trial_is_computed_again(study, count):
-    trials = TRIALS[study]()
+@pytest.mark.parametrize(
+    "study, trials, count",
+    [
+        ("scaling", scaling_trials, 37),
+        ("replication", replication_trials, 12),
+        ("robustness", robustness_trials, 6),
+        ("steering_study", steering_trials, 69),
+        ("recipes", recipe_trials, 93),
+    ],
+)
+def test_no_committed_trial_is_computed_again(study, trials, count):
+    trials = trials()
     assert {trial.name for trial in trials} == set(committed(study))
     assert len(trials) == count and changed(trials, study) == set()
 
 
 def test_the_plan_of_recipes_finds_all_of_them_done():
-    store = store_of(next(iter(committed("recipes").values())))
-    rows = plan(runs.start(preset="default", seed=0), store)
+    rows = plan(runs.start(preset="default", seed=0), recipe_store())
     assert sum(row["trials"] for row in rows) == 93
     assert sum(row["left"] for row in rows) == sum(row["minutes"] for row in rows) == 0
 
 
-def test_another_seed_or_text_recomputes_a_whole_study():
-    store = store_of(committed("scaling")["width80-32512"])
-    assert len(changed(scaling_trials(store, seed=1), "scaling")) == 37
-    other = SimpleNamespace(**vars(store) | {"documents": "wikipedia@0/0"})
-    assert len(changed(scaling_trials(other), "scaling")) == 37
+@pytest.mark.parametrize(
+    "study, trials, count",
+    [
+        ("scaling", lambda: scaling_trials(seed=1), 37),
+        ("scaling", lambda: scaling_trials(documents="wikipedia@0/0"), 37),
+        ("robustness", lambda: robustness_trials(weights="0" * 12), 6),
+        *(
+            ("steering_study", lambda name=name: steering_trials(**{name: "0" * 12}), 69)
+            for name in ("meta_model", "sae", "mixture")
+        ),
+    ],
+)
+def test_another_seed_text_or_digest_recomputes_a_whole_study(study, trials, count):
+    assert len(changed(trials(), study)) == count
 
 
 def test_another_prior_recomputes_the_mixtures_alone():
@@ -147,18 +152,8 @@ def test_another_prior_recomputes_the_mixtures_alone():
     assert touched == {"mixture-fresh", "mixture-seed1", "mixture-seed2"}
 
 
-def test_another_digest_recomputes_what_was_measured_with_those_weights():
-    assert len(changed(robustness_trials(weights="0" * 12), "robustness")) == 6
-    for name in ("meta_model", "sae", "mixture"):
-        assert len(changed(steering_trials(**{name: "0" * 12}), "steering_study")) == 69
-
-
 def test_another_strength_recomputes_its_own_combinations():
     size = replace(GRIDS["default"], strengths=(3.0, 6.0, 12.0, 24.0))
-    known = committed("steering_study")
-    evaluation = known["alone_unsteered"]["evaluation"]
-    identities = store_of(known["alone_unsteered"]).identities
-    trials = [grid.trial(c, None, evaluation, identities) for c in grid.combinations(size)]
-    touched = changed(trials, "steering_study")
+    touched = changed(steering_trials(size), "steering_study")
     assert touched and all(name.startswith("sentiment_mean_difference_") for name in touched)
     assert len(touched) == len(grid.interventions(size))

@@ -8,16 +8,12 @@ from mmlib_studies.steering import concepts
 from mmlib_studies.steering.fronts import Front, area_between, cost_at, distinct, repetition
 
 
-def test_distinct_n_counts_over_all_continuations():
+def test_distinct_n_counts_over_all_continuations_and_repetition_within_each():
     texts = [[1, 2, 1, 2], [1, 2, 3, 4]]
     assert distinct(texts, 1) == 4 / 8 and distinct(texts, 2) == 4 / 6  # 12 21 23 34
+    assert repetition([*texts, [7, 7, 7, 7]], 2) == pytest.approx([1 / 3, 0, 2 / 3])
     with pytest.raises(ValueError, match="no continuation has 5 tokens"):
         distinct(texts, 5)
-
-
-def test_repetition_counts_within_each():
-    expected = [1 / 3, 0, 2 / 3]
-    assert repetition([[1, 2, 1, 2], [1, 2, 3, 4], [7, 7, 7, 7]], 2) == pytest.approx(expected)
 
 
 def test_cost_is_read_where_the_path_first_reaches_the_level():
@@ -72,29 +68,32 @@ def test_fronts_give_areas_and_costs_with_intervals():
 
 def test_what_is_not_reached_is_none_never_a_number():
     forth, back = front([0.5], [1.0], noise=0.01), front([-0.5], [1.0], noise=0.01)
-    nothing = dict.fromkeys(("area", "ci95", "up_to", "mean_difference"))
-    assert forth.area_to(back) == nothing
+    assert forth.area_to(back) == dict.fromkeys(("area", "ci95", "up_to", "mean_difference"))
     assert forth.cost(0.6) == {"cost": None, "ci95": [None, None], "reached": 0.0}
-    assert forth.reach == pytest.approx(0.5, abs=0.01)
-    assert back.reach == 0
+    assert forth.reach == pytest.approx(0.5, abs=0.01) and back.reach == 0
     at_the_end = front([0.5], [1.0], noise=0.1)
     # half of the resamples do not get there: their cost is infinite, not left out
-    half = at_the_end.cost(at_the_end.reach)
+    half, quarter = at_the_end.cost(at_the_end.reach), at_the_end.cost(0.25)
     assert half["reached"] == pytest.approx(0.5, abs=0.1)
-    assert half["ci95"][0] < half["cost"]
-    assert half["ci95"][1] is None
-    assert at_the_end.cost(0.25)["reached"] == 1.0 and None not in at_the_end.cost(0.25)["ci95"]
-    with pytest.raises(ValueError, match="4 prompts: an interval needs at least 5"):
-        front([0.5], [1.0], n=4).cost(0.1)
-    message = "with [1-9][0-9]* and 0 values that are not finite: expected equal shapes"
+    assert half["ci95"][0] < half["cost"] and half["ci95"][1] is None
+    assert quarter["reached"] == 1.0 and None not in quarter["ci95"]
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (lambda: front([0.5], [1.0], n=4).cost(0.1), "4 prompts: an interval needs at least 5"),
+        (
+            lambda: front([np.nan], [1.0]),
+            "with 30 and 0 values that are not finite: expected equal",
+        ),
+        (lambda: front([1], [1], n=6).area_to(front([1], [1], n=7)), "fronts of 6 and 7 prompts"),
+        (lambda: front([1], [1]).reach_less(front([1], [1], n=31)), "fronts of 30 and 31 prompts"),
+    ],
+)
+def test_fronts_of_too_few_unlike_or_unknown_prompts_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        front([np.nan], [1.0])
-
-
-def test_fronts_of_unlike_prompts_are_refused():
-    with pytest.raises(ValueError, match="fronts of 6 and 7 prompts"):
-        six, seven = (Front(*2 * (np.ones((2, n)),)) for n in (6, 7))
-        six.area_to(seven)
+        wrong()
 
 
 def test_the_interval_of_a_cost_covers_it():
@@ -112,8 +111,8 @@ def test_reaches_are_compared_prompt_by_prompt():
     found = ours.reach_less(theirs)
     assert found["difference"] == pytest.approx(0.55, abs=0.05)
     assert found["ci95"][0] < found["difference"] < found["ci95"][1]
-    with pytest.raises(ValueError, match="fronts of 30 and 31 prompts"):
-        ours.reach_less(front([0.5], [1.0], n=31))
+    nothing = ours.area_to(ours)
+    assert nothing["area"] == 0 and nothing["ci95"] == [0, 0]
 
 
 def test_areas_and_reaches_are_covered_where_the_best_strengths_are_near_ties():
@@ -121,43 +120,35 @@ def test_areas_and_reaches_are_covered_where_the_best_strengths_are_near_ties():
     ours = (np.array([-0.01, 0.05, 0.10, 0.12]), np.array([0.7, 0.75, 0.94, 1.84]))
     theirs = (np.array([0, 0.06, 0.10, 0.10]), np.array([0, 0.05, 0.5, 1.9]))
     rng, inside = np.random.default_rng(0), {"area": 0, "reach": 0}
+    truths = {"area": area_between(ours, theirs), "reach": 0.02}
+
+    def noisy(values, scale):
+        return values[:, None] + rng.normal(0, scale, (4, 40))
+
     for _ in range(20):
-        both = [
-            Front(
-                concept[:, None] + rng.normal(0, 0.35, (4, 40)),
-                cost[:, None] + rng.normal(0, 0.9, (4, 40)),
-            )
-            for concept, cost in (ours, theirs)
-        ]
-        found = {
-            "area": (both[0].area_to(both[1])["ci95"], area_between(ours, theirs)),
-            "reach": (both[0].reach_less(both[1])["ci95"], 0.02),
-        }
-        for name, ((low, high), truth) in found.items():
-            inside[name] += low <= truth <= high
+        one, other = (Front(noisy(path[0], 0.35), noisy(path[1], 0.9)) for path in (ours, theirs))
+        for name, found in one.less(other).items():
+            low, high = found["ci95"]
+            inside[name] += low <= truths[name] <= high
     assert min(inside.values()) >= 17
-
-
-def test_an_area_to_itself_is_nothing():
-    one = front([0.3, 0.6], [0.2, 0.9], noise=0.1)
-    assert one.area_to(one)["area"] == 0 and one.area_to(one)["ci95"] == [0, 0]
 
 
 def test_sentiment_is_measured_by_vader_and_its_sign_turns_both():
     pos, neg = (concepts.concept("sentiment", sign, posts=0, cache=None) for sign in (1, -1))
     texts = ["a wonderful, delightful film", "a dreadful, tedious film", "a film"]
-    assert pos.measure(texts)[0] > 0.5 > -0.3 > pos.measure(texts)[1] and pos.measure(texts)[2] == 0
+    good, bad, plain = pos.measure(texts)
+    assert good > 0.5 > -0.3 > bad and plain == 0
     assert np.array_equal(neg.measure(texts), -pos.measure(texts))
     assert np.array_equal(neg.positive_n, ~pos.positive_n)
-    assert len(pos.documents) == 200
-    assert pos.positive_n.sum() == 100
-    assert pos.neutral(texts[2])
-    assert not pos.neutral(texts[0])
+    assert len(pos.documents) == 200 and pos.positive_n.sum() == 100
+    assert pos.neutral(texts[2]) and not pos.neutral(texts[0])
     with pytest.raises(ValueError, match="sign 2"):
         concepts.concept("sentiment", 2, posts=0, cache=None)
 
 
-def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
+@pytest.fixture
+def newsgroups(monkeypatch):
+    """Twelve posts on space and as many on hockey."""
     words = {"space": "orbit launch shuttle moon", "hockey": "goal ice puck league"}
     posts = [
         Document(f"{label}{i}", f"{text} {text.split()[i % 4]}", label)
@@ -165,33 +156,41 @@ def test_a_topic_is_measured_by_a_probe_on_other_posts(monkeypatch):
         for label, text in words.items()
     ]
     monkeypatch.setattr(concepts, "load_documents", lambda corpus, cache: posts)
-    space = concepts.concept("space", 1, posts=5, cache=None)
+
+
+def topic(name, posts):
+    return concepts.concept(name, 1, posts=posts, cache=None)
+
+
+def test_a_topic_is_measured_by_a_probe_on_other_posts(newsgroups, monkeypatch):
+    fitted, fit = [], concepts.text_probe
+
+    def watched(texts, positive):
+        fitted.extend(texts)
+        return fit(texts, positive)
+
+    monkeypatch.setattr(concepts, "text_probe", watched)
+    space = topic("space", 5)
     assert [d.label for d in space.documents] == 5 * ["space"] + 5 * ["hockey"]
     assert space.positive_n.tolist() == 5 * [True] + 5 * [False]
     scores = space.measure(["The Moon, and a launch", "ice, a puck"])
     assert scores[0] > 0.6 > 0.4 > scores[1]
-    assert space.neutral("a puck")
-    assert not space.neutral("moon")
-    fitted = []
-    monkeypatch.setattr(
-        concepts,
-        "text_probe",
-        lambda texts, positive: fitted.extend(texts) or (lambda new: np.zeros(len(new))),
-    )
-    unshared = concepts.concept("space", 1, posts=5, cache=None)
-    assert len(fitted) == 10 and unshared.documents[0].title == "space0"
-    assert len(unshared.judged) == 4
-    assert not {d.title for d in unshared.judged} & {d.title for d in unshared.documents}
+    assert space.neutral("a puck") and not space.neutral("moon")
+    assert len(fitted) == 10 and len(space.judged) == 4
+    assert [d.title for d in space.documents[:5]] == [f"space{i}" for i in range(5)]
+    assert [d.title for d in space.judged[:2]] == ["space10", "space11"]
     assert concepts.measure_auc(space, str) == {"texts": 4, "whole": 1.0, "shortened": 1.0}
     assert concepts.measure_auc(space, lambda text: "")["shortened"] == 0.5
-    message = "0 of 0 texts have the concept 'space': expected both classes"
+
+
+@pytest.mark.parametrize(
+    "name, posts, message",
+    [
+        ("space", 6, "0 of 0 texts have the concept 'space': expected both classes"),
+        ("space", 7, "'space' has 12 posts, 14 were asked for; there are hockey, space"),
+        ("sentimant", 5, "unknown concept 'sentimant': expected 'sentiment' or .* hockey, space"),
+    ],
+)
+def test_topics_with_too_few_posts_or_none_are_refused(newsgroups, name, posts, message):
     with pytest.raises(ValueError, match=message):
-        concepts.measure_auc(concepts.concept("space", 1, posts=6, cache=None), str)
-    message = "newsgroup 'space' has 12 posts, 14 were asked for; there are hockey, space"
-    with pytest.raises(ValueError, match=message):
-        concepts.concept("space", 1, posts=7, cache=None)
-    with pytest.raises(
-        ValueError,
-        match="unknown concept 'sentimant': expected 'sentiment' or a newsgroup, one of hockey, space",
-    ):
-        concepts.concept("sentimant", 1, posts=5, cache=None)
+        concepts.measure_auc(topic(name, posts), str)

@@ -75,13 +75,10 @@ def test_what_the_last_third_gained():
 
 
 def test_the_verdict_in_words(rows):
-    assert limit(0.05, 0.02) == "data"
-    assert limit(0.01, 0.02) == "compute"
-    assert limit(0.02, 0.02) == "compute"
+    assert [limit(excess, 0.02) for excess in (0.05, 0.01, 0.02)] == ["data", "compute", "compute"]
     words = in_words("remembering", {**rows["remembering"], "passes": 3.16}, "test", gained=0.02)
     assert words.startswith("remembering, after 3.2 passes: test loss ")
     assert "more than the 0.020" in words
     assert words.endswith("data limits it.")
-    assert in_words("control", {**rows["control"], "passes": 0.1}, "test", gained=0.02).endswith(
-        "compute limits it."
-    )
+    control = in_words("control", {**rows["control"], "passes": 0.1}, "test", gained=0.02)
+    assert control.endswith("compute limits it.")

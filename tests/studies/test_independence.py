@@ -29,11 +29,10 @@ def bursts(n, m, rng):
 
 def test_independent_latents_are_outside_five_percent_of_the_time():
     """45 pairs of bursty latents, 20 times: 900 pairs, of which 5 % ± 4 standard errors."""
-    trials = [bursts(4000, 10, np.random.default_rng(trial)) for trial in range(20)]
-    shares = [
-        coactivation(firing, halves(firing), trial, BINS)["outside"]
-        for trial, firing in enumerate(trials)
-    ]
+    shares = []
+    for trial in range(20):
+        firing = bursts(4000, 10, np.random.default_rng(trial))
+        shares.append(coactivation(firing, halves(firing), trial, BINS)["outside"])
     assert np.mean(shares) == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 900))
 
 
@@ -43,19 +42,15 @@ def test_a_planted_pair_is_found_and_named_by_its_side():
     firing[:, 3] &= ~firing[:, 2]
     pairs = paired(firing, seed=0)
     place = {pair: i for i, pair in enumerate(zip(*np.triu_indices(6, 1)))}
-    assert pairs.above_p[place[0, 1]]
+    assert pairs.above_p[place[0, 1]] and not pairs.below_p[place[0, 1]]
     assert pairs.below_p[place[2, 3]]
-    assert not pairs.below_p[place[0, 1]]
     found = coactivation(firing, halves(firing), 0, BINS)
     assert (found["above"], found["below"]) == (pairs.above_p.mean(), pairs.below_p.mean())
     assert found["never_together"] == pytest.approx(1 / 15)
     assert found["mutual_information"] > 2 * found["mutual_information_null"]
-    assert (
-        sum(found["histogram"]["data"])
-        == pytest.approx(1)
-        == pytest.approx(sum(found["histogram"]["null"]))
-    )
-    assert found["histogram"]["data"][0] == pytest.approx(1 / 15)
+    histogram = found["histogram"]
+    assert [sum(histogram[of]) for of in ("data", "null")] == pytest.approx([1, 1])
+    assert histogram["data"][0] == pytest.approx(1 / 15)
 
 
 def test_shares_without_each_document():
@@ -106,9 +101,8 @@ def test_mutual_information_by_hand():
 
 
 def test_independent_gaussians():
-    found = gaussianity(
-        3 + 2 * torch.randn(20_000, 12, generator=torch.Generator().manual_seed(0)), seed=0
-    )
+    normal = torch.randn(20_000, 12, generator=torch.Generator().manual_seed(0))
+    found = gaussianity(3 + 2 * normal, seed=0)
     assert np.abs(found["kurtosis"]).max() < 0.2 and max(found["distance"]) < 0.015
     assert found["squares"]["correlation"] == pytest.approx(0, abs=0.003)
     assert found["squares"]["outside"] < 0.2
@@ -122,18 +116,24 @@ def test_a_mixture_of_radii_has_heavy_tails_and_squares_that_go_together():
     assert np.mean(found["kurtosis"]) == pytest.approx(3 * 41 / 25 - 3, rel=0.03)
     expected = (41 / 25 - 1) / (3 * 41 / 25 - 1)
     assert found["squares"]["correlation"] == pytest.approx(expected, rel=0.03)
-    assert found["squares"]["above"] > 0.99, (
-        "all but those that one of 39 shifts happens to move alike, 780 · 39 / 40,000 expected"
-    )
-    assert np.abs(found["norm_kurtosis"]).max() < 0.25, (
-        "without the radius nothing is left but the sphere's −6/(d + 2)"
-    )
+    # all but those that one of 39 shifts happens to move alike, 780 · 39 / 40,000 expected
+    assert found["squares"]["above"] > 0.99
+    # without the radius nothing is left but the sphere's −6/(d + 2)
+    assert np.abs(found["norm_kurtosis"]).max() < 0.25
 
 
-def test_impossible_input_is_refused():
+@pytest.mark.parametrize(
+    "firing, document, message",
+    [
+        ([[True, True], [False, True]], [0, 1], "a latent fires nowhere or everywhere"),
+        ([[True, True], [False, False]], [0, 0], "one document"),
+    ],
+)
+def test_impossible_latents_are_refused(firing, document, message):
+    with pytest.raises(ValueError, match=message):
+        coactivation(torch.tensor(firing), np.array(document), 0, BINS)
+
+
+def test_one_column_has_no_pairs():
     with pytest.raises(ValueError, match="1 columns and 39 shifts: expected at least 2 and 39"):
         paired(torch.ones(10, 1), seed=0)
-    with pytest.raises(ValueError, match="a latent fires nowhere or everywhere"):
-        coactivation(torch.tensor([[True, True], [False, True]]), np.arange(2), 0, BINS)
-    with pytest.raises(ValueError, match="one document"):
-        coactivation(torch.tensor([[True, True], [False, False]]), np.zeros(2), 0, BINS)

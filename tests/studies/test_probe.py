@@ -6,22 +6,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mmlib_studies.probing import probes as probe
-from mmlib_studies.probing.probes import (
-    TaskProbes,
-    auc,
-    grouped_folds,
-    mean_over_tasks,
-    random_candidates,
-)
+from mmlib_studies.probing.probes import TaskProbes, auc, mean_over_tasks, random_candidates
 from mmlib_studies.probing.tasks import Task
 
 
 def task_of(n=240, seed=0, per_group=3):
     rng = np.random.default_rng(seed)
     held = np.arange(n) >= 0.6 * n
-    return Task(
-        "t", "s", rng.permutation(n), rng.permutation(n) % 2 == 0, np.arange(n) // per_group, held
-    )
+    rows, label = rng.permutation(n), rng.permutation(n) % 2 == 0
+    return Task("t", "s", rows, label, np.arange(n) // per_group, held)
 
 
 def planted(task, units=50, where=17, sign=1.0, noise=0.01, seed=1):
@@ -53,13 +46,10 @@ def test_the_planted_unit_is_ranked_first_and_has_an_auc_of_1(sign, scale):
 
 
 def test_useless_units_have_an_auc_near_one_half_however_many_there_are():
-    noise = (
-        np.random.default_rng(seed).standard_normal((240, 300)).astype(np.float32)
-        for seed in range(40)
-    )
-    found = [
-        TaskProbes(values, task_of(seed=seed), seed=0).best() for seed, values in enumerate(noise)
-    ]
+    found = []
+    for seed in range(40):
+        noise = np.random.default_rng(seed).standard_normal((240, 300)).astype(np.float32)
+        found.append(TaskProbes(noise, task_of(seed=seed), seed=0).best())
     # 96 held-out examples, 40 times
     assert np.mean([one.auc for one in found]) == pytest.approx(0.5, abs=0.03)
     assert np.mean([one.cv_auc for one in found]) > 0.6  # what choosing the best rewards
@@ -69,9 +59,8 @@ def test_nothing_held_out_enters_the_choice():
     task = task_of()
     values = planted(task, noise=1.0)
     before = TaskProbes(values, task, seed=0).best()
-    values[task.side(True)[0]] = np.random.default_rng(9).standard_normal(
-        (task.held_out_e.sum(), values.shape[1])
-    )
+    held, _ = task.side(True)
+    values[held] = np.random.default_rng(9).standard_normal((len(held), values.shape[1]))
     after = TaskProbes(values, task, seed=0).best()
     assert (before.unit, before.sign, before.cv_auc) == (after.unit, after.sign, after.cv_auc)
     assert before.auc != after.auc
@@ -93,32 +82,24 @@ def test_cross_validated_auc_is_that_of_refitted_regressions():
     task = task_of(per_group=2)
     probes = TaskProbes(planted(task, noise=1.5), task, seed=3)
     units = np.array([17, 2, 9])
-    expected = []
+    expected, label = [], probes.label_e
     for rest, fold in probes.folds:
-        models = [
-            LogisticRegression().fit(probes.fit_eu[rest][:, [u]], probes.label_e[rest])
-            for u in units
-        ]
-        expected.append(
-            [
-                roc_auc_score(
-                    probes.label_e[fold], m.decision_function(probes.fit_eu[fold][:, [u]])
-                )
-                for m, u in zip(models, units)
-            ]
-        )
-    assert len(expected) == probe.FOLDS
-    assert probes.cv_auc(units) == pytest.approx(np.mean(expected, 0))
+        for unit in units:
+            model = LogisticRegression().fit(probes.fit_eu[rest][:, [unit]], label[rest])
+            scores = model.decision_function(probes.fit_eu[fold][:, [unit]])
+            expected.append(roc_auc_score(label[fold], scores))
+    assert len(probes.folds) == probe.FOLDS
+    assert probes.cv_auc(units) == pytest.approx(np.reshape(expected, (-1, 3)).mean(0))
 
 
 def test_folds_never_divide_a_group():
     group, label = np.repeat(np.arange(20), 4), np.tile([True, False], 40)
-    folds = grouped_folds(label, group, 5, seed=0)
+    folds = probe.grouped_folds(label, group, 5, seed=0)
     assert len(folds) == 5
     assert sorted(np.concatenate([fold for _, fold in folds])) == list(range(80))
     assert all(not set(group[rest]) & set(group[fold]) for rest, fold in folds)
     with pytest.raises(ValueError, match="4 examples in 2 groups: no fold holds both classes"):
-        grouped_folds(np.array([True, True, False, False]), np.array([0, 0, 1, 1]), 5, seed=0)
+        probe.grouped_folds(np.array([True, True, False, False]), np.array([0, 0, 1, 1]), 5, seed=0)
 
 
 def test_a_unit_that_never_varies_is_never_preferred():
@@ -130,11 +111,10 @@ def test_a_unit_that_never_varies_is_never_preferred():
 
 
 def test_random_candidates_are_seeded_and_different():
-    draws = random_candidates(7680, 640, 5, seed=0)
+    draws, again, others = (random_candidates(7680, 640, 5, seed=seed) for seed in (0, 0, 1))
     assert len(draws) == 5 and all(len(set(draw)) == 640 and draw.max() < 7680 for draw in draws)
-    assert all(np.array_equal(a, b) for a, b in zip(draws, random_candidates(7680, 640, 5, seed=0)))
-    assert not np.array_equal(draws[0], draws[1])
-    assert not np.array_equal(draws[0], random_candidates(7680, 640, 5, seed=1)[0])
+    assert np.array_equal(draws, again)
+    assert not any(np.array_equal(draws[0], other) for other in (draws[1], others[0]))
     assert [list(draw) for draw in random_candidates(3, 640, 5, seed=0)] == [[0, 1, 2]]
 
 
@@ -149,9 +129,8 @@ def test_only_candidates_are_chosen():
 def test_fitted_directions_find_what_no_single_unit_holds():
     task = task_of(n=600)
     values = np.random.default_rng(0).standard_normal((600, 12)).astype(np.float32)
-    values[task.rows_e] += (
-        1.2 * np.where(task.label_e, 1, -1)[:, None] / np.sqrt(12)
-    )  # one direction, spread over all units
+    # one direction, spread over all units
+    values[task.rows_e] += 1.2 * np.where(task.label_e, 1, -1)[:, None] / np.sqrt(12)
     single = TaskProbes(values, task, seed=0).best().auc
     assert probe.mean_difference_auc(values, task) > single + 0.1
     assert probe.dense_auc(values, task, seed=0) > single + 0.1

@@ -8,7 +8,6 @@ import torch
 
 from mmlib.activations.store import ActivationStore
 from mmlib.denoisers.networks import MLPSize, image_shape
-from mmlib.runs.sweep import Sweep
 from mmlib.training.recipe import Recipe, Training
 from mmlib_studies.recipes import images
 from mmlib_studies.recipes import outcomes as trials
@@ -30,13 +29,17 @@ def outcome(seconds, losses, setup=0.0, loss=None):
 # Rates
 
 
-def test_the_next_rate_is_beyond_the_edge_or_between_the_best_and_its_better_neighbour():
-    assert trials.further_rate({1e-3: 3.0, 2e-3: 2.0, 4e-3: 1.0}) == 8e-3
-    assert trials.further_rate({1e-3: 1.0, 2e-3: 2.0}) == 5e-4
-    assert trials.further_rate({1e-3: 1.5, 4e-3: 1.0, 9e-3: 2.0}) == pytest.approx(2e-3)
-    assert trials.further_rate({1e-3: 2.5, 4e-3: 1.0, 9e-3: 2.0}) == pytest.approx(6e-3)
-    assert trials.at_edge({1.0: 0.5, 2.0: 0.7})
-    assert not trials.at_edge({1.0: 0.8, 2.0: 0.7, 4.0: 0.9})
+@pytest.mark.parametrize(
+    "losses, rate, edge",
+    [
+        ({1e-3: 3.0, 2e-3: 2.0, 4e-3: 1.0}, 8e-3, True),
+        ({1e-3: 1.0, 2e-3: 2.0}, 5e-4, True),
+        ({1e-3: 1.5, 4e-3: 1.0, 9e-3: 2.0}, 2e-3, False),
+        ({1e-3: 2.5, 4e-3: 1.0, 9e-3: 2.0}, 6e-3, False),
+    ],
+)
+def test_the_next_rate_is_beyond_the_edge_or_towards_the_better_neighbour(losses, rate, edge):
+    assert trials.further_rate(losses) == pytest.approx(rate) and trials.at_edge(losses) == edge
 
 
 def test_everyone_gets_as_many_trials_and_the_edge_is_left_behind():
@@ -56,10 +59,10 @@ def test_everyone_gets_as_many_trials_and_the_edge_is_left_behind():
 
 
 def test_a_training_that_diverged_is_never_the_best():
-    found = {1.0: {"diverged": "loss nan at step 3"}, 2.0: {"loss": 5.0}}
-    assert trials.best_of(found) == 2.0 and trials.loss_of(found[1.0]) == np.inf
+    gone = {"diverged": "loss nan at step 3"}
+    assert trials.best_of({1.0: gone, 2.0: {"loss": 5.0}}) == 2.0
     with pytest.raises(ValueError, match="every trial diverged, the last so: loss nan at step 3"):
-        trials.best_of({1.0: found[1.0]})
+        trials.best_of({1.0: gone})
 
 
 # Times
@@ -67,10 +70,8 @@ def test_a_training_that_diverged_is_never_the_best():
 
 def test_time_to_a_loss_counts_the_setup_and_takes_the_first_entry_there():
     found = outcome([10.0, 20.0, 30.0], [1.5, 1.3, 1.35], setup=4.0)
-    assert trials.time_to(found, 1.3) == 24.0
-    assert trials.time_to(found, 1.4) == 24.0
-    assert trials.time_to(found, 1.2) is None
-    assert trials.whole_time(found) == 34.0
+    times = [trials.time_to(found, target) for target in (1.3, 1.4, 1.2)]
+    assert times == [24.0, 24.0, None] and trials.whole_time(found) == 34.0
     assert trials.curve_of(found)["seconds"] == [14.0, 24.0, 34.0]
 
 
@@ -79,9 +80,7 @@ def test_ratios_are_paired_by_seed_and_missing_where_a_seed_is():
     theirs = [outcome([10.0, 20.0, 30.0], [1.4, 1.1, 1.0]), outcome([2.0, 5.0], [1.9, 1.8])]
     found = trials.ratios(ours, theirs, [1.1, 1.5])
     assert found["theirs_seconds"] == [20.0, 5.0] and found["theirs_reached"] == [True, False]
-    assert found["ours_seconds"] == [2.0, 1.0]
-    assert found["ratio"]["values"] == [0.1, 0.2]
-    assert found["ratio"]["mean"] == pytest.approx(0.15)
+    assert found["ours_seconds"] == [2.0, 1.0] and found["ratio"]["values"] == [0.1, 0.2]
     assert "ratio" not in trials.ratios(ours, theirs, [0.9, 1.5])
 
 
@@ -96,13 +95,10 @@ def test_recipes_are_paired_by_seed():
     lower = [{"loss": 1.0}, {"loss": 1.2}, {"loss": 1.1}]
     gone = [{"loss": 2.0}, {"loss": 1.9}, {"diverged": "so"}]
     assert trials.paired(lower[:2], gone[:2])["every_seed"]
-    pair = trials.paired(gone, lower)
-    assert pair["diverged"] == 1
-    assert len(pair["values"]) == 2
-    assert not trials.paired(lower, gone)["every_seed"]
-    assert not pair["every_seed"]
-    assert trials.losses_of(gone)["values"] == [2.0, 1.9]
-    assert trials.losses_of(gone)["diverged"] == 1
+    for pair in (trials.paired(gone, lower), trials.paired(lower, gone)):
+        assert pair["diverged"] == 1 and len(pair["values"]) == 2 and not pair["every_seed"]
+    found = trials.losses_of(gone)
+    assert (found["values"], found["diverged"]) == ([2.0, 1.9], 1)
 
 
 # Trainings
@@ -137,40 +133,22 @@ def test_only_the_log_of_a_speed_is_kept(trainings):
 
 
 def test_a_training_that_diverges_is_an_outcome(trainings):
-    hot = Recipe(MLPSize(1, 8, 16), replace(TINY, lr=1e30, steps=8))
-    found = trainings.outcome(trainings.of("hot", hot, 0))
-    assert "step" in found["diverged"]
-    assert "loss" not in found
-    assert trials.loss_of(found) == np.inf
-    assert trials.row_of(found)["loss"] is None
-    assert Sweep(trainings.sweep.run, "recipes", "21_recipes").known(
-        trainings.trial(trainings.of("hot", hot, 0), measured=True)
-    )
+    hot = trainings.of("hot", Recipe(MLPSize(1, 8, 16), replace(TINY, lr=1e30, steps=8)), 0)
+    found = trainings.outcome(hot)
+    assert "step" in found["diverged"] and "loss" not in found
+    assert trials.loss_of(found) == np.inf and trials.row_of(found)["loss"] is None
+    assert trainings.sweep.known(trainings.trial(hot, measured=True))
 
 
 # The study
 
-SIZE = RecipeStudySize(
-    mlp=MLPSize(3, 8, 16),
-    large=MLPSize(1, 16, 32),
-    steps=4,
-    batch=64,
-    levels=16,
-    seeds=2,
-    rates=(1e-3, 2e-3, 4e-3),
-    more_rates=0,
-    batches=(32,),
-    lengths=(1.0, 2.0),
-    short_lengths=(0.5, 1.0),
-    tokens=4,
-    validation_rows=32,
-)
+SIZE = replace(SIZES["smoke"], mlp=MLPSize(3, 8, 16), steps=4, more_rates=0, tokens=4)
 
 
 @pytest.fixture
 def study(run, store, monkeypatch):
     """With made-up outcomes: `study.asked` lists trials, losses come from `study.law(trial)`."""
-    found = RecipeStudy(run, store, SIZE)
+    found = RecipeStudy(run, store, size=SIZE)
     found.asked = []
 
     def made_up(cell, measured=True):
@@ -197,20 +175,13 @@ def test_another_batch_gets_the_steps_that_last_as_long(study):
 
 
 def test_ours_takes_the_shortest_schedule_with_which_every_seed_comes_there(study):
-    def law(cell):
-        if cell.recipe.size.gated_skip:  # with the second seed it is there only after twice as long
-            return (
-                1.0
-                if cell.recipe.training.steps == 8
-                or (cell.seed == 0 and cell.recipe.training.steps == 4)
-                else 1.6
-            )
-        return 1.5
+    def law(cell):  # with the second seed it is there only after twice as long
+        late = cell.recipe.training.steps == 4 and cell.seed == 1
+        return 1.6 if late else 1.0
 
     study.law = law
     found = study.shortest((1.0, 2.0, 3.0), [1.5, 1.5])
-    assert found["length"] == 2.0
-    assert list(found["tried"]) == [1.0, 2.0]
+    assert found["length"] == 2.0 and list(found["tried"]) == [1.0, 2.0]
     assert [end["loss"] for end in found["outcomes"]] == [1.0, 1.0]
     never = study.shortest((1.0, 2.0), [0.5, 0.5])
     assert never["length"] == 2.0 and len(never["outcomes"]) == 2 and len(never["tried"][1.0]) == 1
@@ -225,11 +196,8 @@ def test_published_settings_stop_at_one_seed_only_far_above_the_target(study):
 
 
 def test_the_published_architecture_is_tried_as_often_as_ours_at_the_length_used(study):
-    study.law = lambda cell: (
-        1
-        + abs(np.log2(cell.recipe.training.lr / 2e-3))
-        + (0 if cell.recipe.size.gated_skip else 0.1)
-    )
+    rate_law = study.law
+    study.law = lambda cell: rate_law(cell) + 0.1 * (not cell.recipe.size.gated_skip)
     tried = study.tried()
     assert len(tried["published"]) >= len(tried["gated"]) and study.published_long["rate"] == 2e-3
     # tuned, another batch, the whole length
@@ -238,7 +206,7 @@ def test_the_published_architecture_is_tried_as_often_as_ours_at_the_length_used
 
 def planned(run, store, size=None, parts=PARTS):
     """The study with guesses for outcomes."""
-    study = RecipeStudy(run, store, size, lambda trial: guess(trial, study.size))
+    study = RecipeStudy(run, store, size=size, ask=lambda trial: guess(trial, study.size))
     for part in parts:
         getattr(study, part)
     return study
@@ -249,22 +217,15 @@ def test_no_two_cells_share_a_name_so_that_a_rerun_finds_them_all(run, make_stor
     """Every trial of the whole study, the speeds too: a name with two configurations would be trained anew each time."""
     store = ActivationStore(make_store(d=64, dtype="float32")[0])
     train, size = planned(run, store, size).train, size or SIZES["smoke"]
-    assert {name.split("-")[0] for name in train.named} == {
-        "published",
-        "shared",
-        "gated",
-        "linear",
-        "unet",
-        "speed",
-    }
+    kinds = {"published", "shared", "gated", "linear", "unet", "speed"}
+    assert {name.split("-")[0] for name in train.named} == kinds
     for seed in (0, 1):
         train.unet(2e-3, size.unet_channels[0], seed)
         train.mlp("published", 2e-3, seed, batch=256)
     speeds = [trial for name, trial in train.named.items() if name.startswith("speed-")]
     assert {(trial.seed, trial.recipe.training.lr) for trial in speeds} == {(0, size.rates[0])}
-    one = train.named["speed-unet-reference"]
     with pytest.raises(ValueError, match="two trials are called speed-unet-reference"):
-        train.outcome(replace(one, seed=5))
+        train.outcome(replace(train.named["speed-unet-reference"], seed=5))
 
 
 def test_the_plan_trains_nothing_and_counts_every_cell_once(run, store, tmp_path):
@@ -298,9 +259,9 @@ def test_neighbours_are_found_where_they_are_and_not_where_they_are_not():
     alone = torch.randn(20_000, 24, generator=generator)
     shared = torch.randn(20_000, 12, generator=generator).repeat_interleave(2, dim=1)
     found = images.neighbours((alone + shared) / 2**0.5, 8, seed=0)
-    assert found["beside"]["mean"] == pytest.approx(0.5 * 12 / 23, abs=0.01)
-    assert found["beside"]["mean"] > found["beside"]["band"][1]
-    assert found["above"]["mean"] < 0.02 and found["above"]["mean"] <= found["above"]["band"][1]
+    beside, above = found["beside"], found["above"]
+    assert beside["band"][1] < beside["mean"] == pytest.approx(0.5 * 12 / 23, abs=0.01)
+    assert above["mean"] < 0.02 and above["mean"] <= above["band"][1]
     nothing = images.neighbours(alone, 8, seed=0)
     assert all(part["band"][0] <= part["mean"] <= part["band"][1] for part in nothing.values())
 
@@ -309,7 +270,5 @@ def test_heights_that_do_not_fit_the_width_are_left_out():
     assert images.other_heights(640, (4, 8, 20, 40)) == [4, 8, 40]  # 20 is its own
     assert images.other_heights(768, (4, 8, 40)) == [4, 8]
     for d in (96, 640, 768, 1000):
-        assert all(
-            image_shape(d, height)[0] == height
-            for height in images.other_heights(d, range(4, 200, 4))
-        )
+        heights = images.other_heights(d, range(4, 200, 4))
+        assert [image_shape(d, height)[0] for height in heights] == heights

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
 
 from mmlib.denoisers.networks import MLPDenoiser, count_parameters
 from mmlib_studies import scaling
@@ -29,16 +30,13 @@ def test_known_constants_are_recovered(truth):
 
 
 def test_fit_agrees_with_a_general_least_squares_solver():
-    from scipy.optimize import least_squares
+    compute, loss = (values[:13] for values in grid(0.003, 5))
 
-    compute, loss = grid(0.003, 5)
-    compute, loss = compute[:13], loss[:13]
-    best = least_squares(
-        lambda p: (p[0] + p[1] * (compute / 1e12) ** -p[2]) / loss - 1,
-        (0.5, 0.5, 0.3),
-        bounds=([0, 0, 0.01], [5, 5, 3]),
-        xtol=1e-14,
-    ).x
+    def residuals(p):
+        return (p[0] + p[1] * (compute / 1e12) ** -p[2]) / loss - 1
+
+    bounds = ([0, 0, 0.01], [5, 5, 3])
+    best = least_squares(residuals, (0.5, 0.5, 0.3), bounds=bounds, xtol=1e-14).x
     found = scaling.fit(compute, loss)
     assert (found.e, found.a, found.alpha) == pytest.approx(tuple(best), rel=1e-3)
 
@@ -74,13 +72,9 @@ def test_the_bootstrap_chooses_runs_by_one_loss_and_fits_the_other():
 def test_too_few_points_are_refused():
     with pytest.raises(ValueError, match="3 different amounts of compute"):
         scaling.fit([1e12, 2e12, 4e12, 4e12], [3, 2, 1.5, 1.4])
+    few = np.array([4, 3, 2, 1.0])
     with pytest.raises(ValueError, match="measure more runs"):
-        scaling.bootstrap(
-            np.geomspace(1e11, 1e13, 4),
-            np.array([4, 3, 2, 1.0]),
-            np.array([4, 3, 2, 1.0]),
-            resamples=5,
-        )
+        scaling.bootstrap(np.geomspace(1e11, 1e13, 4), few, few, resamples=5)
 
 
 def test_intervals_hold_the_truth_at_least_as_often_as_they_say():
@@ -102,60 +96,54 @@ def test_the_compute_of_a_loss_by_hand():
     assert law.compute_at(1.0) == law.compute_at(0.7) == np.inf
 
 
+def reached(law, loss, others=10 * [None]):
+    """The extrapolation to a loss from runs of up to 10¹² FLOP, with resamples like the law or others."""
+    return scaling.extrapolation(law, [other or law for other in others], loss, 1e12)
+
+
 def test_an_extrapolation_far_beyond_the_runs_is_not_to_be_believed():
     law = scaling.PowerLaw(0.5, 1.0, 0.25)
-    near = scaling.extrapolation(law, [law] * 10, 1.5, 1e12)
-    assert near["believable"]
-    assert near["compute"] == pytest.approx(1e12)
-    assert near["ci95"] == pytest.approx([1e12, 1e12])
-    far = scaling.extrapolation(law, [law] * 10, 0.8, 1e12)  # (1/0.3)⁴ = 123 times as much
-    assert not far["believable"]
+    near, far = reached(law, 1.5), reached(law, 0.8)  # (1/0.3)⁴ = 123 times as much
+    assert near["believable"] and not far["believable"]
+    assert (near["compute"], *near["ci95"]) == pytest.approx((1e12, 1e12, 1e12))
     assert "2.1 orders of magnitude" in far["reasons"][0]
     assert far["decades_beyond"] == pytest.approx(2.09, abs=0.01)
 
 
 def test_a_loss_that_may_never_be_reached_is_not_to_be_believed():
     law, floor = scaling.PowerLaw(0.5, 1.0, 0.25), scaling.PowerLaw(1.45, 0.5, 0.4)
-    doubtful = scaling.extrapolation(law, [law] * 9 + [floor], 1.4, 1e12)
-    assert not doubtful["believable"]
-    assert doubtful["ci95"][1] is None
-    assert doubtful["share_never"] == pytest.approx(0.1)
-    either = scaling.extrapolation(floor, [floor] * 9 + [law], 1.4, 1e12)
+    doubtful = reached(law, 1.4, [law] * 9 + [floor])
+    assert doubtful["ci95"][1] is None and doubtful["share_never"] == pytest.approx(0.1)
+    assert "does not exclude that 1.400 is never reached" in doubtful["reasons"][0]
+    either = reached(floor, 1.4, [floor] * 9 + [law])
     assert either["compute"] is None and "0.500 to 1.450, leaves open" in either["reasons"][0]
-    never = scaling.extrapolation(floor, [floor] * 10, 1.4, 1e12)
+    never = reached(floor, 1.4)
     assert never["compute"] is None and never["share_never"] == 1
     assert never["reasons"] == ["the fitted law never comes below E = 1.450, and 1.400 is needed"]
 
 
 def test_an_impossible_end_of_a_floor_is_said_to_be_so():
-    """0.5 and 1 under losses 1.2 and 1.5; an end at 1.3 is above a loss that was reached."""
-    value, low, high = scaling.over_floor({"value": 1.0, "ci95": [0.5, 1.3]}, 1.2, 1.5)
-    assert [(row["is"], row["floor"], row["reduction"]) for row in (value, low)] == [
-        ("E", 1.0, pytest.approx(0.6)),
-        ("lower end of E", 0.5, pytest.approx(0.3)),
-    ]
-    assert (high["is"], high["floor"], high["reduction"]) == ("upper end of E", 1.3, None)
-    assert high["impossible"] == "a loss of 1.200 has been reached"
+    """0.5 and 1 under losses 1.2 and 1.5; an end at 1.3 is above a loss that was reached, by a run or by what it is compared with."""
+    found = scaling.over_floor({"value": 1.0, "ci95": [0.5, 1.3]}, 1.2, 1.5)
+    assert [row["is"] for row in found] == ["E", "lower end of E", "upper end of E"]
+    assert [row["floor"] for row in found] == [1.0, 0.5, 1.3]
+    reductions = [row["reduction"] for row in found]
+    assert reductions[:2] == pytest.approx([0.6, 0.3]) and reductions[2] is None
+    why = [row["impossible"] for row in found]
+    assert why == [None, None, "a loss of 1.200 has been reached"]
     by_the_baseline = scaling.over_floor({"value": 1.6, "ci95": [0.5, 1.7]}, 1.8, 1.5)
-    assert [row["impossible"] for row in by_the_baseline] == [
-        "a loss of 1.500 has been reached",
-        None,
-        "a loss of 1.500 has been reached",
-    ]
+    reached = "a loss of 1.500 has been reached"
+    assert [row["impossible"] for row in by_the_baseline] == [reached, None, reached]
 
 
 def test_a_fit_at_the_edge_is_not_to_be_believed():
     """A loss that falls ever faster with log C: no floor can be read off it."""
     compute = np.geomspace(1e11, 1e14, 8)
     law = scaling.fit(compute, 2 - 0.02 * np.arange(8) ** 2)
-    assert law.at_the_edge
-    assert law.e == 0
-    assert not TRUTH.at_the_edge
-    assert scaling.PowerLaw(1.0, 1.0, 0.01).at_the_edge
-    assert any(
-        "ends at its bounds" in reason
-        for reason in scaling.extrapolation(law, [law] * 10, 1.02, 1e14)["reasons"]
-    )
+    assert law.at_the_edge and law.e == 0
+    assert scaling.PowerLaw(1.0, 1.0, 0.01).at_the_edge and not TRUTH.at_the_edge
+    reasons = scaling.extrapolation(law, [law] * 10, 1.02, 1e14)["reasons"]
+    assert any("ends at its bounds" in reason for reason in reasons)
 
 
 def test_counting_by_hand():

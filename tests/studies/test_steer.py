@@ -1,5 +1,7 @@
 """Steered generation: what it must leave alone, what reaches later blocks and tokens, and repairs against closed forms."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -14,18 +16,11 @@ from mmlib.activations.generate import (
     shipped_settings_off,
 )
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser
 from mmlib_studies.steering import edits as steer
-from mmlib_studies.steering.edits import (
-    Steering,
-    geometry,
-    norm_kept,
-    posterior_mean,
-    projected,
-    reconstructed,
-    unrepaired,
-)
+from mmlib_studies.steering.edits import Steering, norm_kept, posterior_mean, projected
 
 NORMALISER = Normaliser(torch.linspace(-1, 1, 16)[None], torch.linspace(0.5, 2, 16)[None])
 DIRECTION = torch.randn(16, generator=torch.Generator().manual_seed(1))
@@ -34,16 +29,22 @@ PROMPTS = torch.randint(4, 60, (5, 6), generator=torch.Generator().manual_seed(2
 
 def network():
     torch.manual_seed(3)
-    return MetaModel(MLPDenoiser(16, 32, 48, 2), "flow_velocity", NORMALISER, "tiny@0", [1], "")
+    return MetaModel(
+        MLPDenoiser(16, 32, 48, 2), "flow_velocity", Origin(NORMALISER, "tiny@0", (1,))
+    )
 
 
 REPAIRS = {
-    "additive": unrepaired,
+    "additive": steer.unrepaired,
     "norm": norm_kept(NORMALISER),
-    "reconstruction": reconstructed(lambda x_nd, sigma: 0.5 * x_nd),
+    "reconstruction": steer.reconstructed(lambda x_nd, sigma: 0.5 * x_nd),
     "posterior mean": posterior_mean(lambda x_nd, sigma: (1 - sigma) * x_nd, 0.5),
     "meta-model": projected(network(), 0.5, 4),
 }
+
+
+def plain_text(lm, seed=0, **how):
+    return continuations(lm, PROMPTS, 1, tokens=8, seed=seed, **how)
 
 
 def steered(lm, strength, repair, tokens=8):
@@ -61,68 +62,68 @@ def test_strength_0_leaves_logits_and_text_bit_for_bit(architecture, name):
     with llm.edited_block(lm.model, 1, edit):
         same = lm.model(PROMPTS).logits
     assert torch.equal(same, lm.model(PROMPTS).logits)
-    plain = continuations(lm, PROMPTS, 1, tokens=8, seed=0)
-    assert torch.equal(continuations(lm, PROMPTS, 1, lambda batch: edit, tokens=8, seed=0), plain)
+    plain = plain_text(lm)
+    assert torch.equal(steered(lm, 0.0, REPAIRS[name]), plain)
     assert not torch.equal(steered(lm, 5.0, REPAIRS[name]), plain)
 
 
-def test_after_an_error_no_hook_is_left_and_settings_are_as_shipped():
-    lm = tiny()
-    before, shipped = lm.model(PROMPTS).logits, lm.model.generation_config
-    for wrong in (lambda z, e, g: e / 0, lambda z, e, g: e[1:], lambda z, e, g: e / (1 // 0)):
-        with pytest.raises((ValueError, ZeroDivisionError)):
-            steered(lm, 1.0, wrong, tokens=3)
-    assert not any(
-        module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules()
-    )
-    assert lm.model.generation_config is shipped
-    assert torch.equal(lm.model(PROMPTS).logits, before)
+def not_finite(z_nd, edited_nd, generator):
+    return edited_nd / 0
 
 
-@pytest.mark.parametrize("wrong", [lambda z, e, g: e / 0, lambda z, e, g: e[1:]])
-def test_a_repair_of_another_shape_or_not_finite_is_refused(wrong):
+def of_another_shape(z_nd, edited_nd, generator):
+    return edited_nd[1:]
+
+
+@pytest.mark.parametrize("wrong", [not_finite, of_another_shape])
+def test_a_wrong_repair_is_refused_and_leaves_no_hook_and_settings_as_shipped(wrong):
     with pytest.raises(ValueError, match=r"expected finite values of shape \(2, 16\)"):
         Steering(NORMALISER, DIRECTION, 1.0, wrong).edited(torch.ones(2, 16))
+    lm = tiny()
+    before, shipped = lm.model(PROMPTS).logits, lm.model.generation_config
+    with pytest.raises(ValueError, match="lower the strength, or mend the repair"):
+        steered(lm, 1.0, wrong, tokens=3)
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in lm.model.modules())
+    assert lm.model.generation_config is shipped
+    assert torch.equal(lm.model(PROMPTS).logits, before)
 
 
 @pytest.mark.parametrize("architecture", SIZES)
 def test_the_cache_holds_the_edited_stream(architecture):
     """Greedy text by `generate` with a cache is that of whole forward passes in which every position from the last of the prompt on is edited."""
     lm, strength = tiny(architecture), 4.0
-    with (
-        shipped_settings_off(lm.model),
-        llm.edited_block(lm.model, 1, Steering(NORMALISER, DIRECTION, strength)),
-    ):
+    steering = Steering(NORMALISER, DIRECTION, strength)
+    with shipped_settings_off(lm.model), llm.edited_block(lm.model, 1, steering):
         greedy = {"do_sample": False, "max_new_tokens": 10, "pad_token_id": 0}
         cached = lm.model.generate(PROMPTS, attention_mask=torch.ones_like(PROMPTS), **greedy)
     ids, first = PROMPTS, PROMPTS.shape[1] - 1
     offset = strength * DIRECTION * NORMALISER.std_ld[0]
+
+    def edited_from_the_last(h):
+        return torch.cat([h[:, :first], h[:, first:] + offset], 1)
+
     for _ in range(10):
-        with llm.edited_block(
-            lm.model, 1, lambda h: torch.cat([h[:, :first], h[:, first:] + offset], 1)
-        ):
+        with llm.edited_block(lm.model, 1, edited_from_the_last):
             ids = torch.cat([ids, lm.model(ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
     assert torch.equal(cached, ids)
 
 
 def test_the_same_draws_choose_tokens_under_every_edit():
     lm = tiny()
-    tiny_edit = steered(lm, 1e-6, REPAIRS["additive"])
-    drawing = steered(lm, 1e-6, projected(network(), 1e-6, 2))
-    plain = continuations(lm, PROMPTS, 1, tokens=8, seed=0)
-    assert torch.equal(tiny_edit, plain) and torch.equal(drawing, plain)
-    assert not torch.equal(continuations(lm, PROMPTS, 1, tokens=8, seed=1), plain)
-    assert torch.equal(continuations(lm, PROMPTS, 1, tokens=8, seed=0, batch=5), plain)
+    plain = plain_text(lm)
+    for repair in (REPAIRS["additive"], projected(network(), 1e-6, 2)):
+        assert torch.equal(steered(lm, 1e-6, repair), plain)
+    assert not torch.equal(plain_text(lm, seed=1), plain)
+    assert torch.equal(plain_text(lm, batch=5), plain)
     assert plain.shape == (5, 8) and not (plain == lm.tokenizer.eos_token_id).any()
 
 
 def test_batches_of_prompts_share_no_noise_and_the_first_keeps_the_seeds_own():
     edits = (Steering(NORMALISER, DIRECTION, 1.0, seed=3, batch=batch) for batch in (0, 1, 2, 1))
-    drawn = [torch.randn(4, generator=edit.generator) for edit in edits]
-    assert torch.equal(drawn[0], torch.randn(4, generator=generator(3)))
-    assert torch.equal(drawn[1], drawn[3])
-    assert not torch.isclose(drawn[0], drawn[1]).any()
-    assert not torch.isclose(drawn[1], drawn[2]).any()
+    first, second, third, again = (torch.randn(4, generator=edit.generator) for edit in edits)
+    assert torch.equal(first, torch.randn(4, generator=generator(3)))
+    assert torch.equal(second, again)
+    assert not torch.isclose(torch.stack([first, third]), second).any()
     asked = []
 
     def edit(batch):
@@ -137,32 +138,21 @@ def test_sdedit_by_a_closed_form_denoiser_is_the_meta_models_own():
     model, z = network(), torch.randn(7, 16, generator=generator(8))
     ours, theirs = steer.projected_by(model, 0.4, 5), projected(model, 0.4, 5)
     assert torch.allclose(ours(z, z + 1, generator(2)), theirs(z, z + 1, generator(2)), atol=1e-5)
-    point = torch.linspace(-1, 1, 16)
-    found = steer.projected_by(lambda x_nd, sigma: point.expand_as(x_nd), 0.5, 3)(
-        z, z, generator(2)
-    )
-    # a distribution of one point is where all are taken
-    assert torch.allclose(found, point.expand_as(z), atol=1e-5)
+    point = torch.linspace(-1, 1, 16)  # a distribution of one point is where all are taken
+    to_point = steer.projected_by(lambda x_nd, sigma: point.expand_as(x_nd), 0.5, 3)
+    assert torch.allclose(to_point(z, z, generator(2)), point.expand_as(z), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "opening, plain",
-    [
-        ("In 1990, he was born at", True),
-        ("The king's half-brother came to", True),
-        ("A naïve term,", True),
-        ("A", True),
-        ("It produces the ''asphalt'' of", False),
-        ("He wrote about , it was", False),
-        ("The  gap left by a", False),
-        ("the city of", False),
-        ("It was (", False),
-        ("The of the '", False),
-        ("Born in, , 1990", False),
-    ],
+PLAIN = ("In 1990, he was born at", "The king's half-brother came to", "A naïve term,", "A")
+BROKEN = (
+    *("It produces the ''asphalt'' of", "He wrote about , it was", "The  gap left by a"),
+    *("the city of", "It was (", "The of the '", "Born in, , 1990"),
 )
-def test_openings_that_markup_has_broken_are_refused(opening, plain):
-    assert bool(steer.PLAIN_OPENING.fullmatch(opening)) == plain
+
+
+@pytest.mark.parametrize("opening", PLAIN + BROKEN)
+def test_openings_that_markup_has_broken_are_refused(opening):
+    assert bool(steer.PLAIN_OPENING.fullmatch(opening)) == (opening in PLAIN)
 
 
 def test_gumbel_noise_samples_the_softmax():
@@ -172,10 +162,10 @@ def test_gumbel_noise_samples_the_softmax():
     rare = torch.full((150, 200_000), -40.0)  # together 1e-12 of the probability
     rare[:, :50] = 0
     assert (GumbelNoise(4)(None, rare).argmax(1) < 50).all()
-    again = [
-        GumbelNoise(*key)(None, logits.expand(40_000, 5)).argmax(1) for key in ((3, 0), (3, 1))
-    ]
-    assert torch.equal(again[0], drawn) and not torch.equal(again[1], drawn)
+    again, other = (
+        GumbelNoise(3, batch)(None, logits.expand(40_000, 5)).argmax(1) for batch in (0, 1)
+    )
+    assert torch.equal(again, drawn) and not torch.equal(other, drawn)
 
 
 @pytest.mark.parametrize("architecture", SIZES)
@@ -226,60 +216,45 @@ def test_a_latent_is_judged_on_texts_that_it_was_not_chosen_on():
     rng, positive = np.random.default_rng(1), np.arange(80) < 40
     latents = torch.from_numpy(rng.normal(size=(80, 1000))).float()
     z = torch.from_numpy(rng.normal(size=(80, 16))).float()
-    aucs = [
-        steer.sae_direction(torch.ones(1000, 16), latents, z, positive, seed)[2]
-        for seed in range(20)
-    ]
+    decoder = torch.ones(1000, 16)
+    aucs = [steer.sae_direction(decoder, latents, z, positive, seed)[2] for seed in range(20)]
     assert np.mean(aucs) == pytest.approx(0.5, abs=0.06)
     with pytest.raises(ValueError, match="1 texts are positive and 79 are not"):
-        steer.sae_direction(torch.ones(1000, 16), latents, z, np.arange(80) < 1, 0)
+        steer.sae_direction(decoder, latents, z, np.arange(80) < 1, 0)
 
 
-def test_a_one_step_repair_is_the_closed_form_on_the_noised_edit():
+def test_a_one_step_repair_is_the_closed_form_on_the_noised_edit_and_tends_to_the_identity():
     z, edited = torch.zeros(3, 3), torch.ones(3, 3)
     noise = torch.randn(3, 3, generator=generator(6))
     expected = gaussian()(0.6 * edited + 0.4 * noise, 0.4)
     assert torch.equal(posterior_mean(gaussian(), 0.4)(z, edited, generator(6)), expected)
-
-
-@pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
-def test_projection_tends_to_the_identity_and_moves_real_activations_less_from_less_noise(
-    objective,
-):
-    """The meta-model is the exact one of a Gaussian, and the activations are drawn from it."""
-    model, z = exact(objective), gaussian().sample(2000, generator(7))
-    moves = [
-        (projected(model, sigma, 20)(z, z, generator(8)) - z).square().mean().sqrt().item()
-        for sigma in (0.01, 0.1, 0.3, 0.6, 0.9)
-    ]
-    assert moves[0] < 0.03 and all(less < more for less, more in zip(moves, moves[1:]))
-    assert model.project(z, sigma=0.3, steps=20, generator=generator(8)).equal(
-        projected(model, 0.3, 20)(z, z, generator(8))
-    )
-
-
-def test_a_copy_in_bfloat16_projects_alike_and_leaves_the_original():
-    model, z = network(), torch.randn(50, 16, generator=generator(12))
-    before = {name: weight.clone() for name, weight in model.network.state_dict().items()}
-    full, half = (
-        projected(one, 0.5, 5, bf16=bf16)(z, z, generator(13))
-        for one, bf16 in ((model, False), (steer.with_bf16_weights(model), True))
-    )
-    assert 0 < (half - full).norm() < 0.02 * (full - z).norm() and half.dtype == torch.float32
-    assert all(
-        torch.equal(weight, before[name]) and weight.dtype == torch.float32
-        for name, weight in model.network.state_dict().items()
-    )
-
-
-def test_one_step_repairs_tend_to_the_identity_too():
     z = gaussian().sample(500, generator(9))
     assert torch.allclose(posterior_mean(gaussian(), 1e-4)(z, z, generator()), z, atol=2e-3)
 
 
+@pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
+def test_projection_moves_real_activations_less_from_less_noise(objective):
+    """The meta-model is the exact one of a Gaussian, and the activations are drawn from it."""
+    model, z = exact(objective), gaussian().sample(2000, generator(7))
+    found = {s: projected(model, s, 20)(z, z, generator(8)) for s in (0.01, 0.1, 0.3, 0.6, 0.9)}
+    moves = [(z_nd - z).square().mean().sqrt().item() for z_nd in found.values()]
+    assert moves[0] < 0.03 and moves == sorted(moves)
+    again = model.project(z, sigma=0.3, steps=20, generator=generator(8))
+    assert torch.equal(found[0.3], again)
+
+
+def test_a_copy_in_bfloat16_projects_alike_and_leaves_the_original():
+    model, z = network(), torch.randn(50, 16, generator=generator(12))
+    before, full = copy.deepcopy(model.network.state_dict()), projected(model, 0.5, 5)
+    half = projected(steer.with_bf16_weights(model), 0.5, 5, bf16=True)
+    full, half = (repair(z, z, generator(13)) for repair in (full, half))
+    assert 0 < (half - full).norm() < 0.02 * (full - z).norm() and half.dtype == torch.float32
+    torch.testing.assert_close(dict(model.network.state_dict()), dict(before), rtol=0, atol=0)
+
+
 def test_the_geometry_of_a_repair_by_hand():
     z, edited = torch.zeros(2, 2), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
-    found = geometry(z, edited, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    found = steer.geometry(z, edited, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
     assert found["repair_over_edit"] == pytest.approx([2**0.5 / 2, 0.5])
     assert found["cosine"] == pytest.approx([0.5**0.5, 1.0])
     assert found["along"] == pytest.approx([0.5, 0.5])

@@ -58,29 +58,27 @@ def test_words_of_pairs_that_share_a_word_are_one_group():
     assert group["a"] != group["c"]
 
 
+def sides_of(examples):
+    sides = {}
+    for example in examples:
+        sides.setdefault(example.group, set()).add(example.held_out)
+    return sides
+
+
 def test_relation_examples_say_word_and_place_and_keep_groups_whole():
     families = {
         "sex": [("king", "queen"), ("man", "woman")],
         "plural": [("king", "kings"), ("dog", "dogs"), ("cat", "cats")],
     }
     documents, examples = tasks.relation_examples(families, 0.5, seed=0)
-    assert (
-        len(documents)
-        == len(examples)
-        == 9 * len(tasks.CARRIERS)
-        == len({document.title for document in documents})
-    )
-    of_king = [
-        example for document, example in zip(documents, examples) if document.text.endswith(" king")
-    ]
-    assert all(example.marks == {"sex first", "plural first", "first"} for example in of_king)
-    side = {}
-    for document, example in zip(documents, examples):
-        side.setdefault(example.group, set()).add(example.held_out)
-    assert {frozenset(sides) for sides in side.values()} == {frozenset({True}), frozenset({False})}
-    tied = {
-        document.text.split()[-1]: example.group for document, example in zip(documents, examples)
-    }
+    titles = {document.title for document in documents}
+    assert len(documents) == len(examples) == 9 * len(tasks.CARRIERS) == len(titles)
+    words = [document.text.split()[-1] for document in documents]
+    of_king = [example.marks for word, example in zip(words, examples) if word == "king"]
+    assert of_king == [{"sex first", "plural first", "first"}] * len(tasks.CARRIERS)
+    assert {len(sides) for sides in sides_of(examples).values()} == {1}
+    assert {example.held_out for example in examples} == {True, False}
+    tied = {word: example.group for word, example in zip(words, examples)}
     assert tied["queen"] == tied["king"] == tied["kings"] != tied["dogs"]
 
 
@@ -96,13 +94,13 @@ def example(i, marks, held_out, group=None):
     return Example("s", group or f"g{i}", frozenset(marks), held_out)
 
 
-EXAMPLES = [
-    example(i, {"all", *({"yes"} if i % 3 == 0 else set())}, i % 2 == 0) for i in range(120)
-] + [Example("other", "o", frozenset({"yes"}), False)]
+EXAMPLES = [example(i, {"all"} if i % 3 else {"all", "yes"}, i % 2 == 0) for i in range(120)]
+EXAMPLES.append(Example("other", "o", frozenset({"yes"}), False))
+WANTED = Definition("t", "s", "yes", "all")
 
 
 def test_tasks_are_balanced_undivided_and_of_their_source():
-    (task,), left_out = make_tasks(EXAMPLES, [Definition("t", "s", "yes", "all")], 7, 5, seed=0)
+    (task,), left_out = make_tasks(EXAMPLES, [WANTED], 7, 5, seed=0)
     assert not left_out
     assert 120 not in task.rows_e
     assert len(set(task.rows_e)) == len(task.rows_e) == 28
@@ -115,37 +113,28 @@ def test_tasks_are_balanced_undivided_and_of_their_source():
 
 
 def test_draws_are_seeded():
-    wanted = [Definition("t", "s", "yes", "all")]
-    rows = [make_tasks(EXAMPLES, wanted, 7, 5, seed)[0][0].rows_e for seed in (0, 0, 1)]
+    rows = [make_tasks(EXAMPLES, [WANTED], 7, 5, seed)[0][0].rows_e for seed in (0, 0, 1)]
     assert np.array_equal(rows[0], rows[1]) and not np.array_equal(rows[0], rows[2])
 
 
 def test_a_task_with_too_few_examples_is_left_out_by_name():
     few = EXAMPLES + [example(200 + i, {"rare"}, i % 2 == 0) for i in range(9)]
-    found, left_out = make_tasks(
-        few,
-        [Definition("rare", "s", "rare", "all"), Definition("t", "s", "yes", "all")],
-        7,
-        5,
-        seed=0,
-    )
+    rare = Definition("rare", "s", "rare", "all")
+    found, left_out = make_tasks(few, [rare, WANTED], 7, 5, seed=0)
     assert [task.name for task in found] == ["t"] and left_out == ["rare"]
 
 
 def test_compacted_rows_are_the_same_examples():
-    wanted = [Definition("t", "s", "yes", "all"), Definition("u", "s", "yes", "all")]
-    found, _ = make_tasks(EXAMPLES, wanted, 5, 5, seed=0)
+    found, _ = make_tasks(EXAMPLES, [WANTED, WANTED], 5, 5, seed=0)
     used, moved = compacted(found)
     assert list(used) == sorted({*found[0].rows_e, *found[1].rows_e})
-    assert all(
-        np.array_equal(used[after.rows_e], before.rows_e) for before, after in zip(found, moved)
-    )
+    for before, after in zip(found, moved):
+        assert np.array_equal(used[after.rows_e], before.rows_e)
 
 
 def test_there_are_sixty_eight_tasks():
-    wanted = tasks.definitions(
-        [f"group {i}" for i in range(20)], [f"family {i}" for i in range(14)]
-    )
+    labels, families = [f"group {i}" for i in range(20)], [f"family {i}" for i in range(14)]
+    wanted = tasks.definitions(labels, families)
     assert len(wanted) == 68 == len({one.name for one in wanted})
 
 
@@ -156,18 +145,11 @@ def test_whole_words_carry_their_language_and_translations_stay_together():
     assert len(examples) == 60
     assert [i for i in range(6) if examples[i].marks] == [1, 4]
     assert examples[1].marks == {"word", "fr"}
-    assert all(
-        {example.held_out for example in examples if example.group == f"opening {i}"}
-        in ({True}, {False})
-        for i in range(5)
-    )
-    assert len({example.group for example in examples if example.held_out}) == 2
+    sides = sides_of(examples)
+    assert sorted(map(list, sides.values())) == [[False]] * 3 + [[True]] * 2
     wanted = [one for one in tasks.definitions([], []) if one.source == "languages"]
     found, left_out = make_tasks(examples, wanted, 10, 2, seed=0)
     assert [task.name for task in found] == ["English word", "French word"]
     assert left_out == ["German word", "Spanish word"]
     for task, language in zip(found, ("en", "fr")):
-        assert all(
-            (language in examples[row].marks) == label
-            for row, label in zip(task.rows_e, task.label_e)
-        )
+        assert [language in examples[row].marks for row in task.rows_e] == task.label_e.tolist()

@@ -18,21 +18,9 @@ from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.activations.windows import Window
 from mmlib.denoisers.gaussian import GaussianDenoiser, standard_normal
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
+from mmlib_studies.ood import scores as score
 from mmlib_studies.ood import sets as shifts
-from mmlib_studies.ood.scores import (
-    NeighbourDistance,
-    Separation,
-    by_document,
-    checked,
-    coloured_text,
-    denoising_losses,
-    difference,
-    mahalanobis,
-    ranks_among,
-    residual,
-    surprise,
-    token_noise,
-)
+from mmlib_studies.ood.scores import Separation, token_noise
 from mmlib_studies.ood.sizes import TypicalitySize
 
 PLAIN = Normaliser(torch.zeros(1, 16), torch.ones(1, 16))
@@ -44,17 +32,17 @@ def gaussian(d, seed=0):
     return GaussianDenoiser(torch.randn(d, generator=generator), basis, torch.logspace(-1, 1, d), 0)
 
 
-def tokens_of(z_nd, document=None):
-    n = len(z_nd)
-    return Tokens(
-        z_nd, np.zeros(n, np.int64) if document is None else np.asarray(document), np.arange(n)
-    )
+def drawn_of(model, n, *seeds):
+    return [model.sample(n, torch.Generator().manual_seed(seed)) for seed in seeds]
+
+
+def tokens_of(z_nd):
+    return Tokens(z_nd, np.zeros(len(z_nd), np.int64), np.arange(len(z_nd)))
 
 
 def area(reference, shifted):
-    return Separation.of(
-        reference, np.arange(len(reference)) % 7, shifted, np.arange(len(shifted)) % 5
-    ).auroc(np.ones(12))
+    documents = np.arange(len(reference)) % 7, np.arange(len(shifted)) % 5
+    return Separation.of(reference, documents[0], shifted, documents[1]).auroc(np.ones(12))
 
 
 def draws(n, seed):
@@ -68,52 +56,38 @@ def test_the_area_of_a_shifted_normal_is_its_closed_form(shift):
     assert area(draws(4000, 0), draws(4000, 1) + shift) == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.parametrize("scale", [0.8, 1.2])
-def test_mahalanobis_against_a_scaled_covariance_is_an_f_probability(scale):
-    """P(c² χ²_d > χ²_d) = P(F_dd > 1/c²), and the score itself is a χ² over d."""
+@pytest.mark.parametrize("scale, shift", [(0.8, 0), (1.2, 0), (1, 1.5)])
+def test_mahalanobis_against_another_gaussian_is_a_noncentral_integral(scale, shift):
+    """P(c² χ²_d(δ²) > χ²_d), the shift in standard deviations along the widest axis; the score itself is a χ² over d."""
     model = gaussian(6)
-    z_nd, other_nd = (model.sample(4000, torch.Generator().manual_seed(seed)) for seed in (1, 2))
-    scores = mahalanobis(model, z_nd)
+    z_nd, other_nd = drawn_of(model, 4000, 1, 2)
+    scores = score.mahalanobis(model, z_nd)
     assert scipy.stats.kstest(6 * scores, scipy.stats.chi2(6).cdf).pvalue > 0.01
-    wider_nd = model.mean_d + scale * (other_nd - model.mean_d)
-    expected = scipy.stats.f.sf(1 / scale**2, 6, 6)
-    assert area(scores, mahalanobis(model, wider_nd)) == pytest.approx(expected, abs=0.02)
-
-
-def test_mahalanobis_against_a_shifted_mean_is_a_noncentral_integral():
-    model, shift = gaussian(6), 1.5  # in standard deviations, along the widest axis
-    z_nd, other_nd = (model.sample(4000, torch.Generator().manual_seed(seed)) for seed in (1, 2))
-    moved_nd = other_nd + shift * model.eigenvalues_d[-1].sqrt() * model.basis_dd[:, -1]
-    expected = scipy.integrate.quad(
-        lambda x: scipy.stats.chi2.pdf(x, 6) * scipy.stats.ncx2.sf(x, 6, shift**2), 0, 60
-    )[0]
-    assert expected > 0.6
-    assert area(mahalanobis(model, z_nd), mahalanobis(model, moved_nd)) == pytest.approx(
-        expected, abs=0.02
-    )
+    moved_d = shift * model.eigenvalues_d[-1].sqrt() * model.basis_dd[:, -1]
+    moved_nd = model.mean_d + scale * (other_nd - model.mean_d) + moved_d
+    known, other = scipy.stats.chi2(6), scipy.stats.ncx2(6, shift**2)
+    expected, _ = scipy.integrate.quad(lambda x: known.pdf(x) * other.sf(x / scale**2), 0, 60)
+    assert abs(expected - 0.5) > 0.05
+    assert area(scores, score.mahalanobis(model, moved_nd)) == pytest.approx(expected, abs=0.02)
 
 
 def test_areas_are_scikit_learns_with_documents_as_weights():
     rng = np.random.default_rng(0)
-    # with ties
-    reference = rng.integers(0, 9, 40).astype(float)
-    shifted = rng.integers(2, 11, 50).astype(float)
+    reference, shifted = rng.integers(0, 9, 40) / 1, rng.integers(2, 11, 50) / 1  # with ties
     of_reference, of_shifted = rng.integers(0, 6, 40), rng.integers(0, 5, 50)
-    found = Separation.of(reference, of_reference, shifted, of_shifted)
     weights = rng.integers(0, 3, (4, 11)).astype(float)
     weights[:, [0, 6]] = 1
     truth, scores = np.repeat([0, 1], [40, 50]), np.concatenate([reference, shifted])
-
-    def expected(shifted_from):
-        both = (
-            np.concatenate([row[:6][of_reference], row[shifted_from:][of_shifted]])
+    for together, first in ((False, 6), (True, 0)):  # the place of a shifted document's weight
+        found = Separation.of(reference, of_reference, shifted, of_shifted, together)
+        expected = [
+            roc_auc_score(
+                truth, scores, sample_weight=[*row[of_reference], *row[first:][of_shifted]]
+            )
             for row in weights
-        )
-        return [roc_auc_score(truth, scores, sample_weight=weight) for weight in both]
-
-    assert found.auroc(weights) == pytest.approx(expected(6)) and found.groups == (6, 5)
-    together = Separation.of(reference, of_reference, shifted, of_shifted, same_documents=True)
-    assert together.auroc(weights[:, :6]) == pytest.approx(expected(0)) and together.groups == (6,)
+        ]
+        assert found.groups == ((6,) if together else (6, 5))
+        assert found.auroc(weights[:, : sum(found.groups)]) == pytest.approx(expected)
 
 
 def test_documents_of_one_set_alone_are_weighed_where_they_are():
@@ -140,7 +114,8 @@ def test_intervals_point_the_right_way_and_cover():
     assert 0.90 < covered / trials <= 0.99
     worse = Separation.of(reference, documents, -shifted, others)
     assert worse.row()["ci95"][1] < 0.5
-    assert difference(Separation.of(reference, documents, shifted, others), worse)["ci95"][0] > 0
+    better = Separation.of(reference, documents, shifted, others)
+    assert score.difference(better, worse)["ci95"][0] > 0
 
 
 def test_sets_told_apart_wholly_have_an_area_of_one_and_no_width():
@@ -164,80 +139,71 @@ def test_noise_is_a_function_of_seed_and_token():
 
 def test_denoising_loss_of_the_mean_model_by_hand():
     z_nd = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
-    tokens = tokens_of(z_nd)
+    tokens, sigmas = tokens_of(z_nd), (0.25, 0.5)
     methods = {"mean": standard_normal(8), "noisy": lambda x_nd, sigma: x_nd}
-    found = denoising_losses(methods, tokens, (0.25, 0.5), 2, seed=3)
-    for j, sigma in enumerate((0.25, 0.5)):
+    found = score.denoising_losses(methods, tokens, sigmas, 2, seed=3)
+    for j, sigma in enumerate(sigmas):
         gain = (1 - sigma) / ((1 - sigma) ** 2 + sigma**2)
         by_hand, untouched = np.zeros(5), np.zeros(5)
         for draw in (0, 1):
-            x_nd = (1 - sigma) * z_nd + sigma * token_noise(tokens, sigma, draw, 3)
-            by_hand += ((z_nd - gain * x_nd) / sigma).square().mean(1).numpy() / 2
-            untouched += (z_nd - token_noise(tokens, sigma, draw, 3)).square().mean(
-                1
-            ).numpy() / 2  # x itself has the velocity's own square
+            noise_nd = token_noise(tokens, sigma, draw, 3)
+            estimate_nd = gain * ((1 - sigma) * z_nd + sigma * noise_nd)
+            by_hand += ((z_nd - estimate_nd) / sigma).square().mean(1).numpy() / 2
+            # x itself has the velocity's own square
+            untouched += (z_nd - noise_nd).square().mean(1).numpy() / 2
         assert found["mean"][:, j] == pytest.approx(by_hand, rel=1e-5)
         assert found["noisy"][:, j] == pytest.approx(untouched, rel=1e-4)
-    alone = denoising_losses(
-        {"mean": standard_normal(8)}, tokens[np.array([4])], (0.25, 0.5), 2, seed=3
-    )
+    alone = score.denoising_losses(methods, tokens[np.array([4])], sigmas, 2, seed=3)
     assert alone["mean"][0] == pytest.approx(found["mean"][4], rel=1e-6)
 
 
 def test_denoising_loss_of_a_gaussian_on_its_own_draws_is_the_expected_one():
     model = gaussian(8)
-    tokens = tokens_of(model.sample(3000, torch.Generator().manual_seed(0)))
-    found = denoising_losses({"gaussian": model}, tokens, (0.3,), 1, seed=0)["gaussian"].mean()
+    tokens = tokens_of(*drawn_of(model, 3000, 0))
+    found = score.denoising_losses({"gaussian": model}, tokens, (0.3,), 1, seed=0)
     expected = model.expected_mse(0.3, model.eigenvalues_d.double()) / 0.3**2
-    assert found == pytest.approx(expected, rel=0.02)
+    assert found["gaussian"].mean() == pytest.approx(expected, rel=0.02)
 
 
 def test_a_mixture_of_one_is_as_surprised_as_its_gaussian():
     model = gaussian(8)
-    tokens = tokens_of(model.sample(50, torch.Generator().manual_seed(0)))
+    tokens = tokens_of(*drawn_of(model, 50, 0))
     mixture = GaussianMixtureDenoiser(torch.zeros(1), (model,))
-    assert surprise(mixture, tokens, 0) == pytest.approx(surprise(model, tokens, 0))
-    expected = np.argsort(mahalanobis(model, tokens.z))[-1]
-    assert np.argsort(surprise(model, tokens, 0))[-1] == expected
+    assert score.surprise(mixture, tokens, 0) == pytest.approx(score.surprise(model, tokens, 0))
+    expected = np.argsort(score.mahalanobis(model, tokens.z))[-1]
+    assert np.argsort(score.surprise(model, tokens, 0))[-1] == expected
 
 
 def test_residuals_and_neighbours_by_hand():
     z_nd = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
-    assert residual(lambda x_nd, sigma: x_nd * torch.tensor([1.0, 0.0]), z_nd).tolist() == [8, 2]
-    line_nd = torch.stack([torch.arange(20.0), torch.zeros(20)], 1)
-    assert NeighbourDistance(line_nd)(torch.tensor([[-1.0, 0.0], [0.0, 0.0]])).tolist() == [10, 9]
+    first_kept = score.residual(lambda x_nd, sigma: x_nd * torch.tensor([1.0, 0.0]), z_nd)
+    assert first_kept.tolist() == [8, 2]
+    distance = score.NeighbourDistance(torch.stack([torch.arange(20.0), torch.zeros(20)], 1))
+    assert distance(torch.tensor([[-1.0, 0.0], [0.0, 0.0]])).tolist() == [10, 9]
 
 
 def test_a_score_that_is_not_finite_is_refused_by_name():
     message = "score 'of mine' is not finite on 2 of 3 tokens: they cannot be ranked"
     with pytest.raises(ValueError, match=message):
-        checked("of mine", np.array([1.0, np.nan, np.inf]))
+        score.checked("of mine", np.array([1.0, np.nan, np.inf]))
+    broken, gap = {"broken": lambda x_nd, sigma: x_nd / 0}, torch.tensor([[1.0, math.nan], [0, 0]])
     with pytest.raises(ValueError, match="score 'broken' is not finite on 4 of 4 tokens"):
-        denoising_losses(
-            {"broken": lambda x_nd, sigma: x_nd / 0}, tokens_of(torch.ones(4, 3)), (0.5,), 1, 0
-        )
+        score.denoising_losses(broken, tokens_of(torch.ones(4, 3)), (0.5,), 1, 0)
     with pytest.raises(ValueError, match="score 'mahalanobis' is not finite on 1 of 2"):
-        checked(
-            "mahalanobis",
-            mahalanobis(standard_normal(3), torch.tensor([[1.0, math.nan, 0], [0, 0, 0]])),
-        )
+        score.checked("mahalanobis", score.mahalanobis(standard_normal(2), gap))
     with pytest.raises(ValueError, match="score 'shifted' is not finite on 1 of 2"):
         Separation.of(np.zeros(2), np.arange(2), np.array([0, np.nan]), np.arange(2))
 
 
 def test_ranks_and_means_of_documents_by_hand():
-    assert ranks_among(np.array([0.0, 2, 2.5, 9]), np.array([1.0, 2, 3, 4])).tolist() == [
-        0,
-        0.375,
-        0.5,
-        1,
-    ]
-    means, names = by_document(np.array([1.0, 3, 5]), np.array([7, 2, 7]))
+    ranks = score.ranks_among(np.array([0.0, 2, 2.5, 9]), np.array([1.0, 2, 3, 4]))
+    assert ranks.tolist() == [0, 0.375, 0.5, 1]
+    means, names = score.by_document(np.array([1.0, 3, 5]), np.array([7, 2, 7]))
     assert names.tolist() == [2, 7] and means.tolist() == [3, 3]
 
 
 def test_tokens_are_no_html():
-    found = coloured_text(["<b>", "a"], np.array([1.0, 0.0]), lambda i: f'"{i}"')
+    found = score.coloured_text(["<b>", "a"], np.array([1.0, 0.0]), lambda i: f'"{i}"')
     assert "&lt;b&gt;" in found and "<b>" not in found and 'title="&quot;0&quot;"' in found
     first, second = found.split("<span")[1:]
     assert first[:30] != second[:30]  # other colours
@@ -245,34 +211,29 @@ def test_tokens_are_no_html():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_perturbed_weights_come_back_bit_for_bit(dtype):
-    lm = tiny(dtype=dtype)
-    before = {name: weight.clone() for name, weight in lm.model.named_parameters()}
-    with shifts.perturbed(lm.model, 1, 0.2, seed=0):
-        changed = {
-            name
-            for name, weight in lm.model.named_parameters()
-            if not torch.equal(weight, before[name])
-        }
-        weights = dict(lm.model.named_parameters())
+    model = tiny(dtype=dtype).model
+    weights = dict(model.named_parameters())
+    before = {name: weight.clone() for name, weight in weights.items()}
+
+    def changed():
+        return {name for name in before if not torch.equal(weights[name], before[name])}
+
+    with shifts.perturbed(model, 1, 0.2, seed=0):
+        noisy = changed()
         sizes = [
             ((weights[name] - before[name]).float().norm() / before[name].float().norm()).item()
-            for name in changed
+            for name in noisy
         ]
-    assert changed == {
-        name
-        for name in before
-        if "layers.2" not in name and "layers." in name and before[name].ndim > 1
-    }
-    assert len(changed) == 14
+    in_blocks = {name for name in before if "layers.0" in name or "layers.1" in name}
+    assert noisy == {name for name in in_blocks if before[name].ndim > 1}
+    assert len(noisy) == 14
     assert np.allclose(sizes, 0.2, rtol=0.15)
-    assert all(torch.equal(weight, before[name]) for name, weight in lm.model.named_parameters())
-    with pytest.raises(ZeroDivisionError), shifts.perturbed(lm.model, 1, 0.2, seed=0):
+    assert not changed()
+    with pytest.raises(ZeroDivisionError), shifts.perturbed(model, 1, 0.2, seed=0):
         1 / 0
-    assert all(torch.equal(weight, before[name]) for name, weight in lm.model.named_parameters())
-    with (
-        pytest.raises(ValueError, match="this model has 3 blocks"),
-        shifts.perturbed(lm.model, 3, 0.2, seed=0),
-    ):
+    assert not changed()
+    beyond = pytest.raises(ValueError, match="this model has 3 blocks")
+    with beyond, shifts.perturbed(model, 3, 0.2, seed=0):
         pass
 
 
@@ -288,15 +249,12 @@ def test_perturbation_is_read_from_its_layer_on():
 
 def test_tokens_are_those_of_the_positions_asked_for():
     lm = tiny()
-    windows = [
-        Window(3, 0, np.arange(4, 16, dtype=np.int32), False),
-        Window(1, 12, np.arange(20, 32, dtype=np.int32), True),
-    ]
+    first, second = np.arange(4, 16, dtype=np.int32), np.arange(20, 32, dtype=np.int32)
+    windows = [Window(3, 0, first, False), Window(1, 12, second, True)]
     found = shifts.read_tokens(lm, 1, windows, np.array([2, 11]), PLAIN, 64)
     assert found.document.tolist() == [3, 3, 1, 1] and found.position.tolist() == [2, 11, 14, 23]
-    whole = llm.read_residual_stream(
-        lm.model, [1], torch.tensor([[1, *range(4, 16)], [1, *range(20, 32)]])
-    )[1]
+    ids = torch.tensor([[1, *first], [1, *second]])
+    whole = llm.read_residual_stream(lm.model, [1], ids)[1]
     assert torch.allclose(found.z, whole[:, [3, 12]].reshape(4, 16), atol=1e-5)
     with pytest.raises(ValueError, match="9 positions from 4 to 11: expected between 1 and 8"):
         shifts.scored_positions(12, 4, 9)
@@ -306,25 +264,12 @@ def test_tokens_are_those_of_the_positions_asked_for():
 def test_a_store_is_read_again_to_the_bit_and_by_no_other_model(split, tmp_path):
     """In bfloat16, with windows of many lengths in several blocks and batches, in which other shapes would round otherwise."""
     lm = tiny(dtype=torch.bfloat16)
-    texts = [
-        Document(str(i), "".join(map(chr, np.random.default_rng(i).integers(60, 120, 30 + 7 * i))))
-        for i in range(12)
-    ]
-    plan = plan_extraction(
-        texts,
-        ["train", "test", "train", "validation", "test", "train"] * 2,
-        lm,
-        1,
-        window=16,
-        batch_tokens=64,
-    )
-    write_store(
-        plan,
-        lm,
-        tmp_path / "a",
-        attributes=describe(lm, "letters@1", plan, created_by="a test"),
-        progress=False,
-    )
+    letters = (np.random.default_rng(i).integers(60, 120, 30 + 7 * i) for i in range(12))
+    texts = [Document(str(i), "".join(map(chr, some))) for i, some in enumerate(letters)]
+    splits = ["train", "test", "train", "validation", "test", "train"] * 2
+    plan = plan_extraction(texts, splits, lm, 1, window=16, batch_tokens=64)
+    facts = describe(lm, "letters@1", plan, created_by="a test")
+    write_store(plan, lm, tmp_path / "a", attributes=facts, progress=False)
     store = ActivationStore(tmp_path / "a")
     assert len(plan.blocks) > 3 and shifts.difference_from_store(lm, store, split) == 0
     with shifts.perturbed(lm.model, 1, 0.05, seed=0):
@@ -333,17 +278,14 @@ def test_a_store_is_read_again_to_the_bit_and_by_no_other_model(split, tmp_path)
 
 def test_all_windows_are_of_one_length_and_documents_take_turns():
     lm = tiny()
-    windows = shifts.text_windows(
-        [Document(str(i), "x" * n) for i, n in enumerate((50, 9, 31, 10))], lm, 10, 6, seed=0
-    )
+    texts = [Document(str(i), "x" * n) for i, n in enumerate((50, 9, 31, 10))]
+    windows = shifts.text_windows(texts, lm, 10, 6, seed=0)
     assert all(len(window.token_ids) == 10 for window in windows) and len(windows) == 6
     assert sorted(window.document for window in windows[:3]) == [0, 2, 3]
     assert {window.document for window in windows} == {0, 2, 3}
     message = "1 of 2 documents have a window of 10 tokens: expected two at least"
     with pytest.raises(ValueError, match=message):
-        shifts.text_windows(
-            [Document(str(i), "x" * n) for i, n in enumerate((50, 9))], lm, 10, 6, seed=0
-        )
+        shifts.text_windows(texts[:2], lm, 10, 6, seed=0)
 
 
 def test_prompted_samples_begin_with_their_prompts_and_are_kept(tmp_path):
@@ -366,25 +308,21 @@ def test_prompted_samples_begin_with_their_prompts_and_are_kept(tmp_path):
 
 def test_texts_of_all_languages_say_which_language_and_opening_they_are_of(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(
-        shifts,
-        "prompted_samples",
-        lambda lm, prompts, *rest: (
-            asked.extend(prompts) or [Document(f"prompted[{i}]", p) for i, p in enumerate(prompts)]
-        ),
-    )
+
+    def samples(lm, prompts, *rest):
+        asked.extend(prompts)
+        return [Document("prompted", prompt) for prompt in prompts]
+
+    monkeypatch.setattr(shifts, "prompted_samples", samples)
     english, other = shifts.written_texts(None, TypicalitySize(windows=4), 0, tmp_path)
     assert [text.label for text in english] == ["en 0", "en 0", "en 0", "en 1"]
     assert [text.label for text in other] == ["fr 0", "de 0", "es 0", "fr 1"]
     assert [text.text for text in (*english, *other)] == asked
-    assert all(
-        text.text == shifts.PROMPTS[language][int(i)]
-        for text in (*english, *other)
-        for language, i in [text.label.split()]
-    )
-    assert [
-        len(part) for part in shifts.written_texts(None, TypicalitySize(windows=40), 0, tmp_path)
-    ] == [30, 30]
+    for text in (*english, *other):
+        language, i = text.label.split()
+        assert text.text == shifts.PROMPTS[language][int(i)]
+    both = shifts.written_texts(None, TypicalitySize(windows=40), 0, tmp_path)
+    assert [len(part) for part in both] == [30, 30]
 
 
 def test_a_prompt_is_continued_as_if_it_stood_alone():
@@ -418,32 +356,27 @@ def test_texts_that_install_with_gensim():
     assert "{{" not in page.text
     code = shifts.python_code(5)
     assert len(code) == 5
-    assert all(
-        "#" not in line.split('"')[0].split("'")[0]
-        for document in code
-        for line in document.text.splitlines()
-    )
+    lines = [line for document in code for line in document.text.splitlines()]
+    assert all("#" not in line.split('"')[0].split("'")[0] for line in lines)
     assert not any('"""' in document.text.split("\n")[1] for document in code)
 
 
 def test_altered_activations_keep_what_they_say():
     model = gaussian(6)
-    z_nd = model.sample(20_000, torch.Generator().manual_seed(5))
+    (z_nd,) = drawn_of(model, 20_000, 5)
     kept_nd = shifts.noised_alike(z_nd, model, 0.6, 0)
     expected = model.basis_dd * model.eigenvalues_d @ model.basis_dd.T
-    assert (kept_nd.mean(0) - model.mean_d).abs().max() < 0.1
+    from_mean_nd, kept_from_mean_nd = z_nd - model.mean_d, kept_nd - model.mean_d
+    assert kept_from_mean_nd.mean(0).abs().max() < 0.1
     assert (kept_nd.T.cov() - expected).abs().max() < 0.05 * expected.diag().max()
     with pytest.raises(ValueError, match="strength 1.5: expected 0 to 1"):
         shifts.noised_alike(z_nd, model, 1.5, 0)
-    between = ((kept_nd - model.mean_d) * (z_nd - model.mean_d)).sum() / (
-        z_nd - model.mean_d
-    ).square().sum()
+    between = (kept_from_mean_nd * from_mean_nd).sum() / from_mean_nd.square().sum()
     assert between == pytest.approx(0.8, abs=0.01)
     moved_nd = shifts.steered(z_nd, torch.tensor([0.0, 3, 0, 0, 0, 0]), 0.5) - z_nd
     assert moved_nd[0].tolist() == pytest.approx([0, 0.5 * 6**0.5, 0, 0, 0, 0], abs=1e-5)
-    assert (shifts.noised(z_nd, 0.3, 0) - z_nd).square().mean().sqrt() == pytest.approx(
-        0.3, rel=0.01
-    )
+    added_nd = shifts.noised(z_nd, 0.3, 0) - z_nd
+    assert added_nd.square().mean().sqrt() == pytest.approx(0.3, rel=0.01)
     dealt = shifts.independent_tokens(z_nd[:10], 5)
     assert dealt.document.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert dealt.position.tolist() == [0, 1] * 5

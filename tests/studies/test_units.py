@@ -12,9 +12,17 @@ from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
 from mmlib.denoisers.networks import MLPDenoiser, UNetDenoiser
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
 from mmlib_studies.probing import units
-from mmlib_studies.probing import units as contexts
 
-Z = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+
+def normal(seed, rows=6):
+    return torch.randn(rows, 16, generator=torch.Generator().manual_seed(seed))
+
+
+Z = normal(0)
+
+
+def noised(seed):
+    return 0.9 * Z + 0.1 * normal(seed)
 
 
 def mlp():
@@ -22,10 +30,14 @@ def mlp():
     return unscaled(MLPDenoiser(16, 24, 40, 2).eval(), 16)
 
 
-ROWS = torch.randn(200, 16, generator=torch.Generator().manual_seed(1)) + 3
+def hidden_of(model, seed):
+    found = model.neurons(Z, sigma=0.1, generator=torch.Generator().manual_seed(seed))
+    return torch.cat(list(found.values()), 1)
+
+
 LINEAR = {
     "raw": units.raw_dimensions(16),
-    "pca": units.principal_components(PrincipalComponents.fit(ROWS)),
+    "pca": units.principal_components(PrincipalComponents.fit(normal(1, 200) + 3)),
     "random": units.random_directions(30, 16, seed=0),
 }
 
@@ -39,11 +51,10 @@ def test_a_clamped_linear_unit_reads_as_its_value_and_nothing_moves_across_it(di
 
 
 def test_random_features_are_what_a_gated_unit_is_before_training():
-    found = units.read_units(units.random_silu(2000, 16, seed=3), Z)
-    again = units.read_units(units.random_silu(2000, 16, seed=3), Z)
-    flipped = units.read_units(units.random_silu(2000, 16, seed=3), -Z)
+    features = units.random_silu(2000, 16, seed=3)
+    found, flipped = units.read_units(features, Z), units.read_units(features, -Z)
     assert found.shape == (6, 2000)
-    assert np.array_equal(found, again)
+    assert np.array_equal(found, units.read_units(units.random_silu(2000, 16, seed=3), Z))
     assert units.random_silu(4, 16, 0).write is None
     # silu(a) b at −z is silu(−a)(−b), another number: the features are not even
     assert np.corrcoef(found.ravel(), flipped.ravel())[0, 1] < 0.5
@@ -86,24 +97,16 @@ def test_mixture_components_have_their_densities_and_probabilities():
 def test_meta_neurons_are_those_of_the_model_and_seeded(monkeypatch):
     model = mlp()
     found = units.read_units(units.meta_neurons(model, 0.1, seed=3), Z)
-    expected = torch.cat(
-        list(model.neurons(Z, sigma=0.1, generator=torch.Generator().manual_seed(3)).values()), 1
-    )
-    assert np.array_equal(found, expected.numpy()) and found.shape == (6, 80)
+    assert np.array_equal(found, hidden_of(model, 3).numpy()) and found.shape == (6, 80)
     monkeypatch.setattr(units, "AT_ONCE", 4)  # the parts meet different noise
-    assert not np.array_equal(
-        units.read_units(units.meta_neurons(model, 0.1, seed=3), Z.repeat(2, 1))[:4],
-        units.read_units(units.meta_neurons(model, 0.1, seed=3), Z.repeat(2, 1))[6:10],
-    )
+    twice = units.read_units(units.meta_neurons(model, 0.1, seed=3), Z.repeat(2, 1))
+    assert not np.array_equal(twice[:4], twice[6:10])
 
 
 @pytest.mark.parametrize("unit, block, index", [(7, 0, 7), (39, 0, 39), (40, 1, 0), (79, 1, 39)])
 def test_clamping_at_zero_is_removing_the_column_and_at_its_own_value_nothing(unit, block, index):
     model = mlp()
-    hidden = torch.cat(
-        list(model.neurons(Z, sigma=0.1, generator=torch.Generator().manual_seed(1)).values()), 1
-    )
-    x = (1 - 0.1) * Z + 0.1 * torch.randn(Z.shape, generator=torch.Generator().manual_seed(1))
+    hidden, x = hidden_of(model, 1), noised(1)
     clean, clamped = model.denoise(x, 0.1), units.clamped_estimate(model, x, 0.1, unit, 0.0)
     # bit for bit
     assert torch.equal(units.clamped_estimate(model, x, 0.1, unit, hidden[:, unit]), clean)
@@ -118,7 +121,7 @@ def test_clamping_at_zero_is_removing_the_column_and_at_its_own_value_nothing(un
 
 def test_a_clamped_meta_neuron_writes_the_change_of_the_estimate():
     model = mlp()
-    x = 0.9 * Z + 0.1 * torch.randn(Z.shape, generator=torch.Generator().manual_seed(5))
+    x = noised(5)
     written = units.meta_neurons(model, 0.1, seed=5).write(Z, 50, 2.0)
     expected = units.clamped_estimate(model, x, 0.1, 50, 2.0) - model.denoise(x, 0.1)
     assert torch.allclose(written, expected, atol=1e-6)
@@ -127,9 +130,8 @@ def test_a_clamped_meta_neuron_writes_the_change_of_the_estimate():
 
 def test_units_of_a_unet_are_read_and_not_clamped():
     torch.manual_seed(0)
-    dictionary = units.meta_neurons(
-        unscaled(UNetDenoiser(16, (32, 32, 32), 1).eval(), 16), 0.1, seed=0
-    )
+    model = unscaled(UNetDenoiser(16, (32, 32, 32), 1).eval(), 16)
+    dictionary = units.meta_neurons(model, 0.1, seed=0)
     assert dictionary.write is None and units.read_units(dictionary, Z).shape == (6, 11 * 32)
 
 
@@ -165,9 +167,8 @@ def test_density_and_selectivity_by_hand():
     one_token = units.selectivity(np.eye(1, 50, 3).T)
     assert one_token[0] == pytest.approx(1)
     assert units.selectivity(values)[[1, 3]] == pytest.approx([0, 0])
-    assert units.selectivity(np.abs(np.random.default_rng(0).standard_normal((100_000, 1))))[
-        0
-    ] == pytest.approx(1 - 2 / np.pi, abs=0.01)
+    half_normal = units.selectivity(np.random.default_rng(0).standard_normal((100_000, 1)))
+    assert half_normal[0] == pytest.approx(1 - 2 / np.pi, abs=0.01)
 
 
 def test_the_nearest_unit_is_the_one_numpy_finds(monkeypatch):
@@ -192,8 +193,7 @@ def test_paired_correlation_is_numpys_and_0_where_nothing_varies():
 def test_matched_units_have_the_matched_density():
     density_u = np.random.default_rng(0).uniform(0, 1, 2000)
     found = units.matched(density_u, 10, 4, seed=0, exclude=[11])
-    assert len(set(found)) == 4
-    assert not {10, 11} & set(found)
+    assert len(set(found) - {10, 11}) == 4
     assert np.abs(density_u[found] - density_u[10]).max() < 0.02
     assert np.array_equal(found, units.matched(density_u, 10, 4, seed=0, exclude=[11]))
     with pytest.raises(ValueError, match="2 other units: expected at least 4"):
@@ -204,23 +204,21 @@ def test_top_contexts_are_cut_around_the_largest_place_of_each_window():
     # the median is 1
     windows = [window(4), window(3, 1)]
     values = np.array([1.0, 2, 6, 0, -3, 11, -4])
-    found = contexts.top_contexts(values, windows, [list("abcd"), list("xyz")], count=2, reach=2)
+    found = units.top_contexts(values, windows, [list("abcd"), list("xyz")], count=2, reach=2)
     assert [one["pieces"][one["at"]] for one in found] == ["y", "c"]
     assert found[0]["values"] == [0, 1, 0]
     assert found[1]["pieces"] == list("abcd")
     assert found[1]["values"] == [0, 0.1, 0.5, 0]
     with pytest.raises(ValueError, match="6 values for 7 tokens"):
-        contexts.top_contexts(values[1:], windows, [], 1, 1)
+        units.top_contexts(values[1:], windows, [], 1, 1)
 
 
 def test_shown_text_is_escaped():
-    shown = contexts.as_html(
-        "a < b", [{"pieces": ["<script>", "\n"], "values": [1.0, 0.0], "at": 0}]
-    )
+    context = {"pieces": ["<script>", "\n"], "values": [1.0, 0.0], "at": 0}
+    shown = units.as_html("a < b", [context])
     assert "<script>" not in shown
-    assert "&lt;script&gt;" in shown
-    assert "a &lt; b" in shown
-    assert "rgba(213,94,0,0.75)" in shown
+    expected = ("&lt;script&gt;", "a &lt; b", "rgba(213,94,0,0.75)")
+    assert all(text in shown for text in expected)
 
 
 class Marked:
@@ -234,4 +232,4 @@ class Marked:
 
 def test_pieces_keep_the_spaces_that_a_tokenizer_strips():
     lm = llm.LanguageModel(None, Marked(), "tiny@0")
-    assert contexts.pieces_of(lm, [1, 2, 3, 4, 1]) == ["he", " sings", "ly", "\n", " he"]
+    assert units.pieces_of(lm, [1, 2, 3, 4, 1]) == ["he", " sings", "ly", "\n", " he"]

@@ -1,9 +1,12 @@
 """From names to meta-models: recipes of the run, folders, and what is refused; and random weights for a trained architecture."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmlib.activations.store import StoreError
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import standard_normal
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, UNetDenoiser
@@ -14,9 +17,8 @@ from mmlib.training import recipe as recipes
 
 def saved(folder, store, seed, **changes):
     torch.manual_seed(seed)
-    model = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "flow_velocity", store)
-    for key, value in changes.items():
-        setattr(model, key, value)
+    origin = replace(Origin.of(store), **changes)
+    model = MetaModel(MLPDenoiser(8, 16, 24, 1), "flow_velocity", origin)
     model.save_pretrained(folder)
     return model
 

@@ -121,7 +121,7 @@ def test_killed_and_resumed_ends_bit_identical(store, tmp_path, kill_at):
         return [{k: v for k, v in entry.items() if k != "seconds"} for entry in log]
 
     assert without_times(whole_log) == without_times(resumed_log)
-    assert not (tmp_path / "cut" / "state.safetensors").exists()
+    assert not (tmp_path / "cut" / "state.pt").exists()
 
 
 def test_a_finished_training_is_loaded_not_repeated(store, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mmlib.runs.results import rows_of
+from mmlib.runs.run import rows_of
 from mmlib_studies.claims.rules import (
     ARTEFACT,
     BY_CHANCE,
@@ -11,8 +11,10 @@ from mmlib_studies.claims.rules import (
     REPRODUCED,
     UNDECIDED,
     Measured,
-    better_than,
+    ahead,
+    of_most,
     percent,
+    with_control,
 )
 
 EDIT = ("concept", "direction", "{intervention}@{sigma}")  # names of an edit's levels
@@ -32,27 +34,19 @@ def dependent(*place: str, control: str, budget: str | None = None) -> Callable[
         same = of_control.get(budget)
         for key in place:
             found, of_control = found[key], of_control.get(key, {})
-        value = found["outside"]
+        value, beside = found["outside"], of_control.get("outside")
         interval = found.get("by_document", {}).get("outside", {}).get("ci95")
-        same, known = same or found, "outside" in of_control
-        note = "of the pairs, by chance 5 %; " + (
-            f"{control}: {percent(of_control['outside'], 1)}" if known else f"no control: {control}"
-        )
-        if known and budget:
-            note += f", at whose budget it is {percent(same['outside'], 1)}"
+        same = (same or found)["outside"]
+        note = f"no control: {control}" if beside is None else f"{control}: {percent(beside, 1)}"
+        if beside is not None and budget:
+            note += f", at whose budget it is {percent(same, 1)}"
         if (interval or (value, value))[0] <= 2 * BY_CHANCE:
-            return Measured(
-                value, interval, "%", NOT if value <= 2 * BY_CHANCE else UNDECIDED, note
-            )
-        if not known:
-            return Measured(value, interval, "%", UNDECIDED, note)
-        return Measured(
-            value,
-            interval,
-            "%",
-            ARTEFACT if same["outside"] <= NEAR * of_control["outside"] else REPRODUCED,
-            note,
-        )
+            verdict = NOT if value <= 2 * BY_CHANCE else UNDECIDED
+        elif beside is None:
+            verdict = UNDECIDED
+        else:
+            verdict = ARTEFACT if same <= NEAR * beside else REPRODUCED
+        return Measured(value, interval, "%", verdict, f"of the pairs, by chance 5 %; {note}")
 
     return measure
 
@@ -62,28 +56,24 @@ def probing(results: dict) -> Measured:
 
     An artefact unless they are ahead of units that no diffusion model made too, by their paired differences.
     """
-    over = results["differences"]["mlp"]
-    row = over["sae"]
-    means = {name: row["all"]["mean"] for name, row in results["dictionaries"].items()}
-    verdict = better_than(0, row["all"]["ci95"])
-    note = ", ".join(
-        f"{label} {means[name]:.2f}"
-        for name, label in (
-            ("mlp", "meta-neurons"),
-            ("gated_mlp", "those of our recipe"),
-            ("sae", "SAE"),
-            ("sae_dense", "SAE before TopK"),
-            ("lm_neurons", "neurons of the block"),
-            ("raw", "plain dimensions"),
-            ("random", "random directions"),
-        )
-    )
-    if verdict == REPRODUCED and any(
-        better_than(0, over[name]["all"]["ci95"]) != REPRODUCED
-        for name in ("sae_dense", "lm_neurons", "raw")
-    ):
-        verdict = ARTEFACT
-    return Measured(row["all"]["mean"], tuple(row["all"]["ci95"]), "AUC", verdict, note)
+    over = {other: row["all"] for other, row in results["differences"]["mlp"].items()}
+    found = results["dictionaries"]
+    means = {label: found[name]["all"]["mean"] for name, label in _DICTIONARIES.items()}
+    note = ", ".join(f"{label} {mean:.2f}" for label, mean in means.items())
+    others = (over[name]["ci95"] for name in ("sae_dense", "lm_neurons", "raw"))
+    verdict = ahead(over["sae"]["ci95"], *others)
+    return Measured(over["sae"]["mean"], tuple(over["sae"]["ci95"]), "AUC", verdict, note)
+
+
+_DICTIONARIES = {
+    "mlp": "meta-neurons",
+    "gated_mlp": "those of our recipe",
+    "sae": "SAE",
+    "sae_dense": "SAE before TopK",
+    "lm_neurons": "neurons of the block",
+    "raw": "plain dimensions",
+    "random": "random directions",
+}
 
 
 def steering(results: dict) -> Measured:
@@ -97,15 +87,15 @@ def steering(results: dict) -> Measured:
     if row["area"] is None:
         return Measured(None, None, "", UNDECIDED)
     low, high = (-end for end in reversed(row["ci95"]))
-    verdict = better_than(0, (low, high))
-    if verdict == REPRODUCED and control["area"] is not None and control["ci95"][1] < 0:
-        verdict = ARTEFACT
+    reach = row["reach"]
     note = (
         f"{concept}, SDEdit from σ = {sigma}: area between fronts up to a change of {row['up_to']:.2f} in VADER's score, "
-        f"{-row['mean_difference']:.2f} nats per token in the mean; reach {row['reach']['difference']:+.2f} [{row['reach']['ci95'][0]:+.2f}, "
-        f"{row['reach']['ci95'][1]:+.2f}]; intervals over prompts"
+        f"{-row['mean_difference']:.2f} nats per token in the mean; reach {reach['difference']:+.2f} "
+        f"[{reach['ci95'][0]:+.2f}, {reach['ci95'][1]:+.2f}]; intervals over prompts"
     ).replace("-", "−")
-    return Measured(-row["area"], (low, high), "nats per token × VADER", verdict, note)
+    unit = "nats per token × VADER"
+    saved = Measured(-row["area"], (low, high), unit, ahead((low, high)), note)
+    return with_control(saved, control["area"] is not None and control["ci95"][1] < 0)
 
 
 def steering_elsewhere(results: dict) -> Measured:
@@ -125,36 +115,30 @@ def steering_elsewhere(results: dict) -> Measured:
     }
     compared_rows = rows_of(results["against_addition"], *EDIT)
     found = [row for row in compared_rows if row["intervention"] == "sdedit"]
-    rows = [row for row in found if place(row) in steered and row["area"]["ci95"] is not None]
-    told = [row["area"]["ci95"] for row in rows]
+    told = [
+        (row["sigma"], *row["area"]["ci95"])
+        for row in found
+        if place(row) in steered and row["area"]["ci95"] is not None
+    ]
     compared, reach = len(told), results["counts"]["sdedit"]["reach"]
     if not compared:
         return Measured(None, None, "", UNDECIDED, "no level of a concept is reached by both")
-    cheaper, dearer = sum(high < 0 for _, high in told), sum(low > 0 for low, _ in told)
-    projections = rows_of(results["projections"], *EDIT, "against")
-    alike = [
-        row
-        for row in projections
-        if row["area"]["ci95"] is not None and row["area"]["ci95"][1] >= 0
-    ]
-    verdict = REPRODUCED if 2 * cheaper > compared else NOT if dearer > cheaper else UNDECIDED
+    cheaper, dearer = sum(high < 0 for *_, high in told), sum(low > 0 for _, low, _ in told)
     by_sigma = ", ".join(
-        f"{sum(low > 0 for low, _ in mine)} of {len(mine)} from σ = {sigma:g}"
-        for sigma in sorted({row["sigma"] for row in rows})
-        for mine in [[row["area"]["ci95"] for row in rows if row["sigma"] == sigma]]
+        f"{sum(mine)} of {len(mine)} from σ = {sigma:g}"
+        for sigma in sorted({sigma for sigma, *_ in told})
+        for mine in [[low > 0 for own, low, _ in told if own == sigma]]
     )
+    projections = rows_of(results["projections"], *EDIT, "against")
+    intervals = [row["area"]["ci95"] for row in projections]
+    alike = sum(interval is not None and interval[1] >= 0 for interval in intervals)
     note = (
         f"{cheaper} of {compared} cheaper and {dearer} dearer ({by_sigma}) at equal concept, where plain addition raises it; {len(found) - compared} further, where "
         f"it does not or no level is reached by both, tell nothing; reach higher in {reach.get('higher', 0)} and lower in {reach.get('lower', 0)} of all; SDEdit by a mixture of Gaussians "
-        f"not shown to cost more at equal concept in {len(alike)} of {len(projections)} tried"
+        f"not shown to cost more at equal concept in {alike} of {len(projections)} tried"
     )
-    return Measured(
-        cheaper / compared,
-        None,
-        "%",
-        ARTEFACT if verdict == REPRODUCED and alike else verdict,
-        note,
-    )
+    verdict = of_most(cheaper, dearer, compared)
+    return with_control(Measured(cheaper / compared, None, "%", verdict, note), alike > 0)
 
 
 def detection(results: dict) -> Measured:
@@ -166,16 +150,16 @@ def detection(results: dict) -> Measured:
         name: [found.get(kind, 0) for kind in ("better", "worse", "neither")]
         for name, found in results["verdicts_holm"].items()
     }
-    better, worse, neither = counts["mixture"]
-    sets = better + worse + neither
-    verdict = REPRODUCED if 2 * better > sets else NOT if worse > better else UNDECIDED
+    better, worse, _ = counts["mixture"]
+    sets = sum(counts["mixture"])
+    beside = {
+        "mixture": "the mixture's likelihood",
+        "mahalanobis": "Mahalanobis distance",
+        "denoise_mixture": "the mixture under the same score",
+    }
     note = "; ".join(
         f"{counts[name][0]} of {sets} better and {counts[name][1]} worse than {label}"
-        for name, label in (
-            ("mixture", "the mixture's likelihood"),
-            ("mahalanobis", "Mahalanobis distance"),
-            ("denoise_mixture", "the mixture under the same score"),
-        )
+        for name, label in beside.items()
         if name in counts
     )
-    return Measured(better / sets, None, "%", verdict, note)
+    return Measured(better / sets, None, "%", of_most(better, worse, sets), note)

@@ -1,6 +1,7 @@
 """The ledger: one row for each statement."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 from mmlib_studies.claims.rules import UNTESTED, Measured
 from mmlib_studies.claims.statements import CLAIMS
@@ -14,31 +15,16 @@ def ledger(results: Callable[[str], dict | None], preset: str) -> list[dict]:
     """
     rows = []
     for claim in CLAIMS:
-        names = [name for name in (claim.results, claim.beside) if name]
-        found = {name: results(name) for name in names}
-        missing = [name for name in names if found[name] is None]
-        measured = (
-            claim.measure(*found.values())
-            if names and not missing
-            else Measured(None, None, "", UNTESTED)
-        )
-        rows.append(
-            {
-                "name": claim.name,
-                "source": claim.source,
-                "statement": claim.statement,
-                "definition": claim.definition
-                + "".join(f" (this run has no {name}.json)" for name in missing),
-                "value": measured.value,
-                "ci95": measured.ci95 and list(measured.ci95),
-                "unit": measured.unit,
-                "verdict": measured.verdict,
-                "note": measured.note,
-                "preset": preset,
-                "notebook": claim.notebook,
-                "results": claim.results,
-            }
-        )
+        found = {name: results(name) for name in (claim.results, claim.beside) if name}
+        missing = [name for name, content in found.items() if content is None]
+        tested = found and not missing
+        measured = claim.measure(*found.values()) if tested else Measured(None, None, "", UNTESTED)
+        lacking = "".join(f" (this run has no {name}.json)" for name in missing)
+        said = {"name": claim.name, "source": claim.source, "statement": claim.statement}
+        said["definition"] = claim.definition + lacking
+        known = asdict(measured) | {"ci95": measured.ci95 and list(measured.ci95)}
+        place = {"preset": preset, "notebook": claim.notebook, "results": claim.results}
+        rows.append(said | known | place)
     return rows
 
 
@@ -57,11 +43,10 @@ def in_words(row: dict) -> str:
     if row["value"] is None:
         return "—"
     share = row["unit"] == "%"
-    digits = 1 if share else 3
 
     def number(value: float) -> str:
-        return f"{100 * value if share else value:.{digits}f}".replace("-", "−")
+        return (f"{100 * value:.1f}" if share else f"{value:.3f}").replace("-", "−")
 
-    interval = f" [{number(row['ci95'][0])}, {number(row['ci95'][1])}]" if row["ci95"] else ""
+    interval = f" [{', '.join(map(number, row['ci95']))}]" if row["ci95"] else ""
     note = f" ({row['note']})" if row["note"] else ""
     return f"{number(row['value'])}{interval} {row['unit']}{note}"

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 from mmlib.evaluation import claim as claimed
-from mmlib.runs.results import rows_of
+from mmlib.runs.run import rows_of
 from mmlib_studies.claims.rules import (
     ARTEFACT,
     EXCEEDED,
@@ -13,10 +14,11 @@ from mmlib_studies.claims.rules import (
     REPRODUCED,
     UNDECIDED,
     Measured,
-    better_than,
+    ahead,
     every,
     percent,
     reduction,
+    with_control,
 )
 
 ROBUSTNESS = (  # names of the levels of its reductions
@@ -27,6 +29,7 @@ ROBUSTNESS = (  # names of the levels of its reductions
     "method",
     "baseline",
 )
+FOUND = {"consistent with", "above"}  # verdicts of a reduction that is the claimed one or more
 SAES, CONTROLS = ("sae", "sae_gaussian", "denoising_sae"), ("gaussian", "mixture")
 
 
@@ -38,11 +41,7 @@ def primary(name: str) -> Callable[[dict], Measured]:
         same = results["losses"][row["objective"]]
         mean = 1 - same["mean"]["value"] / same[row["baseline"]]["value"]
         measured = reduction(row, f"the mean alone: {percent(mean, 1)}")
-        return (
-            replace(measured, verdict=ARTEFACT)
-            if measured.verdict == EXCEEDED and mean > row["claim"]
-            else measured
-        )
+        return with_control(measured, measured.verdict == EXCEEDED and mean > row["claim"])
 
     return measure
 
@@ -54,25 +53,13 @@ def beats(method: str, objective: str, baselines: tuple[str, ...]) -> Callable[[
         by_baseline = results["reductions"][objective][method]
         control = by_baseline.get("mixture")
         least = min(baselines, key=lambda baseline: by_baseline[baseline]["value"])
-        worst, note = by_baseline[least], f"over {least}"
-        verdict = every({better_than(0, by_baseline[name]["ci95"]) for name in baselines})
+        verdict = every({ahead(by_baseline[name]["ci95"]) for name in baselines})
+        worst = Measured(by_baseline[least]["value"], by_baseline[least]["ci95"], "%", verdict)
         if control is None:
-            return Measured(
-                worst["value"],
-                worst["ci95"],
-                "%",
-                UNDECIDED if verdict == REPRODUCED else verdict,
-                f"{note}; no control",
-            )
-        if verdict == REPRODUCED and better_than(0, control["ci95"]) != REPRODUCED:
-            verdict = ARTEFACT
-        return Measured(
-            worst["value"],
-            worst["ci95"],
-            "%",
-            verdict,
-            f"{note}; over a mixture of Gaussians {percent(control['value'], 1)}",
-        )
+            verdict = UNDECIDED if verdict == REPRODUCED else verdict
+            return replace(worst, verdict=verdict, note=f"over {least}; no control")
+        note = f"over {least}; over a mixture of Gaussians {percent(control['value'], 1)}"
+        return with_control(replace(worst, note=note), ahead(control["ci95"]) != REPRODUCED)
 
     return measure
 
@@ -86,19 +73,13 @@ def reducible(scaling: dict, comparison: dict) -> Measured:
     """The paper's MLP over the full Gaussian, of what lies above the law's E: the interval is that of E, which any verdict then rests on."""
     found = claimed.over_the_estimate(comparison, scaling)["rows"]
     rows = {row["method"]: {**row, "value": row["reduction"]} for row in found}
-    beside = [
-        (name, claimed.SHORT[name])
+    note = ", ".join(
+        f"{claimed.SHORT[name]} {percent(rows[name]['value'], 1)}"
         for name in ("gated_mlp", "mixture")
         if rows[name]["value"] is not None
-    ]
-    note = ", ".join(f"{label} {percent(rows[name]['value'], 1)}" for name, label in beside)
-    measured = reduction(rows["mlp"], note and f"{note}; a choice of floor")
-    found, control = measured.verdict in (REPRODUCED, EXCEEDED), rows["mixture"]["verdict"]
-    return (
-        replace(measured, verdict=ARTEFACT)
-        if found and control in ("consistent with", "above")
-        else measured
     )
+    measured = reduction(rows["mlp"], note and f"{note}; a choice of floor")
+    return with_control(measured, rows["mixture"]["verdict"] in FOUND)
 
 
 def _summed(results: dict) -> dict[tuple[str, str], dict]:
@@ -116,10 +97,8 @@ def _at_each_sigma(results: dict) -> list[dict]:
 
 def _lm_loss_note(results: dict) -> str:
     """What stands beside the sum over σ: each σ, their mean, the SAE trained to denoise, the controls; and what was not measured."""
-    rows = _summed(results)
-    parts = [
-        f"{percent(row['value'])} at σ = {row['sigmas'][0]}" for row in _at_each_sigma(results)
-    ]
+    rows, alone = _summed(results), _at_each_sigma(results)
+    parts = [f"{percent(row['value'])} at σ = {row['sigmas'][0]}" for row in alone]
     if (mean := rows["gated_mlp", "sae"].get("mean_reduction")) is not None:
         parts.append(f"{percent(mean)} in the mean of all σ")
     beside = {
@@ -132,90 +111,72 @@ def _lm_loss_note(results: dict) -> str:
         for key, label in beside.items()
         if key in rows and rows[key]["value"] is not None
     ]
-    complete = all(
-        "mean_ci95" in rows.get((method, sae), {})
-        for method in ("gated_mlp", *CONTROLS)
-        for sae in SAES
-    )
+    wanted = product(("gated_mlp", *CONTROLS), SAES)
+    complete = all("mean_ci95" in rows.get(pair, {}) for pair in wanted)
     return ", ".join(parts) + ("" if complete else "; not all of the SAEs and controls measured")
 
 
 def _lower_than_saes(rows: dict[tuple[str, str], dict], method: str) -> str:
     """The test at the head of this file; undecided where a comparison is missing."""
-    intervals = [
-        rows.get((method, sae), {}).get(key) for sae in SAES for key in ("ci95", "mean_ci95")
-    ]
-    return every(
-        {UNDECIDED if interval is None else better_than(0, interval) for interval in intervals}
-    )
+    compared = [rows.get((method, sae), {}) for sae in SAES]
+    intervals = [row.get(key) for row in compared for key in ("ci95", "mean_ci95")]
+    return every({ahead(interval) if interval else UNDECIDED for interval in intervals})
 
 
 def lower_lm_loss(results: dict) -> Measured:
     """Reduction of Δ LM loss over the SAE: lower than every SAE's, and than the controls'?"""
     rows = _summed(results)
-    row, verdict = rows["gated_mlp", "sae"], _lower_than_saes(rows, "gated_mlp")
+    verdict = _lower_than_saes(rows, "gated_mlp")
     if verdict == REPRODUCED:
         controls = {_lower_than_saes(rows, control) for control in CONTROLS}
-        measured = all((control, sae) in rows for control in CONTROLS for sae in SAES)
+        measured = all(pair in rows for pair in product(CONTROLS, SAES))
         verdict = ARTEFACT if REPRODUCED in controls else REPRODUCED if measured else UNDECIDED
-    return Measured(row["value"], row["ci95"], "%", verdict, _lm_loss_note(results))
+    over = rows["gated_mlp", "sae"]
+    return Measured(over["value"], over["ci95"], "%", verdict, _lm_loss_note(results))
 
 
 def better_fidelity(results: dict) -> Measured:
     """Reduction of Δ LM loss over the SAE against 47 %: alike at every σ and over every SAE?"""
     rows = _summed(results)
     measured = reduction(rows["gated_mlp", "sae"], _lm_loss_note(results))
-    others = [rows[key] for key in (("gated_mlp", sae) for sae in SAES) if key in rows]
-    verdicts = {row["verdict"] for row in (*_at_each_sigma(results), *others)} | {
-        row["mean_verdict"] for row in others if "mean_verdict" in row
-    }
+    others = [rows["gated_mlp", sae] for sae in SAES if ("gated_mlp", sae) in rows]
+    verdicts = {row["verdict"] for row in (*_at_each_sigma(results), *others)}
+    verdicts |= {row["mean_verdict"] for row in others if "mean_verdict" in row}
+    controls = [rows[name, "sae"]["verdict"] for name in CONTROLS if (name, "sae") in rows]
     if len(verdicts) > 1:
         return replace(measured, verdict=UNDECIDED)
-    controls = [rows[control, "sae"]["verdict"] for control in CONTROLS if (control, "sae") in rows]
-    if measured.verdict not in (REPRODUCED, EXCEEDED):
-        return measured
-    if {"consistent with", "above"} & set(controls):
-        return replace(measured, verdict=ARTEFACT)
-    return measured if len(controls) == len(CONTROLS) else replace(measured, verdict=UNDECIDED)
+    judged = with_control(measured, not FOUND.isdisjoint(controls))
+    if judged.verdict in (REPRODUCED, EXCEEDED) and len(controls) < len(CONTROLS):
+        return replace(measured, verdict=UNDECIDED)
+    return judged
 
 
 def density(results: dict) -> Measured:
     """Over the full Gaussian; an artefact unless ours is above a mixture of Gaussians too, by the paired interval."""
     ours, mixture = (results["rows"][name]["over_gaussian"] for name in ("gated_mlp", "mixture"))
     over = results["rows"]["gated_mlp"]["over_mixture"]
-    verdict = better_than(0, ours["ci95"])
-    if verdict == REPRODUCED and better_than(0, over["ci95"]) != REPRODUCED:
-        verdict = ARTEFACT
-    return Measured(
-        ours["mean"],
-        ours["ci95"],
-        "nats per dimension",
-        verdict,
-        f"a mixture of Gaussians: {mixture['mean']:.3f}; ours less it {over['mean']:+.3f} [{over['ci95'][0]:+.3f}, {over['ci95'][1]:+.3f}]".replace(
-            "-", "−"
-        ),
-    )
+    note = (
+        f"a mixture of Gaussians: {mixture['mean']:.3f}; ours less it {over['mean']:+.3f} "
+        f"[{over['ci95'][0]:+.3f}, {over['ci95'][1]:+.3f}]"
+    ).replace("-", "−")
+    verdict = ahead(ours["ci95"], over["ci95"])
+    return Measured(ours["mean"], ours["ci95"], "nats per dimension", verdict, note)
 
 
 def elsewhere(results: dict) -> Measured:
     """The highest of all reductions of the velocity loss by a diffusion MLP over the Gaussian; undecided where they have unlike verdicts."""
+    wanted = ("flow_velocity", "gaussian", "all")
     rows = [
         row
         for row in rows_of(results["reductions"], *ROBUSTNESS)
-        if (row["objective"], row["baseline"], row["tokens"])
-        == ("flow_velocity", "gaussian", "all")
+        if (row["objective"], row["baseline"], row["tokens"]) == wanted
         and row["method"].endswith("mlp")
     ]
     low, high = (choose(rows, key=lambda row: row["value"]) for choose in (min, max))
-    measured = reduction(
-        high,
-        f"the highest of {len(rows)}, {high['label']}; the lowest {percent(low['value'], 1)}, {low['label']}",
-    )
-    return (
-        replace(measured, verdict=UNDECIDED)
-        if len({row["verdict"] for row in rows}) > 1
-        else measured
-    )
+    note = f"the highest of {len(rows)}, {high['label']}; "
+    note += f"the lowest {percent(low['value'], 1)}, {low['label']}"
+    measured, alike = reduction(high, note), len({row["verdict"] for row in rows}) == 1
+    return measured if alike else replace(measured, verdict=UNDECIDED)
 
 
 def frechet(results: dict) -> Measured:

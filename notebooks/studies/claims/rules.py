@@ -1,6 +1,6 @@
 """The scale of verdicts, and the rules by which an interval gets one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 REPRODUCED, EXCEEDED, ARTEFACT, NOT = "reproduced", "exceeded", "artefact", "not reproduced"
 UNDECIDED, INCOMPARABLE, UNTESTED = "undecided", "not comparable", "not tested here"
@@ -21,14 +21,27 @@ class Measured:
     note: str = ""  # what to know of the value
 
 
-def better_than(bound: float, interval: tuple[float, float]) -> str:
-    """The verdict on "the value is above the bound"."""
-    return REPRODUCED if interval[0] > bound else NOT if interval[1] < bound else UNDECIDED
-
-
 def every(verdicts: set[str]) -> str:
     """The verdict on "all of these hold"."""
     return NOT if NOT in verdicts else UNDECIDED if UNDECIDED in verdicts else REPRODUCED
+
+
+def ahead(interval: tuple[float, float], *controls: tuple[float, float]) -> str:
+    """The verdict on "the value is above 0"; an artefact unless the margin over each control is too."""
+    if interval[0] > 0:
+        return REPRODUCED if all(low > 0 for low, _ in controls) else ARTEFACT
+    return NOT if interval[1] < 0 else UNDECIDED
+
+
+def with_control(measured: Measured, control: bool) -> Measured:
+    """What was found is an artefact where it is found of the control too."""
+    found = measured.verdict in (REPRODUCED, EXCEEDED)
+    return replace(measured, verdict=ARTEFACT) if found and control else measured
+
+
+def of_most(yes: int, no: int, of: int) -> str:
+    """The verdict on "most of them do": reproduced where more than half do, not where more do not."""
+    return REPRODUCED if 2 * yes > of else NOT if no > yes else UNDECIDED
 
 
 def percent(value: float, digits: int = 0) -> str:

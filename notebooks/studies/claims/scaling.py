@@ -1,6 +1,6 @@
 """Statements about scaling: whether the loss follows a power law of compute, and with which exponent."""
 
-from mmlib.runs.results import rows_of
+from mmlib.runs.run import rows_of
 from mmlib_studies.claims.rules import INCOMPARABLE, NOT, REPRODUCED, UNDECIDED, Measured, percent
 
 # exponents among which the law of notebook 06 is sought (`mmlib_studies.scaling.ALPHAS`)
@@ -37,26 +37,18 @@ def power_law(results: dict) -> Measured:
     lines.append([row["loss"] for row in rows if row["name"] in results["envelope"]])
     falls = all(len(line) > 2 and all(a > b for a, b in zip(line, line[1:])) for line in lines)
     chosen, law = results["extrapolated"], results["laws"][results["extrapolated"]]
-    reasons = {
-        name: _describes(results["laws"][name])
-        for name in (chosen, "all_cells")
-        if name in results["laws"]
-    }
+    laws = {name: results["laws"].get(name) for name in (chosen, "all_cells")}
+    reasons = {name: _describes(law) for name, law in laws.items() if law}
     holds = {name: falls and not why for name, why in reasons.items()}
-    alpha, note = law["alpha"], f"off by at most {percent(law['worst_residual'], 1)}"
-    note += "".join(
-        f"; through {name.replace('_', ' ')} it {' and '.join(why)}"
-        for name, why in reasons.items()
-        if why
-    )
-    note += "" if falls else "; the loss does not fall with every budget"
-    verdict = (
-        REPRODUCED
-        if all(holds.values()) and "all_cells" in holds
-        else UNDECIDED
-        if any(holds.values())
-        else NOT
-    )
+    alpha, notes = law["alpha"], [f"off by at most {percent(law['worst_residual'], 1)}"]
+    for name, why in reasons.items():
+        if why:
+            notes.append(f"through {name.replace('_', ' ')} it {' and '.join(why)}")
+    if not falls:
+        notes.append("the loss does not fall with every budget")
+    verdict, note = UNDECIDED if any(holds.values()) else NOT, "; ".join(notes)
+    if all(holds.values()) and "all_cells" in holds:
+        verdict = REPRODUCED
     return Measured(alpha["value"], alpha["ci95"], "exponent α", verdict, note)
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from mmlib_studies.figures.captions import CAPTIONS
 from mmlib_studies.figures.fronts import steering, steering_study
 from mmlib_studies.figures.generality import robustness, scaling
 from mmlib_studies.figures.losses import floors, loss_by_noise, reductions
@@ -22,29 +21,9 @@ from mmlib_studies.figures.ood import typicality, typicality_passage
 from mmlib_studies.figures.quality import density, lm_loss, samples
 from mmlib_studies.figures.store import activations, baselines, independence
 from mmlib_studies.figures.units import clamping, probing, unit_contexts
+from mmlib_studies.notebooks import NOTEBOOKS, OPTIONAL
 
-# results → the notebook of the main line, or of applications and studies, that writes them
-MAIN_LINE = {
-    "activations": "01_extract_activations",
-    "baselines": "02_fit_baselines",
-    "training": "03_train_meta_model",
-    "loss_comparison": "04_compare_losses",
-    "sample_quality": "05_sample_quality",
-    "density": "07_density",
-    "lm_loss": "08_lm_loss",
-}
-OPTIONAL = {
-    "scaling": "06_scaling",
-    "steering": "11_steer",
-    "probing": "12_meta_neurons",
-    "typicality": "13_off_manifold",
-    "recipes": "21_recipes",
-    "benchmarks": "22_benchmarks",
-    "robustness": "23_robustness",
-    "replication": "24_replication",
-    "steering_study": "25_steering_study",
-}
-NOTEBOOKS = MAIN_LINE | OPTIONAL
+__all__ = ["FIGURES", "NOTEBOOKS", "OPTIONAL", "draw"]
 
 
 @dataclass(frozen=True)
@@ -61,39 +40,30 @@ class Entry:
     results: tuple[str, ...]
     beside: tuple[str, ...] = ()
 
-    @property
-    def caption(self) -> str:
-        """What the committed figure draws, and what a reader sees in it."""
-        return CAPTIONS[self.draw.__name__]
 
-
-_ENTRIES = (
-    Entry(activations, ("activations",)),
-    Entry(baselines, ("baselines",)),
-    Entry(independence, ("baselines",)),
-    Entry(training, ("training",)),
-    Entry(loss_by_noise, ("loss_comparison",)),
-    Entry(reductions, ("loss_comparison",), beside=("replication",)),
-    Entry(floors, ("loss_comparison",), beside=("scaling",)),
-    Entry(samples, ("sample_quality",)),
-    Entry(density, ("density",)),
-    Entry(throughput, ("benchmarks",)),
-    Entry(solvers, ("benchmarks",)),
-    Entry(lm_loss, ("lm_loss",)),
-    Entry(scaling, ("scaling",)),
-    Entry(robustness, ("robustness",)),
-    Entry(recipes, ("recipes",)),
-    Entry(unet_recipes, ("recipes",)),
-    Entry(typicality, ("typicality",)),
-    Entry(typicality_passage, ("typicality",)),
-    Entry(probing, ("probing",)),
-    Entry(unit_contexts, ("probing",)),
-    Entry(clamping, ("probing",)),
-    Entry(steering, ("steering",)),
-    Entry(steering_study, ("steering_study",)),
-    Entry(gpu, ("gpu/benchmarks", "gpu/budgets")),
-)
-FIGURES = {entry.draw.__name__: entry for entry in _ENTRIES}
+_DRAWN_OF = {  # results → the figures that need nothing else
+    "activations": (activations,),
+    "baselines": (baselines, independence),
+    "training": (training,),
+    "loss_comparison": (loss_by_noise, reductions, floors),
+    "sample_quality": (samples,),
+    "density": (density,),
+    "benchmarks": (throughput, solvers),
+    "lm_loss": (lm_loss,),
+    "scaling": (scaling,),
+    "robustness": (robustness,),
+    "recipes": (recipes, unet_recipes),
+    "typicality": (typicality, typicality_passage),
+    "probing": (probing, unit_contexts, clamping),
+    "steering": (steering,),
+    "steering_study": (steering_study,),
+}
+_BESIDE = {reductions: ("replication",), floors: ("scaling",)}
+FIGURES = {
+    figure.__name__: Entry(figure, (result,), _BESIDE.get(figure, ()))
+    for result, figures in _DRAWN_OF.items()
+    for figure in figures
+} | {"gpu": Entry(gpu, ("gpu/benchmarks", "gpu/budgets"))}
 
 
 def draw(name: str, read: Callable[[str], dict | None]) -> Figure | None:

@@ -1,6 +1,5 @@
 """Figures of steering, notebooks 11 and 25: what edits gain and cost, what repairs leave."""
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -67,17 +66,14 @@ def steering(result: dict) -> Figure:
 
     Of the first concept and σ.
     """
-    figure, (fronts, areas, left) = plt.subplots(
-        1, 3, figsize=(plots.TEXT_WIDTH, 3.3), width_ratios=(1.35, 0.9, 1)
-    )
+    figure, (fronts, areas, left) = plots.panels(1, 3, 3.3, width_ratios=(1.35, 0.9, 1))
     concept, sigmas = next(iter(result["rows"])), (None, result["sigmas"][0])
     paths = _by_intervention(result["rows"][concept]["mean_difference"], sigmas)
     geometry = _by_intervention(result["geometry"][concept], sigmas)
     meta_model, strongest = result["meta_model"]["name"], result["strengths"][-1]
     names = [name for name in paths if name != "sdedit_dpm"]
     for name, marker in zip(names, "os^DvPX<>"):
-        dashes, style = _EDIT_LINES[name][1], {"marker": marker, "ms": 4, "lw": 1.1}
-        style = {"colour": _EDIT_LINES[name][0], "dashes": dashes, **style}
+        style = dict(zip(("colour", "dashes"), _EDIT_LINES[name]), marker=marker, ms=4, lw=1.1)
         _path(fronts, paths[name], plots.named(_LABELS[name], meta_model), **style)
         _left(left, [row for row in geometry[name] if row["strength"] > 0], **style)
         if name == "additive":
@@ -106,12 +102,13 @@ def _by_intervention(edits: dict[str, dict], sigmas: tuple) -> dict[str, list[di
     return {row[0]["intervention"]: row for row in rows if row[0]["sigma"] in sigmas}
 
 
-def _path(ax: Axes, rows: list[dict], label: str, *, colour: str, **style) -> None:
+def _path(ax: Axes, rows: list[dict], label: str, *, colour: str, **style) -> Line2D:
     """Change against cost by strength, from the repair alone or from no steering, hollow."""
     start = [] if rows[0]["strength"] == 0 else [0]
     changes, costs = ([*start, *values] for values in plots.columns(rows, "change", "cost"))
-    ax.plot(changes, costs, color=colour, label=label, **style)
+    (line,) = ax.plot(changes, costs, color=colour, label=label, **style)
     ax.plot(changes[:1], costs[:1], color=colour, **style | {"mfc": "white", "ls": ""})
+    return line
 
 
 def _left(ax: Axes, rows: list[dict], **style) -> None:
@@ -176,14 +173,8 @@ _STUDY_LINES = {  # intervention and rank of its σ, from the largest → colour
 def steering_study(result: dict) -> Figure:
     """Fronts of concept against fluency: a row of panels a concept, a column a direction."""
     concepts = list(result["rows"])
-    figure, panels = plt.subplots(
-        len(concepts),
-        len(_DIRECTIONS),
-        figsize=(plots.TEXT_WIDTH, 0.9 + 1.9 * len(concepts)),
-        sharex="row",
-        sharey="row",
-        squeeze=False,
-    )
+    share, n = {"sharex": "row", "sharey": "row", "squeeze": False}, len(concepts)
+    figure, panels = plots.panels(n, len(_DIRECTIONS), 0.9 + 1.9 * n, **share)
     handles = {}
     for concept, line in zip(concepts, panels):
         for direction, ax in zip(_DIRECTIONS, line):
@@ -206,12 +197,9 @@ def _fronts(ax: Axes, edits: dict, sigmas: list[float], meta_model: str) -> dict
         name, sigma = rows[0]["intervention"], rows[0]["sigma"]
         style = _STUDY_LINES.get((name, ranks.get(sigma, 0)))
         if style is not None:  # one step of the mixture is drawn at the largest σ alone
-            colour, dashes, marker = style
             label = plots.named(_LABELS[name], meta_model)
             label += "" if sigma is None else f", σ = {sigma:g}"
-            changes, costs = plots.columns(rows, "change", "cost")
-            look = {"color": colour, "marker": marker, "ms": 3.5}
-            (handles[label],) = ax.plot(changes, costs, dashes=dashes, lw=1, label=label, **look)
-            ax.plot(changes[:1], costs[:1], mfc="white", ls="", **look)
-            _cross(ax, rows[-1], colour)
+            look = dict(zip(("colour", "dashes", "marker"), style), ms=3.5, lw=1)
+            handles[label] = _path(ax, rows, label, **look)
+            _cross(ax, rows[-1], style[0])
     return handles

@@ -12,14 +12,11 @@ from mmlib import plots
 
 def scaling(result: dict) -> Figure:
     """Loss against compute by size, the law through the lower envelope, and the claim."""
-    figure, ax = plt.subplots(figsize=(plots.TEXT_WIDTH, 3.4))
+    figure, ax = plots.panels(1, 1, 3.4)
     trials, reach = result["trials"], result["extrapolation"]
     widths = sorted({trial["d_model"] for trial in trials.values()})
-    styles = zip(
-        (plots.SKY, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.RED, plots.BLUE, plots.BLACK),
-        "vD^so<>",
-    )
-    for width, (colour, marker) in zip(widths, styles):
+    hues = (plots.SKY, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.RED, plots.BLUE, plots.BLACK)
+    for width, colour, marker in zip(widths, hues, "vD^so<>"):
         mine = [trial for trial in trials.values() if trial["d_model"] == width]
         mine.sort(key=lambda trial: trial["compute"])
         label = f"width {width}, {mine[0]['parameters'] / 1e6:.2g} M"
@@ -48,9 +45,7 @@ def scaling(result: dict) -> Figure:
 
 def _law(ax: Axes, found: dict, largest_measured: float) -> None:
     """The law with its band, dashed beyond the largest compute that was measured."""
-    compute, loss, low, high = (
-        np.asarray(found[key]) for key in ("compute", "loss", "low", "high")
-    )
+    compute, loss, low, high = (np.array(found[k]) for k in ("compute", "loss", "low", "high"))
     label = "95 % over resamples of the cells"
     ax.fill_between(compute, low, high, color="0.5", alpha=0.25, lw=0, label=label)
     measured, style = compute <= largest_measured, {"color": plots.BLACK, "lw": 1.2}
@@ -116,10 +111,12 @@ def _layers_and_texts(figure: SubFigure, grid: dict[str, dict]) -> None:
 
 
 def _in_words(cell: dict) -> str:
-    value, low, high = (
-        plots.percent(share, "+.1f") for share in (cell["reduction"], *cell["ci95"])
-    )
+    shares = (cell["reduction"], *cell["ci95"])
+    value, low, high = (plots.percent(share, "+.1f") for share in shares)
     return f"{value} %\n[{low}, {high}]"
+
+
+_SIDES = {"flow_velocity": (-1, plots.BLUE), "ddpm_epsilon": (1, plots.RED)}  # of a row's height
 
 
 def _further_rows(
@@ -127,11 +124,8 @@ def _further_rows(
 ) -> None:
     ax = figure.subplots()
     for row in rows:
-        side = 1 if row["objective"] == "ddpm_epsilon" else -1
-        style = {
-            "colour": plots.RED if side > 0 else plots.BLUE,
-            "marker": plots.MARKERS[row["objective"]],
-        }
+        side, colour = _SIDES[row["objective"]]
+        style = {"colour": colour, "marker": plots.MARKERS[row["objective"]]}
         y = labels.index((row["group"], row["label"])) + 0.14 * side
         if row["tokens"] == "all":
             plots.forest(ax, row["value"], y, row["ci95"], **style)
@@ -147,15 +141,12 @@ def _further_rows(
     plots.height_axis(ax, [_said(label) for _, label in labels])
     plots.percent_axis(ax.xaxis)
     handles = [
-        plots.in_legend(
-            plots.OBJECTIVES[objective], colour, marker=plots.MARKERS[objective], ms=4.5
-        )
-        for objective, colour in zip(plots.OBJECTIVES, (plots.BLUE, plots.RED))
+        plots.in_legend(label, _SIDES[objective][1], marker=plots.MARKERS[objective], ms=4.5)
+        for objective, label in plots.OBJECTIVES.items()
     ]
     style = {"marker": "o", "mfc": "white", "ms": 3, "ls": ""}
-    plots.legend_below(
-        figure, 3, [*handles, plots.in_legend("hollow: without outliers", "0.3", **style)]
-    )
+    hollow = plots.in_legend("hollow: without outliers", "0.3", **style)
+    plots.legend_below(figure, 3, [*handles, hollow])
 
 
 def _said(label: str) -> str:

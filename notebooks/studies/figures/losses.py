@@ -13,17 +13,15 @@ _COLOURS = dict(zip(plots.OBJECTIVES, (plots.BLUE, plots.RED)))
 
 def loss_by_noise(result: dict) -> Figure:
     """Loss of every method against the noise level, two readings of PCA in light lines."""
-    figure, axes = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 3.4))
+    figure, axes = plots.panels(1, 2, 3.4)
     for ax, (objective, label) in zip(axes, plots.OBJECTIVES.items()):
         curves, velocity = result["curves"][objective], objective == "flow_velocity"
         for method, (colour, dashes) in plots.LINES.items():
             if method in curves["loss"] and method != "pca_k64_naive":
                 light, of_all = {"lw": 0.7, "alpha": 0.7, "zorder": 1}, {"lw": 1.3}
                 style = {"dashes": dashes, **(light if method in plots.TABLES_ONLY else of_all)}
-                values = curves["loss"][method]
-                plots.curve(
-                    ax, curves["sigma"], values, colour=colour, label=plots.LABELS[method], **style
-                )
+                style |= {"colour": colour, "label": plots.LABELS[method]}
+                plots.curve(ax, curves["sigma"], curves["loss"][method], **style)
         ax.set(yscale="log", xlabel="noise level σ", ylabel=f"{label} per dimension")
         ax.set(xlim=(0, 1), ylim=(0.8, 10) if velocity else (1e-3, 10))
         _limits(ax, velocity)
@@ -55,9 +53,8 @@ def reductions(result: dict, replication: dict | None = None) -> Figure:
     """
     figure = plt.figure(figsize=(plots.TEXT_WIDTH, 5.5))
     grid, found = figure.add_gridspec(2, 3, height_ratios=(1.6, 3.3)), result["reductions"]
-    _primary(
-        figure.add_subplot(grid[0, :]), result["primaries"], (replication or {}).get("seeds", {})
-    )
+    seeds = replication["seeds"] if replication else {}
+    _primary(figure.add_subplot(grid[0, :]), result["primaries"], seeds)
     baselines = list(found["flow_velocity"]["mlp"])
     first = None
     for column, method in enumerate(("unet", "mlp", "gated_mlp")):
@@ -90,11 +87,14 @@ def _primary(ax: Axes, primaries: dict[str, dict], seeds: dict[str, dict]) -> No
         values = seeds[name]["reductions"]["values"] if name in seeds else []
         ax.plot(values, [y] * len(values), ms=11, zorder=4, **_SEEDS)
         value, low, high = (plots.percent(share) for share in (row["value"], *row["ci95"]))
-        over = f"{plots.LABELS[row['method']]} over {plots.LABELS[row['baseline']]}"
-        labels.append(f"{over}\n{value} [{low}, {high}] %")  # over no line there
+        labels.append(f"{_over(row)}\n{value} [{low}, {high}] %")  # over no line there
     _reduction_axis(ax)
     ax.set(title="primary definitions, and the paper's MLP (added); [95 % interval by document]")
     plots.height_axis(ax, labels)
+
+
+def _over(row: dict) -> str:
+    return f"{plots.LABELS[row['method']]} over {plots.LABELS[row['baseline']]}"
 
 
 def _reduction_axis(ax: Axes) -> None:
@@ -109,10 +109,9 @@ def _reduction(ax: Axes, row: dict, objective: str, y: float) -> None:
     colour, (low, high) = _COLOURS[objective], row["ci95"]
     if row["value"] < _LEAST:
         style = {"color": colour, "va": "center", "fontsize": 6.3}
-        box = {"fc": "white", "ec": "none", "pad": 0}
-        plots.note(
-            ax, f"◂ {plots.percent(row['value'], ',.0f')} %", (_LEAST, y), (2, 0), bbox=box, **style
-        )
+        style["bbox"] = {"fc": "white", "ec": "none", "pad": 0}
+        text = f"◂ {plots.percent(row['value'], ',.0f')} %"
+        plots.note(ax, text, (_LEAST, y), (2, 0), **style)
     else:
         style = {"colour": colour, "marker": plots.MARKERS[objective], "size": 4}
         plots.forest(ax, row["value"], y, (max(low, _LEAST), high), **style)
@@ -125,16 +124,13 @@ def floors(result: dict, scaling: dict | None = None) -> Figure:
         scaling: results of notebook 06, whose E is marked.
     """
     figure, ax = plt.subplots(figsize=(plots.TEXT_WIDTH * 0.62, 3.0))
-    styles = zip(
-        (plots.PURPLE, plots.GREEN, plots.ORANGE, plots.RED), ((4, 1.5), (1, 1), (6, 1, 1, 1), ())
-    )
+    colours = (plots.PURPLE, plots.GREEN, plots.ORANGE, plots.RED)
+    styles = zip(colours, ((4, 1.5), (1, 1), (6, 1, 1, 1), ()))
     for found, (colour, dashes) in zip(result["floors"].values(), styles):
         floor, values, intervals = plots.columns(found["rows"], "floor", "reduction", "ci95")
         share = np.divide(floor, found["lowest_loss_seen"])
         objective = plots.OBJECTIVES[found["objective"]].removesuffix(" loss")
-        label = (
-            f"{plots.LABELS[found['method']]} over {plots.LABELS[found['baseline']]}, {objective}"
-        )
+        label = f"{_over(found)}, {objective}"
         style = {"dashes": dashes, "marker": "o", "ms": 3, "label": label}
         plots.curve(ax, share, values, intervals, colour=colour, band={"alpha": 0.25}, **style)
     ax.axhline(0, color=plots.BLACK, lw=0.8)
@@ -160,13 +156,6 @@ def _estimated_floor(ax: Axes, found: dict) -> None:
     ax.plot(ends, [-0.93] * 2, color=plots.BLUE, lw=3, alpha=0.5, solid_capstyle="butt")
     mixture = next(row["reduction"] for row in found["rows"] if row["method"] == "mixture")
     if mixture is not None:
-        style = {
-            "marker": "*",
-            "ms": 8,
-            "mfc": plots.SKY,
-            "mec": plots.BLACK,
-            "mew": 0.6,
-            "ls": "",
-            "zorder": 5,
-        }
-        ax.plot(at, mixture, label="mixture of Gaussians over full Gaussian, at E", **style)
+        style = {"ms": 8, "mfc": plots.SKY, "mec": plots.BLACK, "mew": 0.6, "zorder": 5}
+        label = "mixture of Gaussians over full Gaussian, at E"
+        ax.plot(at, mixture, "*", label=label, **style)

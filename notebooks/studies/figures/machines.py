@@ -1,6 +1,5 @@
 """Figures of speed: solvers, the store, training on a GPU. Notebook 22 and the GPU's studies."""
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -16,7 +15,7 @@ _SOLVERS = {
 
 def solvers(result: dict) -> Figure:
     """Fréchet distance of samples and error of the end point by evaluations and solver."""
-    figure, (distances, errors) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.7))
+    figure, (distances, errors) = plots.panels(1, 2, 2.7)
     found = result["solvers"]
     for name, (label, colour, marker) in _SOLVERS.items():
         rows = sorted(found["by_solver"][name].values(), key=lambda row: row["evaluations"])
@@ -45,7 +44,7 @@ _STRAIGHT = {  # lines of what is measured at one size alone
 
 def throughput(result: dict) -> Figure:
     """Speed of extraction and of reading at three sizes of the store, beside the references."""
-    figure, (extraction, reading) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.5))
+    figure, (extraction, reading) = plots.panels(1, 2, 2.5)
     growth, rows = result["growth"], result["measurements"]
     bare = rows["extraction to the store, against computing alone"]
     usual = rows["extraction to the store"]["reference"]
@@ -95,7 +94,7 @@ def gpu(rates: dict, budgets: dict) -> Figure:
         rates: of `mmlib_studies.benchmarks`.
         budgets: of `mmlib_studies.gpu`.
     """
-    figure, (speed, losses) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.9))
+    figure, (speed, losses) = plots.panels(1, 2, 2.9)
     found = list(rates["rates"].values())
     _rates(speed, [network.get("false") for network in found], plots.BLUE, "o", "as it comes", -11)
     _rates(speed, [network.get("true") for network in found], plots.RED, "s", "compiled", 5)
@@ -106,13 +105,11 @@ def gpu(rates: dict, budgets: dict) -> Figure:
     trials = {n: t for n, t in budgets["trials"].items() if t["objective"] == "flow_velocity"}
     names = sorted(trials, key=lambda name: -trials[name]["validation"])
     rows = [trials[name] for name in names]
-    heights, style = range(len(rows)), {"marker": "o", "ls": "", "ms": 4.5}
-    label = "training documents"
-    losses.plot(
-        *plots.columns(rows, "train"), heights, color=plots.BLUE, mfc="white", label=label, **style
-    )
-    label = "validation documents"
-    losses.plot(*plots.columns(rows, "validation"), heights, color=plots.RED, label=label, **style)
+    heights = range(len(rows))
+    for split, colour, mfc in (("train", plots.BLUE, "white"), ("validation", plots.RED, None)):
+        label = "training documents" if split == "train" else "validation documents"
+        style = {"color": colour, "mfc": mfc, "marker": "o", "ls": "", "ms": 4.5, "label": label}
+        losses.plot(*plots.columns(rows, split), heights, **style)
     labels = [_ON_GPU.get(name, name.replace("-", " ")) for name in names]
     losses.set(yticks=heights, yticklabels=labels)
     losses.set(xlabel="velocity loss", title="the same store, other settings")

@@ -1,6 +1,5 @@
 """Figures of networks in training, and of the recipes that were tried: notebooks 03 and 21."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,7 +9,7 @@ from mmlib import plots
 
 def training(result: dict) -> Figure:
     """Training and validation loss of the networks against activations seen and against seconds."""
-    figure, axes = plt.subplots(2, 2, figsize=(plots.TEXT_WIDTH, 4.2), sharey="row")
+    figure, axes = plots.panels(2, 2, 4.2, sharey="row")
     clocks = {"activations": "activations seen", "seconds": "seconds of training"}
     for row, names in zip(axes, (("mlp", "gated_mlp"), ("unet",))):
         references = result[names[0]]["references"]
@@ -26,20 +25,18 @@ def training(result: dict) -> Figure:
         top = (3 if "unet" in names else 1.35) * references["mean"]
         row[0].set(ylim=(0.95 * min(references["gaussian"], *losses), top))
         row[0].set(ylabel=f"{plots.OBJECTIVES[result[names[0]]['objective']]} per dimension")
-        millions = [
-            f"{plots.LABELS[name]}: {result[name]['parameters'] / 1e6:.1f} M" for name in names
-        ]
-        row[0].set_title(", ".join(f"{text} parameters" for text in millions), loc="left")
-    neutral = [
-        *(
-            plots.in_legend(plots.LABELS[n], plots.LINES[n][0], dashes=plots.LINES[n][1])
-            for n in ("mlp", "gated_mlp", "unet")
-        ),
+        sizes = {plots.LABELS[name]: result[name]["parameters"] / 1e6 for name in names}
+        title = ", ".join(
+            f"{label}: {millions:.1f} M parameters" for label, millions in sizes.items()
+        )
+        row[0].set_title(title, loc="left")
+    lines = [(plots.LABELS[name], *plots.LINES[name]) for name in ("mlp", "gated_mlp", "unet")]
+    handles = [plots.in_legend(label, colour, dashes=dashes) for label, colour, dashes in lines]
+    handles += [
         plots.in_legend("training batches", alpha=0.5, lw=1),
         plots.in_legend("validation, averaged weights", marker="o", ms=3),
-        *axes[0, 0].get_legend_handles_labels()[0],
     ]
-    plots.legend_below(figure, 4, neutral)
+    plots.legend_below(figure, 4, handles + axes[0, 0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -70,19 +67,15 @@ _CLOCK = {"xlabel": "seconds, set-up included", "ylabel": "velocity loss, log of
 
 def recipes(result: dict) -> Figure:
     """Variants by learning rate and seconds, the race to two targets, ours with one change each."""
-    figure, ((rates, seconds), (race, changes)) = plt.subplots(
-        2, 2, figsize=(plots.TEXT_WIDTH, 5.2)
-    )
+    figure, ((rates, seconds), (race, changes)) = plots.panels(2, 2, 5.2)
     mean = result["references"]["mean"]["flow_velocity"]
     for variant, (colour, dashes, marker) in _VARIANTS.items():
-        rows = [row for row in result["rates"][variant].values() if row["loss"] is not None]
+        rows = _known(result["rates"][variant])
         style = {"color": colour, "dashes": dashes, "marker": marker, "ms": 4}
         label = result["variants"][variant]["name"]
         rates.plot(*plots.columns(rows, "rate", "loss"), label=label, **style)
-        _curves(seconds, result["curves"]["variants"][variant], colour, dashes)
-    plots.rate_axis(
-        rates, [row["rate"] for rows in result["rates"].values() for row in rows.values()]
-    )
+        _curves(seconds, result["curves"]["variants"][variant], color=colour, dashes=dashes)
+    _rate_axis(rates, result["rates"])
     rates.set(ylabel="velocity loss, validation", title="learning rate (one seed)")
     worst = max(row["loss"] for row in result["variants"].values())
     rates.set_ylim(top=min(rates.get_ylim()[1], 1.15 * worst))
@@ -95,25 +88,30 @@ def recipes(result: dict) -> Figure:
     return figure
 
 
+def _known(rows: dict[str, dict]) -> list[dict]:
+    """Trainings that ended with a loss."""
+    return [row for row in rows.values() if row["loss"] is not None]
+
+
+def _rate_axis(ax: Axes, by_name: dict[str, dict[str, dict]]) -> None:
+    plots.rate_axis(ax, [row["rate"] for rows in by_name.values() for row in rows.values()])
+
+
 def _loss_axis(ax: Axes, curves: dict[str, list[dict]], mean: float) -> None:
     ends = [curve["loss"][-1] for found in curves.values() for curve in found]
     ax.set_ylim(0.95 * min(ends), 1.1 * max(mean, *ends))
 
 
-def _curves(
-    ax: Axes, curves: list[dict], colour: str, dashes: tuple, label: str | None = None
-) -> None:
+def _curves(ax: Axes, curves: list[dict], label: str | None = None, **style) -> None:
     for i, curve in enumerate(curves):
-        style = {"dashes": dashes, "lw": 1, "label": label if i == 0 else None}
-        ax.plot(curve["seconds"], curve["loss"], color=colour, **style)
+        ax.plot(curve["seconds"], curve["loss"], lw=1, label=None if i else label, **style)
 
 
 def _race(ax: Axes, result: dict, mean: float) -> None:
     for name, (colour, dashes) in _RACE.items():
-        _curves(ax, result["curves"]["race"][name], colour, dashes, name)
+        _curves(ax, result["curves"]["race"][name], name, color=colour, dashes=dashes)
     _loss_axis(ax, result["curves"]["race"], mean)
-    targets = {"published": "published settings", "tuned": "tuned architecture"}
-    for key, text in targets.items():
+    for key, text in (("published", "published settings"), ("tuned", "tuned architecture")):
         target = float(np.mean(result[key]["targets"]))
         ax.axhline(target, color="0.4", lw=0.8, ls=(0, (4, 2)))
         style = {"va": "top", "fontsize": 6.5, "color": "0.3", "annotation_clip": True}
@@ -129,23 +127,22 @@ def _race(ax: Axes, result: dict, mean: float) -> None:
 
 def _changes(ax: Axes, found: dict) -> None:
     rows = {name: row["difference"] for name, row in found["rows"].items()}
-    known = [(name, difference) for name, difference in rows.items() if difference is not None]
-    known.sort(key=lambda item: -item[1])
-    for y, (name, difference) in enumerate(known):
-        plots.forest(ax, difference, y, colour=plots.RED, mfc="white")
+    known = [name for name in rows if rows[name] is not None]
+    known.sort(key=rows.get, reverse=True)
+    for y, name in enumerate(known):
+        plots.forest(ax, rows[name], y, colour=plots.RED, mfc="white")
         values = found["seeds"][name]["values"] if name in found["seeds"] else []
         ax.plot(values, [y] * len(values), marker="|", ms=9, mew=1.2, color=plots.BLACK, ls="")
     ax.axvline(0, color=plots.BLACK, lw=0.8)
-    plots.height_axis(ax, [name for name, _ in known], margin=0.6, rising=True)
+    plots.height_axis(ax, known, margin=0.6, rising=True)
     ax.set(xlabel="loss, less that of ours", title="ours with one change (| every seed)")
     ax.margins(x=0.15)
 
 
 def unet_recipes(result: dict) -> Figure:
     """The UNet at equal seconds: rate and width, height of its image, order of dimensions."""
-    figure, (widths, heights, orders) = plt.subplots(
-        1, 3, figsize=(plots.TEXT_WIDTH, 2.7), sharey=True, width_ratios=(1.4, 1, 1)
-    )
+    layout = {"sharey": True, "width_ratios": (1.4, 1, 1)}
+    figure, (widths, heights, orders) = plots.panels(1, 3, 2.7, **layout)
     unet, mean = result["unet"], result["references"]["mean"]["ddpm_epsilon"]
     far = 1.05 * mean  # what is above leaves the picture, to keep the rest apart
     lowest = _widths(widths, unet["widths"], far)
@@ -167,24 +164,22 @@ def unet_recipes(result: dict) -> Figure:
 def _widths(ax: Axes, widths: dict[str, dict], far: float) -> list[float]:
     """Loss by learning rate, a curve a width; returns the lowest loss of each."""
     lowest = []
-    for (channels, rows), colour, marker in zip(
-        widths.items(), (plots.BLUE, plots.ORANGE, plots.GREEN), "osD"
-    ):
-        known = [row for row in rows.values() if row["loss"] is not None]
-        known.sort(key=lambda row: row["rate"])
+    styles = zip((plots.BLUE, plots.ORANGE, plots.GREEN), "osD")
+    for (channels, rows), (colour, marker) in zip(widths.items(), styles):
+        known = sorted(_known(rows), key=lambda row: row["rate"])
         rates, losses = plots.columns(known, "rate", "loss")
         lowest.append(min(losses))
         above = f" (from {lowest[-1]:.3f}, above)" if lowest[-1] > far else ""
         label = f"channels {channels.replace('+', ', ')}{above}"
         ax.plot(rates, losses, color=colour, marker=marker, ms=4, lw=1, label=label)
-    plots.rate_axis(ax, [row["rate"] for rows in widths.values() for row in rows.values()])
+    _rate_axis(ax, widths)
     ax.set(ylabel="ε loss, validation", title="rate and width")
     return lowest
 
 
 def _heights(ax: Axes, rows: dict[str, dict]) -> list[float]:
     """Loss by the height of the image; returns these losses."""
-    known = [row for row in rows.values() if row["loss"] is not None]
+    known = _known(rows)
     heights, losses = plots.columns(known, "height", "loss")
     ax.plot(range(len(known)), losses, color=plots.PURPLE, marker="o", ms=5, ls="")
     labels = ["own" if height is None else str(height) for height in heights]

@@ -1,6 +1,5 @@
 """Figures of telling unusual activations from usual ones: notebook 13."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
@@ -21,30 +20,22 @@ _SCORES = {  # name, colour, marker
 def typicality(result: dict) -> Figure:
     """AUROC of five scores on every shifted set, with intervals by document."""
     sets, found = result["sets"], result["auroc"]
-    figure, ax = plt.subplots(figsize=(plots.TEXT_WIDTH, 0.8 + 0.27 * len(sets)))
+    figure, ax = plots.panels(1, 1, 0.8 + 0.27 * len(sets))
     for j, (score, (label, colour, marker)) in enumerate(_SCORES.items()):
         style = {"colour": colour, "marker": marker, "size": 3.2, "width": 0.9}
         for i, name in enumerate(sets):
             row, y = found[name][score], i + 0.15 * (j - (len(_SCORES) - 1) / 2)
             bar = {"solid_capstyle": "butt"}
             plots.forest(ax, row["auroc"], y, row["ci95"], bar=bar, **style)
-        ax.plot(
-            [],
-            [],
-            color=colour,
-            marker=marker,
-            ms=3.2,
-            ls="",
-            label=plots.named(label, result["meta_model"]),
-        )
+        label = plots.named(label, result["meta_model"])
+        ax.plot([], [], color=colour, marker=marker, ms=3.2, ls="", label=label)
     ax.axvline(0.5, color="0.4", lw=0.8, ls=":")
     groups = [row["group"] for row in sets.values()]
     for i in range(1, len(groups)):
         inside = groups[i] == groups[i - 1]
         ax.axhline(i - 0.5, color="0.85" if inside else "0.4", lw=0.5 if inside else 0.8)
-    plots.height_axis(
-        ax, [plots.named(row["title"], result["meta_model"]) for row in sets.values()]
-    )
+    titles = [plots.named(row["title"], result["meta_model"]) for row in sets.values()]
+    plots.height_axis(ax, titles)
     ax.tick_params(axis="y", length=0)
     lowest = min(0.5, *(found[name][score]["ci95"][0] for name in sets for score in _SCORES))
     ax.set(xlim=(lowest - 0.02, 1.02))
@@ -63,7 +54,7 @@ def typicality_passage(result: dict) -> Figure:
     passage, names = result["passage"], ("denoise_gated_mlp", "mixture")
     lines = passage_lines(passage["strings"], passage["segments"])
     height = 0.6 + 0.135 * len(names) * (len(lines) + 1)
-    figure, axes = plt.subplots(len(names), 1, figsize=(plots.TEXT_WIDTH, height))
+    figure, axes = plots.panels(len(names), 1, height)
     for ax, name in zip(axes, names):
         for row, (title, tokens) in enumerate(lines):
             style = {"ha": "right", "va": "center", "fontsize": 6.5, "style": "italic"}

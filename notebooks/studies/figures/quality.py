@@ -1,6 +1,5 @@
 """Figures of samples, likelihoods and the language model's loss: notebooks 05, 07 and 08."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,9 +15,7 @@ _SAMPLED = {  # label, colour, marker, dashes
 
 def samples(result: dict) -> Figure:
     """Generated against real activations: first principal components, norms, Fréchet distance."""
-    figure, (scatter, norms, distance) = plt.subplots(
-        1, 3, figsize=(plots.TEXT_WIDTH, 2.6), width_ratios=(1.1, 1, 1.25)
-    )
+    figure, (scatter, norms, distance) = plots.panels(1, 3, 2.6, width_ratios=(1.1, 1, 1.25))
     handles = []
     for name, (label, colour, marker, dash) in _SAMPLED.items():
         points, histogram = np.transpose(result["scatter"][name]), result["norms"][name]
@@ -36,8 +33,8 @@ def samples(result: dict) -> Figure:
 def _distances(ax: Axes, rows: dict[str, dict]) -> None:
     order = sorted(rows, key=lambda name: rows[name]["distance"])
     distances = [rows[name]["distance"] for name in order]
-    labels = ["real (training)" if name == "floor" else plots.LABELS[name] for name in order]
-    colours = ["0.6" if name == "floor" else plots.LINES[name][0] for name in order]
+    names, lines = plots.LABELS | {"floor": "real (training)"}, plots.LINES | {"floor": ("0.6",)}
+    labels, colours = [names[name] for name in order], [lines[name][0] for name in order]
     ax.barh(labels, distances, color=colours, height=0.6)
     for y, distance in enumerate(distances):
         plots.note(ax, f"{distance:.0f}", (distance, y), (2, 0), va="center")
@@ -51,12 +48,11 @@ def dimensions(samples: dict[str, np.ndarray]) -> Figure:
     Args:
         samples: name in the legend → standardised activations z (n, d); at most three.
     """
-    figure, axes = plt.subplots(2, 4, figsize=(plots.TEXT_WIDTH, 3.2))
+    figure, axes = plots.panels(2, 4, 3.2)
     d, bins = next(iter(samples.values())).shape[1], np.linspace(-4, 4, 41)
     for ax, dimension in zip(axes.flat, np.linspace(0, d - 1, 8).astype(int)):
-        for (name, z_nd), colour, dash in zip(
-            samples.items(), (plots.BLACK, plots.BLUE, plots.GREEN), ("-", "--", "-")
-        ):
+        styles = zip((plots.BLACK, plots.BLUE, plots.GREEN), ("-", "--", "-"))
+        for (name, z_nd), (colour, dash) in zip(samples.items(), styles):
             style = {"histtype": "step", "color": colour, "ls": dash, "label": name}
             ax.hist(np.asarray(z_nd[:, dimension]), bins, density=True, **style)
         ax.set(title=f"dimension {dimension}", yticks=[])
@@ -67,9 +63,7 @@ def dimensions(samples: dict[str, np.ndarray]) -> Figure:
 
 def density(result: dict) -> Figure:
     """Log-likelihood of test activations by method, and its gain over the Gaussian's by token."""
-    figure, (means, differences) = plt.subplots(
-        1, 2, figsize=(plots.TEXT_WIDTH, 2.6), width_ratios=(1, 1.15)
-    )
+    figure, (means, differences) = plots.panels(1, 2, 2.6, width_ratios=(1, 1.15))
     rows = sorted(result["rows"].items(), key=lambda item: item[1]["mean"])
     for y, (name, row) in enumerate(rows):
         colour, dashes = plots.LINES[name]
@@ -106,14 +100,12 @@ _REPLACED = {
 
 def lm_loss(result: dict) -> Figure:
     """Δ LM loss under one-step estimates against σ, and under every replacement against its FVU."""
-    figure, (by_sigma, by_fvu) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 3.6), sharey=True)
+    figure, (by_sigma, by_fvu) = plots.panels(1, 2, 3.6, sharey=True)
     styles = {"noisy": ("0.6", (1, 1)), **plots.LINES}
-    rows = [
-        (method, list(result[part].get(method, {}).values()))
-        for part, methods in (("denoisers", styles), ("denoisers_common_subset", ("unet",)))
-        for method in methods
-    ]
-    for place, (method, found) in enumerate(entry for entry in rows if entry[1]):
+    rows = [(method, result["denoisers"].get(method)) for method in styles]
+    rows.append(("unet", result["denoisers_common_subset"].get("unet")))
+    measured = [(method, list(found.values())) for method, found in rows if found]
+    for place, (method, found) in enumerate(measured):
         colour, dashes = styles[method]
         style = {"dashes": dashes, "marker": "o", "ms": 3}
         label = _REPLACED.get(method, plots.LABELS.get(method))

@@ -1,6 +1,5 @@
 """Figures of the store and of the fits on clean activations: notebooks 01 and 02."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,9 +9,7 @@ from mmlib import plots
 
 def activations(result: dict) -> Figure:
     """Stored activations: norms by position, spread and kurtosis by dimension, PCA spectrum."""
-    figure, ((norms, spread), (tails, spectrum)) = plt.subplots(
-        2, 2, figsize=(plots.TEXT_WIDTH, 4.4)
-    )
+    figure, ((norms, spread), (tails, spectrum)) = plots.panels(2, 2, 4.4)
     _norms(norms, result["norm_by_position"])
     spread.plot(np.sort(result["std"])[::-1], color=plots.BLUE)
     spread.set(title="spread by dimension", ylabel="standard deviation", yscale="log")
@@ -49,9 +46,7 @@ def _spectrum(ax: Axes, variances: np.ndarray, rank: float) -> None:
 
 def baselines(result: dict) -> Figure:
     """What PCA-k and SAEs leave of clean activations, and how often the main SAE's latents fire."""
-    figure, (fvu, firing) = plt.subplots(
-        1, 2, figsize=(plots.TEXT_WIDTH, 2.6), width_ratios=(1.5, 1)
-    )
+    figure, (fvu, firing) = plots.panels(1, 2, 2.6, width_ratios=(1.5, 1))
     pca, sae = result["pca"], result["sae"]
     fvu.plot(pca["k"], pca["fvu"], color=plots.ORANGE, marker="o", ms=3, label="PCA-k")
     _saes(fvu, sae, list(result["sae_grid"].values()))
@@ -65,49 +60,41 @@ def baselines(result: dict) -> Figure:
     return figure
 
 
-_SAE_MARKERS = {
-    "topk": ("D", "TopK"),
-    "batchtopk": ("s", "BatchTopK"),
-    "jumprelu": ("^", "JumpReLU"),
-}
+_SAE_MARKERS = {"topk": "D", "batchtopk": "s", "jumprelu": "^"}
+_SAE_NAMES = {"topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU"}
 
 
 def _saes(ax: Axes, main: dict, grid: list[dict]) -> None:
     """FVU against L0, the main SAE full, those of the grid hollow, larger with more latents."""
     for row, face in (*((row, "none") for row in grid), (main, plots.GREEN)):
-        marker, size = _SAE_MARKERS[row["kind"]][0], 2 + 2 * np.sqrt(row["latents"] / 2048)
+        marker, size = _SAE_MARKERS[row["kind"]], 2 + 2 * np.sqrt(row["latents"] / 2048)
         ax.plot(row["l0"], row["fvu"], color=plots.GREEN, marker=marker, ms=size, mfc=face, ls="")
     seen, seen_small = (f"{row['train_activations'] / 1e6:.2g} M" for row in (main, grid[0]))
     style = {"color": plots.GREEN, "ms": 5, "ls": ""}
     ax.plot([], [], marker="D", label=f"TopK SAE, {seen} seen", **style)
     for kind in dict.fromkeys(row["kind"] for row in grid):
-        marker, name = _SAE_MARKERS[kind]
-        ax.plot([], [], marker=marker, mfc="none", label=f"{name}, {seen_small}", **style)
+        style |= {"marker": _SAE_MARKERS[kind], "label": f"{_SAE_NAMES[kind]}, {seen_small}"}
+        ax.plot([], [], mfc="none", **style)
 
 
 def independence(result: dict) -> Figure:
     """Joint firing of SAE latents, and tails of whitened components, against independence."""
-    figure, (joint, tails) = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.5))
+    figure, (joint, tails) = plots.panels(1, 2, 2.5)
     found, whitened = result["independence"]["coactivation"], result["independence"]["whitened"]
     histogram = found["histogram"]
-    for name, colour, dash, label in (
-        ("null", plots.BLACK, "--", "shifted apart"),
-        ("data", plots.GREEN, "-", "as they are"),
-    ):
-        style = {"color": colour, "ls": dash, "lw": 1.3, "label": label}
-        joint.stairs(histogram[name], histogram["edges"], **style)
+    apart = {"color": plots.BLACK, "ls": "--", "lw": 1.3, "label": "shifted apart"}
+    joint.stairs(histogram["null"], histogram["edges"], **apart)
+    joint.stairs(
+        histogram["data"], histogram["edges"], color=plots.GREEN, lw=1.3, label="as they are"
+    )
     joint.set(title=f"pairs of {found['latents']} SAE latents", ylabel="share of pairs")
     joint.set(xlabel="log₂ (joint rate / product of rates)")
     joint.legend()
     component = np.arange(1, len(whitened["kurtosis"]) + 1)
     tails.plot(component, whitened["kurtosis"], ".", color=plots.BLUE, ms=2.5, label="as it is")
-    style = {
-        "color": plots.ORANGE,
-        "ms": 2.5,
-        "mew": 0.6,
-        "label": "every token scaled to one norm",
-    }
-    tails.plot(component, whitened["norm_kurtosis"], "x", **style)
+    style = {"color": plots.ORANGE, "ms": 2.5, "mew": 0.6}
+    label = "every token scaled to one norm"
+    tails.plot(component, whitened["norm_kurtosis"], "x", label=label, **style)
     tails.axhline(0, color=plots.BLACK, lw=0.8, ls=":", label="a Gaussian's")
     tails.set(title="whitened principal components", ylabel="excess kurtosis")
     tails.set(xlabel="component", xscale="log")

@@ -23,33 +23,30 @@ _UNITS = {  # of a dictionary: label, colour
     "mean_difference": ("difference of class means", plots.BLACK),
 }
 
-_PAIR = {"full": {"marker": "o"}, "hollow": {"marker": "s", "mfc": "white"}}  # of a dictionary
+_PAIR = {  # of a dictionary: how far from its height, and with which marks
+    "full": (0.17, {"marker": "o"}),
+    "hollow": (-0.17, {"marker": "s", "mfc": "white"}),
+}
 
 
 def probing(result: dict) -> Figure:
     """Held-out AUC of one-unit probes by dictionary, with all units and few; and by noise."""
-    figure, (kinds, noise) = plt.subplots(
-        1, 2, figsize=(plots.TEXT_WIDTH, 3.3), width_ratios=(1.35, 1)
-    )
+    figure, (kinds, noise) = plots.panels(1, 2, 3.3, width_ratios=(1.35, 1))
     found = result["dictionaries"]
     names = sorted(found, key=lambda name: found[name]["all"]["mean"])
     for y, name in enumerate(names):
         style = {"colour": _UNITS[name][1], "width": 1.3}
-        for key, shift, marks in (("all", 0.17, "full"), ("few", -0.17, "hollow")):
-            row = found[name][key]
-            plots.forest(kinds, row["mean"], y + shift, row["ci95"], **_PAIR[marks], **style)
+        for row, (shift, marks) in zip((found[name]["all"], found[name]["few"]), _PAIR.values()):
+            plots.forest(kinds, row["mean"], y + shift, row["ci95"], **marks, **style)
     _references(kinds, result, len(names))
     titles = {name: plots.named(label, result["meta_model"]) for name, (label, _) in _UNITS.items()}
     labels = [f"{titles[name]} ({found[name]['units']:,})" for name in names]
     plots.height_axis(kinds, labels, margin=0.6, rising=True)
     kinds.set(xlabel=f"mean AUC over {len(result['tasks'])} tasks, held out")
     for name, marker in (("gated_mlp", "o"), ("mlp", "s"), ("untrained", "^"), ("raw", "v")):
-        if (
-            name in result["by_sigma"]
-        ):  # results of before the paper's MLP was read at every σ lack it
-            style = {"colour": _UNITS[name][1], "marker": marker, "ms": 3.5}
-            label = titles[name] + (", with that noise" if name == "raw" else "")
-            _by_sigma(noise, name, list(result["by_sigma"][name].values()), label, style)
+        style = {"colour": _UNITS[name][1], "marker": marker, "ms": 3.5}
+        label = titles[name] + (", with that noise" if name == "raw" else "")
+        _by_sigma(noise, name, list(result["by_sigma"][name].values()), label, style)
     label = f"{result['candidates']} at random"
     noise.plot([], [], color="0.4", dashes=(3, 1.5), label=label)
     sigmas = sorted({row["sigma"] for rows in result["by_sigma"].values() for row in rows.values()})
@@ -64,18 +61,17 @@ def probing(result: dict) -> Figure:
 def _references(ax: Axes, result: dict, n: int) -> None:
     """Fitted probes as lines, published numbers above the n rows; and what the rows' marks mean."""
     signs = {"color": "0.4", "ls": "", "ms": 4.5}
-    ax.plot([], [], label="chosen from all units", **_PAIR["full"], **signs)
     few = f"from at most {result['candidates']} at random"
-    ax.plot([], [], label=few, **_PAIR["hollow"], **signs)
+    for label, (_, marks) in zip(("chosen from all units", few), _PAIR.values()):
+        ax.plot([], [], label=label, **marks, **signs)
     for name, dashes, label in (
         ("mean_difference", (4, 1.5), "fitted: difference of class means"),
         ("dense", (1, 1), "fitted: all dimensions"),
     ):
         mean = result["references"][name]["mean"]
         ax.axvline(mean, color=plots.BLACK, lw=0.9, dashes=dashes, label=label)
-    for (name, value), colour, marker in zip(
-        result["published"].items(), (plots.RED, plots.GREEN), "vD"
-    ):
+    looks = zip((plots.RED, plots.GREEN), "vD")
+    for (name, value), (colour, marker) in zip(result["published"].items(), looks):
         style = {"color": colour, "marker": marker, "mfc": "none", "ms": 4.5, "ls": ""}
         label = f"published, other model: {name}"
         ax.plot(value, n - 0.35, clip_on=False, label=label, **style)
@@ -97,7 +93,7 @@ def clamping(result: dict) -> Figure:
     found = result["clamping"]
     if "skipped" in found:
         return _said(f"No unit was clamped. {found['skipped']}")
-    figure, panels = plt.subplots(1, 2, figsize=(plots.TEXT_WIDTH, 2.9), sharey=True)
+    figure, panels = plots.panels(1, 2, 2.9, sharey=True)
     titles = {"unscaled": "clamped to the positive mean", "scaled": "all changes at one norm"}
     for ax, (scale, title) in zip(panels, titles.items()):
         names = [name for name in reversed(found["effects"]) if scale in found["effects"][name]]
@@ -107,23 +103,22 @@ def clamping(result: dict) -> Figure:
         labels = [plots.named(_UNITS[name][0], result["meta_model"]) for name in names]
         ax.set(yticks=range(len(names)), yticklabels=labels)
         ax.set(title=title, xlabel="share of the gap between the classes")
-    signs = {"ms": 4.5, "ls": ""}
-    handles = [
-        plots.in_legend("unit chosen for the task", **_PAIR["full"], **signs),
-        plots.in_legend("random units of the same density", **_PAIR["hollow"], **signs),
-        plots.in_legend("direction fitted to it", marker="D", **signs),
-    ]
+    signs = {
+        "unit chosen for the task": _PAIR["full"][1],
+        "random units of the same density": _PAIR["hollow"][1],
+        "direction fitted to it": {"marker": "D"},
+    }
+    handles = [plots.in_legend(text, ms=4.5, ls="", **marks) for text, marks in signs.items()]
     plots.legend_below(figure, 3, handles)
     return figure
 
 
 def _clamped(ax: Axes, row: dict, name: str, y: float) -> None:
     style = {"colour": _UNITS[name][1], "width": 1.3}
-    for key, shift, marks in (("best", 0.17, "full"), ("controls", -0.17, "hollow")):
-        if key in row:
-            fitted = {"marker": "D"} if name == "mean_difference" else {}
-            effect, interval = row[key]["effect"], row[key]["ci95"]
-            plots.forest(ax, effect, y + shift, interval, **_PAIR[marks] | fitted, **style)
+    fitted = {"marker": "D"} if name == "mean_difference" else {}
+    for key, (shift, marks) in zip(("best", "controls"), _PAIR.values()):
+        if found := row.get(key):
+            plots.forest(ax, found["effect"], y + shift, found["ci95"], **marks | fitted, **style)
 
 
 def _said(text: str) -> Figure:
@@ -175,13 +170,9 @@ def _facts(task: str, unit: dict) -> str:
     judged = "" if unit["auc"] is None else f"   AUC {unit['auc']:.2f}"
     density = f"density {unit['density']:.2f}" if unit["density"] >= 0.005 else "density < 0.005"
     index = f"{'−' * (unit['sign'] < 0)}{unit['index']}"
-    texts = (
-        f"{task}{judged}",
-        f"block {unit['block']}, unit {index}",
-        density,
-        f"selectivity {unit['selectivity']:.2f}",
-        f"nearest latent r = {unit['correlation']:.2f}",
-    )
+    nearest = f"nearest latent r = {unit['correlation']:.2f}"
+    texts = (f"{task}{judged}", f"block {unit['block']}, unit {index}", density)
+    texts += (f"selectivity {unit['selectivity']:.2f}", nearest)
     return "   ".join(texts).replace("-0.", "−0.")
 
 
@@ -201,7 +192,6 @@ def _shaded_line(ax: Axes, context: dict, y: float, centre: float) -> None:
 def _drawable(piece: str) -> str:
     """The text with signs that the type lacks as boxes, and line ends as arrows."""
     known = get_font(findfont(FontProperties(family="monospace"))).get_charmap()
-    return "".join(
-        "↵" if c == "\n" else c if ord(c) in known and c != "\N{REPLACEMENT CHARACTER}" else "□"
-        for c in piece
-    )
+    signs = {c: c if ord(c) in known else "□" for c in piece}
+    signs |= {"\n": "↵", "\N{REPLACEMENT CHARACTER}": "□"}
+    return "".join(signs[c] for c in piece)

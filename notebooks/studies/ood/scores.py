@@ -35,18 +35,11 @@ SHADE = 0.6  # of the colour map, for a token above all: black type stays legibl
 
 def token_noise(tokens: Tokens, sigma: float, draw: int, seed: int) -> Tensor:
     """Standard normal noise (n, d): that of a token is a function of (seed, σ, draw, document, position)."""
-    keys = (
-        [seed, round(sigma * 1e9), draw, int(document), int(position)]
-        for document, position in zip(tokens.document, tokens.position)
-    )
-    return torch.from_numpy(
-        np.stack(
-            [
-                np.random.default_rng(key).standard_normal(tokens.z.shape[1], dtype=np.float32)
-                for key in keys
-            ]
-        )
-    )
+    rows = []
+    for document, position in zip(tokens.document, tokens.position):
+        rng = np.random.default_rng([seed, round(sigma * 1e9), draw, int(document), int(position)])
+        rows.append(rng.standard_normal(tokens.z.shape[1], dtype=np.float32))
+    return torch.from_numpy(np.stack(rows))
 
 
 def denoising_losses(
@@ -57,20 +50,15 @@ def denoising_losses(
     seed: int,
 ) -> dict[str, np.ndarray]:
     """‖(z − ẑ)/σ‖²/d, the velocity loss of each token at each σ, mean over the draws: (n, sigmas) of each denoiser, on the same noise."""
-    levels = [Level(sigma, 1 / sigma**2) for sigma in sigmas]
+    levels, all_n = [Level(sigma, 1 / sigma**2) for sigma in sigmas], np.arange(len(tokens))
     totals = {name: np.zeros((len(tokens), len(sigmas))) for name in denoisers}
     for number in range(draws):
-        found = token_losses(
-            denoisers,
-            tokens.z,
-            levels,
-            lambda i, level: (
-                np.arange(len(tokens)),
-                token_noise(tokens, level.sigma, number, seed),
-            ),
-            batch=AT_ONCE,
-            loss=velocity_loss,
-        )
+
+        def noised(i: int, level: Level) -> tuple[np.ndarray, Tensor]:
+            return all_n, token_noise(tokens, level.sigma, number, seed)
+
+        measure = {"batch": AT_ONCE, "loss": velocity_loss}
+        found = token_losses(denoisers, tokens.z, levels, noised, **measure)
         for name, loss_ln in found.loss.items():
             totals[name] += loss_ln.T / draws
     return {name: checked(name, total) for name, total in totals.items()}
@@ -94,18 +82,16 @@ def surprise(
 ) -> np.ndarray:
     """−log p(x) of activations smoothed at σ₀ (see `mmlib.denoisers.likelihood`), nats per dimension, (n,)."""
     x_nd = (1 - SMOOTHING) * tokens.z + SMOOTHING * token_noise(tokens, SMOOTHING, 0, seed)
-    return -torch.cat(
-        [density.log_density(part_nd, SMOOTHING) for part_nd in x_nd.split(AT_ONCE)]
-    ).numpy()
+    parts = [density.log_density(part_nd, SMOOTHING) for part_nd in x_nd.split(AT_ONCE)]
+    return -torch.cat(parts).numpy()
 
 
 class NeighbourDistance:
     """Distance of z to the tenth nearest of some training activations (Sun et al. 2022, without their scaling to unit length)."""
 
     def __init__(self, z_train_nd: Tensor):
-        self._found = NearestNeighbors(n_neighbors=NEIGHBOUR, algorithm="brute").fit(
-            z_train_nd.numpy()
-        )
+        neighbours = NearestNeighbors(n_neighbors=NEIGHBOUR, algorithm="brute")
+        self._found = neighbours.fit(z_train_nd.numpy())
 
     def __call__(self, z_nd: Tensor) -> np.ndarray:
         """(n,)."""
@@ -119,20 +105,16 @@ def checked(name: str, scores: np.ndarray) -> np.ndarray:
         ValueError: some are not finite, so that they have no order.
     """
     if wrong := int((~np.isfinite(scores)).reshape(len(scores), -1).any(1).sum()):
-        raise ValueError(
-            f"score {name!r} is not finite on {wrong} of {len(scores)} tokens: they cannot be ranked"
-        )
+        found = f"score {name!r} is not finite on {wrong} of {len(scores)} tokens"
+        raise ValueError(f"{found}: they cannot be ranked")
     return scores
 
 
 def ranks_among(scores_n: np.ndarray, known_m: np.ndarray) -> np.ndarray:
     """Share of the known scores that a score is above, ties counted half, (n,): 0.95 where 5 % of them are larger."""
     known_m = np.sort(known_m)
-    return (
-        (np.searchsorted(known_m, scores_n, "left") + np.searchsorted(known_m, scores_n, "right"))
-        / 2
-        / len(known_m)
-    )
+    below_n, up_to_n = (np.searchsorted(known_m, scores_n, side) for side in ("left", "right"))
+    return (below_n + up_to_n) / 2 / len(known_m)
 
 
 @dataclass(frozen=True)
@@ -145,9 +127,7 @@ class Separation:
     wins_ab: np.ndarray  # such pairs of a tokens of one document and b of another
     sizes_a: np.ndarray  # tokens of each reference document
     sizes_b: np.ndarray  # and of each shifted one
-    same_documents: (
-        bool  # both sets are of the same documents, in the same order, which are resampled together
-    )
+    same_documents: bool  # sets of the same documents, in the same order: resampled together
 
     @classmethod
     def of(
@@ -161,32 +141,24 @@ class Separation:
         """From scores and documents of tokens."""
         theirs_n, ours_m = checked("reference", reference_n)[:, None], checked("shifted", shifted_m)
         above_nm = (ours_m > theirs_n) + 0.5 * (ours_m == theirs_n)
-        together = np.union1d(reference_document_n, shifted_document_m)
-        names = (
-            (together, together)
-            if same_documents
-            else (np.unique(reference_document_n), np.unique(shifted_document_m))
-        )
+        both = (reference_document_n, shifted_document_m)
+        names = [np.union1d(*both)] * 2 if same_documents else [np.unique(one) for one in both]
         of_an, of_bm = (
             (documents == names_a[:, None]).astype(np.float64)
-            for documents, names_a in zip((reference_document_n, shifted_document_m), names)
+            for documents, names_a in zip(both, names)
         )
         return cls(of_an @ above_nm @ of_bm.T, of_an.sum(1), of_bm.sum(1), same_documents)
 
     @property
     def groups(self) -> tuple[int, ...]:
         """Documents that are resampled, for themselves or together."""
-        return (
-            (len(self.sizes_a),) if self.same_documents else (len(self.sizes_a), len(self.sizes_b))
-        )
+        sizes = (len(self.sizes_a), len(self.sizes_b))
+        return sizes[:1] if self.same_documents else sizes
 
     def auroc(self, weights_rd: np.ndarray) -> np.ndarray:
         """AUROC with documents weighed, (…,)."""
-        w, v = (
-            (weights_rd, weights_rd)
-            if self.same_documents
-            else np.split(weights_rd, [len(self.sizes_a)], axis=-1)
-        )
+        a = len(self.sizes_a)
+        w, v = weights_rd[..., :a], weights_rd if self.same_documents else weights_rd[..., a:]
         return ((w @ self.wins_ab) * v).sum(-1) / ((w @ self.sizes_a) * (v @ self.sizes_b))
 
     def value(self) -> float:

@@ -43,9 +43,8 @@ CODE_PACKAGE = "gensim"  # pinned in requirements.txt, so its source is a fixed 
 NEWS_FILE = "lee_background.cor"  # Lee, Pincombe and Welsh 2005: 300 items of news of the Australian Broadcasting Corporation
 
 
-OTHER_LANGUAGE_FILE = (
-    "bgwiki-latest-pages-articles-shortened.xml.bz2"  # one article of the Bulgarian Wikipedia
-)
+# one article of the Bulgarian Wikipedia
+OTHER_LANGUAGE_FILE = "bgwiki-latest-pages-articles-shortened.xml.bz2"
 
 
 PROMPTS = {  # the same ten openings in each language
@@ -126,10 +125,8 @@ def news() -> list[Document]:
     from gensim.test.utils import datapath
 
     lines = Path(datapath(NEWS_FILE)).read_text(encoding="utf-8").splitlines()
-    return [
-        Document(f"{NEWS_FILE}[{i:03}]", lines[i])
-        for i in sorted(range(len(lines)), key=lambda i: -len(lines[i]))
-    ]
+    items = [Document(f"{NEWS_FILE}[{i:03}]", line) for i, line in enumerate(lines)]
+    return sorted(items, key=lambda item: -len(item.text))
 
 
 def bulgarian() -> Document:
@@ -139,11 +136,9 @@ def bulgarian() -> Document:
     from gensim.utils import open as open_compressed
 
     with open_compressed(datapath(OTHER_LANGUAGE_FILE), "rb") as file:
-        pages = [
-            Document(title, filter_wiki(text))
-            for title, text, _ in extract_pages(file, filter_namespaces=("0",))
-        ]
-    return max(pages, key=lambda page: len(page.text))
+        pages = list(extract_pages(file, filter_namespaces=("0",)))
+    documents = [Document(title, filter_wiki(text)) for title, text, _ in pages]
+    return max(documents, key=lambda document: len(document.text))
 
 
 def python_code(n: int) -> list[Document]:
@@ -153,14 +148,11 @@ def python_code(n: int) -> list[Document]:
     for path in sorted(root.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if (
-                isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
-                and ast.get_docstring(node) is not None
-            ):
+            described = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            if described and ast.get_docstring(node) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
-        documents.append(
-            Document(f"{CODE_PACKAGE}/{path.relative_to(root).as_posix()}", ast.unparse(tree))
-        )
+        name = path.relative_to(root).as_posix()
+        documents.append(Document(f"{CODE_PACKAGE}/{name}", ast.unparse(tree)))
     return sorted(documents, key=lambda document: (-len(document.text), document.title))[:n]
 
 
@@ -171,17 +163,13 @@ def prompted_samples(
 
     Its <eos> is never drawn, so that none ends early. They are drawn once and kept in `cache`/prompted.
     """
-    key = hashlib.sha256(
-        json.dumps(
-            [lm.identity, str(lm.model.dtype), lm.device_name, list(prompts), tokens, seed]
-        ).encode()
-    ).hexdigest()[:12]
+    asked = [lm.identity, str(lm.model.dtype), lm.device_name, list(prompts), tokens, seed]
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
     path = Path(cache) / "prompted" / f"{Path(lm.identity).name}-{key}.json"
     if not path.exists():
-        print(
-            f"sampling {len(prompts)} texts of {tokens} tokens from the language model: on two cores about {len(prompts) * tokens / 9000:.1f} minutes",
-            flush=True,
-        )
+        minutes = f"on two cores about {len(prompts) * tokens / 9000:.1f} minutes"
+        texts = f"{len(prompts)} texts of {tokens} tokens from the language model"
+        print(f"sampling {texts}: {minutes}", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"token_ids": _continued(lm, prompts, tokens, seed)})
     return [
@@ -200,23 +188,15 @@ def written_texts(
     Returns:
         Documents labelled with language and number of the opening, such as "fr 3".
     """
-    asked = [
+    english, other = (
         [(language, i) for i in range(len(PROMPTS["en"])) for language in three][: size.windows]
         for three in (("en",) * 3, ("fr", "de", "es"))
-    ]
-    samples = iter(
-        prompted_samples(
-            lm,
-            [PROMPTS[language][i] for part in asked for language, i in part],
-            size.length,
-            seed,
-            cache,
-        )
     )
-    english, other = (
-        [replace(next(samples), label=f"{language} {i}") for language, i in part] for part in asked
-    )
-    return english, other
+    asked = [*english, *other]
+    prompts = [PROMPTS[language][i] for language, i in asked]
+    found = prompted_samples(lm, prompts, size.length, seed, cache)
+    texts = [replace(text, label=f"{language} {i}") for text, (language, i) in zip(found, asked)]
+    return texts[: len(english)], texts[len(english) :]
 
 
 def _continued(
@@ -234,17 +214,15 @@ def equal_windows(windows: Sequence[Window], length: int, n: int, seed: int) -> 
     Raises:
         ValueError: no more than one document has one.
     """
-    long_enough = [
-        replace(window, token_ids=window.token_ids[:length])
-        for window in windows
-        if len(window.token_ids) >= length
-    ]
-    if (there := len({window.document for window in long_enough})) < 2:
+    long_enough = [window for window in windows if len(window.token_ids) >= length]
+    there, of = (len({window.document for window in some}) for some in (long_enough, windows))
+    if there < 2:
         raise ValueError(
-            f"{there} of {len({window.document for window in windows})} documents have a window of {length} tokens: expected two at least; "
+            f"{there} of {of} documents have a window of {length} tokens: expected two at least; "
             "give longer texts, or lower TypicalitySize.length"
         )
-    return spread_windows(long_enough, n * length, seed)
+    equal = [replace(window, token_ids=window.token_ids[:length]) for window in long_enough]
+    return spread_windows(equal, n * length, seed)
 
 
 def text_windows(
@@ -279,11 +257,8 @@ def read_tokens(
     rows = read_block(list(windows), lm, [layer], batch_tokens)
     starts = np.cumsum([0, *(len(window.token_ids) for window in windows)])[:-1]
     chosen = (starts[:, None] + positions).ravel()
-    return Tokens(
-        normaliser(rows.activations[layer][torch.from_numpy(chosen)]),
-        rows.document[chosen],
-        rows.position[chosen],
-    )
+    z_nd = normaliser(rows.activations[layer][torch.from_numpy(chosen)])
+    return Tokens(z_nd, rows.document[chosen], rows.position[chosen])
 
 
 def difference_from_store(lm: LanguageModel, store: ActivationStore, split: str) -> float:
@@ -292,14 +267,11 @@ def difference_from_store(lm: LanguageModel, store: ActivationStore, split: str)
     The windows are read in the batches of the extraction, so it is 0 on the machine that wrote the store, up to the number of threads;
     in batches of another shape a bfloat16 model rounds otherwise, by 1 % and more.
     """
-    windows = [
-        window for one in dict.fromkeys(store.splits) for window in stored_windows(store, one)
-    ]
-    batch_tokens = int(store.attributes["batch_tokens"])
-    first = stored_windows(store, split)[0].document
-    blocks = cut_blocks(
-        sorted(windows, key=lambda window: (window.document, window.start)), batch_tokens
-    )
+    by_split = {one: stored_windows(store, one) for one in dict.fromkeys(store.splits)}
+    batch_tokens, first = int(store.attributes["batch_tokens"]), by_split[split][0].document
+    windows = [window for some in by_split.values() for window in some]
+    windows.sort(key=lambda window: (window.document, window.start))
+    blocks = cut_blocks(windows, batch_tokens)
     block = next(block for block in blocks if any(window.document == first for window in block))
     normalise = Normaliser.of(store)
     again = normalise(read_block(block, lm, [store.layer], batch_tokens).activations[store.layer])
@@ -320,17 +292,15 @@ def perturbed(model: PreTrainedModel, layer: int, relative: float, seed: int) ->
     blocks = residual_blocks(model)
     resolve_layer(layer, len(blocks))
     generator = torch.Generator().manual_seed(seed)
-    matrices = [
-        weight for block in blocks[: layer + 1] for weight in block.parameters() if weight.ndim > 1
-    ]
+    weights = [weight for block in blocks[: layer + 1] for weight in block.parameters()]
+    matrices = [weight for weight in weights if weight.ndim > 1]
     kept = [weight.detach().clone() for weight in matrices]
     try:
         with torch.no_grad():
             for weight in matrices:
                 noise = torch.randn(weight.shape, generator=generator).to(weight.device)
-                weight.copy_(
-                    weight.float() + relative * weight.float().square().mean().sqrt() * noise
-                )
+                size = relative * weight.float().square().mean().sqrt()
+                weight.copy_(weight.float() + size * noise)
         yield
     finally:
         with torch.no_grad():
@@ -357,13 +327,11 @@ def noised_alike(z_nd: Tensor, gaussian: GaussianDenoiser, strength: float, seed
         ValueError: the strength is not from 0 to 1.
     """
     if not 0 <= strength <= 1:
-        raise ValueError(
-            f"strength {strength}: expected 0 to 1, the share of noise that keeps the covariance"
-        )
-    noise_nd = gaussian.sample(len(z_nd), torch.Generator().manual_seed(seed)) - gaussian.mean_d
-    return (
-        gaussian.mean_d + (1 - strength**2) ** 0.5 * (z_nd - gaussian.mean_d) + strength * noise_nd
-    )
+        expected = "0 to 1, the share of noise that keeps the covariance"
+        raise ValueError(f"strength {strength}: expected {expected}")
+    mean_d = gaussian.mean_d
+    noise_nd = gaussian.sample(len(z_nd), torch.Generator().manual_seed(seed)) - mean_d
+    return mean_d + (1 - strength**2) ** 0.5 * (z_nd - mean_d) + strength * noise_nd
 
 
 def independent_tokens(z_nd: Tensor, documents: int) -> Tokens:

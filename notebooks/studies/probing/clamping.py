@@ -13,12 +13,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmlib.activations.lm import LanguageModel, edited_block, residual_blocks, resolve_layer
 from mmlib.activations.windows import Window, batches_of, padded
 from mmlib.evaluation.intervals import mean_with_interval, ratio_interval
-from mmlib_studies.probing.units import mlp_output
+from mmlib_studies.probing.units import edited_inputs, mlp_output
 
 SIGNATURE = 20  # tokens that speak for a class, and as many against it
 
@@ -33,11 +33,9 @@ def obstacle(lm: LanguageModel, layer: int) -> str | None:
     """Why units of this language model cannot be clamped: its logits are more than a product with a matrix, so that margins are not
     differences of them, or its neurons are not where they are looked for. None where they can."""
     head, config = lm.model.get_output_embeddings(), lm.model.config.get_text_config()
-    more = ["a bias"] * (getattr(head, "bias", None) is not None) + [
-        name
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-        if getattr(config, name, None) not in (None, 1)
-    ]
+    scales = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    more = [name for name in scales if getattr(config, name, None) not in (None, 1)]
+    more += ["a bias"] if getattr(head, "bias", None) is not None else []
     if more:
         return f"{type(lm.model).__name__} makes its logits with {', '.join(more)}: expected a matrix alone"
     try:
@@ -66,9 +64,8 @@ def last_states(
     found: list[Tensor] = [torch.empty(0)] * len(windows)
     for batch in batches_of(list(windows), batch_tokens):
         ids_bt = padded([windows[i] for i in batch], lm.opening_token).to(lm.model.device)
-        states_btm = (
-            lm.model.base_model(input_ids=ids_bt, use_cache=False).last_hidden_state.float().cpu()
-        )
+        read = lm.model.base_model(input_ids=ids_bt, use_cache=False)
+        states_btm = read.last_hidden_state.float().cpu()
         for row, i in enumerate(batch):
             found[i] = states_btm[row, 1 + torch.from_numpy(np.asarray(positions[i]))]
     return torch.cat(found)
@@ -111,9 +108,7 @@ class LastToken:
     @torch.inference_mode()
     def __init__(self, lm: LanguageModel, layer: int, token_ids: Sequence[int]):
         self.lm, self.layer = lm, resolve_layer(layer, len(residual_blocks(lm.model)))
-        ids = torch.tensor(
-            [[lm.opening_token, *(int(i) for i in token_ids)]], device=lm.model.device
-        )
+        ids = torch.tensor([[lm.opening_token, *map(int, token_ids)]], device=lm.model.device)
         self.last = ids[:, -1:]
         self.cache = lm.model.base_model(input_ids=ids[:, :-1], use_cache=True).past_key_values
 
@@ -122,9 +117,8 @@ class LastToken:
         """Last hidden state of the token, read that many times side by side: (copies, m)."""
         cache = copy.deepcopy(self.cache)
         cache.batch_repeat_interleave(copies)
-        read = self.lm.model.base_model(
-            input_ids=self.last.expand(copies, 1), past_key_values=cache, use_cache=True
-        )
+        ids = self.last.expand(copies, 1)
+        read = self.lm.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
         return read.last_hidden_state[:, -1].float().cpu()
 
     def activation(self) -> Tensor:
@@ -133,35 +127,35 @@ class LastToken:
 
     def _outputs(self, copies: int) -> Tensor:
         seen: list[Tensor] = []
-        with edited_block(
-            self.lm.model,
-            self.layer,
-            lambda h_ktd: seen.append(h_ktd[:, -1].float().cpu()) or h_ktd,
-        ):
+
+        def see(h_ktd: Tensor) -> Tensor:
+            seen.append(h_ktd[:, -1].float().cpu())
+            return h_ktd
+
+        with edited_block(self.lm.model, self.layer, see):
             self._read(copies)
         return seen[0]
 
     def changed(self, change_kd: Tensor) -> Tensor:
         """Last hidden states (k, m) when each of these changes, raw, is added to the block's output at the token."""
-        with edited_block(
-            self.lm.model, self.layer, lambda h_ktd: h_ktd + change_kd[:, None].to(h_ktd)
-        ):
+
+        def add(h_ktd: Tensor) -> Tensor:
+            return h_ktd + change_kd[:, None].to(h_ktd)
+
+        with edited_block(self.lm.model, self.layer, add):
             return self._read(len(change_kd))
 
     def neurons_clamped(self, units: Sequence[int], values: Sequence[float]) -> Tensor:
         """The block's outputs (k, d) when one neuron of its MLP, another in each row, is set to a value."""
         rows = torch.arange(len(units))
 
-        def put(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-            hidden = inputs[0].clone()
+        def put(hidden: Tensor) -> Tensor:
+            hidden = hidden.clone()
             hidden[rows, -1, torch.as_tensor(units)] = torch.as_tensor(values).to(hidden)
-            return (hidden,)
+            return hidden
 
-        handle = mlp_output(self.lm.model, self.layer).register_forward_pre_hook(put)
-        try:
+        with edited_inputs(mlp_output(self.lm.model, self.layer), put):
             return self._outputs(len(units))
-        finally:
-            handle.remove()
 
 
 def scaled(change_nd: Tensor, norm: float) -> Tensor:
@@ -191,7 +185,6 @@ def taking_turns(controls: int, at_once: int, examples: int) -> np.ndarray:
         ValueError: there are fewer controls than should be clamped at once, or some would have no example.
     """
     if not 0 < at_once <= controls <= at_once * examples:
-        raise ValueError(
-            f"{controls} controls, {at_once} at each of {examples} examples: expected each control at one of them at least"
-        )
+        asked = f"{controls} controls, {at_once} at each of {examples} examples"
+        raise ValueError(f"{asked}: expected each control at one of them at least")
     return (np.arange(controls)[:, None] - at_once * np.arange(examples)) % controls < at_once

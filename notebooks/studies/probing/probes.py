@@ -80,10 +80,8 @@ class TaskProbes:
         for rest, fold in self.folds:
             label = self.label_e[fold]
             here_u = auc(values_eu[fold][label], values_eu[fold][~label])
-            difference_u = mean_difference(values_eu[rest], self.label_e[rest])
-            scores.append(
-                np.where(difference_u > 0, here_u, np.where(difference_u < 0, 1 - here_u, 0.5))
-            )
+            sign_u = np.sign(mean_difference(values_eu[rest], self.label_e[rest]))
+            scores.append(np.select([sign_u > 0, sign_u < 0], [here_u, 1 - here_u], 0.5))
         return np.mean(scores, 0)
 
     def best(self, candidates: np.ndarray | None = None, keep: int = KEEP) -> Probe:
@@ -96,14 +94,9 @@ class TaskProbes:
         ranked = among[np.argsort(-np.abs(self.difference_u[among]), kind="stable")][:keep]
         scores = self.cv_auc(ranked)
         unit = int(ranked[scores.argmax()])
-        sign = 1 if self.difference_u[ranked[scores.argmax()]] >= 0 else -1
-        held = sign * self.held_eu[:, [unit]]
-        return Probe(
-            unit,
-            sign,
-            float(scores.max()),
-            float(auc(held[self.held_label_e], held[~self.held_label_e])[0]),
-        )
+        sign = 1 if self.difference_u[unit] >= 0 else -1
+        held_auc = _area(sign * self.held_eu[:, unit], self.held_label_e)
+        return Probe(unit, sign, float(scores.max()), held_auc)
 
 
 def grouped_folds(
@@ -114,18 +107,15 @@ def grouped_folds(
     Raises:
         ValueError: no fold is so.
     """
-    splitter = StratifiedGroupKFold(
-        min(folds, len(np.unique(group_e))), shuffle=True, random_state=seed
-    )
+    groups = len(np.unique(group_e))
+    splitter = StratifiedGroupKFold(min(folds, groups), shuffle=True, random_state=seed)
     split = [
         parts
         for parts in splitter.split(label_e, label_e, group_e)
         if all(len(set(label_e[part])) == 2 for part in parts)
     ]
     if not split:
-        raise ValueError(
-            f"{len(label_e)} examples in {len(np.unique(group_e))} groups: no fold holds both classes"
-        )
+        raise ValueError(f"{len(label_e)} examples in {groups} groups: no fold holds both classes")
     return split
 
 
@@ -139,18 +129,20 @@ def random_candidates(units: int, count: int, draws: int, seed: int) -> list[np.
     """So many draws of `count` different units out of `units`; one draw of all where there are no more."""
     if units <= count:
         return [np.arange(units)]
-    return [
-        np.sort(np.random.default_rng([seed, draw]).choice(units, count, replace=False))
-        for draw in range(draws)
-    ]
+    generators = (np.random.default_rng([seed, draw]) for draw in range(draws))
+    return [np.sort(rng.choice(units, count, replace=False)) for rng in generators]
+
+
+def _area(score_e: np.ndarray, label_e: np.ndarray) -> float:
+    """`auc` of one score at examples of both classes."""
+    return float(auc(score_e[label_e, None], score_e[~label_e, None])[0])
 
 
 def mean_difference_auc(z_nd: np.ndarray, task: Task) -> float:
     """Held-out AUC of one direction that is fitted, not chosen: the difference of the class means, each
     dimension divided by its standard deviation over the examples that were not held out."""
     (rows, label), (held, held_label) = task.side(False), task.side(True)
-    score_e = z_nd[held] @ mean_difference(z_nd[rows], label)
-    return float(auc(score_e[held_label, None], score_e[~held_label, None])[0])
+    return _area(z_nd[held] @ mean_difference(z_nd[rows], label), held_label)
 
 
 def dense_auc(z_nd: np.ndarray, task: Task, seed: int, folds: int = FOLDS) -> float:
@@ -159,20 +151,13 @@ def dense_auc(z_nd: np.ndarray, task: Task, seed: int, folds: int = FOLDS) -> fl
     mean_d, std_d = z_nd[rows].mean(0), z_nd[rows].std(0) + 1e-6
 
     def area(model: LogisticRegression, x_ed: np.ndarray, label_e: np.ndarray) -> float:
-        score_e = model.decision_function(x_ed)
-        return float(auc(score_e[label_e, None], score_e[~label_e, None])[0])
+        return _area(model.decision_function(x_ed), label_e)
 
-    model = LogisticRegressionCV(
-        Cs=STRENGTHS,
-        cv=task_folds(task, folds, seed),
-        scoring=area,
-        max_iter=300,
-        l1_ratios=(0,),
-        use_legacy_attributes=False,
-    )
-    return area(
-        model.fit((z_nd[rows] - mean_d) / std_d, label), (z_nd[held] - mean_d) / std_d, held_label
-    )
+    splits = {"cv": task_folds(task, folds, seed), "scoring": area}
+    fitted = {"max_iter": 300, "l1_ratios": (0,), "use_legacy_attributes": False}
+    model = LogisticRegressionCV(Cs=STRENGTHS, **splits, **fitted)
+    model.fit((z_nd[rows] - mean_d) / std_d, label)
+    return area(model, (z_nd[held] - mean_d) / std_d, held_label)
 
 
 def mean_over_tasks(value_t: Sequence[float], minus_t: Sequence[float] | None = None) -> dict:

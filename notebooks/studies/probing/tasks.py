@@ -44,9 +44,7 @@ class Example:
     held_out: bool
 
 
-@dataclass(
-    frozen=True, eq=False
-)  # told apart by identity, so that what follows from a task can be kept by it
+@dataclass(frozen=True, eq=False)  # equal to itself alone, so that what follows can be kept by it
 class Task:
     """Two classes of examples, equally many on each side; numbers of rows are those of the examples it was made from."""
 
@@ -82,21 +80,14 @@ def post_examples(
         words: of each post, the first so many, before `POST_CLOSING`.
         share: of the groups, drawn at random, that is held out.
     """
-    seen, chosen = Counter(), []
+    seen, documents = Counter(), []
     for title, text, label in posts:
         seen[label] += 1
         if seen[label] <= per_label and text.strip():
-            chosen.append(
-                (Document(title, " ".join(text.split()[:words]) + POST_CLOSING, label), label)
-            )
-    held_out = _drawn([document.title for document, _ in chosen], share, seed)
-    return (
-        [document for document, _ in chosen],
-        [
-            Example("posts", document.title, frozenset({label, "post"}), document.title in held_out)
-            for document, label in chosen
-        ],
-    )
+            opening = " ".join(text.split()[:words])
+            documents.append(Document(title, opening + POST_CLOSING, label))
+    marked = [(document.title, {document.label, "post"}) for document in documents]
+    return documents, _divided("posts", marked, share, seed)
 
 
 def relation_examples(
@@ -105,24 +96,16 @@ def relation_examples(
     """Each word at the end of each carrier sentence, marked as first or second word of its families; tied words are one group."""
     marks: dict[str, set[str]] = {}
     for family, pairs in families.items():
-        for pair in pairs:
-            for word, place in zip(pair, ("first", "second")):
-                marks.setdefault(word, set()).update((f"{family} {place}", place))
+        for word, place in (item for pair in pairs for item in zip(pair, ("first", "second"))):
+            marks.setdefault(word, set()).update((f"{family} {place}", place))
     group = tied([pair for pairs in families.values() for pair in pairs])
-    held_out = _drawn([f"words {group[word]}" for word in marks], share, seed)
-    documents, examples = [], []
-    for word, known in marks.items():
-        for number, carrier in enumerate(CARRIERS):
-            documents.append(Document(f"relations[{word}/{number}]", f"{carrier} {word}"))
-            examples.append(
-                Example(
-                    "relations",
-                    f"words {group[word]}",
-                    frozenset(known),
-                    f"words {group[word]}" in held_out,
-                )
-            )
-    return documents, examples
+    read = [(word, number) for word in marks for number in range(len(CARRIERS))]
+    documents = [
+        Document(f"relations[{word}/{number}]", f"{CARRIERS[number]} {word}")
+        for word, number in read
+    ]
+    marked = [(f"words {group[word]}", marks[word]) for word, _ in read]
+    return documents, _divided("relations", marked, share, seed)
 
 
 def tied(pairs: Sequence[tuple[str, str]]) -> dict[str, int]:
@@ -130,9 +113,8 @@ def tied(pairs: Sequence[tuple[str, str]]) -> dict[str, int]:
     words = list(dict.fromkeys(word for pair in pairs for word in pair))
     number = {word: i for i, word in enumerate(words)}
     ends = np.array([[number[a], number[b]] for a, b in pairs]).T
-    _, label = connected_components(
-        coo_matrix((np.ones(len(pairs)), ends), shape=(len(words),) * 2), directed=False
-    )
+    ties = coo_matrix((np.ones(len(pairs)), ends), shape=(len(words),) * 2)
+    _, label = connected_components(ties, directed=False)
     return dict(zip(words, label.tolist()))
 
 
@@ -140,16 +122,12 @@ def review_examples(
     sentences: Sequence[tuple[str, str]], share: float, seed: int
 ) -> tuple[list[Document], list[Example]]:
     """Sentences (text, "pos" or "neg") before `REVIEW_CLOSING`; equal ones are one group."""
-    held_out = _drawn([text for text, _ in sentences], share, seed)
-    return (
-        [
-            Document(f"reviews[{i:03}]", text + REVIEW_CLOSING, label)
-            for i, (text, label) in enumerate(sentences)
-        ],
-        [
-            Example("reviews", text, frozenset({label}), text in held_out)
-            for text, label in sentences
-        ],
+    documents = [
+        Document(f"reviews[{i:03}]", text + REVIEW_CLOSING, label)
+        for i, (text, label) in enumerate(sentences)
+    ]
+    return documents, _divided(
+        "reviews", [(text, {label}) for text, label in sentences], share, seed
     )
 
 
@@ -165,18 +143,23 @@ def language_examples(
 
     Texts that go on from one opening, translated, are one group: what they are about does not tell the languages apart.
     """
-    held_out = _drawn([label.split()[1] for _, label in texts], share, seed)
-    return [
-        Example(
-            "languages",
-            f"opening {opening}",
-            frozenset({"word", language}) if "word" in marks else frozenset(),
-            opening in held_out,
-        )
+    marked = [
+        (f"opening {opening}", {"word", language} if "word" in marks else ())
         for pieces, label in texts
         for language, opening in [label.split()]
         for marks in token_marks(pieces)
     ]
+    return _divided("languages", marked, share, seed)
+
+
+def _divided(
+    source: str, marked: Sequence[tuple[str, Iterable[str]]], share: float, seed: int
+) -> list[Example]:
+    """Examples of groups with marks; a share of the groups, drawn at random, is held out."""
+    groups = sorted({group for group, _ in marked})
+    drawn = np.random.default_rng(seed).permutation(groups)[: round(share * len(groups))]
+    held_out = set(drawn.tolist())
+    return [Example(source, group, frozenset(marks), group in held_out) for group, marks in marked]
 
 
 def token_marks(pieces: Sequence[str]) -> list[frozenset[str]]:
@@ -191,63 +174,52 @@ def token_marks(pieces: Sequence[str]) -> list[frozenset[str]]:
     inside, marks = _enclosed(pieces), [frozenset()] * len(pieces)
     for i in range(1, len(pieces) - 1):
         before, piece, after = pieces[i - 1 : i + 2]
-        found = {"token", *inside[i]}
-        if re.search(r"\d", piece):
-            found |= {"digit"} | ({"number goes on"} if re.match(r"\d", after) else set())
-        if any(c.isalpha() and not c.isascii() for c in piece):
-            found.add("letter outside ASCII")
-        if re.fullmatch(r" [^\W\d_]+", piece):
-            found |= {"word start"} | (
-                {"word goes on"}
-                if re.match(r"[^\W\d_]", after)
-                else _of_word(before, piece[1:], after)
-            )
-        marks[i] = frozenset(found)
+        digit, starts = re.search(r"\d", piece), re.fullmatch(r" [^\W\d_]+", piece)
+        goes_on = starts and re.match(r"[^\W\d_]", after)
+        found = {
+            "token": True,
+            "digit": digit,
+            "number goes on": digit and re.match(r"\d", after),
+            "letter outside ASCII": any(c.isalpha() and not c.isascii() for c in piece),
+            "word start": starts,
+            "word goes on": goes_on,
+        }
+        if starts and not goes_on:
+            found |= _of_word(before, piece[1:], after)
+        marks[i] = frozenset(mark for mark, holds in (found | inside[i]).items() if holds)
     return marks
 
 
-def _of_word(before: str, word: str, after: str) -> set[str]:
-    """Marks of a whole word between two tokens."""
-    found = {"word"}
-    if after.startswith((".", "!", "?")):
-        found.add("sentence ends")
-    if after.startswith(","):
-        found.add("comma follows")
-    if before.strip().lower() == "the":
-        found.add("after the")
-    if word.islower():
-        found.add("lower-case word")
-        found |= (
-            {"function word"}
-            if word in FUNCTION_WORDS
-            else {
-                mark
-                for mark, ending in (
-                    ("-ing", r"\w{2,}ing"),
-                    ("-ed", r"\w{2,}ed"),
-                    ("-s", r"\w{2,}[^s\W]s"),
-                )
-                if re.fullmatch(ending, word)
-            }
-        )
-    elif word[0].isupper():
-        found |= {
-            "capitalised",
-            "sentence begins" if re.search(r"([.!?]|\n)\s*$", before) else "capitalised within",
-        }
-    return found
+ENDINGS = {"-ing": r"\w{2,}ing", "-ed": r"\w{2,}ed", "-s": r"\w{2,}[^s\W]s"}
 
 
-def _enclosed(pieces: Sequence[str]) -> list[set[str]]:
+def _of_word(before: str, word: str, after: str) -> dict[str, object]:
+    """Marks of a whole word between two tokens, and whether it has them."""
+    function_word, lower = word in FUNCTION_WORDS, word.islower()
+    capital, begins = word[0].isupper(), re.search(r"([.!?]|\n)\s*$", before)
+    return {
+        "word": True,
+        "sentence ends": after.startswith((".", "!", "?")),
+        "comma follows": after.startswith(","),
+        "after the": before.strip().lower() == "the",
+        "lower-case word": lower,
+        "function word": function_word,
+        **{
+            mark: lower and not function_word and re.fullmatch(ending, word)
+            for mark, ending in ENDINGS.items()
+        },
+        "capitalised": capital,
+        "sentence begins": capital and begins,
+        "capitalised within": capital and not begins,
+    }
+
+
+def _enclosed(pieces: Sequence[str]) -> list[dict[str, bool]]:
     """Whether each token stands between quotation marks or brackets; tokens that hold such a mark do not."""
     quoted, depth, inside = False, 0, []
     for piece in pieces:
-        marks = re.search(r'["“”()\n]', piece)
-        inside.append(
-            set()
-            if marks
-            else ({"in quotes"} if quoted else set()) | ({"in brackets"} if depth else set())
-        )
+        within = not re.search(r'["“”()\n]', piece)
+        inside.append({"in quotes": within and quoted, "in brackets": within and depth > 0})
         for character in piece:
             if character == "\n":
                 quoted, depth = False, 0
@@ -283,22 +255,17 @@ TOKEN_TASKS = tuple(
 def definitions(labels: Iterable[str], families: Iterable[str]) -> list[Definition]:
     """All tasks: posts of one label against the others; second against first words of a relation, and against second words of
     the other relations; praise against blame; `TOKEN_TASKS`; and words of one language against those of three others."""
+    names = list(families)
     return [
         *(Definition(label, "posts", label, "post") for label in sorted(labels)),
         *(
-            Definition(f"{family}: second word", "relations", f"{family} second", f"{family} first")
-            for family in families
-        ),
-        *(
-            Definition(f"{family}: this relation", "relations", f"{family} second", "second")
-            for family in families
+            Definition(f"{name}: {task}", "relations", f"{name} second", negative.format(name))
+            for task, negative in (("second word", "{} first"), ("this relation", "second"))
+            for name in names
         ),
         Definition("review is positive", "reviews", "pos", "neg"),
         *TOKEN_TASKS,
-        *(
-            Definition(f"{name} word", "languages", language, "word")
-            for language, name in LANGUAGES.items()
-        ),
+        *(Definition(f"{name} word", "languages", key, "word") for key, name in LANGUAGES.items()),
     ]
 
 
@@ -310,43 +277,28 @@ def make_tasks(
     Returns:
         (tasks, names of those with fewer than `least` examples of a class on a side).
     """
-    groups = {
-        group: i for i, group in enumerate(dict.fromkeys(example.group for example in examples))
-    }
+    group_of = {group: i for i, group in enumerate(dict.fromkeys(e.group for e in examples))}
     tasks, left_out = [], []
     for number, definition in enumerate(wanted):
         rng, rows, labels = np.random.default_rng([seed, number]), [], []
         for held_out in (False, True):
             side = [
-                i
+                (i, example.marks)
                 for i, example in enumerate(examples)
                 if example.source == definition.source and example.held_out == held_out
             ]
-            classes = [
-                [
-                    i
-                    for i in side
-                    if definition.negative in examples[i].marks
-                    and definition.positive not in examples[i].marks
-                ],
-                [i for i in side if definition.positive in examples[i].marks],
-            ]
-            n = min(per_class, *map(len, classes))
-            for label, found in enumerate(classes):
-                rows += rng.permutation(found)[:n].astype(int).tolist() if n >= least else []
-                labels += [bool(label)] * (n if n >= least else 0)
+            positive = [i for i, marks in side if definition.positive in marks]
+            others = [(i, marks) for i, marks in side if definition.positive not in marks]
+            negative = [i for i, marks in others if definition.negative in marks]
+            n = min(per_class, len(negative), len(positive))
+            if n >= least:
+                rows += [i for found in (negative, positive) for i in rng.permutation(found)[:n]]
+                labels += [False] * n + [True] * n
         held = np.array([examples[i].held_out for i in rows], bool)
         if held.any() and not held.all():
-            tasks.append(
-                Task(
-                    definition.name,
-                    definition.source,
-                    np.array(rows),
-                    np.array(labels),
-                    np.array([groups[examples[i].group] for i in rows]),
-                    held,
-                )
-            )
+            group_e = np.array([group_of[examples[i].group] for i in rows])
+            task = (definition.name, definition.source, np.array(rows), np.array(labels))
+            tasks.append(Task(*task, group_e, held))
         else:
             left_out.append(definition.name)
     return tasks, left_out
@@ -356,11 +308,3 @@ def compacted(tasks: Sequence[Task]) -> tuple[np.ndarray, list[Task]]:
     """The rows that any task uses, in order, and the tasks with rows numbered among these."""
     used = np.unique(np.concatenate([task.rows_e for task in tasks]))
     return used, [replace(task, rows_e=np.searchsorted(used, task.rows_e)) for task in tasks]
-
-
-def _drawn(groups: Iterable[str], share: float, seed: int) -> set[str]:
-    """A share of the different groups, at random."""
-    different = sorted(set(groups))
-    return set(
-        np.random.default_rng(seed).permutation(different)[: round(share * len(different))].tolist()
-    )

@@ -7,7 +7,8 @@ one-step estimate from the same noisy activation. `top_contexts` finds the token
 """
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,13 +105,11 @@ def mixture_components(mixture: GaussianMixtureDenoiser, sigma: float) -> Units:
     """
 
     def read(z_nd: Tensor) -> Tensor:
-        logs = [
-            component.log_density((1 - sigma) * z_nd, sigma) for component in mixture.components
-        ]
-        log_density_nk = z_nd.shape[1] * torch.stack(logs, 1)
-        return torch.cat(
-            [log_density_nk, (log_density_nk + mixture.log_weights_k).log_softmax(1)], 1
-        ).float()
+        x_nd, d = (1 - sigma) * z_nd, z_nd.shape[1]
+        logs = [component.log_density(x_nd, sigma) for component in mixture.components]
+        log_density_nk = d * torch.stack(logs, 1)
+        log_probability_nk = (log_density_nk + mixture.log_weights_k).log_softmax(1)
+        return torch.cat([log_density_nk, log_probability_nk], 1).float()
 
     return Units(read)
 
@@ -123,30 +122,30 @@ def meta_neurons(model: MetaModel, sigma: float, seed: int) -> Units:
 
     def read(z_nd: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        parts = tqdm(
-            z_nd.split(AT_ONCE), desc=f"reading meta-neurons at σ = {sigma}", mininterval=2, delay=5
-        )
-        return torch.cat(
-            [
-                torch.cat(
-                    list(model.neurons(part_nd, sigma=sigma, generator=generator).values()), 1
-                )
-                for part_nd in parts
-            ]
-        )
+        said = {"desc": f"reading meta-neurons at σ = {sigma}", "mininterval": 2, "delay": 5}
+        found = [
+            torch.cat(list(model.neurons(part_nd, sigma=sigma, generator=generator).values()), 1)
+            for part_nd in tqdm(z_nd.split(AT_ONCE), **said)
+        ]
+        return torch.cat(found)
 
     def write(z_nd: Tensor, unit: int, value: float) -> Tensor:
-        x_nd = (1 - sigma) * z_nd + sigma * torch.randn(
-            z_nd.shape, generator=torch.Generator().manual_seed(seed)
-        )
+        noise_nd = torch.randn(z_nd.shape, generator=torch.Generator().manual_seed(seed))
+        x_nd = (1 - sigma) * z_nd + sigma * noise_nd
         return clamped_estimate(model, x_nd, sigma, unit, value) - model.denoise(x_nd, sigma)
 
-    return Units(
-        read,
-        write
-        if all(isinstance(module, nn.Linear) for module in model.network.units.values())
-        else None,
-    )
+    rows = all(isinstance(module, nn.Linear) for module in model.network.units.values())
+    return Units(read, write if rows else None)
+
+
+@contextmanager
+def edited_inputs(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the context, a module reads edit(h) in place of its input h."""
+    handle = module.register_forward_pre_hook(lambda module, inputs: (edit(inputs[0]),))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def clamped_estimate(
@@ -161,18 +160,14 @@ def clamped_estimate(
     """
     module, place = _located(model, unit)
 
-    def put(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        hidden = inputs[0].clone()
-        hidden[..., place] = (
-            torch.as_tensor(value).to(hidden).expand(len(x_nd)).reshape(hidden.shape[:-1])
-        )
-        return (hidden,)
+    def put(hidden: Tensor) -> Tensor:
+        hidden = hidden.clone()
+        value_n = torch.as_tensor(value).to(hidden).expand(len(x_nd))
+        hidden[..., place] = value_n.reshape(hidden.shape[:-1])
+        return hidden
 
-    handle = module.register_forward_pre_hook(put)
-    try:
+    with edited_inputs(module, put):
         return model.denoise(x_nd, sigma)
-    finally:
-        handle.remove()
 
 
 def _located(model: MetaModel, unit: int) -> tuple[nn.Module, int]:
@@ -200,10 +195,8 @@ def mlp_output(model: PreTrainedModel, layer: int) -> nn.Module:
     found = {
         name: module
         for name, module in residual_blocks(model)[layer].named_modules()
-        if name.rpartition(".")[2] in DOWN
-        and "attn" not in name
-        and "attention" not in name
-        and isinstance(module, (nn.Linear, Conv1D))
+        if name.rpartition(".")[2] in DOWN and isinstance(module, (nn.Linear, Conv1D))
+        if "attn" not in name and "attention" not in name
     }
     if len(found) != 1:
         raise ValueError(
@@ -227,32 +220,22 @@ def neurons_in_windows(
         positions: of each window, in the window.
         batch_tokens: at most so many positions in one forward pass (or one window).
     """
-    captured: dict[str, Tensor] = {}
-    module = mlp_output(lm.model, layer)
-    handle = module.register_forward_pre_hook(
-        lambda module, inputs: captured.__setitem__("neurons", inputs[0])
-    )
+    captured: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        captured[:] = [hidden]
+        return hidden
+
     found: list[np.ndarray] = [np.empty(0)] * len(windows)
-    try:
-        for batch in tqdm(
-            list(batches_of(list(windows), batch_tokens)),
-            desc="reading the block's neurons",
-            unit="batch",
-            mininterval=2,
-            delay=5,
-        ):
-            read_residual_stream(
-                lm.model, [layer], padded([windows[i] for i in batch], lm.opening_token)
-            )
+    batches = list(batches_of(list(windows), batch_tokens))
+    said = {"desc": "reading the block's neurons", "unit": "batch", "mininterval": 2, "delay": 5}
+    with edited_inputs(mlp_output(lm.model, layer), keep):
+        for batch in tqdm(batches, **said):
+            ids_bt = padded([windows[i] for i in batch], lm.opening_token)
+            read_residual_stream(lm.model, [layer], ids_bt)
             for row, i in enumerate(batch):
-                found[i] = (
-                    captured["neurons"][row, 1 + torch.from_numpy(np.asarray(positions[i]))]
-                    .float()
-                    .cpu()
-                    .numpy()
-                )
-    finally:
-        handle.remove()
+                places = 1 + torch.from_numpy(np.asarray(positions[i]))
+                found[i] = captured[0][row, places].float().cpu().numpy()
     return np.concatenate(found)
 
 
@@ -269,21 +252,16 @@ def selectivity(units_nu: np.ndarray) -> np.ndarray:
     """
     size_nu = np.abs(units_nu)
     square_u = np.square(size_nu, dtype=np.float64).mean(0)
-    share_u = np.divide(
-        size_nu.mean(0, dtype=np.float64) ** 2,
-        square_u,
-        out=np.ones_like(square_u),
-        where=square_u > 0,
-    )
+    mean_u, none_u = size_nu.mean(0, dtype=np.float64), np.ones_like(square_u)
+    share_u = np.divide(mean_u**2, square_u, out=none_u, where=square_u > 0)
     return (1 - share_u) / (1 - 1 / len(units_nu))
 
 
 def paired_correlation(first_nu: np.ndarray, second_nu: np.ndarray) -> np.ndarray:
     """Correlation of each unit with itself, read in another way at the same activations: (u,); 0 for one that never varies."""
     first, second = (values_nu - values_nu.mean(0) for values_nu in (first_nu, second_nu))
-    return (first * second).sum(0) / (
-        np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
-    ).clip(1e-12)
+    norms_u = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
+    return (first * second).sum(0) / norms_u.clip(1e-12)
 
 
 def nearest(units_nu: np.ndarray, others_nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -311,9 +289,8 @@ def matched(
     others = np.setdiff1d(np.arange(len(density_u)), [unit, *exclude])
     if len(others) < count:
         raise ValueError(f"{len(others)} other units: expected at least {count}")
-    near = others[np.argsort(np.abs(density_u[others] - density_u[unit]), kind="stable")][
-        : 10 * count
-    ]
+    nearest_first = np.argsort(np.abs(density_u[others] - density_u[unit]), kind="stable")
+    near = others[nearest_first][: 10 * count]
     return np.random.default_rng([seed, unit]).choice(near, count, replace=False)
 
 
@@ -322,13 +299,11 @@ def pieces_of(lm: LanguageModel, token_ids: Sequence[int]) -> list[str]:
     ids = [int(i) for i in token_ids]
     alone = lm.tokenizer.batch_decode([[i] for i in ids])
     both = lm.tokenizer.batch_decode([ids[i - 1 : i + 1] for i in range(1, len(ids))])
-    return [
-        *alone[:1],
-        *(
-            two[len(one) :] if two.startswith(one) else now
-            for one, two, now in zip(alone, both, alone[1:])
-        ),
+    following = [
+        two[len(one) :] if two.startswith(one) else now
+        for one, two, now in zip(alone, both, alone[1:])
     ]
+    return [*alone[:1], *following]
 
 
 def top_contexts(
@@ -357,16 +332,10 @@ def top_contexts(
     for i in np.argsort([-part.max() for part in parts], kind="stable")[:count]:
         place = int(parts[i].argmax())
         around = slice(max(0, place - reach), place + reach // 2 + 1)
-        found.append(
-            {
-                "pieces": list(pieces[i][around]),
-                "at": place - around.start,
-                "values": [
-                    round(float(v), 3)
-                    for v in np.clip((parts[i][around] - least) / max(largest - least, 1e-12), 0, 1)
-                ],
-            }
-        )
+        shade = np.clip((parts[i][around] - least) / max(largest - least, 1e-12), 0, 1)
+        values = [round(float(value), 3) for value in shade]
+        context = {"pieces": list(pieces[i][around]), "at": place - around.start, "values": values}
+        found.append(context)
     return found
 
 
@@ -378,9 +347,8 @@ def as_html(title: str, contexts: Sequence[dict]) -> str:
             f'<span style="background:rgba(213,94,0,{0.75 * value:.2f})">{html.escape(piece).replace(chr(10), "↵")}</span>'
             for piece, value in zip(context["pieces"], context["values"])
         ]
-        at = context["at"]
-        tokens[at] = f"<b>{tokens[at]}</b>"
-        lines.append(
-            f'<div style="font-family:monospace;font-size:85%;white-space:pre-wrap">…{"".join(tokens)}…</div>'
-        )
+        tokens[context["at"]] = f"<b>{tokens[context['at']]}</b>"
+        text = f"…{''.join(tokens)}…"
+        style = "font-family:monospace;font-size:85%;white-space:pre-wrap"
+        lines.append(f'<div style="{style}">{text}</div>')
     return f'<div style="margin:0.6em 0"><b>{html.escape(title)}</b>{"".join(lines)}</div>'

@@ -40,14 +40,11 @@ def tune(
     """
     found = {name: {rate: train(name, rate) for rate in rates} for name in names}
     for _ in range(most):
-        losses = {
-            name: {rate: loss_of(outcome) for rate, outcome in tried.items()}
-            for name, tried in found.items()
-        }
-        if not any(at_edge(tried) for tried in losses.values()):
+        losses = [{rate: loss_of(one) for rate, one in found[name].items()} for name in names]
+        if not any(map(at_edge, losses)):
             break
-        for name in names:
-            rate = further_rate(losses[name])
+        for name, tried in zip(names, losses):
+            rate = further_rate(tried)
             found[name][rate] = train(name, rate)
     return found
 
@@ -83,13 +80,9 @@ def whole_time(outcome: dict) -> float:
 
 def time_to(outcome: dict, target: float) -> float | None:
     """Seconds of set-up and training to the first entry of the log at the target or below it; None if there is none."""
-    reached = (
-        second
-        for second, loss in zip(outcome["log"]["seconds"], outcome["log"]["validation_loss"])
-        if loss <= target
-    )
-    first = next(reached, None)
-    return None if first is None else outcome["setup_seconds"] + first
+    log = outcome["log"]
+    reached = np.flatnonzero(np.less_equal(log["validation_loss"], target))
+    return outcome["setup_seconds"] + log["seconds"][reached[0]] if len(reached) else None
 
 
 def seconds_a_step(outcome: dict) -> float:

@@ -20,16 +20,15 @@ def plan(run: Run, store: ActivationStore, size: RecipeStudySize | None = None) 
         trials.setdefault(trial.name, trial)
         return study.sweep.known(trial) or guess(trial, study.size)
 
-    study, rows = RecipeStudy(run, store, size, ask), []
+    study, rows = RecipeStudy(run, store, size=size, ask=ask), []
     for part in PARTS:
         before = len(trials)
         getattr(study, part)
         own = list(trials.values())[before:]
         left = sum(study.sweep.known(trial) is None for trial in own)
         minutes = study.sweep.minutes(own)
-        rows.append(
-            {"part": part.replace("_", " "), "trials": len(own), "left": left, "minutes": minutes}
-        )
+        found = {"trials": len(own), "left": left, "minutes": minutes}
+        rows.append({"part": part.replace("_", " "), **found})
     return rows
 
 

@@ -7,28 +7,24 @@ was fitted before it; measuring validation losses is in nobody's.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from torch._dynamo.exc import BackendCompilerFailed
 
 from mmlib.activations.store import ActivationStore
 from mmlib.runs.run import Run
-from mmlib.runs.sweep import Trial
 from mmlib_studies.recipes.images import other_heights
 from mmlib_studies.recipes.outcomes import best_of, end_of, loss_of, row_of, time_to, tune
-from mmlib_studies.recipes.sizes import RecipeStudySize
 from mmlib_studies.recipes.trainings import VARIANTS, Trainings, watched
 
 OURS = "gated"  # fixed before this study: the recipe that notebook 03 had then
 
+RIVALS = ("published", OURS)
 
 MARGIN = 0.05  # published settings that end further above the target than this share have no further seeds
 
-
 LOGIT_NORMAL = {"density": "logit_normal"}
-
 
 ABLATIONS = {  # of our recipe: what differs in its training, its network (deeper, wider), or what it adds to
     "16 levels": {"training": {"levels": 16}},
@@ -45,45 +41,18 @@ ABLATIONS = {  # of our recipe: what differs in its training, its network (deepe
     "both that held": {"shape": (1 / 3, 3.0), "training": LOGIT_NORMAL},
 }
 
-
 BEST_ABLATIONS = 3  # that are repeated with the other seeds
-
-
-PARTS = (  # of the study, in an order in which none asks for a later one
-    "rates",
-    "batches",
-    "variants",
-    "published_long",
-    "ours_long",
-    "published_settings",
-    "ours_short",
-    "large",
-    "ablations",
-    "ablation_seeds",
-    "unet_rates",
-    "unet_widths",
-    "unet_heights",
-    "unet_orders",
-    "compiled",
-)
 
 
 class RecipeStudy:
     """The parts of the study, each an attribute that trains what is missing when it is first asked for. Later ones ask for earlier ones.
 
     Args:
-        size: None: that of the run's preset.
-        ask: gives the outcome of a trial; None: what is known, or what training it now gives.
+        options: `size` and `ask` of `Trainings`.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        store: ActivationStore,
-        size: RecipeStudySize | None = None,
-        ask: Callable[[Trial], dict] | None = None,
-    ):
-        self.train = Trainings(run, store, size, ask)
+    def __init__(self, run: Run, store: ActivationStore, **options):
+        self.train = Trainings(run, store, **options)
         self.size, self.seed, self.sweep = self.train.size, run.seed, self.train.sweep
         self.all_seeds = tuple(range(run.seed, run.seed + self.size.seeds))
         self.published = run.preset.published
@@ -99,23 +68,16 @@ class RecipeStudy:
     @cached_property
     def rates(self) -> dict[str, dict[float, dict]]:
         """Outcomes by variant and rate."""
-        return tune(
-            self.size.rates,
-            self.size.more_rates,
-            list(VARIANTS),
-            lambda variant, rate: self.mlp(variant, rate),
-        )
+        return tune(self.size.rates, self.size.more_rates, list(VARIANTS), self.mlp)
 
     @cached_property
     def batches(self) -> dict[str, dict[int, dict]]:
         """Outcomes of the published architecture and of ours by batch, each for as many seconds, at the best rate."""
-        return {
-            variant: {
-                batch: self.mlp(variant, best_of(self.rates[variant]), batch=batch)
-                for batch in (self.size.batch, *self.size.batches)
-            }
-            for variant in ("published", OURS)
-        }
+        found = {variant: {} for variant in RIVALS}
+        for variant, tried in found.items():
+            for batch in (self.size.batch, *self.size.batches):
+                tried[batch] = self.mlp(variant, best_of(self.rates[variant]), batch=batch)
+        return found
 
     @cached_property
     def variants(self) -> dict[str, list[dict]]:
@@ -130,24 +92,15 @@ class RecipeStudy:
         """The published architecture for six minutes: `trials` by rate at that length, `rate`, the best, and its `outcomes`, seed by seed."""
         best, batch = best_of(self.rates["published"]), best_of(self.batches["published"])
 
-        def train(rate: float, seed: int) -> dict:
-            return self.mlp(
-                "published", rate, seed, label="long", length=self.size.long, batch=batch
-            )
+        def train(_, rate: float, seed: int | None = None) -> dict:
+            long = {"label": "long", "length": self.size.long, "batch": batch}
+            return self.mlp("published", rate, seed, **long)
 
-        trials = tune(
-            [factor * best for factor in self.size.long_factors],
-            1,
-            ["long"],
-            lambda _, rate: train(rate, self.seed),
-        )["long"]
+        rates = [factor * best for factor in self.size.long_factors]
+        trials = tune(rates, 1, ["long"], train)["long"]
         rate = best_of(trials)
-        return {
-            "trials": trials,
-            "rate": rate,
-            "batch": batch,
-            "outcomes": [train(rate, seed) for seed in self.all_seeds],
-        }
+        outcomes = [train("long", rate, seed) for seed in self.all_seeds]
+        return {"trials": trials, "rate": rate, "batch": batch, "outcomes": outcomes}
 
     def shortest(self, lengths: tuple[float, ...], targets: list[float]) -> dict:
         """Ours at the shortest of the lengths, at its best rate and batch, at which every seed comes to its target, else at the longest.
@@ -164,13 +117,8 @@ class RecipeStudy:
                     break
             else:
                 break
-        return {
-            "length": length,
-            "rate": rate,
-            "batch": batch,
-            "outcomes": tried[length],
-            "tried": tried,
-        }
+        found = {"length": length, "rate": rate, "batch": batch}
+        return {**found, "outcomes": tried[length], "tried": tried}
 
     @cached_property
     def ours_long(self) -> dict:
@@ -193,44 +141,29 @@ class RecipeStudy:
     @cached_property
     def ours_short(self) -> dict:
         """Ours to the lower of the target and where the published settings end."""
-        theirs = self.published_settings + self.published_settings[-1:] * (
-            len(self.all_seeds) - len(self.published_settings)
-        )
+        missing = len(self.all_seeds) - len(self.published_settings)
+        theirs = self.published_settings + self.published_settings[-1:] * missing
         targets = [min(self.size.target, end_of(outcome)) for outcome in theirs]
-        return self.shortest(self.size.short_lengths, targets) | {
-            "targets": targets,
-            "theirs": theirs,
-        }
+        found = self.shortest(self.size.short_lengths, targets)
+        return {**found, "targets": targets, "theirs": theirs}
 
     @cached_property
     def large(self) -> dict[str, dict[float, dict]]:
         """The published architecture and ours with the published ratios of widths, by rate, one seed."""
-
-        def train(variant: str, rate: float) -> dict:
-            return self.mlp(
-                variant, rate, label="large", length=self.size.large_length, size=self.size.large
-            )
-
-        return {
-            variant: {
-                rate: train(variant, rate)
-                for rate in (
-                    factor * best_of(self.rates[variant]) for factor in self.size.large_factors
-                )
-            }
-            for variant in ("published", OURS)
-        }
+        how = {"label": "large", "length": self.size.large_length, "size": self.size.large}
+        found = {variant: {} for variant in RIVALS}
+        for variant, tried in found.items():
+            for factor in self.size.large_factors:
+                rate = factor * best_of(self.rates[variant])
+                tried[rate] = self.mlp(variant, rate, **how)
+        return found
 
     def ablation(self, name: str, seed: int) -> dict:
         """Outcome of ours with one thing changed."""
-        change, size = dict(ABLATIONS[name]), None
-        if "shape" in change:
-            deeper, wider = change.pop("shape")
-            size = replace(
-                self.size.mlp,
-                layers=max(1, round(deeper * self.size.mlp.layers)),
-                d_mlp=round(wider * self.size.mlp.d_mlp),
-            )
+        change, size = dict(ABLATIONS[name]), self.size.mlp
+        deeper, wider = change.pop("shape", (1, 1))
+        layers, d_mlp = max(1, round(deeper * size.layers)), round(wider * size.d_mlp)
+        size = replace(size, layers=layers, d_mlp=d_mlp)
         label = "-".join(["ablation", *re.findall(r"[a-z0-9]+", name.replace("σ", "sigma"))])
         return self.mlp(OURS, best_of(self.rates[OURS]), seed, label=label, size=size, **change)
 
@@ -248,17 +181,16 @@ class RecipeStudy:
     @cached_property
     def unet_rates(self) -> dict[float, dict]:
         """Outcomes of the reference UNet by rate."""
-        return tune(
-            self.size.unet_rates, 1, ["unet"], lambda _, rate: self.unet(rate, self.train.reference)
-        )["unet"]
+        rates, reference = self.size.unet_rates, self.train.reference
+        return tune(rates, 1, ["unet"], lambda _, rate: self.unet(rate, reference))["unet"]
 
     @cached_property
     def unet_widths(self) -> dict[tuple, dict]:
         """Outcomes by (channels, rate): the reference at its rates; narrower UNets also at twice its best rate, wider ones at half."""
-        best, channels = best_of(self.unet_rates), self.size.unet_channels
-        found = {(self.train.reference, rate): outcome for rate, outcome in self.unet_rates.items()}
-        for other in (one for one in channels if one != self.train.reference):
-            for rate in (best, best * (2 if sum(other) < sum(self.train.reference) else 0.5)):
+        best, reference = best_of(self.unet_rates), self.train.reference
+        found = {(reference, rate): outcome for rate, outcome in self.unet_rates.items()}
+        for other in (one for one in self.size.unet_channels if one != reference):
+            for rate in (best, best * (2 if sum(other) < sum(reference) else 0.5)):
                 found[other, rate] = self.unet(rate, other)
         return found
 
@@ -266,23 +198,18 @@ class RecipeStudy:
     def unet_heights(self) -> dict[int | None, dict]:
         """Outcomes of the best UNet by height of the image; None: the height that it has by itself."""
         channels, rate = best_of(self.unet_widths)
-        return {
-            height: self.unet(rate, channels, height=height)
-            for height in (None, *other_heights(self.train.store.d, self.size.unet_heights))
-        }
+        heights = (None, *other_heights(self.train.store.d, self.size.unet_heights))
+        return {height: self.unet(rate, channels, height=height) for height in heights}
 
     @cached_property
     def unet_orders(self) -> dict[str, list[dict]]:
         """Outcomes of the best UNet on the best image, with dimensions in their natural order, and permuted: another permutation with each seed."""
         (channels, rate), height = best_of(self.unet_widths), best_of(self.unet_heights)
-
-        def train(seed: int, order: int | None) -> dict:
-            return self.unet(rate, channels, seed, height=height, order=order)
-
+        train = partial(self.unet, rate, channels, height=height)
         seeds = range(self.seed, self.seed + self.size.permutations)
         return {
-            "natural": [train(seed, None) for seed in seeds],
-            "permuted": [train(seed, seed) for seed in seeds],
+            "natural": [train(seed) for seed in seeds],
+            "permuted": [train(seed, order=seed) for seed in seeds],
         }
 
     @cached_property
@@ -291,31 +218,24 @@ class RecipeStudy:
         plain = self.train.mlp(OURS, self.size.rates[0], steps=2)
         training = replace(plain.recipe.training, compile=True)
         other = replace(plain, recipe=replace(plain.recipe, training=training))
+        both = {"compiled": other, "eager": plain}
         try:
-            return {
-                "compiled": self.train.speed(other, "compiled"),
-                "eager": self.train.speed(plain, "eager"),
-            }
+            return {name: self.train.speed(trial, name) for name, trial in both.items()}
         except BackendCompilerFailed as reason:  # no compiler, or none that it can use
-            return {
-                "skipped": f"torch.compile does not work here: {' '.join(str(reason).split())[:200]}"
-            }
+            why = " ".join(str(reason).split())[:200]
+            return {"skipped": f"torch.compile does not work here: {why}"}
 
     def tried(self) -> dict[str, list[dict]]:
         """Every training by whose loss or time a setting of the published architecture or of ours was chosen, once each, with the first seed."""
         long = self.published_long["trials"].values()
         ours = [outcomes[0] for outcomes in self.ours_long["tried"].values()]
         found = {}
-        for variant, last in (("published", long), (OURS, ours)):
-            rows = [
-                row_of(outcome)
-                for outcome in (
-                    *self.rates[variant].values(),
-                    *self.batches[variant].values(),
-                    *last,
-                )
-            ]
-            found[variant] = list(
-                {(row["rate"], row["batch"], row["steps"]): row for row in rows}.values()
-            )
+        for variant, last in zip(RIVALS, (long, ours)):
+            tried = (*self.rates[variant].values(), *self.batches[variant].values(), *last)
+            once = {(row["rate"], row["batch"], row["steps"]): row for row in map(row_of, tried)}
+            found[variant] = list(once.values())
         return found
+
+
+# in the order in which they stand above, in which none asks for a later one
+PARTS = tuple(name for name, one in vars(RecipeStudy).items() if isinstance(one, cached_property))

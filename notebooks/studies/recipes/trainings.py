@@ -13,6 +13,7 @@ from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Tokens
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPSize, UNetSize
+from mmlib.denoisers.noise import Denoiser
 from mmlib.evaluation import losses as compare
 from mmlib.runs.run import Run
 from mmlib.runs.sweep import RecipeTrial, Sweep, Trial, trained_and_measured
@@ -27,6 +28,9 @@ VARIANTS = {
     "gated": "shared levels, gated skip",
     "linear": "shared levels, linear skip",
 }
+
+# of every training; one that stays above the mean's loss is an outcome too
+COMMON = {"warmup": 0.05, "ema": 0.99, "stop_if_stuck": False}
 
 LOGGED = ("step", "seconds", "loss", "validation_loss")  # of a training's log
 
@@ -58,8 +62,7 @@ class Trainings:
         self.ask = ask or self.sweep.outcome
         self.named: dict[str, RecipeTrial] = {}
         self.outcomes: dict[str, dict] = {}
-        channels = self.size.unet_channels
-        self.reference = channels[len(channels) // 2]
+        self.reference = self.size.unet_channels[len(self.size.unet_channels) // 2]
 
     def outcome(self, wanted: RecipeTrial, *, measured: bool = True) -> dict:
         """Of a training.
@@ -77,35 +80,30 @@ class Trainings:
     def trial(self, wanted: RecipeTrial, measured: bool) -> Trial:
         """The trial of a training."""
         objective = wanted.recipe.training.objective
-        tokens = self.size.tokens if objective == "flow_velocity" else self.size.tokens_unet
-        evaluation = {
-            "objective": objective,
-            "documents": "validation",
-            "tokens_per_level": tokens,
-            "seed": self.seed,
-        }
+        drawn = {"tokens_per_level": self.tokens(objective), "seed": self.seed}
+        evaluation = {"objective": objective, "documents": "validation", **drawn}
 
         def evaluate(_, model: MetaModel) -> dict:
             return {"loss": self.loss(model, objective)} if measured else {}
 
-        return wanted.trial(
-            evaluate,
-            evaluation if measured else {},
-            lambda folder: _logged(wanted, evaluate, folder),
-        )
+        def compute(folder: Path) -> dict:
+            return _logged(wanted, evaluate, folder)
+
+        return wanted.trial(evaluate, evaluation if measured else {}, compute)
 
     @cached_property
     def validation(self) -> Tokens:
         """The tokens of validation documents."""
         return self.store.tokens("validation")
 
-    def loss(self, denoiser, objective: str) -> float:
+    def tokens(self, objective: str) -> int:
+        """Validation tokens at each noise level; the slow UNet sees fewer."""
+        return self.size.tokens if objective == "flow_velocity" else self.size.tokens_unet
+
+    def loss(self, denoiser: Denoiser, objective: str) -> float:
         """The plain loss of a denoiser on validation documents: the same tokens and noise for all of an objective."""
-        tokens = self.size.tokens if objective == "flow_velocity" else self.size.tokens_unet
-        losses = compare.evaluate(
-            {"it": denoiser}, self.validation, objective, per_level=tokens, seed=self.seed
-        )
-        return losses.mean("it")
+        drawn = {"per_level": self.tokens(objective), "seed": self.seed}
+        return compare.evaluate({"it": denoiser}, self.validation, objective, **drawn).mean("it")
 
     def of(self, name: str, recipe: Recipe, seed: int) -> RecipeTrial:
         """A training on the study's store, its validation losses on the study's rows."""
@@ -129,30 +127,15 @@ class Trainings:
         """A network of the paper's kind, on a Gaussian if the variant or the argument says so. `length` counts in lengths of the tuning, at the batch's own number of steps for that; `steps` overrules."""
         batch, seed = batch or self.size.batch, self.seed if seed is None else seed
         steps = max(2, round(length * self.steps_for(variant, batch))) if steps is None else steps
-        settings = Training(
-            "flow_velocity",
-            steps=steps,
-            batch=batch,
-            lr=rate,
-            warmup=0.05,
-            ema=0.99,
-            weight_decay=0.05,
-            levels=None if variant == "published" else self.size.levels,
-            stop_if_stuck=False,
-        )
-        settings = watched(replace(settings, **(training or {})))
-        recipe = Recipe(
-            replace(size or self.size.mlp, gated_skip=variant == "gated"),
-            settings,
-            linear_skip=variant == "linear" if linear_skip is None else linear_skip,
-        )
-        name = "-".join(
-            filter(
-                None,
-                (variant, label, f"rate{rate:g}", f"batch{batch}", f"steps{steps}", f"seed{seed}"),
-            )
-        )
-        return self.of(name, recipe, seed)
+        settings = {"weight_decay": 0.05, "levels": self.size.levels, **COMMON}
+        if variant == "published":
+            settings["levels"] = None
+        settings = Training("flow_velocity", steps, batch, rate, **settings | (training or {}))
+        network = replace(size or self.size.mlp, gated_skip=variant == "gated")
+        linear_skip = variant == "linear" if linear_skip is None else linear_skip
+        numbers = (f"rate{rate:g}", f"batch{batch}", f"steps{steps}", f"seed{seed}")
+        name = "-".join(filter(None, (variant, label, *numbers)))
+        return self.of(name, Recipe(network, watched(settings), linear_skip=linear_skip), seed)
 
     def speed(self, trial: RecipeTrial, label: str) -> float:
         """Seconds a step of a trial's recipe, whatever its rate and seed, from a short training of its own."""
@@ -165,12 +148,11 @@ class Trainings:
         """Steps that last as long as the tuning's of that variant, at another batch."""
         if batch == self.size.batch:
             return self.size.steps
-        other, own = (
-            self.speed(
-                self.mlp(variant, self.size.rates[0], batch=b, steps=2), f"{variant}-batch{b}"
-            )
-            for b in (batch, self.size.batch)
-        )
+        rate, found = self.size.rates[0], []
+        for one in (batch, self.size.batch):
+            trial = self.mlp(variant, rate, batch=one, steps=2)
+            found.append(self.speed(trial, f"{variant}-batch{one}"))
+        other, own = found
         return max(2, round(self.size.steps * own / other))
 
     def unet(
@@ -183,41 +165,25 @@ class Trainings:
         order: int | None = None,
     ) -> RecipeTrial:
         """The article's UNet, for as many seconds as the reference. `order`: number of a random permutation of the dimensions."""
-        size, seed, reference = self.size, self.seed if seed is None else seed, self.reference
+        size, seed = self.size, self.seed if seed is None else seed
         layout = UNetSize(channels, layers_per_block=1, height=height)
-        label = "-".join(["unet", *map(str, channels)] + [f"height{height}"] * (height is not None))
+        plain = UNetSize(self.reference, layers_per_block=1)
         settings = Training(
-            "ddpm_epsilon",
-            steps=size.unet_steps,
-            batch=size.unet_batch,
-            lr=rate,
-            warmup=0.05,
-            ema=0.99,
-            bf16=False,
-            stop_if_stuck=False,
+            "ddpm_epsilon", size.unet_steps, size.unet_batch, rate, bf16=False, **COMMON
         )
-        trial = self.of(f"{label}-rate{rate:g}-seed{seed}", Recipe(layout, settings), seed)
-        if (channels, height) != (reference, None):
-            own = self.speed(
-                replace(trial, recipe=Recipe(UNetSize(reference, layers_per_block=1), settings)),
-                "unet-reference",
+        label = "-".join(["unet", *map(str, channels)] + [f"height{height}"] * (height is not None))
+        if layout != plain:
+            own, other = (
+                self.speed(self.of(name, Recipe(one, settings), seed), name)
+                for name, one in (("unet-reference", plain), (label, layout))
             )
-            steps = max(2, round(size.unet_steps * own / self.speed(trial, label)))
-            trial = replace(
-                trial, recipe=replace(trial.recipe, training=replace(settings, steps=steps))
-            )
+            settings = replace(settings, steps=max(2, round(size.unet_steps * own / other)))
+        name = f"{label}-rate{rate:g}-seed{seed}"
         if order is not None:
-            permuted = tuple(
-                np.random.default_rng([self.seed, order]).permutation(self.store.d).tolist()
-            )
-            trial = replace(
-                trial,
-                name=f"{trial.name}-order{order}",
-                recipe=replace(trial.recipe, size=replace(layout, order=permuted)),
-            )
-        return replace(
-            trial, recipe=replace(trial.recipe, training=watched(trial.recipe.training, 10))
-        )
+            permuted = np.random.default_rng([self.seed, order]).permutation(self.store.d)
+            layout = replace(layout, order=tuple(permuted.tolist()))
+            name = f"{name}-order{order}"
+        return self.of(name, Recipe(layout, watched(settings, 10)), seed)
 
 
 def _logged(

@@ -1,7 +1,7 @@
 """What steering aims at: labelled texts that give the direction, and a measure of the concept that never saw them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from sklearn.pipeline import make_pipeline
 from mmlib.activations.corpora import NEWSGROUPS, Document, load_documents, review_sentences
 
 SENTIMENT = "sentiment"
-
 
 Measure = Callable[[Sequence[str]], np.ndarray]  # texts → how much of the concept each has, (n,)
 
@@ -32,7 +31,6 @@ class Concept:
     """
 
     name: str
-    sign: int
     documents: list[Document]
     positive_n: np.ndarray
     measure: Measure
@@ -52,39 +50,27 @@ def concept(name: str, sign: int, *, posts: int, cache: Path) -> Concept:
     """
     if sign not in (1, -1):
         raise ValueError(f"sign {sign}: expected 1 or -1")
+    label = "pos" if name == SENTIMENT else name
     if name == SENTIMENT:
+        reviews = enumerate(review_sentences())
         documents = judged = [
-            Document(f"review[{i:03}]", text, label)
-            for i, (text, label) in enumerate(review_sentences())
+            Document(f"review[{i:03}]", text, mark) for i, (text, mark) in reviews
         ]
-        positive_n = np.array([d.label == "pos" for d in documents])
         measure = vader_compound
-        neutral = _has_no_sentiment
     else:
         documents, fresh, judged = _posts_of(name, posts, cache)
-        positive_n = np.array([d.label == name for d in documents])
         measure = text_probe([d.text for d in fresh], [d.label == name for d in fresh])
 
-        def neutral(text: str) -> bool:
-            return measure([text])[0] < 0.5
+    def neutral(text: str) -> bool:
+        value = measure([text])[0]
+        return value == 0 if name == SENTIMENT else value < 0.5
 
-    judged_positive_n = np.array(
-        [d.label == (name if name != SENTIMENT else "pos") for d in judged]
-    )
+    positive_n, judged_n = (np.array([d.label == label for d in ds]) for ds in (documents, judged))
+    found = Concept(name, documents, positive_n, measure, neutral, judged, judged_n)
     if sign == 1:
-        return Concept(
-            name, sign, documents, positive_n, measure, neutral, judged, judged_positive_n
-        )
-    return Concept(
-        name,
-        sign,
-        documents,
-        ~positive_n,
-        lambda texts: -measure(texts),
-        neutral,
-        judged,
-        ~judged_positive_n,
-    )
+        return found
+    opposite = {"positive_n": ~positive_n, "judged_positive_n": ~judged_n}
+    return replace(found, measure=lambda texts: -measure(texts), **opposite)
 
 
 def measure_auc(wanted: Concept, shortened: Callable[[str], str]) -> dict:
@@ -93,20 +79,17 @@ def measure_auc(wanted: Concept, shortened: Callable[[str], str]) -> dict:
     Raises:
         ValueError: the texts to judge it on are all of one class.
     """
-    if wanted.judged_positive_n.all() or not wanted.judged_positive_n.any():
+    if len(set(wanted.judged_positive_n)) < 2:
         raise ValueError(
             f"{int(wanted.judged_positive_n.sum())} of {len(wanted.judged)} texts have the concept {wanted.name!r}: expected both classes; "
             "lower the number of posts, so that some are left to judge the measure on"
         )
     texts = [document.text for document in wanted.judged]
-    found = {"whole": texts, "shortened": [shortened(text) for text in texts]}
-    return {
-        "texts": len(texts),
-        **{
-            key: float(roc_auc_score(wanted.judged_positive_n, wanted.measure(value)))
-            for key, value in found.items()
-        },
-    }
+    whole, short = (
+        float(roc_auc_score(wanted.judged_positive_n, wanted.measure(read)))
+        for read in (texts, [shortened(text) for text in texts])
+    )
+    return {"texts": len(texts), "whole": whole, "shortened": short}
 
 
 def vader_compound(texts: Sequence[str]) -> np.ndarray:
@@ -115,10 +98,6 @@ def vader_compound(texts: Sequence[str]) -> np.ndarray:
 
     analyser = SentimentIntensityAnalyzer()
     return np.array([analyser.polarity_scores(text)["compound"] for text in texts])
-
-
-def _has_no_sentiment(text: str) -> bool:
-    return vader_compound([text])[0] == 0
 
 
 def text_probe(texts: Sequence[str], positive_n: Sequence[bool]) -> Measure:

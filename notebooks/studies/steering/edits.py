@@ -14,6 +14,8 @@ x = (1 − σ)(z + s v) + σ ε with the same ε for all.
 import copy
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,31 +33,27 @@ from mmlib.evaluation.losses import token_losses, velocity_loss
 PROBE_STRENGTHS = 10 ** np.arange(-4.0, 1.0)  # inverse regularisations tried by cross-validation
 
 
-LEAST_REST = (
-    4  # tokens that a sentence has behind its opening: a whole sentence leaves less to continue
-)
-
+# tokens that a sentence has behind its opening: a whole sentence leaves less to continue
+LEAST_REST = 4
 
 _WORD = r"[^\W_]+(?:['’-][^\W_]+)*"
 
-
 # words with single spaces between: what markup leaves behind is refused
 PLAIN_OPENING = re.compile(rf"(?=[A-Z]){_WORD}(?:,? {_WORD})*,?")
-
 
 # (z, z + s v, noise's generator) → repaired, each (n, d)
 Repair = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
 def text_means(
-    store: ActivationStore,
-    normaliser: Normaliser,
-    of: Callable[[Tensor], Tensor] = lambda z_nd: z_nd,
+    store: ActivationStore, normaliser: Normaliser, of: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Mean over the tokens of each document of of(z), (documents, …); z standardised with the training statistics of another store."""
-    return torch.stack(
-        [of(normaliser(store.read(store.rows_of(i)))).mean(0) for i in range(len(store.titles))]
-    )
+    """Mean over the tokens of each document of of(z), (documents, …); left out: of z.
+
+    z is standardised with the training statistics of another store.
+    """
+    every_z = (normaliser(store.read(store.rows_of(i))) for i in range(len(store.titles)))
+    return torch.stack([(of(z_nd) if of else z_nd).mean(0) for z_nd in every_z])
 
 
 def mean_difference(z_nd: Tensor, positive_n: np.ndarray) -> Tensor:
@@ -109,16 +107,12 @@ def sae_direction(
 
     def auc(half: int, columns: slice | list[int]) -> np.ndarray:
         high, low = (latents_nm.numpy()[rows[half::2]][:, columns] for rows in classes)
-        return mannwhitneyu(high, low, axis=0, method="asymptotic").statistic / (
-            len(high) * len(low)
-        )
+        wins = mannwhitneyu(high, low, axis=0, method="asymptotic").statistic
+        return wins / (len(high) * len(low))
 
     best = int(np.argmax(auc(0, slice(None))))
-    return (
-        as_long(decoder_md[best], mean_difference(z_nd, positive)),
-        best,
-        float(auc(1, [best])[0]),
-    )
+    direction_d = as_long(decoder_md[best], mean_difference(z_nd, positive))
+    return direction_d, best, float(auc(1, [best])[0])
 
 
 def as_long(direction_d: Tensor, other_d: Tensor) -> Tensor:
@@ -142,49 +136,37 @@ def norm_kept(normaliser: Normaliser) -> Repair:
 
     def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
         before_nd, after_nd = normaliser.inverse(z_nd), normaliser.inverse(edited_nd)
-        return normaliser(
-            after_nd * (before_nd.norm(dim=1, keepdim=True) / after_nd.norm(dim=1, keepdim=True))
-        )
+        share_n1 = before_nd.norm(dim=1, keepdim=True) / after_nd.norm(dim=1, keepdim=True)
+        return normaliser(after_nd * share_n1)
 
     return repair
 
 
 def reconstructed(method: Denoiser) -> Repair:
     """What a method made for clean activations (PCA, an SAE) makes of the edited one."""
-
-    def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
-        return method(edited_nd, 0.0)
-
-    return repair
+    return lambda z_nd, edited_nd, generator: method(edited_nd, 0.0)
 
 
 def posterior_mean(method: Denoiser, sigma: float) -> Repair:
     """A denoiser's one-step estimate from the edited activation noised to σ."""
+    return _noised(lambda z_nd, noise_nd: method((1 - sigma) * z_nd + sigma * noise_nd, sigma))
+
+
+def projected_by(method: Denoiser, sigma: float, steps: int) -> Repair:
+    """SDEdit from σ by any denoiser, from the same noise as `projected`: what differs is who estimates.
+
+    See `mmlib.denoisers.noise.sdedit`.
+    """
+    return _noised(lambda z_nd, noise_nd: sdedit(method, z_nd, noise_nd, sigma, steps))
+
+
+def _noised(estimate: Callable[[Tensor, Tensor], Tensor]) -> Repair:
+    """A repair by an estimate from the edited activation and noise, (n, d) each."""
 
     def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
-        noise_nd = torch.randn(edited_nd.shape, generator=generator)
-        return method((1 - sigma) * edited_nd + sigma * noise_nd, sigma)
+        return estimate(edited_nd, torch.randn(edited_nd.shape, generator=generator))
 
     return repair
-
-
-def with_bf16_weights(meta_model: MetaModel) -> MetaModel:
-    """A copy whose linear layers are in bfloat16, for `bf16=True`.
-
-    Autocast alone would convert them anew at every evaluation, which takes longer than using them where rows are few.
-    """
-    network = copy.deepcopy(meta_model.network)
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            module.to(torch.bfloat16)
-    return MetaModel(
-        network,
-        meta_model.process.objective,
-        meta_model.normaliser,
-        meta_model.language_model,
-        meta_model.layers,
-        meta_model.documents,
-    )
 
 
 def projected(
@@ -196,61 +178,45 @@ def projected(
     bf16: bool = False,
 ) -> Repair:
     """SDEdit by the meta-model from σ, see `MetaModel.project`."""
-
-    def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
-        return meta_model.project(
-            edited_nd,
-            sigma=sigma,
-            generator=generator,
-            steps=steps,
-            solver=solver,
-            bf16=bf16,
-            progress=False,
-        )
-
-    return repair
+    options = {"sigma": sigma, "steps": steps, "solver": solver, "bf16": bf16, "progress": False}
+    project = partial(meta_model.project, **options)
+    return lambda z_nd, edited_nd, generator: project(edited_nd, generator=generator)
 
 
-def projected_by(method: Denoiser, sigma: float, steps: int) -> Repair:
-    """SDEdit from σ by any denoiser, see `mmlib.denoisers.noise.sdedit`, from the same noise as `projected`: what differs is who estimates."""
+def with_bf16_weights(meta_model: MetaModel) -> MetaModel:
+    """A copy whose linear layers are in bfloat16, for `bf16=True`.
 
-    def repair(z_nd: Tensor, edited_nd: Tensor, generator: torch.Generator) -> Tensor:
-        noise_nd = torch.randn(edited_nd.shape, generator=generator)
-        return sdedit(method, edited_nd, noise_nd, sigma, steps)
-
-    return repair
-
-
-def noise_generator(seed: int, batch: int) -> torch.Generator:
-    """Of a repair's noise for one batch of prompts; batches share none of it."""
-    return torch.Generator().manual_seed(
-        int(np.random.SeedSequence((seed, batch)).generate_state(1)[0]) if batch else seed
-    )
+    Autocast alone would convert them anew at every evaluation, which takes longer than using them where rows are few.
+    """
+    copied = copy.deepcopy(meta_model)
+    for module in copied.network.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+    return copied
 
 
+@dataclass(eq=False)
 class Steering:
-    """An edit for `edited_block`: the direction is added at the last position of each call, then repaired. At strength 0 it does nothing.
+    """An edit for `edited_block`: the direction is added at the last position of each call, then repaired.
+
+    At strength 0 it does nothing.
 
     Args:
         direction_d: in z.
         seed: of the repair's noise, which is the same for every repair that draws as much of it.
-        batch: number of the batch of prompts, each of which has noise of its own.
+        batch: number of the batch of prompts; batches share no noise, and the first has the seed's own.
     """
 
-    def __init__(
-        self,
-        normaliser: Normaliser,
-        direction_d: Tensor,
-        strength: float,
-        repair: Repair = unrepaired,
-        seed: int = 0,
-        batch: int = 0,
-    ):
-        self.normaliser = normaliser
-        self.direction_d = direction_d
-        self.strength = strength
-        self.repair = repair
-        self.generator = noise_generator(seed, batch)
+    normaliser: Normaliser
+    direction_d: Tensor
+    strength: float
+    repair: Repair = unrepaired
+    seed: int = 0
+    batch: int = 0
+
+    def __post_init__(self):
+        key = np.random.SeedSequence((self.seed, self.batch)).generate_state(1)[0]
+        self.generator = torch.Generator().manual_seed(int(key) if self.batch else self.seed)
 
     def edited(self, h_nd: Tensor) -> Tensor:
         """Raw activations (n, d), float32, in place of raw ones.
@@ -261,9 +227,10 @@ class Steering:
         z_nd = self.normaliser(h_nd.float().cpu())
         repaired_nd = self.repair(z_nd, z_nd + self.strength * self.direction_d, self.generator)
         if repaired_nd.shape != z_nd.shape or not repaired_nd.isfinite().all():
+            odd = int((~repaired_nd.isfinite()).sum())
             raise ValueError(
-                f"the repair gives shape {tuple(repaired_nd.shape)} with {int((~repaired_nd.isfinite()).sum())} values that are not finite, at "
-                f"strength {self.strength}: expected finite values of shape {tuple(z_nd.shape)}; lower the strength, or mend the repair"
+                f"the repair gives shape {tuple(repaired_nd.shape)} with {odd} values that are not finite, at strength {self.strength}: "
+                f"expected finite values of shape {tuple(z_nd.shape)}; lower the strength, or mend the repair"
             )
         return self.normaliser.inverse(repaired_nd)
 
@@ -271,9 +238,8 @@ class Steering:
         """The edited stream (batch, tokens, d)."""
         if self.strength == 0:
             return hidden_btd
-        return torch.cat(
-            [hidden_btd[:, :-1], self.edited(hidden_btd[:, -1])[:, None].to(hidden_btd)], 1
-        )
+        last_btd = self.edited(hidden_btd[:, -1])[:, None].to(hidden_btd)
+        return torch.cat([hidden_btd[:, :-1], last_btd], 1)
 
 
 def neutral_openings(
@@ -293,22 +259,16 @@ def neutral_openings(
     Raises:
         ValueError: the documents have fewer such sentences.
     """
-    rng, chosen = np.random.default_rng(seed), {}
-    turns = []
+    rng, turns, chosen = np.random.default_rng(seed), [], {}
     for order, document in enumerate(rng.permutation(np.flatnonzero(store.splits == split))):
         text = lm.tokenizer.decode(store.column("token_ids", store.rows_of(int(document))).tolist())
         sentences = re.split(r"(?<=[.!?])\s+|\n+", text)
-        turns += [
-            (turn, order, sentences[i]) for turn, i in enumerate(rng.permutation(len(sentences)))
-        ]
+        shuffled = enumerate(rng.permutation(len(sentences)))
+        turns += [(turn, order, sentences[i]) for turn, i in shuffled]
     for _, _, sentence in sorted(turns):
         ids = lm.tokenizer(sentence, add_special_tokens=False)["input_ids"]
-        opening = lm.tokenizer.decode(ids[:tokens])
-        if (
-            len(ids) >= tokens + LEAST_REST
-            and PLAIN_OPENING.fullmatch(opening)
-            and neutral(opening)
-        ):
+        opening, rest = lm.tokenizer.decode(ids[:tokens]), len(ids) - tokens
+        if rest >= LEAST_REST and PLAIN_OPENING.fullmatch(opening) and neutral(opening):
             chosen.setdefault(opening, [lm.opening_token, *ids[:tokens]])
         if len(chosen) == n:
             return torch.tensor(list(chosen.values()))
@@ -325,18 +285,11 @@ def edited_places(
     Args:
         places: how many of each continuation, evenly spread from the last prompt position to the one before the last token.
     """
-    columns = (
-        prompt_ids_bt.shape[1]
-        - 1
-        + np.linspace(0, new_ids_bt.shape[1] - 1, places).round().astype(int)
-    )
+    last = prompt_ids_bt.shape[1] - 1
+    columns = last + np.linspace(0, new_ids_bt.shape[1] - 1, places).round().astype(int)
     ids_bt = torch.cat([prompt_ids_bt, new_ids_bt], 1)
-    return (
-        read_residual_stream(lm.model, [layer], ids_bt)[layer][:, columns]
-        .flatten(0, 1)
-        .float()
-        .cpu()
-    )
+    h_btd = read_residual_stream(lm.model, [layer], ids_bt)[layer]
+    return h_btd[:, columns].flatten(0, 1).float().cpu()
 
 
 def diffusion_losses(

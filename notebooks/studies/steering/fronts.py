@@ -21,18 +21,13 @@ from mmlib.evaluation.intervals import LEAST_DOCUMENTS, bootstrap_interval, resa
 AREA_LEVELS = 21  # of the concept at which costs are compared, by the trapezoidal rule
 
 
-def ngrams(token_ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    """All runs of n tokens."""
-    return list(zip(*(token_ids[i:] for i in range(n))))
-
-
 def distinct(continuations: Sequence[Sequence[int]], n: int) -> float:
     """Distinct n-grams as a share of all n-grams of all continuations (Li et al. 2016): low where they all say the same.
 
     Raises:
         ValueError: none is n tokens long.
     """
-    found = [gram for ids in continuations for gram in ngrams(ids, n)]
+    found = [gram for ids in continuations for gram in zip(*(ids[i:] for i in range(n)))]
     if not found:
         raise ValueError(f"no continuation has {n} tokens")
     return len(set(found)) / len(found)
@@ -49,21 +44,17 @@ def cost_at(level, concept_s: np.ndarray, cost_s: np.ndarray) -> np.ndarray:
     Args:
         concept_s, cost_s: the path (…, strengths).
     """
-    level, below, above = np.asarray(level)[..., None], concept_s[..., :-1], concept_s[..., 1:]
-    reached = above >= level
-    at_once = concept_s[..., 0] >= level[..., 0]
+    level, below, above = np.asarray(level), concept_s[..., :-1], concept_s[..., 1:]
+    reached = above >= level[..., None]
     first = reached.argmax(-1)[..., None]
     start, end, cost_start, cost_end = (
         np.take_along_axis(values, first, -1)[..., 0]
         for values in (below, above, cost_s[..., :-1], cost_s[..., 1:])
     )
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(end > start, (level[..., 0] - start) / (end - start), 0.0)
-    return np.where(
-        at_once,
-        cost_s[..., 0],
-        np.where(reached.any(-1), cost_start + share * (cost_end - cost_start), np.nan),
-    )
+        share = np.where(end > start, (level - start) / (end - start), 0.0)
+    on_the_way = np.where(reached.any(-1), cost_start + share * (cost_end - cost_start), np.nan)
+    return np.where(concept_s[..., 0] >= level, cost_s[..., 0], on_the_way)
 
 
 def area_between(
@@ -93,10 +84,8 @@ class Front:
     """
 
     def __init__(self, concept_sn: np.ndarray, cost_sn: np.ndarray):
-        if concept_sn.shape != cost_sn.shape or not (
-            np.isfinite(concept_sn).all() and np.isfinite(cost_sn).all()
-        ):
-            odd = [int((~np.isfinite(values)).sum()) for values in (concept_sn, cost_sn)]
+        odd = [int((~np.isfinite(values)).sum()) for values in (concept_sn, cost_sn)]
+        if concept_sn.shape != cost_sn.shape or any(odd):
             raise ValueError(
                 f"concept {concept_sn.shape} and cost {cost_sn.shape} with {odd[0]} and {odd[1]} values that are not finite: expected equal "
                 "shapes and finite values"
@@ -128,20 +117,10 @@ class Front:
         """
         if self.n < LEAST_DOCUMENTS:
             raise ValueError(f"{self.n} prompts: an interval needs at least {LEAST_DOCUMENTS}")
-        value, *costs = (
-            None if np.isnan(cost) else float(cost)
-            for cost in cost_at(level, *self.path(resampled(self.n)))
-        )
-        ends = np.quantile(
-            [np.inf if cost is None else cost for cost in costs],
-            (0.025, 0.975),
-            method="inverted_cdf",
-        )
-        return {
-            "cost": value,
-            "ci95": [float(end) if np.isfinite(end) else None for end in ends],
-            "reached": float(np.mean([cost is not None for cost in costs])),
-        }
+        costs_r = np.nan_to_num(cost_at(level, *self.path(resampled(self.n))), nan=np.inf)
+        ends = np.quantile(costs_r[1:], (0.025, 0.975), method="inverted_cdf")
+        value, *ends = (float(end) if np.isfinite(end) else None for end in (costs_r[0], *ends))
+        return {"cost": value, "ci95": ends, "reached": float(np.isfinite(costs_r[1:]).mean())}
 
     def area_to(self, other: "Front") -> dict:
         """Area between this front and another (negative: this one is cheaper), up to which level, and their mean distance.
@@ -151,16 +130,13 @@ class Front:
         Raises:
             ValueError: the fronts are of unlike numbers of prompts, which are resampled together.
         """
-        if other.n != self.n:
-            raise ValueError(f"fronts of {self.n} and {other.n} prompts: expected the same prompts")
+        self._require_same_prompts(other)
         top = min(self.reach, other.reach)
         if top <= 0:
-            return {"area": None, "ci95": None, "up_to": None, "mean_difference": None}
+            return dict.fromkeys(("area", "ci95", "up_to", "mean_difference"))
         area = float(area_between(self.path(), other.path()))
-        interval = list(
-            bootstrap_interval(lambda w: area_between(self.path(w), other.path(w)), self.n)
-        )
-        return {"area": area, "ci95": interval, "up_to": top, "mean_difference": area / top}
+        low, high = bootstrap_interval(lambda w: area_between(self.path(w), other.path(w)), self.n)
+        return {"area": area, "ci95": [low, high], "up_to": top, "mean_difference": area / top}
 
     def reach_less(self, other: "Front") -> dict:
         """How much higher a level of the concept this front reaches than another, with its interval, paired by prompt.
@@ -168,9 +144,16 @@ class Front:
         Raises:
             ValueError: the fronts are of unlike numbers of prompts.
         """
-        if other.n != self.n:
-            raise ValueError(f"fronts of {self.n} and {other.n} prompts: expected the same prompts")
+        self._require_same_prompts(other)
         interval = bootstrap_interval(
             lambda w: self.path(w)[0].max(-1) - other.path(w)[0].max(-1), self.n
         )
         return {"difference": self.reach - other.reach, "ci95": list(interval)}
+
+    def less(self, other: "Front") -> dict:
+        """Both comparisons with another front: `area` and `reach`."""
+        return {"area": self.area_to(other), "reach": self.reach_less(other)}
+
+    def _require_same_prompts(self, other: "Front") -> None:
+        if other.n != self.n:
+            raise ValueError(f"fronts of {self.n} and {other.n} prompts: expected the same prompts")

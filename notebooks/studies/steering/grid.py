@@ -8,7 +8,7 @@ fraction of them, see `combinations`.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +22,18 @@ from mmlib_studies.steering.sizes import GridSize
 
 DIRECTIONS = ("mean_difference", "sae_decoder", "probe")
 
-
 UNSTEERED, ADDITIVE = "unsteered", "additive"
-
 
 # interventions that have no σ
 NOISELESS = (ADDITIVE, "norm_kept", PCA := f"pca_k{PCA_KS[-1]}", "sae_clean")
 
-
 ONE_STEP = ("gaussian", "mixture", "gated_mlp")  # posterior means
 
-
+# over plain generation, about
 COSTS = {
-    UNSTEERED: 1.0,
-    ADDITIVE: 1.0,
-    "norm_kept": 1.0,
-    PCA: 1.0,
-    "sae_clean": 1.05,
-    "gaussian": 1.0,
-    "mixture": 1.3,
-    "gated_mlp": 1.1,
-    "sdedit": 1.8,
-    "sdedit_mixture": 9.0,
-}  # over plain generation, about
+    **dict.fromkeys((UNSTEERED, ADDITIVE, "norm_kept", PCA, "gaussian"), 1.0),
+    **{"sae_clean": 1.05, "mixture": 1.3, "gated_mlp": 1.1, "sdedit": 1.8, "sdedit_mixture": 9.0},
+}
 
 
 def slug(name: str, sign: int) -> str:
@@ -70,13 +59,18 @@ class Combination:
     @property
     def name(self) -> str:
         """Of its file."""
-        parts = (
-            self.concept or "alone",
-            self.direction,
-            self.intervention,
-            None if self.sigma is None else f"{self.sigma:g}",
-        )
+        sigma = None if self.sigma is None else f"{self.sigma:g}"
+        parts = (self.concept or "alone", self.direction, self.intervention, sigma)
         return "_".join(part for part in parts if part)
+
+    @property
+    def facts(self) -> dict:
+        """What names it in a table: all but its strengths."""
+        return {key: value for key, value in asdict(self).items() if key != "strengths"}
+
+    def by(self, intervention: str, sigma: float | None = None) -> "Combination":
+        """Another intervention on the same concept along the same direction."""
+        return replace(self, intervention=intervention, sigma=sigma)
 
 
 def combinations(size: GridSize) -> list[Combination]:
@@ -85,37 +79,23 @@ def combinations(size: GridSize) -> list[Combination]:
     Other concepts along the difference of means have `fraction_strengths`, and SDEdit at `fraction_sigmas`; one step of the mixture is at the
     last of these. Other directions have plain addition and SDEdit alone: at those σ for the first concept in both senses, at the last for others.
     """
-    first_name, _ = size.concepts[0]
-    few = size.fraction_strengths
-    last = size.fraction_sigmas[-1:]
+    (first, _), last = size.concepts[0], size.fraction_sigmas[-1:]
     found = [
-        Combination(slug(*size.concepts[0]), DIRECTIONS[0], name, sigma, size.strengths)
-        for name, sigma in interventions(size)
+        Combination(slug(*size.concepts[0]), DIRECTIONS[0], *key, size.strengths)
+        for key in interventions(size)
     ]
     for i, (name, sign) in enumerate(size.concepts):
         for direction in DIRECTIONS[i == 0 :]:
             along_means = direction == DIRECTIONS[0]
-            wanted = [
-                (ADDITIVE, None),
-                *(
-                    ("sdedit", sigma)
-                    for sigma in (
-                        size.fraction_sigmas if along_means or name == first_name else last
-                    )
-                ),
-            ]
-            wanted += (
-                [("sae_clean", None), *(("mixture", sigma) for sigma in last)]
-                if along_means
-                else []
-            )
+            sigmas = size.fraction_sigmas if along_means or name == first else last
+            wanted = [(ADDITIVE, None), *(("sdedit", sigma) for sigma in sigmas)]
+            if along_means:
+                wanted += [("sae_clean", None), *(("mixture", sigma) for sigma in last)]
+            few = size.fraction_strengths
             found += [Combination(slug(name, sign), direction, *key, few) for key in wanted]
     alone = dict.fromkeys((c.intervention, c.sigma) for c in found if c.intervention != ADDITIVE)
-    return [
-        Combination(None, None, UNSTEERED, None, (0.0,)),
-        *(Combination(None, None, *key, (0.0,)) for key in alone),
-        *found,
-    ]
+    without_concept = [(UNSTEERED, None), *alone]
+    return [*(Combination(None, None, *key, (0.0,)) for key in without_concept), *found]
 
 
 def interventions(size: GridSize) -> list[tuple[str, float | None]]:
@@ -148,14 +128,9 @@ def trial(
         strengths = combination.strengths
         return {"rows": [{"strength": s, **generate(combination, s)} for s in strengths]}
 
-    return Trial(
-        combination.name,
-        {**asdict(combination), "evaluation": evaluation, **identities},
-        compute,
-        identities,
-        cost=cost,
-        probe=seconds_a_run and (lambda: seconds_a_run() * cost),
-    )
+    configuration = {**asdict(combination), "evaluation": evaluation, **identities}
+    probe = seconds_a_run and (lambda: seconds_a_run() * cost)
+    return Trial(combination.name, configuration, compute, identities, cost=cost, probe=probe)
 
 
 class Findings:
@@ -169,6 +144,11 @@ class Findings:
         self.cells, self.outcomes = [cell for cell in cells if cell.concept], outcomes
         (self.base,) = outcomes["alone_unsteered"]["rows"]
 
+    @property
+    def repairs(self) -> list[Combination]:
+        """All but plain addition."""
+        return [cell for cell in self.cells if cell.intervention != ADDITIVE]
+
     def changes(self, row: dict, concept: str) -> tuple[np.ndarray, np.ndarray]:
         """(change of the concept, cost) of each prompt, against no steering, (prompts,) each."""
         return (
@@ -177,133 +157,72 @@ class Findings:
         )
 
     def path(self, cell: Combination) -> list[dict]:
-        """The combination's outcomes by strength, that of the repair alone first; for plain addition that is no steering."""
-        alone = Combination(
-            None,
-            None,
-            UNSTEERED if cell.intervention == ADDITIVE else cell.intervention,
-            cell.sigma,
-            (0.0,),
-        )
+        """The combination's outcomes by strength, after the repair alone; for plain addition that is no steering."""
+        alone = replace(cell, concept=None, direction=None)
+        if cell.intervention == ADDITIVE:
+            alone = alone.by(UNSTEERED)
         return [*self.outcomes[alone.name]["rows"], *self.outcomes[cell.name]["rows"]]
 
     def front(self, cell: Combination) -> Front:
         """Concept against cost along that path."""
-        return Front(
-            *(
-                np.stack(values)
-                for values in zip(*(self.changes(row, cell.concept) for row in self.path(cell)))
-            )
-        )
-
-    def additive(self, cell: Combination) -> Combination:
-        """Plain addition along the same direction."""
-        (found,) = (
-            c
-            for c in self.cells
-            if (c.concept, c.direction, c.intervention) == (cell.concept, cell.direction, ADDITIVE)
-        )
-        return found
+        changes = (self.changes(row, cell.concept) for row in self.path(cell))
+        return Front(*(np.stack(values) for values in zip(*changes)))
 
     def rows(self) -> list[dict]:
-        """Change and cost of every combination at every strength, with intervals, and how varied the texts are; strength 0 is the repair alone."""
+        """Change and cost of every combination at every strength, with intervals, and how varied the texts are.
+
+        Strength 0 is the repair alone.
+        """
         found = []
         for cell in self.cells:
-            front, path = self.front(cell), self.path(cell)
-            for i, strength in enumerate((0.0, *cell.strengths)):
-                entry = {
-                    **_facts(cell),
-                    "strength": strength,
-                    "distinct_2": path[i]["distinct_2"],
-                    "repetition": path[i]["repetition"],
-                }
-                for label, values_n in (
-                    ("change", front.concept_ns[:, i]),
-                    ("cost", front.cost_ns[:, i]),
-                ):
+            for strength, row in zip((0.0, *cell.strengths), self.path(cell)):
+                entry = {key: row[key] for key in ("distinct_2", "repetition")}
+                for label, values_n in zip(("change", "cost"), self.changes(row, cell.concept)):
                     entry[label], entry[f"{label}_ci95"] = mean_with_interval(values_n)
-                found.append(entry)
+                found.append({**cell.facts, "strength": strength, **entry})
         return found
 
     def against_addition(self) -> list[dict]:
         """Of every repair: the area to plain addition's front along the same direction, how much higher a level it reaches, and the cost of
         half of plain addition's reach, beside that of plain addition itself; None where that has no reach."""
-        fronts, found = {cell: self.front(cell) for cell in self.cells}, []
-        for cell in (cell for cell in self.cells if cell.intervention != ADDITIVE):
-            ours, plain = fronts[cell], fronts[self.additive(cell)]
+        found = []
+        for cell in self.repairs:
+            ours, plain = self.front(cell), self.front(cell.by(ADDITIVE))
             level = plain.reach / 2
-            found.append(
-                {
-                    **_facts(cell),
-                    "area": ours.area_to(plain),
-                    "reach": ours.reach_less(plain),
-                    "level": level,
-                    "cost": ours.cost(level) if level > 0 else None,
-                    "cost_of_addition": plain.cost(level) if level > 0 else None,
-                }
-            )
+            costs = [front.cost(level) if level > 0 else None for front in (ours, plain)]
+            entry = {"level": level, "cost": costs[0], "cost_of_addition": costs[1]}
+            found.append({**cell.facts, **ours.less(plain), **entry})
+        return found
+
+    def steps(self, cell: Combination, other: Combination) -> list[dict]:
+        """Change and cost of a combination less those of another, at each of its strengths.
+
+        Raises:
+            KeyError: the other has not all of its strengths.
+        """
+        theirs, found = {row["strength"]: row for row in self.outcomes[other.name]["rows"]}, []
+        for row in self.outcomes[cell.name]["rows"]:
+            both = (self.changes(one, cell.concept) for one in (row, theirs[row["strength"]]))
+            change, cost = (paired_difference(*pair) for pair in zip(*both))
+            found.append({"strength": row["strength"], "change": change, "cost": cost})
         return found
 
     def at_equal_strength(self) -> list[dict]:
         """Of every repair at every strength: change and cost less those of plain addition of as much."""
-        found = []
-        for cell in self.cells:
-            if cell.intervention == ADDITIVE:
-                continue
-            theirs = {
-                row["strength"]: row for row in self.outcomes[self.additive(cell).name]["rows"]
-            }
-            for row in self.outcomes[cell.name]["rows"]:
-                pairs = zip(
-                    ("change", "cost"),
-                    self.changes(row, cell.concept),
-                    self.changes(theirs[row["strength"]], cell.concept),
-                )
-                found.append(
-                    {
-                        **_facts(cell),
-                        "strength": row["strength"],
-                        **{label: paired_difference(ours, other) for label, ours, other in pairs},
-                    }
-                )
-        return found
+        return [
+            {**cell.facts, **step}
+            for cell in self.repairs
+            for step in self.steps(cell, cell.by(ADDITIVE))
+        ]
 
     def projections(self) -> list[dict]:
         """Of SDEdit by the meta-model less SDEdit by the mixture, at the same σ: the area, the reach, and the rest at equal strength."""
         found = []
         for other in (cell for cell in self.cells if cell.intervention == "sdedit_mixture"):
-            (ours,) = (
-                c
-                for c in self.cells
-                if (c.concept, c.direction, c.intervention, c.sigma)
-                == (other.concept, other.direction, "sdedit", other.sigma)
-            )
-            fronts = [self.front(cell) for cell in (ours, other)]
-            steps = [
-                {
-                    "strength": row["strength"],
-                    **{
-                        label: paired_difference(a, b)
-                        for label, a, b in zip(
-                            ("change", "cost"),
-                            self.changes(row, ours.concept),
-                            self.changes(against, ours.concept),
-                        )
-                    },
-                }
-                for row, against in zip(
-                    self.outcomes[ours.name]["rows"], self.outcomes[other.name]["rows"], strict=True
-                )
-            ]
-            found.append(
-                {
-                    **_facts(ours),
-                    "against": "sdedit_mixture",
-                    "area": fronts[0].area_to(fronts[1]),
-                    "reach": fronts[0].reach_less(fronts[1]),
-                    "at_equal_strength": steps,
-                }
-            )
+            ours = other.by("sdedit", other.sigma)
+            compared = self.front(ours).less(self.front(other))
+            steps = {"at_equal_strength": self.steps(ours, other)}
+            found.append({**ours.facts, "against": other.intervention, **compared, **steps})
         return found
 
 
@@ -311,19 +230,9 @@ def weights_digest(module: torch.nn.Module) -> str:
     """What tells two trainings of one recipe apart: the first twelve digits of the SHA-256 of all weights."""
     found = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        found.update(
-            name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        )
+        weights = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+        found.update(name.encode() + weights.tobytes())
     return found.hexdigest()[:12]
-
-
-def _facts(cell: Combination) -> dict:
-    return {
-        "concept": cell.concept,
-        "direction": cell.direction,
-        "intervention": cell.intervention,
-        "sigma": cell.sigma,
-    }
 
 
 def verdict(interval: Sequence[float] | None) -> str:

@@ -54,7 +54,6 @@ SIZES = {
         steps_dpm=2,
         prompts=6,
         tokens=4,
-        places=2,
         judge_sigmas=(0.5,),
         batch=6,
         timed_batch=4,

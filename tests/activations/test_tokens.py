@@ -1,4 +1,4 @@
-"""Activations from whatever holds them: what is read alike, and what is refused in words."""
+"""Activations in memory: whatever holds them read alike or refused in words, and h ↔ z."""
 
 import h5py
 import numpy as np
@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmlib.activations.arrays import group_numbers, matrix, rows_of
 from mmlib.activations.store import ActivationStore
+from mmlib.activations.tokens import Normaliser, group_numbers, matrix, rows_of
 
 VALUES = torch.arange(12.0).view(4, 3)
 
@@ -122,3 +122,20 @@ def test_a_store_gives_its_rows_documents_and_identity(make_store):
     assert len(rows_of(store, splits=("test",)).h_nd) == 700
     with pytest.raises(ValueError, match="groups beside a store"):
         rows_of(store, groups=[0] * 3500)
+
+
+def test_activations_are_standardised_by_layer_and_back():
+    """Layer l has mean l and standard deviation l + 1."""
+    levels = torch.arange(2.0)[:, None].expand(2, 3)
+    both, h = Normaliser(levels, levels + 1), torch.randn(2, 5, 3)
+    z = torch.stack([h[0], (h[1] - 1) / 2])
+    assert torch.equal(both(h), z) and torch.allclose(both.inverse(z), h)
+    assert torch.equal(both.at(1)(h[1]), z[1]) and torch.equal(both.at(0).inverse(z[0]), h[0])
+    for normaliser, values, said in (
+        (both, h[0], r"\(5, 3\): expected \(2, n, 3\), or choose a layer with MetaModel.at"),
+        (both, h[:1], r"\(1, 5, 3\): expected \(2, n, 3\)"),
+        (both.at(0), h, r"\(2, 5, 3\): expected \(n, 3\)$"),
+        (both.at(0), h[0, :, :2], r"\(5, 2\): expected \(n, 3\)$"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            normaliser(values)

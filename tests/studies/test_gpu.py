@@ -1,8 +1,9 @@
-"""The study on a GPU, with tiny networks on a CPU: what is measured on which documents, rows that grow, runs that are there, wrong calls."""
+"""What needs a GPU, with tiny networks on a CPU: what is measured on which documents, FLOP by hand, batches that do not fit, wrong calls."""
 
 import json
+import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,14 @@ from mmlib.evaluation import losses
 from mmlib.files import read_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PCA_K
-from mmlib.runs.results import keyed_results
+from mmlib.runs.run import keyed_results, rows_of
 from mmlib.training.recipe import Recipe, Training
+from mmlib_studies import benchmarks
 from mmlib_studies import gpu as gpu_study
-from mmlib_studies.gpu import GPURun, GPUStudy, main, measure, resident_batches
+from mmlib_studies.benchmarks import SMOKE, LeftOut, begin, flop_per_activation, training_of
+from mmlib_studies.gpu import GPURun, GPUStudy, measure, resident_batches
+
+MLP, UNET, SHARED = SMOKE.workloads
 
 TINY = Recipe(
     MLPSize(layers=1, d_model=16, d_mlp=32),
@@ -49,16 +54,18 @@ def test_test_documents_are_read_by_final_runs_alone_and_a_run_that_is_there_is_
     study, tmp_path, monkeypatch, capsys
 ):
     seen, losses_on = [], gpu_study.losses_on
-    monkeypatch.setattr(
-        gpu_study,
-        "losses_on",
-        lambda documents, *rest: seen.append(documents) or losses_on(documents, *rest),
-    )
-    out, test = tmp_path / "budgets.json", study.splits["test"]
+    split_of = {id(tokens): split for split, tokens in study.splits.items()}
+
+    def watched(tokens, *rest):
+        seen.append(split_of[id(tokens)])
+        return losses_on(tokens, *rest)
+
+    monkeypatch.setattr(gpu_study, "losses_on", watched)
+    out = tmp_path / "budgets.json"
     measure(study, [GPURun("tried", TINY)], out, "abc")
-    assert seen == [study.splits["validation"], study.splits["train"]]
+    assert seen == ["validation", "train"]
     content = measure(study, [GPURun("tried", TINY), GPURun("last", TINY, final=True)], out, "abc")
-    assert seen[2:] == [test, test, study.splits["validation"], study.splits["train"]]
+    assert seen[2:] == ["test", "test", "validation", "train"]
     assert "tried: is in budgets.json already" in capsys.readouterr().out
     tried, last = content["rows"]
     assert json.loads(json.dumps(keyed_results("gpu/budgets", content))) == read_json(out)
@@ -67,14 +74,9 @@ def test_test_documents_are_read_by_final_runs_alone_and_a_run_that_is_there_is_
     assert (tried["validation"], tried["train"]) == (last["validation"], last["train"])
     assert "test" not in tried
     assert set(last["test"]) == {"flow_velocity", "ddpm_epsilon"}
-    assert set(last["test"]["flow_velocity"]["losses"]) == {
-        "last",
-        "mean",
-        f"pca_k{PCA_K}",
-        "gaussian",
-    }
+    losses = last["test"]["flow_velocity"]["losses"]
+    assert set(losses) == {"last", "mean", f"pca_k{PCA_K}", "gaussian"}
     for row in last["test"]["flow_velocity"]["reductions"]:
-        losses = last["test"]["flow_velocity"]["losses"]
         expected = 1 - losses["last"]["loss"] / losses[row["baseline"]]["loss"]
         assert row["reduction"] == pytest.approx(expected)
     assert last["log"][-1]["step"] == 20 and last["activations"] == 20 * 64
@@ -112,9 +114,8 @@ def test_likelihood_of_a_network_is_beside_the_gaussians_on_the_same_tokens(stud
 
 
 def test_runs_have_names_of_their_own_and_are_what_was_measured():
-    found = gpu_study._runs()
-    by_name = {run.name: run for run in found}
-    assert len(by_name) == len(found)
+    by_name = {run.name: run for run in gpu_study._runs()}
+    assert len(by_name) == len(gpu_study._runs())
     measured = read_json(runs.ROOT / "results" / "gpu" / "budgets.json")["trials"]
     for name, row in measured.items():
         now = json.loads(json.dumps(asdict(by_name[name].recipe)))
@@ -123,13 +124,79 @@ def test_runs_have_names_of_their_own_and_are_what_was_measured():
         assert now == row["recipe"] and by_name[name].final == row["final"]
 
 
+# Benchmarks
+
+
+def test_every_row_is_finite_positive_and_says_what_it_divides(monkeypatch, tmp_path):
+    compiled = torch.compile
+    # a compiler takes minutes
+    monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="eager"))
+    out = str(tmp_path / "rates.json")
+    asked = ["gpu_benchmarks", "--smoke", "--out", out, "--commit", "abc"]
+    monkeypatch.setattr(sys, "argv", asked)
+    size = replace(SMOKE, workloads=(MLP, UNET), seconds=0.001, compile_within=math.inf)
+    monkeypatch.setattr(benchmarks, "SMOKE", size)
+    benchmarks.main()
+    result = read_json(tmp_path / "rates.json")
+    rows = rows_of(result["rates"], "name", "compiled")
+    names = [(workload.name, compiled) for workload in (MLP, UNET) for compiled in (False, True)]
+    assert [(row["name"], row["compiled"]) for row in rows] == names
+    for row in rows:
+        matmul, rounds = row["matmul_flop_per_second"], row["rounds"]["activations_per_second"]
+        rates = (row["activations_per_second"], *matmul.values(), *rounds)
+        assert all(math.isfinite(rate) and rate > 0 for rate in rates)
+        assert len(rounds) == 3 and row["batch"] in (64, 8)
+        flop = row["activations_per_second"] * row["flop_per_activation"]
+        for side, fraction in row["fraction_of_matmul"].items():
+            assert fraction == pytest.approx(flop / matmul[side])
+    assert result["left_out"] == {} and result["provenance"]["commit"] == "abc"
+    assert result["provenance"]["packages"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("workload", [MLP, SHARED], ids=lambda workload: workload.name)
+def test_flop_of_the_mlp_by_hand(workload):
+    """Two per weight in each of three products; none gives the gradient of the network's inputs; what knows the level alone is shared."""
+    d, m, f, blocks = 16, 32, 64, 2
+    # into the network; up, gate and down; out of it
+    of_rows = 2 * d * m + blocks * 3 * 3 * m * f + 3 * m * d
+    # the embedding's two; the blocks' time projections
+    of_levels = 2 * m * m + 3 * m * m + blocks * 3 * m * f
+    expected = 2 * (of_rows + of_levels / workload.rows_per_level)
+    assert flop_per_activation(training_of(workload), workload) == expected
+
+
+def test_a_batch_that_does_not_fit_is_named_and_the_next_one_tried(monkeypatch, capsys):
+    training = training_of(MLP)
+    step = training.advance
+
+    def advance(source):
+        if len(next(source)) > limit:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        step(source)
+
+    monkeypatch.setattr(training, "advance", advance)
+    limit = 32
+    source, batch = begin(training, MLP)
+    assert batch == 32 == len(next(source))
+    assert training.settings.levels == 32
+    assert "a batch of 64 does not fit" in capsys.readouterr().out
+    limit = 0
+    with pytest.raises(LeftOut, match="no batch of 64, 32 fits"):
+        begin(training, MLP)
+
+
 @pytest.mark.parametrize(
-    "arguments, message",
-    [([], "no CUDA device"), (["one-blok"], "unknown run one-blok: expected some of gated_mlp")],
+    "command, arguments, message",
+    [
+        (gpu_study, [], "no CUDA device"),
+        (gpu_study, ["one-blok"], "unknown run one-blok: expected some of gated_mlp"),
+        (benchmarks, [], "no CUDA device"),
+        (benchmarks, ["--smoke"], "--smoke needs --out"),
+    ],
 )
-def test_wrong_calls_are_refused_by_name(monkeypatch, capsys, arguments, message):
+def test_wrong_calls_are_refused_by_name(monkeypatch, capsys, command, arguments, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["gpu_study", *arguments])
+    monkeypatch.setattr(sys, "argv", ["it", *arguments])
     with pytest.raises(SystemExit):
-        main()
+        command.main()
     assert message in capsys.readouterr().err

@@ -1,12 +1,15 @@
 """Pages: rendered from results by key, as they are committed, and short enough to be read."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
-from mmlib.runs import pages
+from mmlib.runs import plan
 from mmlib.runs.presets import DEFAULT
 from mmlib.runs.run import ROOT
+from mmlib_studies import pages
 
 TEMPLATES = sorted((ROOT / "templates").glob("*.j2"))
 
@@ -57,11 +60,49 @@ def test_the_table_of_our_recipe_is_of_the_networks_in_results():
         assert rows[name]["train_activations"] == training.steps * training.batch
 
 
-def test_an_address_of_the_repository_comes_from_one_place(tmp_path, monkeypatch):
-    (tmp_path / "pyproject.toml").write_text('[tool.mmlib]\nrepository = "https://a.example/b"\n')
-    assert pages.repository(tmp_path / "pyproject.toml") == "https://a.example/b"
-    monkeypatch.setattr(pages, "repository", lambda: "https://a.example/b")
-    assert "    git clone https://a.example/b mmlib && cd mmlib\n" in pages.render("README.md")
+@pytest.mark.parametrize("address", ["", "https://github.com/a/b", "https://a.example/b"])
+def test_an_address_of_the_repository_comes_from_one_place_and_brings_badges_on_github(
+    address, tmp_path, monkeypatch
+):
+    (tmp_path / "pyproject.toml").write_text(f'[tool.mmlib]\nrepository = "{address}"\n')
+    assert pages.repository(tmp_path / "pyproject.toml") == address
+    monkeypatch.setattr(pages, "repository", lambda: address)
+    (tmp_path / "templates").symlink_to(ROOT / "templates")
+    (tmp_path / "results").mkdir()
+    for folder in ("default", "gpu"):
+        (tmp_path / "results" / folder).symlink_to(ROOT / "results" / folder)
+    rendered = pages.render_pages(tmp_path)
+    readme = (tmp_path / "README.md").read_text()
+    assert (f"    git clone {address} mmlib && cd mmlib\n" in readme) == bool(address)
+    badges = re.findall(r"\[!\[[^\]]*\]\([^)]+\)\]\(([^)]+)\)", readme)
+    assert len(badges) == (3 if "github" in address else 0)
+    assert (pages.COLAB in rendered) == bool(badges)
+    if badges:
+        ci, colab, binder = badges
+        assert ci == f"{address}/actions/workflows/test.yml"
+        assert (ROOT / ".github" / "workflows" / Path(ci).name).exists()
+        assert "/github/a/b/" in colab and colab.endswith(pages.COLAB)
+        assert "/gh/a/b/" in binder and (ROOT / binder.split("lab/tree/")[1]).exists()
+        source = "".join(plan.code_of(tmp_path / pages.COLAB))
+        assert f"git clone --quiet --depth 1 {address} mmlib" in source
+        assert "mmlib run main --preset smoke" in source
+
+
+def test_how_long_tests_took_is_noted_by_kind_of_machine_and_rendered(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "processor", lambda: "Abacus")
+    for units in (True, False):
+        monkeypatch.setattr(pages, "bf16_pays", lambda device: units)
+        pages.note_time("test", 750.0, tmp_path)
+    path = pages.note_time("test-unit", 60.0, tmp_path)
+    machines = json.loads(path.read_text())["machines"]
+    assert [name.split(", ")[-1] for name in machines] == ["with bf16 units", "without bf16 units"]
+    assert [list(row) for row in machines.values()] == [["test"], ["test", "test-unit"]]
+    for folder in ("default", "gpu"):
+        (tmp_path / folder).symlink_to(ROOT / "results" / folder)
+    shown = pages.render("results/README.md", tmp_path)
+    assert "without bf16 units: `make test` takes 12 minutes (at " in shown
+    with pytest.raises(ValueError, match="test_times.json does not fit its schema at machines"):
+        pages.note_time("test", -1.0, tmp_path)
 
 
 def rendered(

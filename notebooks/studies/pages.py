@@ -8,24 +8,42 @@ In a template `r.loss_comparison.losses.flow_velocity.gated_mlp` is what stands 
     {{ row | estimate("mean", 2) }}      0.85 [0.82, 0.88]
     {{ x | number(2) }}, {{ x | percent }}, {{ ci95 | interval }}, {{ name | label }}, {{ word | verdict }}
 
-`recipes_of` are the networks of the default preset by name, as `mmlib.runs.presets` has them. `repository` is this repository's address, "" where pyproject.toml's `[tool.mmlib]` has none.
+`test_times` is what results/test_times.json has by kind of machine. `recipes_of` are the networks of the default preset by name, as `mmlib.runs.presets` has them, and `notebooks_of` the notebooks of
+each line of `mmlib.runs.plan`. `repository` is this repository's address, "" where pyproject.toml's `[tool.mmlib]` has none; badges
+and a notebook for Colab are there only with an address on GitHub.
+
+    python -m mmlib_studies.pages                          render all pages, as `make pages` does
+    python -m mmlib_studies.pages --took test 750.0        note first that `make test` took so many seconds here
 """
 
+import argparse
+import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mmlib.files import read_json, written_whole
+from mmlib.files import (
+    bf16_pays,
+    cores,
+    default_device,
+    git_commit,
+    processor,
+    read_json,
+    write_json,
+    written_whole,
+)
+from mmlib.plots import LABELS
+from mmlib.runs import plan
 from mmlib.runs.presets import DEFAULT
-from mmlib.runs.run import ROOT
+from mmlib.runs.run import ROOT, check
 
 PAGES = {  # page: template
     "README.md": "README.md.j2",
     "results/README.md": "results.md.j2",
     "figures/README.md": "figures.md.j2",
 }
+COLAB = "colab.ipynb"  # a page too, where the repository has an address on GitHub
 
 VERDICTS = {  # the ledger's words, in the house's
     "reproduced": "holds",
@@ -45,55 +63,36 @@ class NoSuchNumber(ValueError):
     """
 
 
-class Numbers:
+class Numbers(dict):
     """What stands in results, by key; a missing key is an error that says where and what there is."""
 
     def __init__(self, content: dict, file: str, path: str = ""):
         """Args: content: of the file, below `path`."""
-        self._content, self._file, self._path = content, file, path
+        self._place = file, path
+        for key, value in content.items():
+            below = f"{path}.{key}" if path else key
+            self[key] = Numbers(value, file, below) if isinstance(value, dict) else value
 
-    def __getitem__(self, key):
-        """The number, text or list under a key; `Numbers` again where that is a dictionary."""
-        if key not in self._content:
-            there = ", ".join(map(str, list(self._content)[:12]))
-            place = f"{self._path} " if self._path else ""
-            raise NoSuchNumber(f"{self._file}: {place}has no {key!r}: expected one of {there}")
-        value = self._content[key]
-        path = f"{self._path}.{key}" if self._path else str(key)
-        return Numbers(value, self._file, path) if isinstance(value, dict) else value
-
-    def __contains__(self, key) -> bool:
-        """Whether there is such a key."""
-        return key in self._content
-
-    def __iter__(self) -> Iterator[str]:
-        """The keys."""
-        return iter(self._content)
-
-    def __len__(self) -> int:
-        """How many keys there are."""
-        return len(self._content)
-
-    def items(self) -> list[tuple]:
-        """(key, what stands there)."""
-        return [(key, self[key]) for key in self]
+    def __missing__(self, key):
+        file, path = self._place
+        there = ", ".join(list(self)[:12])
+        place = f"{path} " if path else ""
+        raise NoSuchNumber(f"{file}: {place}has no {key!r}: expected one of {there}")
 
 
-class Results:
+class Results(dict):
     """Results files by name: `r.scaling` is results/default/scaling.json, `r["gpu/budgets"]` results/gpu/budgets.json."""
 
     def __init__(self, folder: Path):
         """Args: folder: with `default` and `gpu`."""
-        self.folder, self.read = folder, {}
+        self._folder = folder
 
-    def __getitem__(self, name: str) -> Numbers:
-        """The content of a results file."""
+    def __missing__(self, name: str) -> Numbers:
         file = f"{name}.json" if "/" in name else f"default/{name}.json"
-        if name not in self.read:
-            if not (self.folder / file).exists():
-                raise NoSuchNumber(f"{self.folder / file} is missing: a template reads it")
-            self.read[name] = Numbers(read_json(self.folder / file), file)
-        return self.read[name]
+        if not (self._folder / file).exists():
+            raise NoSuchNumber(f"{self._folder / file} is missing: a template reads it")
+        self[name] = Numbers(read_json(self._folder / file), file)
+        return self[name]
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -142,8 +141,6 @@ def count(rows: Numbers, depth: int = 1) -> int:
 
 def label(name: str) -> str:
     """A method as readers know it."""
-    from mmlib.plots import LABELS
-
     if name not in LABELS:
         raise NoSuchNumber(f"no label for {name!r}: mmlib.plots.LABELS has those of methods")
     return LABELS[name]
@@ -179,8 +176,12 @@ def render(
     )
     filters = (number, percent, interval, estimate, share, lower, count, label, verdict)
     environment.filters |= {function.__name__: function for function in filters}
-    return environment.get_template(PAGES[page]).render(
-        r=Results(results), repository=repository(), recipes_of=DEFAULT.recipes
+    return environment.get_template(PAGES.get(page, f"{page}.j2")).render(
+        r=Results(results),
+        test_times=_test_times(results),
+        repository=repository(),
+        recipes_of=DEFAULT.recipes,
+        notebooks_of={line: plan.named([line]) for line in plan.LINES},
     )
 
 
@@ -189,10 +190,44 @@ def repository(pyproject: Path = ROOT / "pyproject.toml") -> str:
     return tomllib.loads(pyproject.read_text(encoding="utf-8"))["tool"]["mmlib"]["repository"]
 
 
-def render_pages(root: Path = ROOT) -> list[Path]:
+def render_pages(root: Path = ROOT) -> list[str]:
     """Write every page anew; what is there is replaced whole."""
-    for page in PAGES:
+    pages = [*PAGES, *([COLAB] if repository().startswith("https://github.com/") else [])]
+    for page in pages:
         text = render(page, root / "results", root / "templates")
         with written_whole(root / page) as partial:
             partial.write_text(text, encoding="utf-8")
-    return [root / page for page in PAGES]
+    return pages
+
+
+def note_time(target: str, seconds: float, results: Path = ROOT / "results") -> Path:
+    """Write into results/test_times.json how long a target of make took on this kind of machine, with the commit."""
+    machines = _test_times(results)
+    units = bf16_pays(default_device())
+    machine = f"{processor()}, {cores()} cores, {'with' if units else 'without'} bf16 units"
+    took = {"minutes": round(seconds / 60, 1), "commit": git_commit(ROOT)}
+    machines.setdefault(machine, {})[target] = took
+    check("test_times", {"machines": machines})
+    return write_json(results / "test_times.json", {"machines": machines})
+
+
+def _test_times(results: Path) -> dict[str, dict]:
+    path = results / "test_times.json"
+    return read_json(path)["machines"] if path.exists() else {}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; what results do not have ends it in one line."""
+    parser = argparse.ArgumentParser(description="Render the pages from templates/ and results/.")
+    parser.add_argument("--took", nargs=2, metavar=("TARGET", "SECONDS"), help="note a time first")
+    took = parser.parse_args(arguments).took
+    try:
+        if took:
+            note_time(took[0], float(took[1]))
+        print(*render_pages(), sep="\n")
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

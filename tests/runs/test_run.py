@@ -1,0 +1,319 @@
+"""Parameters and names of runs, the errors a user meets first, and results by key: rows with names, schemas, a migration that loses nothing."""
+
+import ast
+import copy
+import importlib
+import pkgutil
+import re
+import runpy
+from types import SimpleNamespace
+
+import nbformat
+import papermill
+import pytest
+
+import mmlib_studies
+from mmlib import files
+from mmlib.runs import plan
+from mmlib.runs import run as runs
+from mmlib.runs.presets import PRESETS
+from mmlib_studies import generalisation, replication, robustness, samples
+
+NOTEBOOKS = sorted((runs.ROOT / "notebooks").glob("*.ipynb"))
+FILES = {
+    path.relative_to(runs.ROOT / "results")
+    .with_suffix("")
+    .as_posix()
+    .removeprefix("default/"): path
+    for folder in ("default", "gpu")
+    for path in sorted((runs.ROOT / "results" / folder).glob("*.json"))
+}
+
+
+@pytest.mark.parametrize(
+    "parameters, message",
+    [
+        ({"preset": "big"}, "unknown preset 'big': expected one of smoke, default, gpu"),
+        *(({"seed": seed}, "expected an integer of 0 or more") for seed in (-1, 1.5, "0", True)),
+    ],
+)
+def test_impossible_parameters_are_refused_in_words(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        runs.start(**{"preset": "smoke", "seed": 0, **parameters})
+
+
+def test_departures_from_the_preset_name_the_run():
+    plain, third = (runs.start(preset="smoke", seed=seed) for seed in (0, 3))
+    assert plain.name == "smoke" and third.shared == plain.data != third.data
+    run = runs.start(preset="default", seed=2, model="EleutherAI/pythia-160m", corpus="texts/")
+    assert run.name == "default+EleutherAI--pythia-160m+texts+seed2"
+    assert run.preset.model == "EleutherAI/pythia-160m"
+    assert run.figures != runs.start(preset="default", seed=0).figures
+    assert runs.start(preset="default", seed=0, model="gemma3-270m", layer=8).name == "default"
+    assert runs.start(preset="default", seed=0, layer=3).name == "default+layer3"
+
+
+def test_a_parameter_of_one_notebook_names_its_results_and_leaves_the_runs_data(
+    own_root, monkeypatch
+):
+    plain = runs.start(preset="smoke", seed=0, meta_model=None)
+    other = runs.start(preset="smoke", seed=1, meta_model="owner/prior")
+    assert plain == runs.start(preset="smoke", seed=0)
+    assert plain.results == runs.DATA / "results" / "smoke"
+    assert other.data == runs.start(preset="smoke", seed=1).data
+    assert other.results == runs.DATA / "results" / "smoke+seed1+meta_model-owner--prior"
+    one = runs.start(preset="smoke", seed=0, meta_model="mlp")
+    assert len({run.figures for run in (one, plain, other)}) == 3
+    path = one.write("numbers", {"answer": 1}, "11_steer")
+    assert path == runs.DATA / "results" / "smoke+meta_model-mlp" / "numbers.json"
+    assert "-p meta_model mlp" in files.read_json(path)["provenance"]["command"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_begins_its_run_first_and_refuses_parameters_that_it_does_not_declare(
+    path, monkeypatch
+):
+    """Its own parameters and its own call, in a moment; a kernel would import for ten seconds first."""
+    declared, started, *_ = [
+        cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
+    ]
+    body = ast.parse(started).body
+    (at,) = (
+        i
+        for i, node in enumerate(body)
+        if isinstance(node, ast.Assign) and ast.unparse(node).startswith("run = runs.start(")
+    )
+    assert all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body[:at])
+    names = {"runs": runs}
+    exec(declared, names)
+    names["preset"] = "smoke"
+    own = ["meta_model"] if "meta_model" in names else []
+    monkeypatch.setattr(runs, "_injected_names", lambda: ["preset", *own])
+    exec(ast.unparse(body[at]), names)
+    assert names["run"].preset.name == "smoke"
+    allowed = ", ".join(["preset", "seed", "model", "corpus", "layer", *own])
+    monkeypatch.setattr(runs, "_injected_names", lambda: ["preset", "sed", "stepz"])
+    message = f"unknown parameter sed, stepz: this notebook takes {allowed}$"
+    with pytest.raises(ValueError, match=message):
+        exec(ast.unparse(body[at]), names)
+
+
+@pytest.mark.notebooks
+@pytest.mark.parametrize(
+    "parameters, message",
+    [
+        ({"sed": 1, "stepz": 3}, "unknown parameter sed, stepz: this notebook takes preset, seed"),
+        ({"layer": 99}, "layer 99: this model has 18 blocks, expected an integer from 0 to 17"),
+        ({"layer": 17}, "activations is missing: run notebooks/01_extract_activations.ipynb first"),
+    ],
+)
+def test_papermill_fails_at_once_on_what_cannot_be(parameters, message, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
+        papermill.execute_notebook(
+            plan.path_of("02_fit_baselines"),
+            tmp_path / "out.ipynb",
+            parameters={"preset": "smoke", **parameters},
+            progress_bar=False,
+            kernel_name="python3",
+            execution_timeout=300,
+            iopub_timeout=60,
+        )
+
+
+def test_a_run_leaves_what_is_published_and_reads_it_where_it_has_nothing_of_its_own(
+    own_root, monkeypatch
+):
+    published = own_root / "results" / "default"
+    files.write_json(published / "numbers.json", {"answer": 1})
+    run = runs.start(preset="default", seed=0)
+    assert run.results == own_root / "data" / "results" / "default"
+    assert run.figures == own_root / "data" / "figures" / "default"
+    assert run.has("numbers") and run.read("numbers", "11_steer") == {"answer": 1}
+    run.write("numbers", {"answer": 2}, "11_steer")
+    assert run.read("numbers", "11_steer")["answer"] == 2
+    assert files.read_json(published / "numbers.json") == {"answer": 1}
+    other = runs.start(preset="default", seed=1)
+    assert not other.has("numbers") and not runs.start(preset="smoke", seed=0).has("numbers")
+    monkeypatch.setattr(runs, "PUBLISHING", True)
+    assert run.results == published and run.figures == own_root / "figures"
+    assert other.results == own_root / "data" / "results" / "default+seed1"
+
+
+def test_results_are_written_whole_with_finite_numbers_and_where_they_come_from(run, monkeypatch):
+    path = run.write("numbers", {"x": 1}, "11_steer")
+    facts = files.read_json(path)["provenance"]
+    assert (facts["preset"], facts["seed"]) == ("smoke", 0)
+    assert set(facts["packages"]) == set(files.PACKAGES) and facts["commit"] == "unknown"
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"numbers.json.rows\[1\].loss is nan"):
+        run.write("numbers", {"rows": [{"loss": 1.0}, {"loss": float("nan")}]}, "11_steer")
+    with pytest.raises(KeyboardInterrupt), files.written_whole(path) as partial:
+        partial.write_text("{")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+# Presets
+
+
+def test_every_study_has_sizes_for_every_preset():
+    modules = pkgutil.walk_packages(mmlib_studies.__path__, "mmlib_studies.")
+    found = [importlib.import_module(module.name) for module in modules]
+    tables = [vars(module).get(name) for module in found for name in ("SIZES", "GRIDS")]
+    sizes = [table for table in (*tables, generalisation.GAP_TOKENS, plan.DISK) if table]
+    assert len(sizes) >= 12
+    assert all(set(table) == set(PRESETS) for table in sizes)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_consistent(name):
+    again, shifted, drawn = (study.SIZES[name] for study in (replication, robustness, samples))
+    assert again.tokens % again.tokens_slow == 0 and shifted.tokens % shifted.tokens_mixture == 0
+    assert drawn.drawn_unet <= drawn.drawn
+    trainings = {key: recipe.training for key, recipe in PRESETS[name].recipes.items()}
+    for training in trainings.values():
+        assert all(step <= training.steps for _, step in training.keep)
+        assert training.batch % (training.levels or 1) == 0
+    seen = trainings["unet"].steps * trainings["unet"].batch / trainings["mlp"].batch
+    assert dict(trainings["mlp"].keep)["unet_activations"] == pytest.approx(seen, rel=0.35)
+    assert trainings["mlp_short"].steps == pytest.approx(seen, rel=0.35)
+    assert not trainings["mlp_short"].keep
+
+
+# Results by key
+
+
+@pytest.mark.parametrize(
+    "fields, rows, found",
+    [
+        (
+            ("{intervention}@{sigma}", "strength"),
+            [
+                {"intervention": "sdedit", "sigma": 0.5, "strength": 12.0, "cost": 1},
+                {"intervention": "additive", "sigma": None, "strength": 12.0, "cost": 2},
+            ],
+            {"sdedit@0.5": ["12"], "additive": ["12"]},
+        ),
+        (
+            ("method", "sigmas"),
+            [{"method": "a", "sigmas": [0.1, 0.3], "x": 1}, {"method": "b", "sigmas": [0.5]}],
+            {"a": ["0.1+0.3"], "b": ["0.5"]},
+        ),
+    ],
+)
+def test_rows_are_found_by_name_and_come_back(fields, rows, found):
+    keyed = runs.keyed(rows, *fields)
+    assert {key: list(inner) for key, inner in keyed.items()} == found
+    assert runs.rows_of(keyed, *fields) == rows
+    assert "method" not in str(keyed), "a field that is a name on its own leaves the row"
+
+
+@pytest.mark.parametrize(
+    "rows, error, words",
+    [
+        ([{"a": 1}, {"a": 1}], ValueError, "two rows of 1: a do not tell them apart"),
+        ([{"b": 1}], KeyError, "a row has no 'a': expected a, it has b"),
+    ],
+)
+def test_rows_that_cannot_be_named_are_refused(rows, error, words):
+    with pytest.raises(error, match=re.escape(words)):
+        runs.keyed(rows, "a")
+
+
+def test_nothing_in_results_is_found_by_its_place():
+    with pytest.raises(ValueError, match="scaling.json: more is a list of rows: name its key"):
+        runs.keyed_results("scaling", {"more": [{"a": 1}]})
+
+
+def with_intervals(content):
+    """Every estimate of a results file."""
+    if isinstance(content, dict):
+        if content.get("ci95") and isinstance(content.get("value"), float):
+            yield content
+        for inner in content.values():
+            yield from with_intervals(inner)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_committed_results_are_keyed_and_fit_their_schema_intervals_and_source(name):
+    content = files.read_json(FILES[name])
+    assert (runs.SCHEMA / f"{name}.schema.json").exists()
+    runs.check(name, content)
+    assert runs.keyed_results(name, content) == content
+    for row in with_intervals(content):
+        assert row["ci95"][0] <= row["value"] <= row["ci95"][1]
+    facts = content["provenance"]
+    assert "+changes" not in facts["commit"] and facts["command"]
+    assert "migrated_from" in facts or "cell" in facts or "notebook" not in facts
+
+
+def test_what_does_not_fit_a_schema_is_named_with_file_and_path():
+    content = copy.deepcopy(files.read_json(FILES["loss_comparison"]))
+    content["losses"]["flow_velocity"]["mean"]["value"] = "1.5"
+    message = r"loss_comparison.json .* at losses.flow_velocity.mean.value: '1.5'"
+    with pytest.raises(ValueError, match=message):
+        runs.check("loss_comparison", content)
+    del content["losses"]["flow_velocity"]["mean"]["value"]
+    with pytest.raises(ValueError, match="at losses.flow_velocity.mean: 'value' is a required"):
+        runs.check("loss_comparison", content)
+    content = files.read_json(FILES["steering_study"])
+    runs.check("steering_study", content | {"strengths": tuple(content["strengths"])})
+
+
+def test_every_file_that_a_notebook_writes_has_a_schema_and_its_cell():
+    found = {}
+    for path in NOTEBOOKS:
+        source = "".join(plan.code_of(path))
+        found |= dict.fromkeys(re.findall(r'run\.write\(\s*"(\w+)"', source), path)
+    assert len(found) == 17 and set(found) <= set(runs.tables())
+    assert all(runs.cell_that_writes(name, path) for name, path in found.items())
+    assert runs.cell_that_writes("recipes/one-trial", found["recipes"]) is None
+
+
+OLD = {
+    "scaling": {
+        "rows": [{"name": "a", "d_model": 8, "loss": 1.5}, {"name": "b", "d_model": 8, "loss": 2}],
+        "envelope": ["a"],
+    },
+    "replication": {
+        "fresh": {
+            "losses": {"mlp": [1.1, 1.0, 1.2]},
+            "reductions": [
+                {"objective": "o", "method": "mlp", "baseline": "mean", "reduction": 0.1}
+            ],
+        }
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def migration():
+    """The script that brought former results here, as a module."""
+    return SimpleNamespace(**runpy.run_path(str(runs.SCHEMA / "migrate.py")))
+
+
+def test_a_migration_keeps_every_leaf(migration, capsys):
+    new = migration.migrate(OLD, None)
+    assert new["scaling"]["trials"]["b"]["loss"] == 2
+    fresh = new["replication"]["fresh"]
+    assert fresh["losses"]["mlp"] == {"value": 1.1, "ci95": [1.0, 1.2]}
+    assert fresh["reductions"]["o"]["mlp"]["mean"] == {"value": 0.1, "role": "paper"}
+    assert "'equal': 9, 'keys': 5, 'added': 1" in capsys.readouterr().out.splitlines()[-1]
+    assert runs.keyed_results("replication", new["replication"]) == new["replication"]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"trials": {"a": {"loss": 1.6}}}, "scaling: rows → 0 → loss = 1.5 is not 1.6"),
+        ({"trials": {"a": {"loss": None}}}, "scaling: rows → 0 → loss = 1.5 is not None"),
+        ({"envelope": []}, "scaling: envelope → 0 = 'a' is not None"),
+        ({"trials": {"b": {"loss": 2.0}}}, "scaling: rows → 1 → loss = 2 is not"),
+    ],
+)
+def test_a_leaf_that_a_migration_changed_or_lost_is_named(migration, change, words):
+    new = runs.keyed_results("scaling", OLD["scaling"])
+    for name, row in change.pop("trials", {}).items():
+        new["trials"][name].update(row)
+    with pytest.raises(ValueError, match=words):
+        migration.account("scaling", OLD["scaling"], new | change)

@@ -40,8 +40,8 @@ from mmlib.activations.lm import (
     require_causal,
     residual_blocks,
     resolve_layer,
-    weights_digest,
 )
+from mmlib.activations.pretrained import weights_digest
 from mmlib.activations.store import CHUNK_ROWS, ActivationStore, StoreError
 from mmlib.activations.windows import (
     Block,
@@ -64,7 +64,7 @@ from mmlib.activations.writer import (
 from mmlib.files import code_digest, require_disk, whole_number
 
 BATCH_TOKENS = 4096  # positions in one forward pass, unless told otherwise
-CODE = ("windows", "lm", "corpora", "writer")  # what decides the bytes of a store
+CODE = ("windows", "lm", "pretrained", "corpora", "writer")  # what decides the bytes of a store
 
 
 @dataclass(frozen=True)

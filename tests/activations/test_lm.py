@@ -6,6 +6,7 @@ from letters import ARCHITECTURES, tiny
 from transformers import GPT2Config
 
 from mmlib.activations import lm as llm
+from mmlib.activations import pretrained
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -68,9 +69,11 @@ def test_a_model_that_cannot_be_loaded_says_what_is_expected(tmp_path):
 
 def test_a_tokenizer_that_was_converted_wrongly_is_refused():
     """As transformers 5.17 converts the embedded one: letters in place of words."""
-    llm._require_known_tokens(lambda text: {"input_ids": list(llm.KNOWN_IDS)})
+    pretrained._require_known_tokens(lambda text: {"input_ids": list(pretrained.KNOWN_IDS)})
     with pytest.raises(
         ValueError,
         match=r"transformers \d.* cuts 'The Eiffel.* into 42 tokens, .* into 10: convert it with the version in requirements.txt",
     ):
-        llm._require_known_tokens(lambda text: {"input_ids": [ord(letter) for letter in text]})
+        pretrained._require_known_tokens(
+            lambda text: {"input_ids": [ord(letter) for letter in text]}
+        )

@@ -172,8 +172,8 @@ def test_what_is_stored_has_the_type_of_the_residual_stream(tmp_path):
 ROOMS = {
     "vocabulary": (dict(vocab_size=100), r"gives token 223, but the model has 100 embeddings"),
     "learnt positions": (
-        dict(kind="gpt2", max_position_embeddings=128),
-        "windows of 256 .* knows 128 positions",
+        dict(kind="gpt2", max_position_embeddings=255),
+        "windows of 256 .* knows 255 positions",
     ),
     "rotary positions": (
         dict(max_position_embeddings=64),

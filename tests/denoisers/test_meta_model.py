@@ -17,7 +17,7 @@ from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import CheckpointError
 from mmlib.denoisers.gaussian import GaussianDenoiser
-from mmlib.denoisers.meta_model import MetaModel, stratified_levels
+from mmlib.denoisers.meta_model import DENSITIES, MetaModel, stratified_levels
 from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, UNetDenoiser
 from mmlib.denoisers.noise import (
     DDPM,
@@ -221,6 +221,18 @@ def test_the_parts_of_a_batch_have_the_loss_of_the_whole():
         assert torch.allclose(whole, torch.stack(parts).mean())
     with pytest.raises(ValueError, match="expected each to divide"):
         model.loss(z, generator(), levels=5)
+
+
+def test_rows_are_weighed_by_their_own_level():
+    torch.manual_seed(0)
+    model, z = unscaled(MLPDenoiser(3, 8, 16, 1), 3), torch.randn(12, 3)
+    weighed, draws = model.loss(z, generator(), levels=4, weighting="logit_normal"), generator()
+    index_n = stratified_levels(4, draws).repeat_interleave(3)
+    noise = torch.randn(z.shape, generator=draws)
+    a, s = model.process.coefficients(index_n)
+    prediction = model.predict(a * z + s * noise, model.process.timestep(index_n))
+    squared_n = (prediction - model.process.target(z, noise)).square().mean(1)
+    assert torch.allclose(weighed, (squared_n * DENSITIES["logit_normal"].weights[index_n]).mean())
 
 
 @PROCESSES

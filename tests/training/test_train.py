@@ -389,7 +389,9 @@ def test_validation_reads_rows_of_all_documents(store, tmp_path):
 @pytest.mark.parametrize("beta2", [0.6, 0.99])
 def test_the_second_moment_of_adamw_decays_as_asked(store, tmp_path, beta2):
     """Against torch's own AdamW over the same batches and noise."""
-    settings = dataclasses.replace(SETTINGS, beta2=beta2, ema=0.0, clip=1e9, lr=0.01, keep=())
+    settings = dataclasses.replace(
+        SETTINGS, beta2=beta2, ema=0.0, clip=1e9, lr=0.01, keep=(), weight_decay=0.5
+    )
     model, _ = run(store, tmp_path, settings)
     plain, given = fresh(store), batches(store)(0)
     own = {"betas": (0.9, beta2), "weight_decay": settings.weight_decay}

@@ -213,6 +213,7 @@ def test_one_denoiser_is_trained_on_several_layers(make_store, tmp_path):
 
     log = train(model, settings, source, model.normaliser(h), tmp_path, seed=0)
     assert log[-1]["validation_loss"] < log[0]["loss"] - 0.1
+    assert log[-1]["activations"] == 2 * 150 * 256
     assert MetaModel.from_pretrained(tmp_path).layers == (0, 2)
 
 

@@ -220,6 +220,11 @@ def test_rows_that_cannot_be_named_are_refused(rows, error, words):
         runs.keyed(rows, "a")
 
 
+def test_rows_of_one_key_are_refused_below_the_outermost_name_too():
+    with pytest.raises(ValueError, match="two rows of x . 1: a, b do not tell them apart"):
+        runs.keyed([{"a": "x", "b": 1}, {"a": "x", "b": 1}], "a", "b")
+
+
 def test_nothing_in_results_is_found_by_its_place():
     with pytest.raises(ValueError, match="scaling.json: more is a list of rows: name its key"):
         runs.keyed_results("scaling", {"more": [{"a": 1}]})

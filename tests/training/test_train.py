@@ -328,6 +328,9 @@ def test_learning_rate_by_hand():
     settings = Training("flow_velocity", steps=100, batch=1, lr=1.0, warmup=0.1, final_lr=0.2)
     rates = [learning_rate(step, settings) for step in (0, 9, 55, 100)]
     assert rates == pytest.approx([0.1, 1.0, 0.6, 0.2])
+    late = dataclasses.replace(settings, decay="late")
+    rates = [learning_rate(step, late) for step in (9, 55, 82, 91, 100)]
+    assert rates == pytest.approx([1.0, 1.0, 1.0, 0.6, 0.2]), "over the last fifth"
 
 
 @pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])

@@ -4,9 +4,9 @@
     torchrun --nproc-per-node 2 -m mmlib extract --layers 4 8 13      by several processes, or by
                                                                       machines with a shared disk
 
-Several machines need the same packages and kind of device; torchrun gives each process one CPU thread
-unless OMP_NUM_THREADS says more. Killed at any moment, the same command continues with the parts that
-miss, by as many processes as one likes.
+Several machines need the same packages and kind of device; torchrun gives each process one CPU
+thread unless OMP_NUM_THREADS says more. Killed at any moment, the same command continues with the
+parts that miss, by as many processes as one likes.
 """
 
 import os
@@ -26,8 +26,22 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from mmlib.activations.corpora import SPLITS, Document, corpus_identity, split_documents
-from mmlib.activations.lm import PROGRESS, LanguageModel, residual_blocks, resolve_layer
+from mmlib.activations.corpora import (
+    SPLITS,
+    Document,
+    corpus_identity,
+    overlap,
+    split_documents,
+    told,
+)
+from mmlib.activations.lm import (
+    PROGRESS,
+    LanguageModel,
+    require_causal,
+    residual_blocks,
+    resolve_layer,
+)
+from mmlib.activations.pretrained import weights_digest
 from mmlib.activations.store import CHUNK_ROWS, ActivationStore, StoreError
 from mmlib.activations.windows import (
     Block,
@@ -47,10 +61,10 @@ from mmlib.activations.writer import (
     differences,
     examine,
 )
-from mmlib.files import code_digest, require_disk
+from mmlib.files import code_digest, require_disk, whole_number
 
 BATCH_TOKENS = 4096  # positions in one forward pass, unless told otherwise
-CODE = ("windows", "lm", "corpora", "writer")  # what decides the bytes of a store
+CODE = ("windows", "lm", "pretrained", "corpora", "writer")  # what decides the bytes of a store
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,7 @@ class Plan:
         for ids in self.token_ids:
             texts.update(np.int64(len(ids)).tobytes() + ids.astype("<i4").tobytes())
         return {
+            "weights": weights_digest(lm.model),
             "window": self.window,
             "batch_tokens": self.batch_tokens,
             "opening_token": lm.opening_token,
@@ -150,20 +165,27 @@ def plan_extraction(
         layer: a block index, several (stored by one pass), or None: the middle block.
         batch_tokens: positions in one forward pass.
     Raises:
-        ValueError: no such layer; the message gives those there are.
+        ValueError: no such layer (the message gives those there are), a window or token ids beyond what the model knows, or a model whose
+            tokens see later ones.
     """
+    window = whole_number("window", window, 2)
+    batch_tokens = whole_number("batch_tokens", batch_tokens, 1)
+    if document_tokens is not None:
+        document_tokens = whole_number("document_tokens", document_tokens, 1)
     blocks = len(residual_blocks(lm.model))
-    asked = layer if isinstance(layer, Sequence) else [layer]
-    layers = [resolve_layer(one, blocks) for one in asked]
-    if len(set(layers)) < len(layers):
-        raise ValueError(f"layers {layers}: expected each once")
+    several = isinstance(layer, Sequence) and not isinstance(layer, str)
+    layers = [resolve_layer(one, blocks) for one in (layer if several else [layer])]
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"layers {layers}: expected at least one, and each once")
     order = sorted(range(len(documents)), key=lambda i: SPLITS.index(splits[i]))
     token_ids = tokenize([documents[i] for i in order], lm, document_tokens)
+    lm.require_room(1 + max((int(ids.max()) for ids in token_ids if len(ids)), default=0), window)
+    stream = require_causal(lm.model, max(layers))
     rows = [
         DocumentRows(documents[i].title, splits[i], len(ids)) for i, ids in zip(order, token_ids)
     ]
-    dtype = str(lm.model.dtype).removeprefix("torch.")
-    return Plan(rows, token_ids, layers, lm.width, dtype, window, batch_tokens)
+    dtype = str(stream.dtype).removeprefix("torch.")
+    return Plan(rows, token_ids, layers, stream.shape[-1], dtype, window, batch_tokens)
 
 
 def describe(lm: LanguageModel, corpus: str, plan: Plan, *, created_by: str, seed: int = 0) -> dict:
@@ -207,14 +229,17 @@ def extract(
     replace: bool = False,
     progress: bool = True,
 ) -> ActivationStore:
-    """Activations of a language model on documents, as a store in a folder; what is there already is continued or kept.
+    """Activations of a language model on documents, as a store in a folder.
+
+    What is there already is continued or kept.
 
     Args:
         lm: see `mmlib.activations.lm.load_language_model`.
         documents: see `mmlib.activations.corpora.load_documents`.
         layers: block indices from 0; None: the middle block.
         window: positions that the model reads at once, the opening token included.
-        splits: "train", "validation" or "test" for each document; None: drawn, stratified by length.
+        splits: of each document, "train", "validation" or "test"; None: drawn, stratified by
+            length.
         validation, test: how many documents are drawn for these splits; None: a tenth each.
         seed: of the draw.
         document_tokens: at most so many tokens of each document; None: all.
@@ -228,7 +253,8 @@ def extract(
         StoreError: the folder holds a store of other contents, or an activation is NaN or infinite.
         OSError: the disk lacks room.
 
-    >>> store = extract(load_language_model("gpt2", cache=Path("data")), documents, "acts", layers=[6])  # doctest: +SKIP
+    >>> lm = load_language_model("gpt2", cache=Path("data"))  # doctest: +SKIP
+    >>> store = extract(lm, documents, "acts", layers=[6])  # doctest: +SKIP
     >>> store.tokens("test").z.shape  # doctest: +SKIP
     torch.Size([20481, 768])
     """
@@ -236,6 +262,8 @@ def extract(
     if splits is None:
         validation, test = (tenth if n is None else n for n in (validation, test))
         splits = split_documents(documents, validation, test, seed)
+        if progress:
+            print(told(overlap(documents, splits)), flush=True)
     if len(splits) != len(documents) or not set(splits) <= set(SPLITS):
         raise ValueError(
             f"{len(splits)} splits {sorted(set(splits))} for {len(documents)} documents: expected "
@@ -261,18 +289,18 @@ def write_store(
 ) -> ActivationStore:
     """Write the store that `plan` describes; a part is written while the next block is read.
 
-    Parts of the same plan and attributes that are there and whole are kept, whoever wrote them; so is
-    a finished store. Each of several processes writes a run of the parts that miss: a run, since a
+    Parts of the same plan and attributes that are there and whole are kept, whoever wrote them; so
+    is a finished store. Each of several processes writes a run of the parts that miss: a run, since a
     block of text that two processes share is read by both.
 
     Args:
-        attributes: recorded in the store, see `describe`; all but `created_by` must be those of what
-            is there.
-        replace: remove a store of other contents that is there, with a word, instead of refusing it.
+        attributes: recorded in the store, see `describe`; all but `created_by` must be those of
+            what is there.
+        replace: remove a store of other contents, with a word, instead of refusing it.
         part_bytes: size of a part, about.
         state: of the processes, all of which call this; None: one, or those that torchrun started.
     Raises:
-        OSError: the disk lacks room, found before any work is done; or `DiskFull`, if it fills later.
+        OSError: the disk lacks room, found before any work; or `DiskFull`, if it fills later.
         StoreError: the folder holds a store of other contents, or one of the former format; an
             activation is NaN or infinite; or the processes have other devices, packages, models or
             texts, or do not share the folder.
@@ -357,6 +385,6 @@ def _check_processes(identity: Mapping, folder: Path, state: PartialState) -> No
     known = gather_object([facts])
     if found := [other for other in known if other != known[0]]:
         raise StoreError(
-            f"the processes differ in {differences(known[0], found[0])}: give all the same packages, "
-            "texts, kind of device and folder"
+            f"the processes differ in {differences(known[0], found[0])}: give all the same "
+            "packages, texts, kind of device and folder"
         )

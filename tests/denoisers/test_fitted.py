@@ -9,7 +9,7 @@ from toy_fits import D, activations, fitted
 
 import mmlib
 from mmlib.activations.lm import edited_block
-from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.activations.store import StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import CheckpointError, Origin
 from mmlib.denoisers.fitted import Cost, Fitted, FittedNetwork, Unsupported
@@ -49,13 +49,14 @@ def test_estimates_are_better_than_what_came_in():
 @pytest.mark.parametrize("sigma", [0.0, 1.0, -0.1, 300, float("nan"), True, "0.3", [0.3, 0.4]])
 def test_a_noise_level_out_of_range_is_refused(sigma):
     model = fitted("gaussian")
-    for call in (
-        lambda: model.denoise(torch.zeros(3, D), sigma),
-        lambda: model.noised(HELD_OUT, sigma),
-        lambda: model.project(HELD_OUT, sigma),
-    ):
+    calls = (
+        (model.denoise, torch.zeros(3, D)),
+        (model.noised, HELD_OUT),
+        (model.project, HELD_OUT),
+    )
+    for call, values in calls:
         with pytest.raises(ValueError, match="σ = "):
-            call()
+            call(values, sigma)
 
 
 def test_noise_levels_are_one_or_one_for_each_row():
@@ -95,9 +96,8 @@ def test_likelihoods_are_those_of_the_raw_activation():
 
 
 def test_the_mixture_is_likelier_than_the_gaussian_on_clusters():
-    gaussian, mixture, network = (
-        fitted(kind).log_likelihood(HELD_OUT[:50]) for kind in ("gaussian", "mixture", "network")
-    )
+    kinds = ("gaussian", "mixture", "network")
+    gaussian, mixture, network = (fitted(kind).log_likelihood(HELD_OUT[:50]) for kind in kinds)
     assert mixture.mean() > gaussian.mean() + 0.05
     assert network.shape == (50,) and network.isfinite().all()
 
@@ -112,8 +112,9 @@ def test_densities_give_raw_samples_and_projections(kind):
     assert (near - HELD_OUT).norm() < 0.5 * (far - HELD_OUT).norm()
     if kind != "network":  # thirty steps teach it little
         assert (drawn.mean(0) - activations()[0].mean(0)).abs().max() < 5
-        nearer = model.project(HELD_OUT + 60, sigma=0.9) - activations()[0].mean(0)
-        assert nearer.norm() < 0.7 * (HELD_OUT + 60 - activations()[0].mean(0)).norm()
+        mean = activations()[0].mean(0)
+        nearer = model.project(HELD_OUT + 60, sigma=0.9) - mean
+        assert nearer.norm() < 0.7 * (HELD_OUT + 60 - mean).norm()
 
 
 @pytest.mark.parametrize("kind", ["pca", "sae"])
@@ -197,9 +198,7 @@ def test_a_folder_of_other_things_is_not_written_to(tmp_path):
         fitted("gaussian").save(tmp_path)
 
 
-def test_what_notebooks_wrote_is_loaded_with_a_standardisation(make_store, tmp_path):
-    path, _ = make_store()
-    store = ActivationStore(path)
+def test_what_notebooks_wrote_is_loaded_with_a_standardisation(store, tmp_path):
     z = Normaliser.of(store)(store.read(store.rows("train")))
     components = PrincipalComponents.fit(z)
     components.save(tmp_path / "pca.safetensors", store.documents)
@@ -216,9 +215,8 @@ def test_what_notebooks_wrote_is_loaded_with_a_standardisation(make_store, tmp_p
     assert mmlib.load(tmp_path / "sae", standardise=fitted("sae")).kind == "sae"
 
 
-def test_a_meta_model_of_one_or_of_several_layers_is_loaded(make_store, tmp_path):
+def test_a_meta_model_of_one_or_of_several_layers_is_loaded(store, tmp_path):
     torch.manual_seed(0)
-    store = ActivationStore(make_store()[0])
     model = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "ddpm_epsilon", store)
     model.save_pretrained(tmp_path / "one")
     loaded = mmlib.load(tmp_path / "one").check(store)
@@ -236,77 +234,69 @@ def test_a_meta_model_of_one_or_of_several_layers_is_loaded(make_store, tmp_path
         mmlib.load(tmp_path)
 
 
-def test_activations_of_another_origin_are_refused(make_store):
-    store = ActivationStore(make_store()[0])
+def test_activations_of_another_origin_are_refused(store):
     network = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "flow_velocity", store)
     model = FittedNetwork.of(network)
     assert model.check(store) is model and model.check(language_model="toy@1", layer=1) is model
-    for other in (
-        {"language_model": "toy@2"},
-        {"layer": 2},
-        {"d": 9},
-        {"documents": "elsewhere@1"},
-    ):
+    others = {"language_model": "toy@2", "layer": 2, "d": 9, "documents": "elsewhere@1"}
+    for name, value in others.items():
         with pytest.raises(StoreError, match="was trained on|was fitted to"):
-            model.check(**other)
+            model.check(**{name: value})
     fitted("gaussian").check(language_model="any@1", layer=7)  # of a plain tensor nothing is known
 
 
-class Blocks(torch.nn.Module):
-    """Two blocks, the first of which gives a tuple as older blocks of transformers do."""
+def hooked(kind="mixture", sigma=0.3, steps=2, **options):
+    return fitted(kind).hook(sigma, steps=steps, **options)
 
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = torch.nn.Identity(), torch.nn.Identity()
 
-    def forward(self, h_btd):
-        return self.second(self.first((h_btd, "cache"))[0])
+H_BTD = HELD_OUT[:12].view(2, 6, D)
 
 
 def test_a_hook_replaces_activations_by_their_projections():
-    model, h_btd = fitted("mixture"), HELD_OUT[:12].view(2, 6, D)
-    edit = model.hook(sigma=0.4, seed=5, steps=3)
-    edited = edit(h_btd.bfloat16())
-    assert edited.shape == h_btd.shape and edited.dtype == torch.bfloat16
-    assert torch.equal(edited[:, 0], h_btd[:, 0].bfloat16()), "the opening token is left as it is"
-    assert not torch.equal(edited[:, 1:], h_btd[:, 1:].bfloat16())
-    every = model.hook(sigma=0.4, seed=5, steps=3, keep_opening=False)(h_btd)
-    wanted = model.project(HELD_OUT[:12], sigma=0.4, seed=5, steps=3).view(2, 6, D)
+    edit = hooked(seed=5)
+    edited = edit(H_BTD.bfloat16())
+    assert edited.shape == H_BTD.shape and edited.dtype == torch.bfloat16
+    assert torch.equal(edited[:, 0], H_BTD[:, 0].bfloat16()), "the opening token is left as it is"
+    assert not torch.equal(edited[:, 1:], H_BTD[:, 1:].bfloat16())
+    every = hooked(seed=5, keep_opening=False)(H_BTD)
+    wanted = fitted("mixture").project(HELD_OUT[:12], sigma=0.3, seed=5, steps=2).view(2, 6, D)
     assert torch.allclose(every, wanted, atol=1e-4)
-    assert edit(h_btd[:, :1]).ne(h_btd[:, :1]).any(), "one newest token is edited"
+    assert edit(H_BTD[:, :1]).ne(H_BTD[:, :1]).any(), "one newest token is edited"
 
 
 def test_a_hook_may_edit_first_and_reconstruct():
-    model, h_btd = fitted("pca"), HELD_OUT[:12].view(2, 6, D)
-    edit = model.hook(None, before=lambda h_nd: h_nd + 1, keep_opening=False)
-    wanted = model.reconstruct(HELD_OUT[:12] + 1)
-    assert torch.allclose(edit(h_btd).flatten(0, 1), wanted, atol=1e-3)
+    edit = hooked("pca", None, before=lambda h_nd: h_nd + 1, keep_opening=False)
+    wanted = fitted("pca").reconstruct(HELD_OUT[:12] + 1)
+    assert torch.allclose(edit(H_BTD).flatten(0, 1), wanted, atol=1e-3)
+
+
+class Tupled(torch.nn.Module):
+    """A block that gives a tuple, as older blocks of transformers do."""
+
+    def forward(self, h_btd):
+        return h_btd, "cache"
 
 
 def test_a_hook_works_in_torchs_forward_hooks():
-    blocks, h_btd = Blocks(), HELD_OUT[:12].view(2, 6, D)
-    edit = fitted("gaussian").hook(0.3, steps=2)
-    handle = blocks.first.register_forward_hook(edit.forward_hook)
-    other = fitted("gaussian").hook(0.3, steps=2)
-    assert torch.equal(blocks(h_btd), other(h_btd))
+    block = Tupled()
+    handle = block.register_forward_hook(hooked().forward_hook)
+    edited, cache = block(H_BTD)
+    assert torch.equal(edited, hooked()(H_BTD)) and cache == "cache"
     handle.remove()
-    assert torch.equal(blocks(h_btd), h_btd)
+    assert torch.equal(block(H_BTD)[0], H_BTD)
 
 
 def test_a_hook_works_in_transformers():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    lm = GPT2LMHeadModel(
-        GPT2Config(n_embd=D, n_layer=2, n_head=2, vocab_size=20, n_positions=16)
-    ).eval()
-    ids = torch.arange(8).view(1, 8)
+    sizes = {"n_embd": D, "n_layer": 2, "n_head": 2, "vocab_size": 20, "n_positions": 16}
+    lm, ids = GPT2LMHeadModel(GPT2Config(**sizes)).eval(), torch.arange(8).view(1, 8)
     with torch.no_grad():
         clean = lm(ids).logits
-        with edited_block(lm, 0, fitted("gaussian").hook(0.3, steps=2)):
+        with edited_block(lm, 0, hooked()):
             wing = lm(ids).logits
-        edit = fitted("gaussian").hook(0.3, steps=2)
-        handle = lm.transformer.h[0].register_forward_hook(edit.forward_hook)
+        handle = lm.transformer.h[0].register_forward_hook(hooked().forward_hook)
         plain = lm(ids).logits
         handle.remove()
     assert torch.equal(wing, plain) and not torch.allclose(wing, clean)
@@ -321,20 +311,17 @@ def test_a_hook_works_in_transformer_lens():
     lm, ids = lens.HookedTransformer(config), torch.arange(8).view(1, 8)
     place = "blocks.0.hook_resid_post"
     with torch.no_grad():
-        hooks = [(place, fitted("gaussian").hook(0.3, steps=2))]
-        edited = lm.run_with_hooks(ids, fwd_hooks=hooks)
+        edited = lm.run_with_hooks(ids, fwd_hooks=[(place, hooked())])
         clean, cache = lm.run_with_cache(ids)
-        by_hand = fitted("gaussian").hook(0.3, steps=2)(cache[place])
-        wanted = lm.unembed(lm.ln_final(lm.blocks[1](by_hand)))
+        wanted = lm.unembed(lm.ln_final(lm.blocks[1](hooked()(cache[place]))))
     assert torch.allclose(edited, wanted, atol=1e-5) and not torch.allclose(edited, clean)
 
 
 def test_a_hook_works_in_nnsight():
     nnsight = pytest.importorskip("nnsight")
     blocks = nnsight.NNsight(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity()))
-    h_btd = HELD_OUT[:12].view(2, 6, D)
-    edit, other = (fitted("gaussian").hook(0.3, steps=2) for _ in range(2))
-    with blocks.trace(h_btd):
+    edit = hooked()
+    with blocks.trace(H_BTD):
         blocks[0].output = edit(blocks[0].output)
         found = blocks[1].output.save()
-    assert torch.allclose(found, other(h_btd))
+    assert torch.allclose(found, hooked()(H_BTD))

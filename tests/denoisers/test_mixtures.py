@@ -54,53 +54,38 @@ def reference(mixture, sigma):
     """The density of x by torch.distributions."""
     a, eye = 1 - sigma, torch.eye(4, dtype=torch.double)
     means = torch.stack([a * c.mean_d for c in mixture.components])
-    covariances = torch.stack(
-        [
-            a**2 * c.basis_dd @ c.eigenvalues_d.diag() @ c.basis_dd.T + sigma**2 * eye
-            for c in mixture.components
-        ]
-    )
-    return MixtureSameFamily(
-        Categorical(logits=mixture.log_weights_k),
-        MultivariateNormal(means, (covariances + covariances.mT) / 2),
-    )
+    parts = [c.basis_dd @ c.eigenvalues_d.diag() @ c.basis_dd.T for c in mixture.components]
+    covariances = a**2 * torch.stack(parts) + sigma**2 * eye
+    normals = MultivariateNormal(means, (covariances + covariances.mT) / 2)
+    return MixtureSameFamily(Categorical(logits=mixture.log_weights_k), normals)
 
 
 def clusters(n, g, d=5):
-    """Two groups of activations far apart, 3 to 1, the second with a tenth of the spread; and which is which."""
-    second = torch.arange(n) % 4 == 0
-    return torch.randn(n, d, generator=g) * torch.where(second, 0.1, 1.0)[:, None] + 6 * second[
-        :, None
-    ], second
+    """Two groups of activations far apart, 3 to 1, the second with a tenth of the spread."""
+    second = torch.arange(n)[:, None] % 4 == 0
+    return torch.randn(n, d, generator=g) * torch.where(second, 0.1, 1.0) + 6 * second
 
 
 def test_one_component_is_the_gaussian():
-    components = PrincipalComponents.fit(
-        torch.randn(500, 6, generator=generator()) @ torch.randn(6, 6, generator=generator(1))
-    )
-    one, z = GaussianMixtureDenoiser(torch.zeros(1), (components.gaussian(),)), torch.randn(20, 6)
+    mixing = torch.randn(6, 6, generator=generator(1))
+    data = torch.randn(500, 6, generator=generator()) @ mixing
+    gaussian, z = PrincipalComponents.fit(data).gaussian(), torch.randn(20, 6)
+    one = GaussianMixtureDenoiser(torch.zeros(1), (gaussian,))
     for sigma in SIGMAS:
-        assert torch.equal(one(z, sigma), components.gaussian()(z, sigma))
-        expected = components.gaussian().log_density(z, sigma)
+        assert torch.equal(one(z, sigma), gaussian(z, sigma))
+        expected = gaussian.log_density(z, sigma)
         assert torch.allclose(one.log_density(z, sigma), expected, rtol=1e-12)
-    assert one.parameters == components.gaussian().parameters == 6 + 21
+    assert one.parameters == gaussian.parameters == 6 + 21
 
 
 def test_two_components_in_one_dimension_by_hand():
     """½ N(−1, 1) + ½ N(1, 1) at σ = ½: x | k ~ N(±½, ½), so r₂/r₁ = exp(2x), E_k[z | x] = ±1 + (x ∓ ½) = x ± ½, E[z | x] = x + ½ tanh x."""
-    parts = tuple(
-        full_gaussian(torch.tensor([mean]), torch.eye(1), torch.ones(1)) for mean in (-1.0, 1.0)
-    )
+    means, x = (torch.tensor([-1.0]), torch.tensor([1.0])), torch.tensor([[-1.0], [0.0], [0.7]])
+    parts = tuple(full_gaussian(mean, torch.eye(1), torch.ones(1)) for mean in means)
     two = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
-    for value in (-1.0, 0.0, 0.7):
-        expected = value + math.tanh(value) / 2
-        assert two(torch.tensor([[value]]), 0.5).item() == pytest.approx(expected, abs=1e-6)
-        density = (math.exp(-((value - 0.5) ** 2)) + math.exp(-((value + 0.5) ** 2))) / (
-            2 * math.sqrt(math.pi)
-        )
-        assert two.log_density(torch.tensor([[value]]), 0.5).item() == pytest.approx(
-            math.log(density), abs=1e-6
-        )
+    assert torch.allclose(two(x, 0.5), x + x.tanh() / 2, atol=1e-6)
+    density = ((-((x - 0.5) ** 2)).exp() + (-((x + 0.5) ** 2)).exp()) / (2 * math.sqrt(math.pi))
+    assert torch.allclose(two.log_density(x, 0.5), density[:, 0].log().double(), atol=1e-6)
     assert two.parameters == 1 + 2 * 2
 
 
@@ -137,22 +122,27 @@ def many():
 
     drawn = torch.stack([draw(c) for c in components * 3])
     drawn[7] *= 1000
-    return GaussianMixtureDenoiser(
-        torch.full((40,), 1 / 40, dtype=torch.double).log(), tuple(components)
-    ), drawn
+    weights = torch.full((40,), 1 / 40, dtype=torch.double)
+    return GaussianMixtureDenoiser(weights.log(), tuple(components)), drawn
+
+
+def noised(drawn, sigma, seed):
+    noise = torch.randn(drawn.shape, generator=generator(seed), dtype=torch.double)
+    return (1 - sigma) * drawn + sigma * noise
+
+
+def every_joint(mixture, x, sigma):
+    """log w_k + log N(x; …) of every component, (n, k), none passed over."""
+    parts = [x.shape[1] * c.log_density(x, sigma) for c in mixture.components]
+    return torch.stack(parts, 1) + mixture.log_weights_k
 
 
 @pytest.mark.parametrize("sigma", [SMOOTHING, 0.2, 0.5, 0.8, 0.95])
 def test_passing_over_what_is_negligible_changes_nothing(many, sigma):
     """Against every component computed for every row. The row far from all, whose log-densities lie thousands apart, overflows nothing."""
     mixture, drawn = many
-    x = (1 - sigma) * drawn + sigma * torch.randn(
-        drawn.shape, generator=generator(10), dtype=torch.double
-    )
-    joint = (
-        torch.stack([30 * c.log_density(x, sigma) for c in mixture.components], 1)
-        + mixture.log_weights_k
-    )
+    x = noised(drawn, sigma, seed=10)
+    joint = every_joint(mixture, x, sigma)
     estimates = torch.stack([c(x, sigma) for c in mixture.components], 1)
     assert torch.allclose(30 * mixture.log_density(x, sigma), joint.logsumexp(1), rtol=0, atol=1e-7)
     expected = (joint.softmax(1)[..., None] * estimates).sum(1)
@@ -163,16 +153,9 @@ def test_passing_over_what_is_negligible_changes_nothing(many, sigma):
 def test_little_noise_leaves_few_rows_to_compute_and_never_one_that_counts(many):
     mixture, drawn = many
     for sigma, share in ((SMOOTHING, 0.1), (0.3, 0.5), (0.95, 1.0)):
-        x = (1 - sigma) * drawn + sigma * torch.randn(
-            drawn.shape, generator=generator(11), dtype=torch.double
-        )
-        squares = torch.cdist(
-            x, (1 - sigma) * torch.stack([c.mean_d for c in mixture.components])
-        ).square()
-        joint = (
-            torch.stack([30 * c.log_density(x, sigma) for c in mixture.components], 1)
-            + mixture.log_weights_k
-        )
+        x = noised(drawn, sigma, seed=11)
+        means = (1 - sigma) * torch.stack([c.mean_d for c in mixture.components])
+        squares, joint = torch.cdist(x, means).square(), every_joint(mixture, x, sigma)
         least = joint.max(1).values + math.log(1e-9)
         computed = torch.zeros_like(joint, dtype=torch.bool)
         for k in range(40):
@@ -185,10 +168,8 @@ def test_no_denoiser_beats_it_on_its_own_samples(single):
     """Not the component alone, and not the Gaussian of the same mean and covariance, the best linear method."""
     z = single.sample(20_000, generator(2))
     x = 0.6 * z + 0.4 * torch.randn(z.shape, generator=generator(3))
-    own, linear, one = (
-        (m(x, 0.4) - z).square().mean()
-        for m in (single, PrincipalComponents.fit(z).gaussian(), single.components[0])
-    )
+    methods = (single, PrincipalComponents.fit(z).gaussian(), single.components[0])
+    own, linear, one = ((method(x, 0.4) - z).square().mean() for method in methods)
     assert own < 0.99 * linear and own < 0.99 * one
 
 
@@ -214,10 +195,8 @@ def test_probabilistic_pca_of_all_components_is_the_gaussian():
 
 def test_moments_and_prior_by_hand():
     """Clusters {0, 2} and {10, 14}: scatters 2 and 8, within (2 + 8)/4 = 2.5; with ν = 2 variances 7/4 and 13/4. No cluster has number 1."""
-    moments = ClusterMoments.of(
-        torch.tensor([[0.0], [10.0], [2.0], [14.0]]), torch.tensor([0, 2, 0, 2])
-    )
-    fitted = moments.mixture(prior=2)
+    z, label = torch.tensor([[0.0], [10.0], [2.0], [14.0]]), torch.tensor([0, 2, 0, 2])
+    fitted = ClusterMoments.of(z, label).mixture(prior=2)
     assert [c.mean_d.item() for c in fitted.components] == [1, 12]
     assert fitted.log_weights_k.exp().tolist() == [0.5, 0.5]
     assert [c.eigenvalues_d.item() for c in fitted.components] == pytest.approx([7 / 4, 13 / 4])
@@ -225,30 +204,28 @@ def test_moments_and_prior_by_hand():
 
 def test_a_component_of_one_token_has_the_covariance_within_components():
     """Its own scatter is nothing: ν/(1 + ν) of the covariance within, here (2·1 + 0)/3 on the axis of the pair."""
-    fitted = ClusterMoments.of(
-        torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]]), torch.tensor([0, 0, 1])
-    ).mixture(prior=3)
+    z, label = torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]]), torch.tensor([0, 0, 1])
+    fitted = ClusterMoments.of(z, label).mixture(prior=3)
     assert fitted.components[1].eigenvalues_d.max().item() == pytest.approx(3 / 4 * 2 / 3)
     assert fitted.components[1].mean_d.tolist() == [9, 9]
 
 
 def test_fit_finds_the_clusters_and_beats_the_gaussian():
-    (z, _), (held_out, _) = clusters(4000, generator(5)), clusters(1000, generator(6))
+    z, held_out = clusters(4000, generator(5)), clusters(1000, generator(6))
     size = MixtureSize((1, 2), (1.0, 1000.0), em_steps=1, validation_tokens=0)
     fitted, tried = fit_mixture(z, held_out, size, seed=0)
     assert sorted(fitted.log_weights_k.exp().tolist()) == pytest.approx([0.25, 0.75], abs=0.001)
     assert len(tried) == 5
     assert [row["least_tokens"] for row in tried] == [4000, 4000, 1000, 1000, 1000]
-    assert min(c.eigenvalues_d.mean().item() for c in fitted.components) == pytest.approx(
-        0.01, rel=0.2
-    ), "a strong prior would blur it"
+    narrow = min(c.eigenvalues_d.mean().item() for c in fitted.components)
+    assert narrow == pytest.approx(0.01, rel=0.2), "a strong prior would blur it"
     x = smoothed(held_out, generator(0))
-    expected = max(row["nats_per_dimension"] for row in tried)
-    assert fitted.log_density(x, SMOOTHING).mean().item() == pytest.approx(expected)
-    assert (
-        fitted.log_density(x, SMOOTHING).mean()
-        > PrincipalComponents.fit(z).gaussian().log_density(x, SMOOTHING).mean() + 0.5
+    ours, theirs = (
+        method.log_density(x, SMOOTHING).mean().item()
+        for method in (fitted, PrincipalComponents.fit(z).gaussian())
     )
+    assert ours == pytest.approx(max(row["nats_per_dimension"] for row in tried))
+    assert ours > theirs + 0.5
 
 
 def test_em_moves_what_kmeans_put_in_the_wrong_cluster():

@@ -38,11 +38,8 @@ def test_mix_finds_the_linear_optimum(z):
 
 def test_floors_by_hand():
     """Losses 1.2 and 1.5: above a floor of 0.6 the reduction is 1 − 0.6/0.9; it is 47 % where (1.2 − E) = 0.53 (1.5 − E)."""
-    losses = Losses(
-        np.array([0.5]),
-        {"m": np.array([[12.0, 24, 12, 12, 6]]), "b": np.array([[15.0, 30, 15, 15, 7.5]])},
-        np.array([[10.0, 20, 10, 10, 5]]),
-    )
+    counts = np.array([[10.0, 20, 10, 10, 5]])
+    losses = Losses(np.array([0.5]), {"m": 1.2 * counts, "b": 1.5 * counts}, counts)
     found = floor_rows(losses, "m", "b", steps=2)
     assert found["lowest_loss_seen"] == pytest.approx(1.2)
     assert [row["floor"] for row in found["rows"]] == pytest.approx([0, 0.6])
@@ -65,10 +62,8 @@ class Remembered:
 
 
 def test_mix_gives_all_weight_to_a_perfect_further_term(z):
-    levels = FlowMatching().grid()[::30]
-    mixed = MixedDenoiser(
-        Scaled(0.3), levels, z, torch.Generator().manual_seed(1), also=[Remembered(z)]
-    )
+    levels, generator = FlowMatching().grid()[::30], torch.Generator().manual_seed(1)
+    mixed = MixedDenoiser(Scaled(0.3), levels, z, generator, also=[Remembered(z)])
     assert mixed.parameters == 7
     for level in levels:
         alpha, beta, gamma = mixed.weights[level.sigma]
@@ -81,15 +76,11 @@ def test_mix_is_never_worse_than_its_terms_on_the_tokens_it_was_fitted_to(z):
     """Also where two terms differ by rounding alone: their weights must not grow to make use of it."""
     scaled = z * torch.tensor([3.0, 1.0, 1.0, 0.3, 0.1])
     gaussian, levels = PrincipalComponents.fit(scaled).gaussian(), FlowMatching().grid()[::9]
-    for inner in (
-        Projection(torch.zeros(5), torch.eye(5)[:, :2], "mean_estimate"),
-        gaussian,
-        standard_normal(5),
-    ):
-        mixed = MixedDenoiser(
-            inner, levels, scaled, torch.Generator().manual_seed(1), also=[gaussian]
-        )
-        generator = torch.Generator().manual_seed(1)  # the noise of the fit again
+    projection = Projection(torch.zeros(5), torch.eye(5)[:, :2], "mean_estimate")
+    for inner in (projection, gaussian, standard_normal(5)):
+        generator = torch.Generator().manual_seed(1)
+        mixed = MixedDenoiser(inner, levels, scaled, generator, also=[gaussian])
+        generator.manual_seed(1)  # the noise of the fit again
         for s in (level.sigma for level in levels):
             x = (1 - s) * scaled + s * torch.randn(z.shape, generator=generator)
             mixed_error, *errors = (
@@ -130,10 +121,8 @@ def test_reduction_over_the_estimated_floor_by_hand():
     assert (found["lowest_loss"], found["cut_ci95"], found["possible"]) == (1.05, [0.0, 1.05], True)
     assert [row["method"] for row in found["rows"]] == ["mlp", "gated_mlp", "mixture"]
     assert [row["reduction"] for row in found["rows"]] == pytest.approx([0.6, 0.8, 0.9])
-    assert [row["ci95"] for row in found["rows"]] == [
-        pytest.approx(ci)
-        for ci in ([0.2, 1 - 0.15 / 0.45], [1 - 1.1 / 1.5, 1 - 0.05 / 0.45], [0.3, 1])
-    ]
+    expected = ([0.2, 1 - 0.15 / 0.45], [1 - 1.1 / 1.5, 1 - 0.05 / 0.45], [0.3, 1])
+    assert [row["ci95"] for row in found["rows"]] == [pytest.approx(ci) for ci in expected]
     assert {row["verdict"] for row in found["rows"]} == {"consistent with"}
     worse = estimate(mlp=1.8)["rows"][0]  # a reduction below 0 falls with the floor
     assert worse["reduction"] == pytest.approx(-0.6)

@@ -25,10 +25,8 @@ def mean_of(values):
 def test_the_jackknife_error_of_a_mean_is_the_textbook_one():
     values = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
     drawn = np.array([[1.0, 1, 1, 1, 1], [2, 0, 0, 1, 2]])
-    expected = [
-        values.std(ddof=1) / np.sqrt(5),
-        np.array([1, 1, 8, 16, 16]).std(ddof=1) / np.sqrt(5),
-    ]
+    resample = np.array([1, 1, 8, 16, 16])
+    expected = [one.std(ddof=1) / np.sqrt(5) for one in (values, resample)]
     assert jackknife_errors(mean_of(values), drawn) == pytest.approx(expected)
 
 
@@ -132,9 +130,16 @@ def test_spreads_over_seeds_by_hand():
         spread([1.0, 2.0], "sd")
 
 
-def test_holms_correction_by_hand():
-    assert holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.9, 0.8]).tolist() == pytest.approx([1.0, 1.0])
+@pytest.mark.parametrize(
+    "p_m, adjusted_m",
+    [
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.04, 0.03], [0.06, 0.06]),  # 0.04 alone would do, but the smaller is not rejected
+        ([0.9, 0.8], [1.0, 1.0]),
+    ],
+)
+def test_holms_correction_by_hand(p_m, adjusted_m):
+    assert holm(p_m).tolist() == pytest.approx(adjusted_m)
 
 
 def test_the_p_value_is_below_one_in_twenty_where_the_interval_leaves_out_0():
@@ -150,6 +155,13 @@ def test_the_p_value_is_below_one_in_twenty_where_the_interval_leaves_out_0():
         small.append(p_value(mean, (25,)) <= 0.05)
     assert sum(a != b for a, b in zip(left_out, small)) <= 1 and 0 < sum(small) < 30
     assert p_value(lambda weights: 0.0 * weights.sum(-1), (25,)) == 1.0
+
+
+@pytest.mark.parametrize("unit", [2**-10, 2**10])
+def test_the_p_value_has_no_unit(unit):
+    values = np.random.default_rng(4).normal(0.4, 1, 25)
+    expected = p_value(mean_of(values), (25,))
+    assert 0.001 < expected < 0.5 and p_value(mean_of(unit * values), (25,)) == expected
 
 
 def test_means_by_prompt():

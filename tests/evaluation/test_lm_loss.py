@@ -136,18 +136,16 @@ def test_a_pass_resumed_at_a_block_is_the_whole_one_bit_for_bit_and_computes_not
 def test_an_edit_ends_with_its_context_even_after_an_error():
     model, ids = tiny().model, torch.tensor([[1, 7, 8]])
     before = model(ids).logits
-    with pytest.raises(ZeroDivisionError):
-        with llm.edited_block(model, 1, lambda h_btd: h_btd / (1 // 0)):
-            model(ids)
-    message = r"the edit of block 1 gives shape \(1, 2, 16\): expected \(1, 3, 16\)"
-    with pytest.raises(ValueError, match=message):
-        with llm.edited_block(model, 1, lambda h_btd: h_btd[:, 1:]):
+    shape = r"the edit of block 1 gives shape \(1, 2, 16\): expected \(1, 3, 16\)"
+    for layer, edit, error, said in (
+        (1, lambda h_btd: h_btd / (1 // 0), ZeroDivisionError, "zero"),
+        (1, lambda h_btd: h_btd[:, 1:], ValueError, shape),
+        (3, lambda h_btd: h_btd, ValueError, "layer 3: this model has 3 blocks"),
+    ):
+        with pytest.raises(error, match=said), llm.edited_block(model, layer, edit):
             model(ids)
     assert not any(block._forward_hooks for block in llm.residual_blocks(model))
     assert torch.equal(model(ids).logits, before)
-    with pytest.raises(ValueError, match="layer 3: this model has 3 blocks"):
-        with llm.edited_block(model, 3, lambda h_btd: h_btd):
-            pass
 
 
 def test_an_edit_keeps_tuples_and_dtype():
@@ -160,10 +158,8 @@ def test_an_edit_keeps_tuples_and_dtype():
     with llm.edited_block(model, 0, lambda h_btd: 2 * h_btd.double()):
         edited, rest = model.blocks[0](torch.ones(1, 2, 3, dtype=torch.bfloat16))
         untouched, _ = model.blocks[1](torch.ones(1, 2, 3))
-    assert edited.dtype == torch.bfloat16
-    assert (edited == 4).all()
-    assert rest == "kept"
-    assert (untouched == 2).all()
+    assert edited.dtype == torch.bfloat16 and rest == "kept"
+    assert (edited == 4).all() and (untouched == 2).all()
 
 
 @pytest.mark.parametrize("architecture", SIZES)
@@ -177,29 +173,19 @@ def test_text_is_generated_under_an_edit_with_a_cache_as_without(architecture):
 
 
 def test_windows_are_spread_over_documents_and_smaller_choices_are_part_of_larger_ones():
-    windows = [
-        window(10, document, start)
-        for document, n in enumerate((9, 2, 1, 5))
-        for start in range(0, 10 * n, 10)
-    ]
+    counts = enumerate((9, 2, 1, 5))
+    windows = [window(10, i, start) for i, n in counts for start in range(0, 10 * n, 10)]
     windows.append(window(1, 2, 10))  # has no prediction
+    choices = set()
     for seed in range(5):
         chosen = spread_windows(windows, 75, seed)
-        assert len(chosen) == 7
         assert {w.document for w in chosen[:4]} == {0, 1, 2, 3}
         assert {w.document for w in chosen[4:]} == {0, 1, 3}
-        assert len({(w.document, w.start) for w in chosen}) == 7
+        assert len(chosen) == len({(w.document, w.start) for w in chosen}) == 7
         again = spread_windows(windows, 45, seed)
         assert all(a is b for a, b in zip(again, chosen)) and len(again) == 4
-    assert (
-        len(
-            {
-                tuple((w.document, w.start) for w in spread_windows(windows, 40, seed))
-                for seed in range(5)
-            }
-        )
-        > 1
-    )
+        choices.add(tuple((w.document, w.start) for w in again))
+    assert len(choices) > 1
     assert len(spread_windows(windows, 10**6, 0)) == 17
     with pytest.raises(ValueError, match="windows of 19 tokens come from 1 documents"):
         spread_windows(windows, 19, 0)
@@ -219,45 +205,35 @@ def test_noise_depends_on_window_and_level_alone():
 def test_methods_see_standardised_noisy_activations():
     normaliser = Normaliser(torch.full((1, 16), 2.0), torch.full((1, 16), 4.0))
     h_nd, noise_nd = torch.full((3, 16), 10.0), torch.ones(3, 16)
-    seen = []
-    replaced = denoised(
-        lambda x_nd, sigma: seen.append((x_nd, sigma)) or x_nd, 0.25, noise_nd, normaliser
-    )(h_nd)
-    assert seen[0][1] == 0.25
-    assert torch.allclose(seen[0][0], torch.tensor(0.75 * 2 + 0.25))
+
+    def method(x_nd, sigma):
+        assert sigma == 0.25 and torch.allclose(x_nd, torch.tensor(0.75 * 2 + 0.25))
+        return x_nd
+
+    replaced = denoised(method, 0.25, noise_nd, normaliser)(h_nd)
     assert torch.allclose(replaced, torch.tensor(9.0))
     assert torch.allclose(reconstructed(lambda z_nd: 0 * z_nd, normaliser)(h_nd), torch.tensor(2.0))
 
 
 def test_windows_and_activations_are_those_of_the_store(tmp_path):
     lm = tiny()
-    texts = [
-        Document(str(i), "".join(map(chr, np.random.default_rng(i).integers(60, 120, 40 + 7 * i))))
-        for i in range(6)
-    ]
-    plan = plan_extraction(
-        texts, ["train", "test", "train", "validation", "test", "train"], lm, 1, window=16
-    )
-    write_store(
-        plan,
-        lm,
-        tmp_path / "a",
-        attributes={"model": lm.identity, "corpus": "c", "window": plan.window},
-        progress=False,
-    )
+    draws = (np.random.default_rng(i).integers(60, 120, 40 + 7 * i) for i in range(6))
+    texts = [Document(str(i), "".join(map(chr, drawn))) for i, drawn in enumerate(draws)]
+    splits = ["train", "test", "train", "validation", "test", "train"]
+    plan = plan_extraction(texts, splits, lm, 1, window=16)
+    attributes = {"model": lm.identity, "corpus": "c", "window": plan.window}
+    write_store(plan, lm, tmp_path / "a", attributes=attributes, progress=False)
     store = ActivationStore(tmp_path / "a")
     windows = stored_windows(store, "test")
-    expected = [w for w in plan.windows if plan.documents[w.document].split == "test"]
-    assert [(w.document, w.start, w.token_ids.tolist(), w.ends_document) for w in windows] == [
-        (w.document, w.start, w.token_ids.tolist(), w.ends_document) for w in expected
-    ]
-    assert len(windows) == 4 + 5
-    chosen = spread_windows(windows, 60, 0)
-    assert torch.allclose(
-        SplicedModel(lm, 1, chosen, Normaliser.of(store)).h_nd,
-        stored_activations(store, chosen),
-        atol=1e-5,
+    planned = [w for w in plan.windows if plan.documents[w.document].split == "test"]
+    found, expected = (
+        [(w.document, w.start, w.token_ids.tolist(), w.ends_document) for w in one]
+        for one in (windows, planned)
     )
+    assert found == expected and len(windows) == 4 + 5
+    chosen = spread_windows(windows, 60, 0)
+    read = SplicedModel(lm, 1, chosen, Normaliser.of(store)).h_nd
+    assert torch.allclose(read, stored_activations(store, chosen), atol=1e-5)
 
 
 def test_effects_are_sums_by_document(monkeypatch):
@@ -292,9 +268,8 @@ def test_effects_are_sums_by_document(monkeypatch):
     row = effects.row(("b", 0.5))
     values = [row[key] for key in ("method", "sigma", "delta", "fvu", "recovered")]
     assert values == pytest.approx(["b", 0.5, 14 / 31, 0.4, 1 - 14 / 40])
-    for value, interval in zip(
-        ("delta", "fvu", "recovered"), ("ci95", "fvu_ci95", "recovered_ci95")
-    ):
+    intervals = {"delta": "ci95", "fvu": "fvu_ci95", "recovered": "recovered_ci95"}
+    for value, interval in intervals.items():
         assert row[interval][0] <= row[value] <= row[interval][1]
     found = effects.reduction("a", "b", [0.5])
     assert (found["reduction"], found["loss_reduction"]) == pytest.approx((1 - 3 / 14, 0.75))

@@ -46,7 +46,9 @@ def test_all_methods_see_the_same_tokens_and_noise_and_what_slow_ones_see_is_par
     full, common = found.by_document(DOCUMENTS, ["a"]), found.by_document(DOCUMENTS)
     assert np.array_equal(common.sums["a"], common.sums["b"]) and set(full.sums) == {"a"}
     assert (full.counts_ld.sum(), common.counts_ld.sum()) == (30_000, 10_000)
-    assert (common.counts_ld <= full.counts_ld).all()
+    for level, rows_n in enumerate(found.rows_ln):
+        expected = np.bincount(DOCUMENTS[rows_n[::3]], minlength=6)
+        assert np.array_equal(common.counts_ld[level], expected), "of the draws both have seen"
     again = evaluate({"a": standard_normal(5)}, tokens, objective, per_level=300, seed=0)
     assert np.array_equal(again.sums["a"], full.sums["a"])
     third = evaluate({"b": standard_normal(5)}, tokens, objective, per_level=300, seed=0, every=3)
@@ -71,9 +73,8 @@ def test_masked_tokens_are_left_out_of_the_same_draws(tokens):
     """With them and without add up to all; what is left has the loss of its own tokens, not that of others drawn in their place."""
     methods, mask = {"a": Scaled(0.3), "zero": Scaled(0.0)}, np.arange(3000) % 7 != 0
     options = {"objective": "flow_velocity", "per_level": 3000, "seed": 0}
-    whole, kept, rest = (
-        evaluate(methods, tokens, mask=one, **options) for one in (None, mask, ~mask)
-    )
+    masks = (None, mask, ~mask)
+    whole, kept, rest = (evaluate(methods, tokens, mask=one, **options) for one in masks)
     both = kept + rest
     assert np.array_equal(both.counts_ld, whole.counts_ld)
     assert all(np.allclose(both.sums[name], whole.sums[name], rtol=1e-12) for name in methods)
@@ -92,10 +93,8 @@ def test_impossible_numbers_of_tokens_are_refused(tokens):
     for every in (7, 0):
         with pytest.raises(ValueError, match=f"300 tokens a level, every {every}th for a"):
             evaluate(one, tokens, "flow_velocity", per_level=300, seed=0, every=every)
-    two = {"a": Scaled(1.0), "b": Scaled(1.0)}
-    found = grid_losses(
-        two, tokens.z, "flow_velocity", per_level=300, seed=0, every={"a": 2, "b": 3}
-    )
+    two, every = {"a": Scaled(1.0), "b": Scaled(1.0)}, {"a": 2, "b": 3}
+    found = grid_losses(two, tokens.z, "flow_velocity", per_level=300, seed=0, every=every)
     with pytest.raises(ValueError, match="a saw every 2th draw, another method every 3th"):
         found.by_document(DOCUMENTS)
     assert found.by_document(DOCUMENTS, ["a"]).counts_ld.sum() == 15_000
@@ -131,11 +130,8 @@ def test_a_method_against_itself_is_reduced_by_exactly_nothing(tokens):
 def test_rows_by_hand():
     """Five documents of 2, 1, 1, 1, 1 tokens at two levels: means over tokens, and over documents."""
     method = np.array([[4.0, 2, 2, 2, 2], [1, 1, 1, 1, 1]])
-    losses = Losses(
-        np.array([0.01, 0.5]),
-        {"m": method, "b": 2 * method},
-        np.array([[2.0, 1, 1, 1, 1], [2, 1, 1, 1, 1]]),
-    )
+    counts = np.array([[2.0, 1, 1, 1, 1], [2, 1, 1, 1, 1]])
+    losses = Losses(np.array([0.01, 0.5]), {"m": method, "b": 2 * method}, counts)
     row = loss_rows(losses, "o", {"m": {"parameters": 1}, "b": {}})[0]
     assert row["loss"] == pytest.approx((12 / 6 + 5 / 6) / 2)
     assert row["loss_without_sigma_below_0.05"] == pytest.approx(5 / 6)
@@ -150,14 +146,9 @@ def test_a_floor_is_a_loss_per_token_in_the_interval_too():
     """Where every document's loss lies half as far above the floor as the baseline's does, whatever its length, the interval is ½ alone."""
     counts_d, theirs_d = np.array([10.0, 300, 20, 4, 77]), np.array([1.5, 2.0, 1.1, 3.0, 1.7])
     floor = 0.6
-    losses = Losses(
-        np.array([0.5]),
-        {
-            "m": ((floor + (theirs_d - floor) / 2) * counts_d)[None],
-            "b": (theirs_d * counts_d)[None],
-        },
-        counts_d[None],
-    )
+    ours_d = floor + (theirs_d - floor) / 2
+    sums = {"m": (ours_d * counts_d)[None], "b": (theirs_d * counts_d)[None]}
+    losses = Losses(np.array([0.5]), sums, counts_d[None])
     assert reduction_interval(losses, "m", "b", floor) == pytest.approx((0.5, 0.5))
     low, high = reduction_interval(losses, "m", "b")
     assert low < high < 0.5
@@ -167,15 +158,13 @@ def test_the_interval_of_a_loss_holds_its_mean_and_no_document_is_counted_that_h
     z = torch.randn(600, 4, generator=torch.Generator().manual_seed(3))
     z *= torch.linspace(0.5, 1.5, 600)[:, None]
     document = np.repeat(np.array([0, 1, 2, 3, 4, 7]), (50, 50, 80, 100, 120, 200))
-    losses = evaluate(
-        {"a": standard_normal(4)}, tokens_of(z, document), "flow_velocity", per_level=60, seed=0
+    # the second as in a store, after the training documents
+    losses, counted_on = (
+        evaluate({"a": standard_normal(4)}, tokens_of(z, one), GRID[0], per_level=60, seed=0)
+        for one in (document, document + 11)
     )
     found = losses.by_document("a")
     low, high = loss_interval(losses, "a")
-    as_in_a_store = tokens_of(z, document + 11)  # after the training documents
-    counted_on = evaluate(
-        {"a": standard_normal(4)}, as_in_a_store, "flow_velocity", per_level=60, seed=0
-    )
     assert np.array_equal(counted_on.sums["a"], losses.sums["a"])
     assert losses.counts_ld.shape == (100, 8) and len(found.counts_d) == 6
     assert low < found.mean < high and found.mean == pytest.approx(losses.mean("a"))

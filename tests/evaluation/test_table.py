@@ -57,10 +57,8 @@ def test_without_groups_the_interval_is_by_row_and_the_table_says_so(table):
     methods = {"mixture": fitted("mixture")}
     rows = mmlib.evaluate(methods, H, **QUICK)
     assert set(rows["interval_by"]) == {"row"}
-    assert (
-        rows.attrs["interval"]
-        == "95 %, by row: 600 rows, no groups were given, in 100 random blocks"
-    )
+    said = "95 %, by row: 600 rows, no groups were given, in 100 random blocks"
+    assert rows.attrs["interval"] == said
     expected = table.loc["mixture", "velocity_loss"]
     assert rows.loc["mixture", "velocity_loss"] == pytest.approx(expected)
 
@@ -84,18 +82,16 @@ def test_every_method_sees_the_same_noise_and_none_can_change_it():
             (x.square().sum()).backward()
         return 0 * x.grad
 
-    unit = fitted("gaussian")
-    table = mmlib.evaluate(
-        {"spoil": spoil, "watch": watch}, H, standardise=unit, baseline=None, **QUICK
-    )
+    options = {"standardise": fitted("gaussian"), "baseline": None, **QUICK}
+    table = mmlib.evaluate({"spoil": spoil, "watch": watch}, H, **options)
     assert len(seen) == 400 and seen[0][0] == 0.005
     for (sigma, first), (other, second) in zip(seen[::2], seen[1::2]):
         assert sigma == other and torch.equal(first, second)
     assert table.loc["spoil", "velocity_loss"] == table.loc["watch", "velocity_loss"]
     assert "velocity_reduction" not in table
-    again = mmlib.evaluate({"zero": zero}, H, standardise=unit, baseline=None, **QUICK)
+    again = mmlib.evaluate({"zero": zero}, H, **options)
     assert again.loc["zero", "epsilon_loss"] == table.loc["watch", "epsilon_loss"]
-    other = mmlib.evaluate({"zero": zero}, H, standardise=unit, baseline=None, seed=1, **QUICK)
+    other = mmlib.evaluate({"zero": zero}, H, seed=1, **options)
     assert other.loc["zero", "epsilon_loss"] != again.loc["zero", "epsilon_loss"]
 
 
@@ -110,34 +106,27 @@ def test_methods_of_different_standardisations_are_refused():
     assert list(table.index) == ["one", "gaussian"]
 
 
+OTHER = Normaliser(torch.full((1, D), 30.0), torch.full((1, D), 9.0))
+
+
 @pytest.mark.parametrize(
     "methods, options, said",
     [
         ({}, {}, "no methods"),
         ({"zero": zero}, {}, "nothing says how to standardise h"),
-        (
-            {"zero": zero},
-            {"standardise": Normaliser(torch.full((1, D), 30.0), torch.full((1, D), 9.0))},
-            "knows its Gaussian",
-        ),
+        ({"zero": zero}, {"standardise": OTHER}, "knows its Gaussian"),
         ({"pca": fitted("pca")}, {"baseline": "sae"}, "baseline 'sae': expected one of pca"),
         ({"pca": fitted("pca")}, {"h": H[:, :3]}, "h is 3 wide: expected 12"),
         ({"pca": fitted("pca")}, {"h": fitted("pca").standardise(H)}, "scale of standardised"),
         ({"pca": fitted("pca")}, {"groups": ["a"]}, "an id for each of 600 rows"),
-        (
-            {"pca": fitted("pca"), "flat": lambda x, sigma: x[:, 0]},
-            {},
-            "'flat' gives torch.float32 of shape",
-        ),
-        (
-            {"pca": fitted("pca"), "lost": lambda x, sigma: x / 0},
-            {},
-            "'lost' gives NaN or infinity at σ = 0.0050",
-        ),
-        ({"pca": fitted("pca"), "ints": lambda x, sigma: x.long()}, {}, "'ints' gives torch.int64"),
+        ({"flat": lambda x, sigma: x[:, 0]}, None, "'flat' gives torch.float32 of shape"),
+        ({"lost": lambda x, sigma: x / 0}, None, "'lost' gives NaN or infinity at σ = 0.0050"),
+        ({"ints": lambda x, sigma: x.long()}, None, "'ints' gives torch.int64"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(methods, options, said):
+    if options is None:
+        options = {"standardise": OTHER, "baseline": None}
     with pytest.raises(ValueError, match=said):
         mmlib.evaluate(methods, **{"h": H, **QUICK, **options})
 

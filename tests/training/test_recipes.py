@@ -24,18 +24,13 @@ def saved(folder, store, seed, **changes):
 
 
 def test_a_meta_model_is_chosen_by_recipe_folder_or_default(run, store, tmp_path):
-    x = torch.randn(3, 8)
-    kept = {
-        name: saved(run.data / name, store, seed) for seed, name in enumerate(("gated_mlp", "mlp"))
-    }
-    kept["folder"] = saved(tmp_path / "mine", store, 5)
-    for asked, name in (
-        (None, "gated_mlp"),
-        ("gated_mlp", "gated_mlp"),
-        ("mlp", "mlp"),
-        (str(tmp_path / "mine"), "folder"),
-    ):
-        assert torch.equal(chosen_meta_model(run, asked, store)(x, 0.5), kept[name](x, 0.5))
+    x, mine = torch.randn(3, 8), str(tmp_path / "mine")
+    gated = saved(run.data / "gated_mlp", store, 0)(x, 0.5)
+    mlp, own = (
+        saved(folder, store, 1 + i)(x, 0.5) for i, folder in enumerate((run.data / "mlp", mine))
+    )
+    for asked, expected in ((None, gated), ("gated_mlp", gated), ("mlp", mlp), (mine, own)):
+        assert torch.equal(chosen_meta_model(run, asked, store)(x, 0.5), expected)
     saved(tmp_path / "published", store, 6, documents="")
     # does not say what it was trained on
     assert chosen_meta_model(run, str(tmp_path / "published"), store).documents == ""
@@ -63,14 +58,11 @@ def test_a_meta_model_that_does_not_fit_the_store_is_refused(run, store, tmp_pat
 )
 def test_an_untrained_model_has_the_architecture_and_random_weights(network, store):
     model = MetaModel.for_store(network, "flow_velocity", store)
-    fresh, again = (recipes.untrained(model, seed) for seed in (0, 0))
-    names = {name: value.shape for name, value in network.state_dict().items()}
-    assert {name: value.shape for name, value in fresh.network.state_dict().items()} == names
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(fresh.network.state_dict().values(), again.network.state_dict().values())
-    )
-    assert any(
-        not torch.equal(a, b) for a, b in zip(fresh.network.parameters(), network.parameters())
-    )
-    assert fresh.layers == model.layers
+    fresh, again = (recipes.untrained(model, 0).network.state_dict() for _ in range(2))
+    trained = network.state_dict()
+    assert {name: value.shape for name, value in fresh.items()} == {
+        name: value.shape for name, value in trained.items()
+    }
+    assert all(torch.equal(value, again[name]) for name, value in fresh.items())
+    assert any(not torch.equal(value, trained[name]) for name, value in fresh.items())
+    assert recipes.untrained(model, 0).layers == model.layers

@@ -28,17 +28,8 @@ from mmlib.evaluation.losses import evaluate
 from mmlib.training.recipe import Recipe, Training, learning_rate, new_model
 from mmlib.training.train import TrainingDiverged, TrainingRun, step_generator, train
 
-SETTINGS = Training(
-    "flow_velocity",
-    steps=12,
-    batch=64,
-    lr=1e-3,
-    validate_every=4,
-    save_every=4,
-    log_every=2,
-    bf16=False,
-    keep=(("early", 4),),
-)
+EVERY = {"validate_every": 4, "save_every": 4, "log_every": 2, "keep": (("early", 4),)}
+SETTINGS = Training("flow_velocity", steps=12, batch=64, lr=1e-3, bf16=False, **EVERY)
 
 
 class Killed(RuntimeError):
@@ -68,13 +59,21 @@ def begun(model, store, settings, folder):
     return TrainingRun(model, settings, held_out(model, store), folder, 0, "", None)
 
 
-def run(store, folder, settings=SETTINGS, kill_at=None, objective="flow_velocity", network=None):
-    model = fresh(store, network, objective)
-    validation = held_out(model, store)
-    log = train(
-        model, settings, batches(store, settings.batch, kill_at), validation, folder, seed=0
-    )
-    return model, log
+def run(store, folder, settings=SETTINGS, kill_at=None, model=None, **changes):
+    """Train a model on the store's training documents; gives it and its log."""
+    settings, model = dataclasses.replace(settings, **changes), model or fresh(store)
+    source = batches(store, settings.batch, kill_at)
+    return model, train(model, settings, source, held_out(model, store), folder, seed=0)
+
+
+def cut(store, folder, kill_at, **changes):
+    """A training that ends before that batch."""
+    with pytest.raises(Killed):
+        run(store, folder, kill_at=kill_at, **changes)
+
+
+def steps(log):
+    return [entry["step"] for entry in log]
 
 
 def weights(model):
@@ -88,11 +87,9 @@ def test_the_averaged_weights_are_those_of_diffusers(store, tmp_path):
     for _ in range(12):
         one.advance(given)
         theirs.step(one.parameters)
-    for ours, average, parameter in zip(
-        one.ema.shadow_params, theirs.shadow_params, one.parameters
-    ):
+    for ours, average, last in zip(one.ema.shadow_params, theirs.shadow_params, one.parameters):
         assert torch.allclose(ours, average, rtol=0, atol=1e-6)
-        assert not torch.allclose(ours, parameter, rtol=0, atol=1e-3)
+        assert not torch.allclose(ours, last, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("clip", [0.05, 1e3], ids=["clipped", "as_it_is"])
@@ -112,15 +109,10 @@ def test_gradients_are_clipped_as_by_torch(store, tmp_path, clip):
 @pytest.mark.parametrize("kill_at", [2, 4, 7, 11])
 def test_killed_and_resumed_ends_bit_identical(store, tmp_path, kill_at):
     whole, whole_log = run(store, tmp_path / "whole")
-    with pytest.raises(Killed):
-        run(store, tmp_path / "cut", kill_at=kill_at)
-    resumed, resumed_log = run(store, tmp_path / "cut")
+    cut(store, tmp_path / "cut", kill_at)
+    resumed, log = run(store, tmp_path / "cut")
     assert torch.equal(weights(whole), weights(resumed))
-
-    def without_times(log):
-        return [{k: v for k, v in entry.items() if k != "seconds"} for entry in log]
-
-    assert without_times(whole_log) == without_times(resumed_log)
+    assert [e | {"seconds": 0} for e in whole_log] == [e | {"seconds": 0} for e in log]
     assert not (tmp_path / "cut" / "state.pt").exists()
 
 
@@ -167,8 +159,8 @@ def test_killed_at_random_moments_and_resumed_ends_bit_identical(
     path = make_store(dtype="float32")[0]
     seed = random.randrange(10**6)
     draw = random.Random(seed)
-    steps = sorted(draw.randrange(8, LONG.steps) for _ in range(pytestconfig.getoption("faults")))
-    moments = [part for step in steps for part in (step, draw.uniform(0, 0.03))]
+    kills = sorted(draw.randrange(8, LONG.steps) for _ in range(pytestconfig.getoption("faults")))
+    moments = [part for step in kills for part in (step, draw.uniform(0, 0.03))]
     code = "import sys, test_train; test_train.killed_again_and_again(*sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, (path, tmp_path / "cut", *moments))],
@@ -177,41 +169,31 @@ def test_killed_at_random_moments_and_resumed_ends_bit_identical(
         env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("resuming at step") == len(steps) - 1
+    assert done.stdout.count("resuming at step") == len(kills) - 1
     store = ActivationStore(path)
     _, log = run(store, tmp_path / "cut", LONG)
     assert "resuming at step" in capsys.readouterr().out
     _, whole_log = run(store, tmp_path / "whole", LONG)
-    whole, cut = (
-        (tmp_path / name / "network" / "diffusion_pytorch_model.safetensors").read_bytes()
-        for name in ("whole", "cut")
-    )
-    assert whole == cut, f"kills drawn with seed {seed}"
-    assert [(e["step"], e["loss"]) for e in whole_log] == [(e["step"], e["loss"]) for e in log], (
-        f"kills drawn with seed {seed}"
-    )
+    file = "network/diffusion_pytorch_model.safetensors"
+    whole, resumed = ((tmp_path / name / file).read_bytes() for name in ("whole", "cut"))
+    assert whole == resumed, f"kills drawn with seed {seed}"
+    losses, again = ([(e["step"], e["loss"]) for e in one] for one in (whole_log, log))
+    assert losses == again, f"kills drawn with seed {seed}"
 
 
 def test_divergence_names_the_step(store, tmp_path):
     with pytest.raises(TrainingDiverged, match="loss (nan|inf) at step .* of 12"):
-        run(store, tmp_path, dataclasses.replace(SETTINGS, lr=1e30, clip=1e30))
+        run(store, tmp_path, lr=1e30, clip=1e30)
 
 
-STUCK = dataclasses.replace(
-    SETTINGS, steps=1000, lr=1e-9, log_every=20, validate_every=1000, save_every=1000, keep=()
-)
-
-
-def test_a_training_that_does_not_learn_is_stopped(store, tmp_path):
+def test_a_training_that_does_not_learn_is_stopped_unless_told_otherwise(store, tmp_path):
     """Weights that hardly move keep the loss of the beginning, which is above the mean predictor's."""
+    stuck = {"lr": 1e-9, "log_every": 20, "save_every": 1000, "keep": ()}
     message = "at step [45]\\d\\d of 1000: for 250 steps it has been above"
     with pytest.raises(TrainingDiverged, match=message):
-        run(store, tmp_path, STUCK)
-
-
-def test_a_slow_training_may_be_told_not_to_give_up(store, tmp_path):
-    settings = dataclasses.replace(STUCK, steps=520, validate_every=520, stop_if_stuck=False)
-    assert run(store, tmp_path, settings)[1][-1]["step"] == 520
+        run(store, tmp_path / "stopped", steps=1000, validate_every=1000, **stuck)
+    patient = {"steps": 520, "validate_every": 520, "stop_if_stuck": False}
+    assert steps(run(store, tmp_path / "patient", **stuck, **patient)[1])[-1] == 520
 
 
 def test_one_denoiser_is_trained_on_several_layers(make_store, tmp_path):
@@ -222,29 +204,22 @@ def test_one_denoiser_is_trained_on_several_layers(make_store, tmp_path):
     ]
     torch.manual_seed(0)
     model = MetaModel.for_store(MLPDenoiser(4, 32, 64, 2, 3), "flow_velocity", *stores)
-    validation = model.normaliser(
-        torch.stack([store.read(store.rows("validation")) for store in stores])
-    )
-    settings = dataclasses.replace(
-        SETTINGS, steps=150, batch=256, lr=3e-3, levels=64, validate_every=50, ema=0.95, keep=()
-    )
+    h = torch.stack([store.read(store.rows("validation")) for store in stores])
+    changes = {"steps": 150, "batch": 256, "lr": 3e-3, "validate_every": 50, "ema": 0.95}
+    settings = dataclasses.replace(SETTINGS, levels=64, keep=(), **changes)
 
     def source(start):
         return multi_layer_batches(stores, "train", 256, 0, start=start)
 
-    log = train(model, settings, source, validation, tmp_path, seed=0)
+    log = train(model, settings, source, model.normaliser(h), tmp_path, seed=0)
     assert log[-1]["validation_loss"] < log[0]["loss"] - 0.1
     assert MetaModel.from_pretrained(tmp_path).layers == (0, 2)
 
 
-def test_a_linear_skip_needs_its_gaussian(make_store):
-    store = ActivationStore(make_store(dtype="float32", d=4)[0])
-    gaussian = PrincipalComponents.fit(
-        Normaliser.of(store)(store.read(store.rows("train")))
-    ).gaussian()
-    recipe = Recipe(
-        MLPSize(1, 16, 32), dataclasses.replace(SETTINGS, steps=2, keep=()), linear_skip=True
-    )
+def test_a_linear_skip_needs_its_gaussian(store):
+    z = Normaliser.of(store)(store.read(store.rows("train")))
+    gaussian = PrincipalComponents.fit(z).gaussian()
+    recipe = Recipe(MLPSize(1, 16, 32), SETTINGS, linear_skip=True)
     network = new_model(recipe, Origin.of(store), 0, gaussian).network
     assert torch.equal(network.eigenvalues_d, gaussian.eigenvalues_d)
     assert not any(p.shape == network.basis_dd.shape for p in network.parameters())
@@ -280,40 +255,34 @@ def test_a_tracker_gets_the_log(store, tmp_path):
             self.seen.append((step, values))
 
     model = fresh(store)
-    validation = held_out(model, store)
-    log = train(
-        model, SETTINGS, batches(store), validation, tmp_path / "run", seed=0, tracker=Recorder()
-    )
-    assert [step for step, _ in Recorder.seen] == [entry["step"] for entry in log]
+    given = (model, SETTINGS, batches(store), held_out(model, store))
+    log = train(*given, tmp_path / "run", seed=0, tracker=Recorder())
+    assert [step for step, _ in Recorder.seen] == steps(log)
     assert Recorder.seen[-1][1]["loss"] == log[-1]["loss"]
     with pytest.raises(ValueError, match="install its package"):
-        other, tracker = tmp_path / "other", "tensorboard"
-        train(fresh(store), SETTINGS, batches(store), validation, other, seed=0, tracker=tracker)
+        train(*given, tmp_path / "other", seed=0, tracker="tensorboard")
 
 
 def test_a_state_of_an_older_training_is_not_taken_up_after_another_began(store, tmp_path, capsys):
-    with pytest.raises(Killed):
-        run(store, tmp_path, kill_at=9)
-    with pytest.raises(Killed):
-        run(store, tmp_path, dataclasses.replace(SETTINGS, lr=2e-3), kill_at=1)
+    cut(store, tmp_path, kill_at=9)
+    cut(store, tmp_path, kill_at=1, lr=2e-3)
     assert "another configuration" in capsys.readouterr().out
-    _, log = run(store, tmp_path)
-    assert [entry["step"] for entry in log] == [2, 4, 6, 8, 10, 12]
+    assert steps(run(store, tmp_path)[1]) == [2, 4, 6, 8, 10, 12]
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(store, tmp_path):
     model = fresh(store)
     model.network.in_proj.weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(TrainingDiverged, match="gradient norm nan at step 1"):
-        train(model, SETTINGS, batches(store), held_out(model, store), tmp_path, seed=0)
+        run(store, tmp_path, model=model)
     assert weights(model).isfinite().all()
 
 
-def test_a_compiled_network_trains(make_store, tmp_path, monkeypatch):
-    whole, compiled = ActivationStore(make_store(dtype="float32")[0]), torch.compile
+def test_a_compiled_network_trains(store, tmp_path, monkeypatch):
+    compiled = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="eager"))
-    model, _ = run(whole, tmp_path / "compiled", dataclasses.replace(SETTINGS, compile=True))
-    plain, _ = run(whole, tmp_path / "plain")
+    model, _ = run(store, tmp_path / "compiled", compile=True)
+    plain, _ = run(store, tmp_path / "plain")
     assert torch.allclose(weights(model), weights(plain), atol=1e-5)
 
 
@@ -340,34 +309,24 @@ def test_store_of_other_documents_is_refused_unless_asked_for(store, make_store)
 
 
 def test_a_cut_last_line_of_the_log_does_not_stop_a_resume(store, tmp_path):
-    with pytest.raises(Killed):
-        run(store, tmp_path, kill_at=6)
+    cut(store, tmp_path, kill_at=6)
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"step": 6, "los')
-    _, log = run(store, tmp_path)
-    assert [entry["step"] for entry in log] == [2, 4, 6, 8, 10, 12]
+    assert steps(run(store, tmp_path)[1]) == [2, 4, 6, 8, 10, 12]
 
 
 def test_a_fresh_training_forgets_the_copies_of_an_earlier_one(store, tmp_path):
     run(store, tmp_path)
-    with pytest.raises(Killed):
-        run(store, tmp_path, dataclasses.replace(SETTINGS, lr=2e-3), kill_at=2)
+    cut(store, tmp_path, kill_at=2, lr=2e-3)
     for folder in (tmp_path, tmp_path / "early"):
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError, match="03_train_meta_model"):
             MetaModel.from_pretrained(folder)
-
-
-def test_missing_checkpoint_names_the_notebook(tmp_path):
-    with pytest.raises(FileNotFoundError, match="03_train_meta_model"):
-        MetaModel.from_pretrained(tmp_path)
 
 
 def test_learning_rate_by_hand():
     settings = Training("flow_velocity", steps=100, batch=1, lr=1.0, warmup=0.1, final_lr=0.2)
-    assert learning_rate(0, settings) == pytest.approx(0.1)
-    assert learning_rate(9, settings) == pytest.approx(1.0)
-    assert learning_rate(55, settings) == pytest.approx(0.6)
-    assert learning_rate(100, settings) == pytest.approx(0.2)
+    rates = [learning_rate(step, settings) for step in (0, 9, 55, 100)]
+    assert rates == pytest.approx([0.1, 1.0, 0.6, 0.2])
 
 
 @pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
@@ -376,12 +335,10 @@ def test_a_small_network_approaches_but_never_beats_the_gaussian_on_gaussian_dat
 ):
     """The optimal denoiser of Gaussian data is known in closed form: a trained network must end just above its loss."""
     store = ActivationStore(make_store(rows=(20_000, 5000, 10), d=4, dtype="float32")[0])
-    settings = Training(
-        objective, steps=400, batch=512, lr=3e-3, bf16=False, validate_every=400, ema=0.98
-    )
-    model, _ = run(
-        store, tmp_path, settings, objective=objective, network=MLPDenoiser(4, 32, 64, 2)
-    )
+    steps = {"steps": 400, "validate_every": 400}
+    settings = Training(objective, batch=512, lr=3e-3, bf16=False, ema=0.98, **steps)
+    model = fresh(store, MLPDenoiser(4, 32, 64, 2), objective)
+    run(store, tmp_path, settings, model=model)
     z = Normaliser.of(store)(store.read(store.rows("validation")))
     optimum = PrincipalComponents.fit(z).gaussian().expected_loss(objective, z)
     tokens = tokens_of(z, torch.zeros(len(z), dtype=int).numpy())
@@ -393,11 +350,10 @@ def test_a_small_network_approaches_but_never_beats_the_gaussian_on_gaussian_dat
 
 def test_the_saved_model_reproduces_the_last_logged_validation_loss(store, tmp_path):
     """It is saved with the averaged weights, which that loss is of, and not with those of the last step."""
-    settings = dataclasses.replace(SETTINGS, lr=0.05, ema=0.9)
-    model, log = run(store, tmp_path, settings)
+    model, log = run(store, tmp_path, lr=0.05, ema=0.9)
     again = MetaModel.from_pretrained(tmp_path)
     z, generator = held_out(model, store), step_generator(0, 2**31)
-    parts = z.split(settings.batch)
+    parts = z.split(SETTINGS.batch)
     with torch.inference_mode():
         losses = [again.loss(part, generator).item() * len(part) for part in parts]
     assert sum(losses) / len(z) == pytest.approx(log[-1]["validation_loss"], rel=1e-5)
@@ -436,9 +392,8 @@ def test_the_second_moment_of_adamw_decays_as_asked(store, tmp_path, beta2):
     settings = dataclasses.replace(SETTINGS, beta2=beta2, ema=0.0, clip=1e9, lr=0.01, keep=())
     model, _ = run(store, tmp_path, settings)
     plain, given = fresh(store), batches(store)(0)
-    optimizer = torch.optim.AdamW(
-        plain.network.parameters(), betas=(0.9, beta2), weight_decay=settings.weight_decay
-    )
+    own = {"betas": (0.9, beta2), "weight_decay": settings.weight_decay}
+    optimizer = torch.optim.AdamW(plain.network.parameters(), **own)
     for step in range(settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)

@@ -25,11 +25,9 @@ def training(result: dict) -> Figure:
         top = (3 if "unet" in names else 1.35) * references["mean"]
         row[0].set(ylim=(0.95 * min(references["gaussian"], *losses), top))
         row[0].set(ylabel=f"{plots.OBJECTIVES[result[names[0]]['objective']]} per dimension")
-        sizes = {plots.LABELS[name]: result[name]["parameters"] / 1e6 for name in names}
-        title = ", ".join(
-            f"{label}: {millions:.1f} M parameters" for label, millions in sizes.items()
-        )
-        row[0].set_title(title, loc="left")
+        sizes = [f"{result[name]['parameters'] / 1e6:.1f} M parameters" for name in names]
+        titles = [f"{plots.LABELS[name]}: {size}" for name, size in zip(names, sizes)]
+        row[0].set_title(", ".join(titles), loc="left")
     lines = [(plots.LABELS[name], *plots.LINES[name]) for name in ("mlp", "gated_mlp", "unet")]
     handles = [plots.in_legend(label, colour, dashes=dashes) for label, colour, dashes in lines]
     handles += [
@@ -135,7 +133,7 @@ def _changes(ax: Axes, found: dict) -> None:
         ax.plot(values, [y] * len(values), marker="|", ms=9, mew=1.2, color=plots.BLACK, ls="")
     ax.axvline(0, color=plots.BLACK, lw=0.8)
     plots.height_axis(ax, known, margin=0.6, rising=True)
-    ax.set(xlabel="loss, less that of ours", title="ours with one change (| every seed)")
+    ax.set(xlabel="loss less our recipe's", title="ours with one change (| every seed)")
     ax.margins(x=0.15)
 
 
@@ -152,7 +150,7 @@ def unet_recipes(result: dict) -> Figure:
         style = {"marker": "os^v<>"[i % 6], "ms": 4.5, "mfc": plots.SKY, "mec": plots.BLACK}
         orders.plot((0, 1), pair, color="0.4", lw=0.9, **style)
     orders.set(xticks=(0, 1), xticklabels=("natural", "permuted"), xlim=(-0.4, 1.4))
-    orders.set(xlabel="order of the dimensions", title="a line a seed")
+    orders.set(xlabel="order of the dimensions", title="one line per seed")
     for ax, label in ((widths, "mean only"), (heights, None), (orders, None)):
         ax.axhline(mean, color=plots.BLACK, lw=0.9, ls=":", label=label)
     shown = [loss for loss in (*lowest, mean) if loss <= far] + by_height + seeds[0] + seeds[1]

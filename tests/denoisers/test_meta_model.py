@@ -17,7 +17,7 @@ from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import CheckpointError
 from mmlib.denoisers.gaussian import GaussianDenoiser
-from mmlib.denoisers.meta_model import MetaModel, stratified_levels
+from mmlib.denoisers.meta_model import DENSITIES, MetaModel, stratified_levels
 from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, UNetDenoiser
 from mmlib.denoisers.noise import (
     DDPM,
@@ -223,6 +223,16 @@ def test_the_parts_of_a_batch_have_the_loss_of_the_whole():
         model.loss(z, generator(), levels=5)
 
 
+def test_a_weighted_loss_weighs_each_row_by_its_level():
+    model, draws = unscaled(MLPDenoiser(3, 8, 16, 1, zero_init=True), 3), generator()
+    z = MEAN + torch.arange(12.0)[:, None]
+    index, noise = stratified_levels(4, draws), torch.randn(z.shape, generator=draws)
+    weights = DENSITIES["logit_normal"].weights[index].repeat_interleave(3)
+    expected = ((noise - z).square().mean(1) * weights).mean()
+    found = model.loss(z, generator(), levels=4, weighting="logit_normal")
+    assert torch.allclose(found, expected)
+
+
 @PROCESSES
 @pytest.mark.parametrize(
     "network",
@@ -333,7 +343,7 @@ def renamed(folder):
         (weights(lambda w: w.pop("inner.in_proj.weight")), "lacks inner.in_proj.weight and 0 more"),
         (weights(lambda w: w.update(extra=torch.zeros(1))), "has extra and 0 more"),
         (weights(lambda w: w.update({BIAS: torch.zeros(9)})), r"shape \(9,\), expected \(8,\)"),
-        (weights(lambda w: w.update({BIAS: torch.full((8,), math.nan)})), "NaN or infinity"),
+        (weights(lambda w: w[BIAS][0].fill_(math.nan)), "NaN or infinity"),
         (cut_short, "truncated"),
         (lambda folder: (folder / "network" / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "normaliser.safetensors").unlink(), "missing or truncated"),

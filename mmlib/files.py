@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 
 
@@ -98,6 +99,17 @@ def require(path: Path, notebook: str) -> Path:
             f"{path} is missing: run notebooks/{notebook}.ipynb first, with the same parameters"
         )
     return Path(path)
+
+
+def whole_number(name: str, value, least: int = 0) -> int:
+    """An argument that counts something, checked at the door.
+
+    Raises:
+        ValueError: it is no integer, or below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} {value!r}: expected an integer of {least} or more")
+    return int(value)
 
 
 def require_disk(folder: Path, needed: int, purpose: str) -> None:

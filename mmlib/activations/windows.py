@@ -66,9 +66,7 @@ def tokenize(
     """Token ids of each document without special tokens, at most `limit` of each: int32."""
     known = [document.token_ids for document in documents]
     texts = [document.text for document, ids in zip(documents, known) if ids is None]
-    if texts:
-        texts = lm.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    read = iter(texts)
+    read = iter(lm.encode(texts))
     return [np.asarray((next(read) if ids is None else ids)[:limit], np.int32) for ids in known]
 
 

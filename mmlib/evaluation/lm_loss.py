@@ -20,6 +20,7 @@ from mmlib.activations.lm import (
     BlockOutput,
     LanguageModel,
     edited_block,
+    evaluation_mode,
     hidden,
     read_blocks,
     resumed_at,
@@ -158,7 +159,7 @@ class SplicedModel:
 
         model = self.lm.model
         edit = nullcontext() if replaced_nd is None else edited_block(model, self.layer, put)
-        with resumed_at(model, self.layer, output), edit:
+        with evaluation_mode(model), resumed_at(model, self.layer, output), edit:
             return model(input_ids=self._ids(batch), use_cache=False).logits
 
 

@@ -83,14 +83,20 @@ def execute(notebook: str, preset: str) -> None:
 
 
 def _record_times(preset: str) -> None:
-    """Put what notebooks took here beside the published times, in the data folder."""
+    """Put what notebooks took here beside the published times, in the data folder, with this machine's rates.
+
+    What a machine like this took before, at other rates, is brought to these; at unknown rates it is left out.
+    """
     machines, this = plan.measured_times(preset)
+    rates, before = plan.rates_here(), this.get("rates")
+    for notebook, row in this["notebooks"].items() if before else ():
+        row["minutes"] = round(row["minutes"] * plan.slower_by(notebook, before, rates), 2)
     measured = {
         path.name.removesuffix(".time.json"): read_json(path)
         for path in executed("any", preset).parent.glob("*.time.json")
     }
-    this["notebooks"] = dict(sorted({**this["notebooks"], **measured}.items()))
-    this["rates"] = plan.rates_here()
+    known = this["notebooks"] if before else {}
+    this |= {"rates": rates, "notebooks": dict(sorted({**known, **measured}.items()))}
     facts = {"preset": preset, "command": f"python -m mmlib run --preset {preset}"}
     content = {"provenance": provenance(runs.ROOT, **facts), "machines": machines}
     write_json(plan.times_file(preset, runs.DATA), keyed_results("run_times", content))

@@ -225,12 +225,12 @@ def rates_here() -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-def slower_by(share: float, there: dict[str, float], here: dict[str, float]) -> float:
-    """How much longer work takes here than there, by the rates of both.
+def slower_by(notebook: str, there: dict[str, float], here: dict[str, float]) -> float:
+    """How much longer a notebook takes here than there, by the rates of both.
 
-    Args:
-        share: of the work that is done in bfloat16 where that is the faster; the rest is in float32.
+    A share of its work is done in bfloat16 where that is the faster; the rest is in float32.
     """
+    share = LOW_PRECISION.get(notebook, USUAL_SHARE)
     fast_there, fast_here = (max(rates["float32"], rates["bfloat16"]) for rates in (there, here))
     return share * fast_there / fast_here + (1 - share) * there["float32"] / here["float32"]
 
@@ -248,8 +248,7 @@ def minutes_here(preset: str, here: dict[str, float]) -> dict[str, tuple[float, 
     for machine in sorted(machines, key=lambda m: (m is this, "rates" in m)):  # the best last
         rates = machine.get("rates")
         for notebook, row in machine["notebooks"].items():
-            share = LOW_PRECISION.get(notebook, USUAL_SHARE)
-            factor = slower_by(share, rates, here) if rates else 1.0
+            factor = slower_by(notebook, rates, here) if rates else 1.0
             found[notebook] = row["minutes"] * factor, None if rates else machine["processor"]
     return found
 

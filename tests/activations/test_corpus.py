@@ -53,7 +53,7 @@ def test_split_is_seeded_stratified_and_by_document(wikipedia):
 
 def test_too_few_documents():
     with pytest.raises(ValueError, match="3 documents cannot give 1 for validation and 2 for test"):
-        split_documents([Document(str(i), "x") for i in range(3)], 1, 2, seed=0)
+        split_documents([Document(str(i), f"text {i}") for i in range(3)], 1, 2, seed=0)
 
 
 def test_text_files(tmp_path):

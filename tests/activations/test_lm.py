@@ -50,7 +50,7 @@ def test_impossible_layer_lists_what_is_allowed(layer):
 
 
 def test_impossible_layers_are_refused_by_the_plan(lm):
-    for layers, message in (([1, 1], "expected each once"), (99, "layer 99: this model has 3")):
+    for layers, message in (([1, 1], "and each once"), (99, "layer 99: this model has 3")):
         with pytest.raises(ValueError, match=message):
             plan_extraction([Document("a", "text")], ["test"], lm, layers, window=16)
 

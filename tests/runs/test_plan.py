@@ -56,10 +56,10 @@ def test_a_study_is_due_by_what_it_imports_and_by_what_ran_before_it(ran):
 def test_results_that_the_ledger_takes_in_and_edits_during_a_run_make_due(ran):
     files.write_json(ran / "results" / "smoke" / "steering.json", {})
     before = plan.state_of("05_sample_quality", "smoke")
-    before["mmlib/evaluation/losses.py"] = "as it was"
+    before["notebooks/studies/samples.py"] = "as it was"
     plan.stamp("05_sample_quality", "smoke", before)
     assert plan.due(plan.named(["main"]), "smoke") == {
-        "05_sample_quality": ["mmlib/evaluation/losses.py changed"],
+        "05_sample_quality": ["notebooks/studies/samples.py changed"],
         "09_claims": ["smoke/steering.json changed", "05_sample_quality runs before it"],
         "31_figures": ["09_claims runs before it"],
     }
@@ -146,8 +146,8 @@ def timed(own_root, monkeypatch):
 def test_minutes_are_those_of_another_machine_by_the_rates_of_both(timed, monkeypatch, capsys):
     """Without bfloat16 units the language model takes six times as long, float32 twice; each in its share."""
     here, there = {"float32": 100.0, "bfloat16": 2.0, "disk": 100.0}, timed[0]["rates"]
-    assert plan.slower_by(0.9, there, here) == pytest.approx(0.9 * 6 + 0.1 * 2)
-    assert plan.slower_by(0.9, here, here) == 1.0
+    assert plan.slower_by(FIRST, there, here) == pytest.approx(0.9 * 6 + 0.1 * 2)
+    assert plan.slower_by(FIRST, here, here) == 1.0
     monkeypatch.setattr(plan, "rates_here", lambda: here)
     monkeypatch.setattr(plan, "free_memory", lambda: 4 * 2**30)
     monkeypatch.setattr(plan, "cores", lambda: 1)
@@ -164,21 +164,38 @@ def test_minutes_are_those_of_another_machine_by_the_rates_of_both(timed, monkey
     assert shown.split("Quipu")[1].splitlines()[0].endswith("here perhaps: 05")
 
 
-def test_times_are_kept_by_machine_and_this_one_is_asked_first(timed, monkeypatch):
-    here = {"float32": 100.0, "bfloat16": 300.0, "disk": 100.0}
-    monkeypatch.setattr(plan, "rates_here", lambda: here)
-    took = {"minutes": 1.5, "peak_gib": 2.0}
-    name = "01_extract_activations"
-    files.write_json(pipeline.executed(name, "smoke").with_suffix(".time.json"), took)
+FIRST, TOOK = "01_extract_activations", {"minutes": 1.5, "peak_gib": 2.0}
+HALF_AS_FAST = {"float32": 100.0, "bfloat16": 300.0, "disk": 100.0}  # as the first of `timed`
+
+
+def machines_after_a_run(monkeypatch):
+    """What is known of machines after notebook 01 ran here."""
+    monkeypatch.setattr(plan, "rates_here", lambda: HALF_AS_FAST)
+    files.write_json(pipeline.executed(FIRST, "smoke").with_suffix(".time.json"), TOOK)
     pipeline.run([], "smoke")
-    known, published = (
-        list(files.read_json(plan.times_file("smoke", home))["machines"].values())
-        for home in (runs.DATA, runs.ROOT)
-    )
-    this = {"processor": files.processor(), "cores": 3, "notebooks": {name: took}, "rates": here}
-    assert known == [*timed, this] and published == timed
-    slower = {"float32": 50.0, "bfloat16": 150.0, "disk": 100.0}
-    assert plan.minutes_here("smoke", slower)[name] == (pytest.approx(3.0), None)
+    content = files.read_json(plan.times_file("smoke", runs.DATA))
+    return list(content["machines"].values())
+
+
+def test_times_are_kept_by_machine_and_this_one_is_asked_first(timed, monkeypatch):
+    this = {"processor": files.processor(), "cores": 3, "notebooks": {FIRST: TOOK}}
+    assert machines_after_a_run(monkeypatch) == [*timed, {**this, "rates": HALF_AS_FAST}]
+    published = files.read_json(plan.times_file("smoke", runs.ROOT))
+    assert list(published["machines"].values()) == timed
+    slower = {name: rate / 2 for name, rate in HALF_AS_FAST.items()}
+    assert plan.minutes_here("smoke", slower)[FIRST] == (pytest.approx(3.0), None)
+
+
+@pytest.mark.parametrize(("like", "left"), [(0, {"04_compare_losses": 10.0}), (1, {})])
+def test_former_times_of_a_machine_like_this_are_brought_to_its_rates_or_left_out(
+    timed, monkeypatch, like, left
+):
+    """How fast the second was is not known."""
+    monkeypatch.setattr(plan, "processor", lambda: timed[like]["processor"])
+    monkeypatch.setattr("os.cpu_count", lambda: timed[like]["cores"])
+    this = machines_after_a_run(monkeypatch)[like]
+    found = {notebook: row["minutes"] for notebook, row in this["notebooks"].items()}
+    assert found == {FIRST: 1.5, **left} and this["rates"] == HALF_AS_FAST
 
 
 def test_the_machine_is_measured_in_a_process_of_its_own(own_root):

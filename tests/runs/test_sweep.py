@@ -113,10 +113,10 @@ def test_a_trained_recipe_is_a_trial(sweep, store, tmp_path):
     assert first["one"]["activations"] == 128 and first["one"]["seconds"] > 0
     assert not list((tmp_path / "data").rglob("*.safetensors"))
     assert outcomes(one, two) == first and len(seen) == 2
-    decayed = replace(RECIPE, training=replace(TINY, weight_decay=0.5))
-    outcomes(replace(one, recipe=decayed), replace(two, seed=3))
-    assert len(seen) == 4
     outcomes(one, tokens=(3, 5))
+    assert len(seen) == 3, "what is measured with is told apart by more than its name"
+    decayed = replace(RECIPE, training=replace(TINY, weight_decay=0.5))
+    outcomes(replace(one, recipe=decayed), replace(two, seed=3), tokens=(3, 5))
     assert len(seen) == 5
 
 
@@ -186,3 +186,10 @@ def test_a_probe_takes_longer_for_a_larger_network():
         for width in (16, 1024)
     )
     assert 0 < 3 * small < large
+
+
+def test_validation_losses_are_of_validation_documents(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmlib.runs.sweep.train", lambda *given, **options: given[3])
+    trial = RecipeTrial("one", RECIPE, store)
+    _, validation_nd = trial.train(tmp_path)
+    assert torch.equal(validation_nd, trial.seen(store.read(store.rows("validation"))))

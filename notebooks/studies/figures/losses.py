@@ -136,7 +136,7 @@ def floors(result: dict, scaling: dict | None = None) -> Figure:
     ax.axhline(0, color=plots.BLACK, lw=0.8)
     ax.axhline(claimed.CLAIM, color=plots.BLACK, lw=1, ls="--", label="claimed 47 %")
     ax.set(xlabel="assumed best possible loss, as a share of the lowest loss seen", xlim=(0, 1))
-    ax.set(ylabel="reduction of the rest", ylim=(-1, 1.05))
+    ax.set(ylabel="reduction above the floor", ylim=(-1, 1.05))
     if scaling is not None:
         _estimated_floor(ax, claimed.over_the_estimate(result, scaling))
     plots.percent_axis(ax.xaxis)

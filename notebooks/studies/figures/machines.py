@@ -28,7 +28,7 @@ def solvers(result: dict) -> Figure:
     distances.axhspan(*near, color="0.85", lw=0, label=label)
     style = {"color": plots.BLACK, "lw": 0.8, "ls": ":"}
     distances.axhline(found["floor"], label="real training activations", **style)
-    evaluations = {"xscale": "log", "xlabel": "evaluations of the network a sample"}
+    evaluations = {"xscale": "log", "xlabel": "network evaluations per sample"}
     distances.set(ylabel="Fréchet distance of z from test", **evaluations)
     errors.set(yscale="log", ylabel="error of the end point, relative", **evaluations)
     plots.legend_below(figure, 3)

@@ -135,7 +135,7 @@ def _changes(ax: Axes, found: dict) -> None:
         ax.plot(values, [y] * len(values), marker="|", ms=9, mew=1.2, color=plots.BLACK, ls="")
     ax.axvline(0, color=plots.BLACK, lw=0.8)
     plots.height_axis(ax, known, margin=0.6, rising=True)
-    ax.set(xlabel="loss, less that of ours", title="ours with one change (| every seed)")
+    ax.set(xlabel="loss less our recipe's", title="ours with one change (| every seed)")
     ax.margins(x=0.15)
 
 
@@ -152,7 +152,7 @@ def unet_recipes(result: dict) -> Figure:
         style = {"marker": "os^v<>"[i % 6], "ms": 4.5, "mfc": plots.SKY, "mec": plots.BLACK}
         orders.plot((0, 1), pair, color="0.4", lw=0.9, **style)
     orders.set(xticks=(0, 1), xticklabels=("natural", "permuted"), xlim=(-0.4, 1.4))
-    orders.set(xlabel="order of the dimensions", title="a line a seed")
+    orders.set(xlabel="order of the dimensions", title="one line per seed")
     for ax, label in ((widths, "mean only"), (heights, None), (orders, None)):
         ax.axhline(mean, color=plots.BLACK, lw=0.9, ls=":", label=label)
     shown = [loss for loss in (*lowest, mean) if loss <= far] + by_height + seeds[0] + seeds[1]

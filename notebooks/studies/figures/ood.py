@@ -39,7 +39,7 @@ def typicality(result: dict) -> Figure:
     ax.tick_params(axis="y", length=0)
     lowest = min(0.5, *(found[name][score]["ci95"][0] for name in sets for score in _SCORES))
     ax.set(xlim=(lowest - 0.02, 1.02))
-    ax.set(xlabel="AUROC against test documents (½: not told apart; below: taken for more typical)")
+    ax.set(xlabel="AUROC against test documents (½: as typical; below: taken for more typical)")
     plots.legend_below(figure, 2)
     return figure
 

@@ -266,7 +266,7 @@ def neutral_openings(
         shuffled = enumerate(rng.permutation(len(sentences)))
         turns += [(turn, order, sentences[i]) for turn, i in shuffled]
     for _, _, sentence in sorted(turns):
-        ids = lm.tokenizer(sentence, add_special_tokens=False)["input_ids"]
+        ids = lm.encode([sentence])[0]
         opening, rest = lm.tokenizer.decode(ids[:tokens]), len(ids) - tokens
         if rest >= LEAST_REST and PLAIN_OPENING.fullmatch(opening) and neutral(opening):
             chosen.setdefault(opening, [lm.opening_token, *ids[:tokens]])

@@ -100,10 +100,10 @@ def extract_command(
     from accelerate import PartialState
 
     from mmlib.activations.corpora import corpus_identity
-    from mmlib.activations.extract import describe, write_store
+    from mmlib.activations.extract import write_store
     from mmlib.activations.lm import load_language_model
     from mmlib.files import default_device
-    from mmlib.runs.artefacts import documents_of, extraction_command, prepare
+    from mmlib.runs.artefacts import documents_of, facts_of, prepare
     from mmlib.runs.run import start
 
     # the slowest process may take long
@@ -120,13 +120,7 @@ def extract_command(
     path = output or run.store_of(layers)
     among = f"(by one process, not by {state.num_processes})" if state.num_processes > 1 else ""
     state.print(plan.describe(lm), among, flush=True)
-    attributes = describe(
-        lm,
-        corpus_identity(size.corpus, documents),
-        plan,
-        created_by=extraction_command(size, plan.layers),
-        seed=size.split_seed,
-    )
+    attributes = facts_of(size, lm, corpus_identity(size.corpus, documents), plan)
     write_store(plan, lm, path, attributes=attributes, replace=replace, state=state)
     state.print(os.path.relpath(path))
     state.destroy_process_group()

@@ -18,6 +18,12 @@ def pytest_addoption(parser):
     parser.addoption(
         "--faults", type=int, default=2, help="how many processes each fault test kills"
     )
+    parser.addoption(
+        "--architectures",
+        choices=("common", "all"),
+        default="common",
+        help="which of transformers' causal language models are tried; all: results/architectures.json is written anew",
+    )
 
 
 ATTRIBUTES = {"model": "toy@1", "corpus": "toy@2"}

@@ -7,7 +7,6 @@ import pytest
 
 MODULES = (
     "mmlib.activations.tokens",
-    "mmlib.denoisers.edit",
     "mmlib.denoisers.fitted",
     "mmlib.denoisers.noise",
     "mmlib.denoisers.saved",

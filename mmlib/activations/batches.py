@@ -1,12 +1,11 @@
 """Shuffled batches for training, from a store or from a language model; restart at any step.
 
     shuffled_batches, multi_layer_batches    from a store of one layer, or from stores of several
-    live_batches, streamed_batches           from the language model, epoch after epoch or once, with
-                                             no disk between
+    live_batches, streamed_batches           from the language model, epoch after epoch or once
 
-What comes in pieces (chunks of a store, blocks of text) is mixed in a buffer of bounded size. As many
-pieces as fit are read, each row to its shuffled place, and given out as batches; then the next. What
-an epoch gives depends on (seed, epoch) alone. For the same windows live values are those of the
+What comes in pieces (chunks of a store, blocks of text) is mixed in a buffer of bounded size. As
+many pieces as fit are read, each row to its shuffled place, and given out as batches; then the next.
+What an epoch gives depends on (seed, epoch) alone. For the same windows live values are those of the
 store, bit for bit, since both come from `windows.read_block`. The blocks of a stream are cut
 elsewhere, so there they agree up to rounding.
 """
@@ -70,7 +69,7 @@ def mixed_epoch(
     skip_rows: int = 0,
     buffer: "MixingBuffer | None" = None,
 ) -> Iterator[Tensor]:
-    """One epoch of shuffled batches, (batch, …): every row once, but for the few that fill no batch.
+    """One epoch of shuffled batches, (batch, …): every row once, but a few that fill no batch.
 
     Args:
         skip_rows: leave out so many rows at the start, a multiple of `batch`; pieces whose rows are
@@ -245,9 +244,9 @@ def live_batches(
 ) -> Iterator[Tensor]:
     """Endless shuffled batches of a plan's split, computed as they are asked for.
 
-    As with `shuffled_batches`, batch i is a function of (seed, i) alone and an epoch visits the blocks
-    of text in a new order; what comes before `start` is skipped without running the model, apart from
-    the buffer that `start` lies in.
+    As with `shuffled_batches`, batch i is a function of (seed, i) alone and an epoch visits the
+    blocks of text in a new order; what comes before `start` is skipped without running the model,
+    apart from the buffer that `start` lies in.
 
     Returns:
         Raw activations, (batch, d), or (layers, batch, d) where the plan has several layers.
@@ -273,8 +272,9 @@ def streamed_batches(
     document_tokens: int | None = None,
     buffer_bytes: int = BUFFER_BYTES,
 ) -> Iterator[Tensor]:
-    """Shuffled batches of a stream of documents too long to plan, once through, in its order but for
-    the mixing buffer.
+    """Shuffled batches of a stream of documents too long to plan, once through.
+
+    They come in the order of the stream but for the mixing buffer.
 
     Args:
         documents: all are used, so leave out what is held out; read again from the first if `start`
@@ -303,7 +303,7 @@ def streamed_batches(
 
 
 def _piece(block: Block, plan: Plan, lm: LanguageModel, inside: np.ndarray | None = None) -> Piece:
-    """Rows of a block, (rows, d) or (rows, layers, d); of the documents that are `inside`, or all."""
+    """Rows of a block, (rows, d) or (rows, layers, d); of documents that are `inside`, or all."""
     wanted = np.concatenate([np.full(len(w), inside is None or inside[w.document]) for w in block])
 
     def read() -> np.ndarray:

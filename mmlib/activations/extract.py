@@ -4,9 +4,9 @@
     torchrun --nproc-per-node 2 -m mmlib extract --layers 4 8 13      by several processes, or by
                                                                       machines with a shared disk
 
-Several machines need the same packages and kind of device; torchrun gives each process one CPU thread
-unless OMP_NUM_THREADS says more. Killed at any moment, the same command continues with the parts that
-miss, by as many processes as one likes.
+Several machines need the same packages and kind of device; torchrun gives each process one CPU
+thread unless OMP_NUM_THREADS says more. Killed at any moment, the same command continues with the
+parts that miss, by as many processes as one likes.
 """
 
 import os
@@ -40,8 +40,8 @@ from mmlib.activations.lm import (
     require_causal,
     residual_blocks,
     resolve_layer,
-    weights_digest,
 )
+from mmlib.activations.pretrained import weights_digest
 from mmlib.activations.store import CHUNK_ROWS, ActivationStore, StoreError
 from mmlib.activations.windows import (
     Block,
@@ -64,7 +64,7 @@ from mmlib.activations.writer import (
 from mmlib.files import code_digest, require_disk, whole_number
 
 BATCH_TOKENS = 4096  # positions in one forward pass, unless told otherwise
-CODE = ("windows", "lm", "corpora", "writer")  # what decides the bytes of a store
+CODE = ("windows", "lm", "pretrained", "corpora", "writer")  # what decides the bytes of a store
 
 
 @dataclass(frozen=True)
@@ -229,14 +229,17 @@ def extract(
     replace: bool = False,
     progress: bool = True,
 ) -> ActivationStore:
-    """Activations of a language model on documents, as a store in a folder; what is there already is continued or kept.
+    """Activations of a language model on documents, as a store in a folder.
+
+    What is there already is continued or kept.
 
     Args:
         lm: see `mmlib.activations.lm.load_language_model`.
         documents: see `mmlib.activations.corpora.load_documents`.
         layers: block indices from 0; None: the middle block.
         window: positions that the model reads at once, the opening token included.
-        splits: "train", "validation" or "test" for each document; None: drawn, stratified by length.
+        splits: of each document, "train", "validation" or "test"; None: drawn, stratified by
+            length.
         validation, test: how many documents are drawn for these splits; None: a tenth each.
         seed: of the draw.
         document_tokens: at most so many tokens of each document; None: all.
@@ -250,7 +253,8 @@ def extract(
         StoreError: the folder holds a store of other contents, or an activation is NaN or infinite.
         OSError: the disk lacks room.
 
-    >>> store = extract(load_language_model("gpt2", cache=Path("data")), documents, "acts", layers=[6])  # doctest: +SKIP
+    >>> lm = load_language_model("gpt2", cache=Path("data"))  # doctest: +SKIP
+    >>> store = extract(lm, documents, "acts", layers=[6])  # doctest: +SKIP
     >>> store.tokens("test").z.shape  # doctest: +SKIP
     torch.Size([20481, 768])
     """
@@ -285,18 +289,18 @@ def write_store(
 ) -> ActivationStore:
     """Write the store that `plan` describes; a part is written while the next block is read.
 
-    Parts of the same plan and attributes that are there and whole are kept, whoever wrote them; so is
-    a finished store. Each of several processes writes a run of the parts that miss: a run, since a
+    Parts of the same plan and attributes that are there and whole are kept, whoever wrote them; so
+    is a finished store. Each of several processes writes a run of the parts that miss: a run, since a
     block of text that two processes share is read by both.
 
     Args:
-        attributes: recorded in the store, see `describe`; all but `created_by` must be those of what
-            is there.
-        replace: remove a store of other contents that is there, with a word, instead of refusing it.
+        attributes: recorded in the store, see `describe`; all but `created_by` must be those of
+            what is there.
+        replace: remove a store of other contents, with a word, instead of refusing it.
         part_bytes: size of a part, about.
         state: of the processes, all of which call this; None: one, or those that torchrun started.
     Raises:
-        OSError: the disk lacks room, found before any work is done; or `DiskFull`, if it fills later.
+        OSError: the disk lacks room, found before any work; or `DiskFull`, if it fills later.
         StoreError: the folder holds a store of other contents, or one of the former format; an
             activation is NaN or infinite; or the processes have other devices, packages, models or
             texts, or do not share the folder.
@@ -381,6 +385,6 @@ def _check_processes(identity: Mapping, folder: Path, state: PartialState) -> No
     known = gather_object([facts])
     if found := [other for other in known if other != known[0]]:
         raise StoreError(
-            f"the processes differ in {differences(known[0], found[0])}: give all the same packages, "
-            "texts, kind of device and folder"
+            f"the processes differ in {differences(known[0], found[0])}: give all the same "
+            "packages, texts, kind of device and folder"
         )

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ LOGIT_ROWS = 8
 
 
 SCORED_AT_ONCE = 16  # continuations in one forward pass
+
+
+PROBE_TOKENS, PROBE_STEPS = 8, 4  # of the pass that asks whether `generate` is faithful
 
 
 @contextmanager
@@ -139,6 +143,79 @@ def _new_ids(
     return found_bt[:, ids_bt.shape[1] :]
 
 
+_FAITHFUL: dict[bool, WeakSet[PreTrainedModel]] = {
+    False: WeakSet(),
+    True: WeakSet(),
+}  # models that passed `_require_faithful_steps`, without and with padding
+
+
+@torch.inference_mode()
+def _require_faithful_steps(lm: LanguageModel, padded: bool = False) -> None:
+    """Refuse a model to which transformers' `generate` gives other logits than a plain pass over the
+    same tokens does.
+
+    So it is where positions are counted otherwise (RoBERTa as a decoder), a cache forgets (RWKV in
+    batches) or padding on the left shifts positions (BART): the text would be another model's. Two
+    rows of a few tokens are continued by a few, once for each model.
+
+    Args:
+        padded: the second row is shorter, with padding on its left.
+    Raises:
+        ValueError: the logits differ, or `generate` fails.
+    """
+    model = lm.model
+    if model in _FAITHFUL[padded]:
+        return
+    words, padding = model.config.get_text_config().vocab_size, [0, 3 * padded]
+    ids_bt = (torch.arange(2 * PROBE_TOKENS, device=model.device) * 7 % words).view(2, -1)
+    options = {"output_logits": True, "return_dict_in_generate": True, "do_sample": False}
+    name = f"{type(model).__name__} cannot generate"
+    name += " behind prompts of several lengths" if padded else ""
+    try:
+        mask = {"attention_mask": torch.ones_like(ids_bt)}
+        options |= _left_padded(lm, ids_bt, padding) if padded else mask
+        with evaluation_mode(model), shipped_settings_off(model):
+            found = model.generate(ids_bt, max_new_tokens=PROBE_STEPS, pad_token_id=0, **options)
+    except Exception as error:
+        raise ValueError(
+            f"{name}: transformers fails with {type(error).__name__}: {error}"
+        ) from error
+    moved = []
+    for row, n in enumerate(padding):
+        stepped_sv = torch.stack([logits_bv[row] for logits_bv in found.logits]).float()
+        ids_bt = found.sequences[row : row + 1, n:-1]
+        with evaluation_mode(model):
+            whole_tv = model(input_ids=ids_bt, use_cache=False).logits[0]
+        whole_sv = whole_tv[-PROBE_STEPS:].float()
+        moved.append((stepped_sv - whole_sv).abs().median(-1).values / whole_sv.std(-1))
+    share = torch.cat(moved).mean().item()
+    if not share <= 0.05 + 8 * torch.finfo(model.dtype).eps:  # in bfloat16 0.11, Gemma 3 has 0.03
+        raise ValueError(
+            f"{name}: step by step its logits are other ones than in one pass, by {share:.2f} standard deviations. transformers counts "
+            "positions otherwise then, or its cache loses something"
+        )
+    _FAITHFUL[padded].add(model)
+
+
+def _newest_alone(
+    model: PreTrainedModel, ids_bt: Tensor, edit: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """The edit, which refuses a model that reads everything anew in each step: an edit of the newest
+    position would be forgotten in the next."""
+    steps = iter([ids_bt.shape[1]])
+
+    def edited(hidden_btd: Tensor) -> Tensor:
+        expected = len(ids_bt), next(steps, 1)
+        if hidden_btd.shape[:2] != expected:
+            raise ValueError(
+                f"{type(model).__name__} cannot be steered: the block gives {tuple(hidden_btd.shape)}, expected {expected} (batch, tokens) "
+                "and d. With a cache each step behind the prompt reads the newest token alone"
+            )
+        return edit(hidden_btd)
+
+    return edited
+
+
 def generate(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -157,9 +234,13 @@ def generate(
         draws: a seed of torch's generator, or `GumbelNoise`.
         may_end: a text ends before <eos>; otherwise <eos> is never drawn, so all are equally long.
         streamer: is told of every step, as transformers' `generate` does.
+    Raises:
+        ValueError: transformers' `generate` does not give this architecture's own logits, or not
+            behind padding.
     """
     width, eos = max(map(len, prompts)), lm.tokenizer.eos_token_id
     padding = [width - len(ids) for ids in prompts]
+    _require_faithful_steps(lm, any(padding))
     opened = [[lm.opening_token] * (1 + n) + list(ids) for n, ids in zip(padding, prompts)]
     opened_bt = torch.tensor(opened, device=lm.model.device)
     options = _left_padded(lm, opened_bt, padding) if any(padding) else {}
@@ -208,10 +289,17 @@ def continuations(
         steering: makes the edit of a batch from the batch's number; None: the language model as it
             is.
         batch: prompts that are continued together.
+    Raises:
+        ValueError: transformers' `generate` does not give this architecture's own logits, or the
+            architecture has no cache to steer with.
     """
+    _require_faithful_steps(lm)
     drawn = []
     for i, part_bt in enumerate(prompt_ids_bt.to(lm.model.device).split(batch)):
-        editing = nullcontext() if steering is None else edited_block(lm.model, layer, steering(i))
+        editing = nullcontext()
+        if steering is not None:
+            edit = _newest_alone(lm.model, part_bt, steering(i))
+            editing = edited_block(lm.model, layer, edit)
         with editing:
             drawn.append(_new_ids(lm, part_bt, tokens, GumbelNoise(seed, i), may_end=False).cpu())
     return torch.cat(drawn)

@@ -1,10 +1,10 @@
-"""The store of activations: a folder of HDF5 parts, each written whole, and a manifest written last.
+"""The store of activations: a folder of HDF5 parts, each written whole, and a manifest, last.
 
     activations/
       part-00000.h5 …    rows, about 30 MB a file; at most 2,000 files
       activations.h5     all parts as one, by HDF5's virtual datasets
-      manifest.json      what decides the values, and each file's name, size and digest: its presence
-                         says that the store is finished
+      manifest.json      what decides the values, and each file's name, size and digest: where it
+                         is, the store is finished
 
 Bare h5py reads the whole in five lines. The folder may be moved; bfloat16 is kept as its 16 bits:
 
@@ -87,6 +87,20 @@ def sealed(content: dict) -> bytes:
     """JSON whose last entry, `digest`, is the XXH3-128 of the other entries."""
     text = json.dumps(content).encode()
     return json.dumps({**content, "digest": xxhash.xxh3_128_hexdigest(text)}, indent=1).encode()
+
+
+def unsealed(text: bytes) -> dict:
+    """What `sealed` wrote, with its digest.
+
+    Raises:
+        ValueError: a byte of it is another.
+    """
+    content = json.loads(text)
+    known = dict(content) if isinstance(content, dict) else {}
+    known.pop("digest", None)
+    if sealed(known) != text:
+        raise ValueError("its digest is not that of its content")
+    return content
 
 
 def part_seal(digest: str) -> bytes:

@@ -1,8 +1,8 @@
 """Activations in memory: raw h as people have it, standardised z on which every loss is measured.
 
-rows_of, matrix, group_numbers   tensors, arrays, lists, HDF5 datasets, files and stores as one matrix
-                                 of rows, and each row's document; anything else is refused in words.
-                                 Nothing is unpickled, except by torch.load(weights_only=True)
+rows_of, matrix, group_numbers   tensors, arrays, lists, HDF5 datasets, files and stores as one
+                                 matrix of rows, and each row's document; the rest is refused in
+                                 words. Only torch.load(weights_only=True) unpickles anything
 Normaliser, Tokens               h ↔ z; the z of tokens, with their documents and positions
 to_numpy, from_numpy, as_float   stored bits: bfloat16 is kept as uint16
 RunningMoments                   mean and variance of rows that come in blocks
@@ -245,6 +245,9 @@ def rows_of(
     return Rows(h_nd, group_n, values.model, values.layer, values.documents)
 
 
+LARGEST = 1e15  # the squares of larger ones, summed, pass what float32 holds
+
+
 def matrix(values: Values, *, d: int | None = None, what: str = "h") -> Tensor:
     """Values (n, d) as float32 on the CPU; see `rows_of`.
 
@@ -255,7 +258,7 @@ def matrix(values: Values, *, d: int | None = None, what: str = "h") -> Tensor:
     >>> matrix([[1, float("nan")], [3, 4]])
     Traceback (most recent call last):
     ...
-    ValueError: h: 1 of 2 rows holds NaN or infinity: rows 0
+    ValueError: h: 1 of 2 rows holds NaN, infinity or values over 1e+15: rows 0
     """
     array = _array(values, what)
     shape = tuple(array.shape)
@@ -273,10 +276,11 @@ def matrix(values: Values, *, d: int | None = None, what: str = "h") -> Tensor:
     if not array.numel():
         raise ValueError(f"{what} has shape {shape}: expected at least one activation")
     h_nd = array.float().contiguous()
-    if len(bad := (~h_nd.isfinite().all(1)).nonzero()[:, 0].tolist()):
+    if len(bad := (~(h_nd.abs() <= LARGEST).all(1)).nonzero()[:, 0].tolist()):
         raise ValueError(
-            f"{what}: {len(bad)} of {len(h_nd)} rows {'holds' if len(bad) == 1 else 'hold'} NaN or "
-            f"infinity: rows {', '.join(map(str, bad[:SHOWN]))}{', …' if len(bad) > SHOWN else ''}"
+            f"{what}: {len(bad)} of {len(h_nd)} rows {'holds' if len(bad) == 1 else 'hold'} NaN, "
+            f"infinity or values over {LARGEST:.0e}: "
+            f"rows {', '.join(map(str, bad[:SHOWN]))}{', …' if len(bad) > SHOWN else ''}"
         )
     return h_nd
 
@@ -417,7 +421,7 @@ def row_numbers(rows, n: int, where: object) -> range | np.ndarray:
 
 
 def chunks_of(rows: range | np.ndarray, size: int) -> Iterator[tuple]:
-    """(chunk, where its rows are among `rows`, where in it), for each chunk of `size` rows with any."""
+    """(chunk, where its rows are among `rows`, where in it), for each chunk of `size` with any."""
     if isinstance(rows, range):
         for low in range(rows.start - rows.start % size, rows.stop, size):
             first, end = max(rows.start, low), min(rows.stop, low + size)

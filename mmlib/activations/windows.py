@@ -1,9 +1,9 @@
 """Documents → windows → blocks → rows of activations, for the store and live batches alike.
 
-A *window* is a run of tokens of one document, which the language model reads behind an opening token.
-A *block* is a run of windows that is read together: within it windows are sorted by length and packed
-into batches, so that padding costs next to nothing, and its rows come out in the order of the text.
-Blocks depend on the documents alone; so does the shape of every batch, and with it, bit for bit,
+A *window* is a run of tokens of one document, which the language model reads behind an opening
+token. A *block* is a run of windows that is read together: within it windows are sorted by length
+and packed into batches, so that padding costs next to nothing, and its rows come out in the order of
+the text. Blocks depend on the documents alone; so does the shape of every batch, and with it, bit for bit,
 every value (a matrix product may round differently in another shape).
 """
 
@@ -163,7 +163,7 @@ def batches_of(block: Block, batch_tokens: int) -> Iterator[list[int]]:
 
 
 def stored_windows(store: ActivationStore, split: str) -> list[Window]:
-    """The windows from which the activations of a split were extracted, in the order of the text."""
+    """The windows from which a split was extracted, in the order of the text."""
     inside = store.splits == split
     token_ids = (
         store.column("token_ids", store.rows_of(i) if inside[i] else range(0))
@@ -175,9 +175,9 @@ def stored_windows(store: ActivationStore, split: str) -> list[Window]:
 def spread_windows(windows: Sequence[Window], tokens: int, seed: int) -> list[Window]:
     """Windows of at most `tokens` tokens together, from as many documents as that allows.
 
-    Documents take turns in random order, each giving a random window of those it has left. A smaller
-    `tokens` gives the first of the windows that a larger one gives. Where there are fewer tokens, all
-    windows of at least two tokens, as a prediction needs, are given.
+    Documents take turns in random order, each giving a random window of those it has left. A
+    smaller `tokens` gives the first of the windows that a larger one gives. Where there are fewer
+    tokens, all windows of at least two tokens, as a prediction needs, are given.
 
     Raises:
         ValueError: that is fewer than two documents, too few for an interval.
@@ -190,7 +190,7 @@ def spread_windows(windows: Sequence[Window], tokens: int, seed: int) -> list[Wi
     chosen = chosen[: int(np.searchsorted(np.cumsum(list(map(len, chosen))), tokens, "right"))]
     if (documents := len({window.document for window in chosen})) < 2:
         raise ValueError(
-            f"windows of {tokens} tokens come from {documents} documents: intervals need at least two"
+            f"windows of {tokens} tokens come from {documents} documents: intervals need two or more"
         )
     return chosen
 

@@ -94,8 +94,8 @@ class Layout:
         if len(set(runs)) < len(runs) or "train" in runs[1:] or not self.n:
             raise StoreError(
                 f"{len(documents)} documents with {self.n} rows in {len(runs)} runs of splits, in "
-                f"the order {runs}: expected at least one row, a split's documents side by side and "
-                "those of train first"
+                f"the order {runs}: expected at least one row, a split's documents side by side "
+                "and those of train first"
             )
         chunks = -(-self.n // CHUNK_ROWS)
         chunk_bytes = CHUNK_ROWS * len(self.layers) * d * DTYPES[dtype].itemsize
@@ -306,8 +306,8 @@ class StoreWriter:
         due = np.searchsorted(first_row, rows, "right") - 1
         if not (np.array_equal(document, due) and np.array_equal(position, rows - first_row[due])):
             raise StoreError(
-                f"row {at} is due, document {due[0]} at position {at - first_row[due[0]]}, but rows "
-                f"from document {document[0]}, position {position[0]} on were given: begin at "
+                f"row {at} is due, document {due[0]} at position {at - first_row[due[0]]}, but "
+                f"rows from document {document[0]}, position {position[0]} on were given: begin at "
                 "`next_row`, and give each row once"
             )
 
@@ -337,9 +337,9 @@ class StoreWriter:
         """
         if missing := self.layout.missing(self.folder):
             raise StoreError(
-                f"{self.next_row} rows were written, {self.layout.n} were announced: {len(missing)} "
-                f"parts are not there, from {part_name(missing[0])} on; give all rows that are due, "
-                "or run the extraction again"
+                f"{self.next_row} rows were written, {self.layout.n} were announced: "
+                f"{len(missing)} parts are not there, from {part_name(missing[0])} on; give all rows "
+                "that are due, or run the extraction again"
             )
         with naming_full_disk(self._if_full()):
             write_manifest(self.folder, self.layout)

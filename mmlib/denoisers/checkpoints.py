@@ -9,6 +9,7 @@ several), and final.safetensors or epochs in checkpoints/. Their parameter names
 `MLPDenoiser`, after "model.".
 """
 
+import math
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -155,6 +156,44 @@ def _place(language_model: str | None, layers: Sequence[int], d: int | None) -> 
     """Where activations were read, in words."""
     of = language_model or "an unknown model"
     return f"{of} layer {', '.join(map(str, layers)) or 'unknown'} (width {d or 'unknown'})"
+
+
+# nats per dimension by which values must look more like the other kind to be refused
+MARGIN = 0.5
+
+
+def refuse_mistaken(values_nd: Tensor, origin: Origin, sigma: float | None) -> None:
+    """Refuse raw activations where noised ones were expected, at σ, and standardised ones where raw
+    ones were (σ None).
+
+    Each kind has known means and variances in each dimension, and so a Gaussian density. Values are
+    refused if the other kind's density is higher by `MARGIN` nats per dimension and they are at
+    most twice as far from its mean as usual. Where mean and variance of raw activations are near 0
+    and 1, the kinds cannot be told apart.
+    """
+    mean_d, variance_d = origin.normaliser.mean_ld[0], origin.normaliser.std_ld[0].square()
+
+    def fit(mean: Tensor | float, variance: Tensor | float) -> tuple[float, float]:
+        """Log-density per dimension, and mean square in standard deviations."""
+        squares = float(((values_nd - mean).square() / variance).mean())
+        scale = float(torch.as_tensor(variance).log().mean())
+        return -(squares + scale + math.log(2 * math.pi)) / 2, squares
+
+    raw, standard = fit(mean_d, variance_d), fit(0.0, 1.0)
+    if sigma is None:
+        ours, theirs, found = raw, [standard], "h has the scale of standardised activations"
+        cure = "give raw activations: model.raw(z)"
+    else:
+        a = 1 - sigma
+        ours = fit(0.0, a**2 + sigma**2)
+        theirs = [raw, fit(a * mean_d, a**2 * variance_d + sigma**2)]
+        found = "x has the scale of raw activations"
+        cure = "give noised standardised ones: model.noised(h, sigma), or (1 − σ) model.standardise(h) + σ ε"
+    density, squares = max(theirs)
+    if density > ours[0] + MARGIN and 0.25 < squares < 4:
+        raise ValueError(
+            f"{found} ({density - ours[0]:.1f} nats per dimension likelier as such): {cure}"
+        )
 
 
 def fetched(source: str | Path, revision: str | None = None, extra: tuple[str, ...] = ()) -> Path:

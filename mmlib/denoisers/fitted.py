@@ -6,11 +6,10 @@
     x    noised ones, x = (1 − σ) z + σ ε, 0 < σ < 1: `model.noised(h, sigma)`; what `denoise` takes. It gives an estimate of z
 
 Tensors are float32 on the CPU, whatever the arrays or lists were that came. Where the two kinds can be told apart by their scale (see
-`refuse_mistaken`), raw activations in place of x and standardised ones in place of h are refused.
+`checkpoints.refuse_mistaken`), raw activations in place of x and standardised ones in place of h are refused.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,22 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmlib.activations.lm import LanguageModel
+from mmlib.activations.lm import Edit, LanguageModel
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser, Values, matrix
-from mmlib.denoisers.checkpoints import Origin
+from mmlib.denoisers.checkpoints import Origin, refuse_mistaken
 from mmlib.denoisers.gaussian import PrincipalComponents
-from mmlib.denoisers.likelihood import SMOOTHING, smoothed
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib.denoisers.noise import Denoiser, checked_sigma, sdedit
+from mmlib.denoisers.noise import SMOOTHING, Denoiser, checked_sigma, sdedit, smoothed
 from mmlib.denoisers.sae import SAEDenoiser
 
 AT_ONCE = 4096  # rows taken together
 SDEDIT_STEPS = 20  # the paper's
 SAMPLE_STEPS = 50
 FEATURE_SIGMA = 0.1  # at which a network's hidden units are read, the paper's
-MARGIN = 0.5  # nats per dimension by which values must look more like the other kind to be refused
 
 
 class Unsupported(NotImplementedError):
@@ -167,7 +164,7 @@ class Fitted:
     def log_likelihood(self, h: Values, *, seed: int = 0) -> Tensor:
         """Natural logarithm of the density of each raw activation, per dimension of the raw activation, (n,), double.
 
-        The density is of activations smoothed at σ₀ = 0.02, see `mmlib.denoisers.likelihood`.
+        The density is of activations smoothed at σ₀ = 0.02, see `mmlib.denoisers.noise`.
 
         Args:
             seed: of the smoothing noise; for a network also of the trace's probes.
@@ -266,11 +263,50 @@ class Fitted:
         )
         return self
 
-    def hook(self, sigma: float | None = 0.5, **options):
-        """An edit of the residual stream: each activation is replaced by its projection, see `mmlib.denoisers.edit.Edit`."""
-        from mmlib.denoisers.edit import Edit
+    def hook(
+        self,
+        sigma: float | None = 0.5,
+        *,
+        before: Callable[[Tensor], Tensor] | None = None,
+        keep_opening: bool = True,
+        seed: int = 0,
+        steps: int = SDEDIT_STEPS,
+    ) -> Edit:
+        """An edit of the residual stream: each activation is replaced by its projection, with new noise from call to call.
 
-        return Edit(self, sigma, **options)
+        Language model, layer and width are the caller's to match: `model.check(lm, layer=6)`.
+
+        Args:
+            sigma: of `project`; None: `reconstruct`, for a PCA or an SAE.
+            before: an edit of raw activations (n, d) before they are projected, such as adding a direction.
+            keep_opening: leave the opening token's activation as it is: no model here was fitted to it.
+            steps: of Euler's method.
+        Raises:
+            Unsupported: σ for a method for clean activations, or none for another.
+
+        >>> import mmlib
+        >>> model = mmlib.fit(torch.randn(200, 4) * 3 + 5, "gaussian", progress=False)
+        >>> block = torch.nn.Identity()  # stands for a block of a language model
+        >>> handle = block.register_forward_hook(model.hook(sigma=0.5).forward_hook)
+        >>> block(torch.zeros(1, 6, 4)).shape
+        torch.Size([1, 6, 4])
+        """
+        if isinstance(self, FittedPCA) != (sigma is None):
+            raise Unsupported(
+                f"{self.title} with sigma={sigma}: a method for clean activations takes sigma=None, any other a noise level"
+            )
+        if sigma is not None:
+            checked_sigma(sigma)
+        normaliser, generator = self.origin.normaliser, seeded(seed)
+
+        def edited(h_nd: Tensor) -> Tensor:
+            z_nd = normaliser(h_nd if before is None else before(h_nd))
+            with torch.no_grad():
+                if sigma is None:
+                    return normaliser.inverse(self.denoiser(z_nd, 0.0))
+                return normaliser.inverse(self._project(z_nd, sigma, generator, steps))
+
+        return Edit(edited, keep_opening)
 
     def save(self, folder: str | Path) -> Path:
         """Write it to a folder, that `mmlib.load` reads; see `mmlib.denoisers.saved`."""
@@ -393,35 +429,3 @@ def seeded(seed: int) -> torch.Generator:
     """Random numbers of a seed, other ones than those of `torch.manual_seed(seed)`, which made-up data are often drawn from."""
     state = np.random.SeedSequence([seed, len("mmlib")]).generate_state(1)[0]
     return torch.Generator().manual_seed(int(state))
-
-
-def refuse_mistaken(values_nd: Tensor, origin: Origin, sigma: float | None) -> None:
-    """Refuse raw activations where noised ones were expected, at σ, and standardised ones where raw ones were (σ None).
-
-    Each kind has known means and variances in each dimension, and so a Gaussian density. Values are refused if the other kind's density is
-    higher by `MARGIN` nats per dimension and they are at most twice as far from its mean as usual. Where mean and variance of raw
-    activations are near 0 and 1, the kinds cannot be told apart.
-    """
-    mean_d, variance_d = origin.normaliser.mean_ld[0], origin.normaliser.std_ld[0].square()
-
-    def fit(mean: Tensor | float, variance: Tensor | float) -> tuple[float, float]:
-        """Log-density per dimension, and mean square in standard deviations."""
-        squares = float(((values_nd - mean).square() / variance).mean())
-        scale = float(torch.as_tensor(variance).log().mean())
-        return -(squares + scale + math.log(2 * math.pi)) / 2, squares
-
-    raw, standard = fit(mean_d, variance_d), fit(0.0, 1.0)
-    if sigma is None:
-        ours, theirs, found = raw, [standard], "h has the scale of standardised activations"
-        cure = "give raw activations: model.raw(z)"
-    else:
-        a = 1 - sigma
-        ours = fit(0.0, a**2 + sigma**2)
-        theirs = [raw, fit(a * mean_d, a**2 * variance_d + sigma**2)]
-        found = "x has the scale of raw activations"
-        cure = "give noised standardised ones: model.noised(h, sigma), or (1 − σ) model.standardise(h) + σ ε"
-    density, squares = max(theirs)
-    if density > ours[0] + MARGIN and 0.25 < squares < 4:
-        raise ValueError(
-            f"{found} ({density - ours[0]:.1f} nats per dimension likelier as such): {cure}"
-        )

@@ -5,6 +5,7 @@ applications use.
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,8 @@ from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers import checkpoints as published
 from mmlib.denoisers.checkpoints import CheckpointError, Origin, fetched, load_network, model_card
-from mmlib.denoisers.likelihood import LogLikelihood, log_likelihood, smoothed
 from mmlib.denoisers.networks import DENOISERS, LinearSkip, count_parameters
-from mmlib.denoisers.noise import DENSITIES, noise_process, stratified_levels
+from mmlib.denoisers.noise import LogLikelihood, log_likelihood, noise_process, smoothed
 from mmlib.files import written_whole
 
 NETWORKS = {**DENOISERS, "LinearSkip": LinearSkip}
@@ -169,7 +169,7 @@ class MetaModel:
             part: (i, k): the loss of the i-th of k equal parts of the batch. Their mean is the loss
                 of the whole.
             network: in place of the model's own, such as one that is wrapped for several processes.
-            density: of the levels, one of `mmlib.denoisers.noise.DENSITIES`; "uniform" is the plain
+            density: of the levels, one of `DENSITIES`; "uniform" is the plain
                 objective.
             weighting: weights of the squared errors by level, after the same densities; "uniform"
                 is the plain objective.
@@ -291,13 +291,13 @@ class MetaModel:
         exact: bool | None = None,
         batch: int = 512,
     ) -> LogLikelihood:
-        """Log-density of raw activations, smoothed at σ₀ (see `mmlib.denoisers.likelihood`), in
+        """Log-density of raw activations, smoothed at σ₀ (see `mmlib.denoisers.noise`), in
         nats per dimension of the raw activation.
 
         Args:
             z_nd: standardised activations.
             generator: draws the smoothing noise and the probes.
-            probes, exact: of the trace, see `mmlib.denoisers.likelihood.log_likelihood`.
+            probes, exact: of the trace, see `mmlib.denoisers.noise.log_likelihood`.
         """
         options = {"last_sigma": self.process.last_sigma, "steps": steps, "generator": generator}
         options |= {"probes": probes, "exact": exact}
@@ -397,3 +397,46 @@ class MetaModel:
 def _rows(hidden: Tensor, n: int) -> Tensor:
     """(n, f) of hidden units in runs (u, n/u, f), or of a UNet's (n, f, height, width)."""
     return hidden.mean((2, 3)) if hidden.ndim == 4 else hidden.reshape(n, -1)
+
+
+def stratified_levels(n: int, generator: torch.Generator, density: str = "uniform") -> Tensor:
+    """n training levels (n,) of 0 … 999, one from each of n equally likely strata: the mean loss
+    varies less.
+
+    Args:
+        density: of the levels, one of `DENSITIES`.
+    """
+    on = {"generator": generator, "device": generator.device}
+    strata = torch.randperm(n, **on) + torch.rand(n, **on)
+    places = (strata / n * 1000).long().clamp_(max=999)
+    return DENSITIES[density].quantiles.to(generator.device)[places]
+
+
+@dataclass(frozen=True)
+class LevelDensity:
+    """How likely the 1000 training levels are.
+
+    Args:
+        quantiles: a level for each of 1000 equally likely strata, rising, (1000,).
+        weights: density of each level over the uniform one's, (1000,), mean 1: as weights of a loss
+            at uniform levels they have the same expected gradient.
+    """
+
+    quantiles: Tensor
+    weights: Tensor
+
+
+def _logit_normal() -> LevelDensity:
+    """Level sigmoid(n), n ~ N(0, 1), on a scale from 0 to 1 (Esser et al. 2024, eq. 19): the middle
+    is asked most.
+    """
+    middle = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    quantiles = (1000 * torch.sigmoid(torch.special.ndtri(middle))).long().clamp_(0, 999)
+    weights = torch.exp(-(torch.logit(middle) ** 2) / 2) / (middle * (1 - middle))
+    return LevelDensity(quantiles, (weights / weights.mean()).float())
+
+
+DENSITIES = {
+    "uniform": LevelDensity(torch.arange(1000), torch.ones(1000)),
+    "logit_normal": _logit_normal(),
+}

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmlib.denoisers.gaussian import GaussianDenoiser, SavedFit
-from mmlib.denoisers.likelihood import SMOOTHING, smoothed
+from mmlib.denoisers.noise import SMOOTHING, smoothed
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@
 `GaussianMixtureDenoiser`, and published checkpoints of the paper, from a folder or the Hub.
 """
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mmlib.activations.store import ActivationStore
+from mmlib.activations.store import ActivationStore, sealed, unsealed
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import STATISTICS, CheckpointError, Origin, read_weights
 from mmlib.denoisers.fitted import (
@@ -62,7 +61,7 @@ def save(model: Fitted, folder: Path) -> Path:
         "files": {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)},
     }
     with written_whole(folder / "model.json") as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        partial.write_bytes(sealed(content))
     return folder
 
 
@@ -166,7 +165,7 @@ def _load_file(path: Path, standardise: "Fitted | Normaliser | ActivationStore |
 
 def _load_own(folder: Path) -> Fitted:
     try:
-        content = json.loads((folder / "model.json").read_text("utf-8"))
+        content = unsealed((folder / "model.json").read_bytes())
         kind, files, cost = content["kind"], content["files"], Cost(**content["cost"])
         identity, facts, form = content["identity"], content["facts"], content["format"]
     except (ValueError, KeyError, TypeError) as error:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser, Rows, Values, rows_of
-from mmlib.denoisers.checkpoints import Origin
-from mmlib.denoisers.fitted import Fitted, normaliser_of, refuse_mistaken
+from mmlib.denoisers.checkpoints import Origin, refuse_mistaken
+from mmlib.denoisers.fitted import Fitted, normaliser_of
 from mmlib.denoisers.noise import LEVELS, Denoiser, noise_process
 from mmlib.evaluation.intervals import LEAST_DOCUMENTS
 from mmlib.evaluation.losses import (

@@ -15,7 +15,7 @@ from torch import nn
 
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import GaussianDenoiser
-from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.meta_model import DENSITIES, MetaModel
 from mmlib.denoisers.networks import (
     LinearSkip,
     MLPDenoiser,
@@ -25,7 +25,6 @@ from mmlib.denoisers.networks import (
     UNetDenoiser,
     UNetSize,
 )
-from mmlib.denoisers.noise import DENSITIES
 
 DECAYS = {
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
@@ -61,7 +60,7 @@ class Training:
     validate_every: int = 100
     save_every: int = 100  # a state to resume from; both at steps that are logged
     keep: tuple[tuple[str, int], ...] = ()  # (name, step): copies of the averaged weights
-    # of the noise levels, or "logit_normal": see `mmlib.denoisers.noise.DENSITIES`
+    # of the noise levels, or "logit_normal": see `mmlib.denoisers.meta_model.DENSITIES`
     density: str = _later("uniform")
     weighting: str = _later("uniform")  # of the squared errors by noise level, likewise
     # of the rate; or "linear", or "late": constant, then linear over the last fifth

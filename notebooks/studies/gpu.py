@@ -25,10 +25,9 @@ from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents, standard_normal
-from mmlib.denoisers.likelihood import SMOOTHING, smoothed
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPSize, UNetSize, count_parameters
-from mmlib.denoisers.noise import PROCESSES
+from mmlib.denoisers.noise import PROCESSES, SMOOTHING, smoothed
 from mmlib.evaluation import losses as compare
 from mmlib.evaluation.intervals import ratio_interval
 from mmlib.files import GPU_PACKAGES, default_device, provenance, read_json, write_json

@@ -5,7 +5,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mmlib.activations.corpora import load_documents
-from mmlib.activations.lm import EMBEDDED, load_language_model
+from mmlib.activations.lm import load_language_model
+from mmlib.activations.pretrained import EMBEDDED
 from mmlib.runs.run import DATA
 
 KNOWN = {  # text: its ids, and the greedy ids behind it as long as the best token leads by over half a nat

@@ -1,4 +1,4 @@
-"""Extraction by a tiny random-weight model: windows, blocks, plans, stores, and batches without one."""
+"""Extraction by a tiny random-weight model: windows, blocks, stores, and batches without one."""
 
 import shutil
 import threading

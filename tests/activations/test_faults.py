@@ -1,4 +1,4 @@
-"""Faults injected into stores: processes killed at any moment, torn writes, flipped bits, cut files, a full disk.
+"""Faults injected into stores: kills at any moment, torn writes, flipped bits, a full disk.
 
 pytest -m faults --faults 50        kills and torn writes of each kind; `make test` does a few
 """
@@ -46,7 +46,7 @@ def write_tiny(path, attributes=None, **options):
 
 
 def die_at_event(die_at):
-    """Be killed before that fsync or rename from now on, with half of what was to be synced. Returns what counts them."""
+    """Be killed before that fsync or rename, with half of what was to be synced; counts them."""
     events = itertools.count()
 
     def fatal(call):
@@ -64,7 +64,7 @@ def die_at_event(die_at):
 
 
 def extract_tiny(path, die_at=None, barrier=None, replace=False):
-    """In a process of its own. die_at: be killed before that fsync or rename; barrier: begin when all have come."""
+    """In a process of its own, killed before `die_at`; with a barrier, all begin together."""
     events = die_at_event(die_at)
     if barrier:
         barrier.wait()
@@ -97,7 +97,7 @@ def finish(processes, path):
 
 @pytest.fixture(scope="module")
 def whole(processes, tmp_path_factory):
-    """The files of a store whose extraction nobody disturbed, how long that took, and its number of fsyncs and renames."""
+    """Files of an undisturbed extraction, its seconds, and its number of fsyncs and renames."""
     folder = tmp_path_factory.mktemp("whole")
     finish(processes, folder / "first")  # the first child also waits for the libraries
     began = time.monotonic()

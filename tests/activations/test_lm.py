@@ -6,8 +6,7 @@ from letters import ARCHITECTURES, tiny
 from transformers import GPT2Config
 
 from mmlib.activations import lm as llm
-from mmlib.activations.corpora import Document
-from mmlib.activations.extract import plan_extraction
+from mmlib.activations import pretrained
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -49,12 +48,6 @@ def test_impossible_layer_lists_what_is_allowed(layer):
         llm.resolve_layer(layer, 18)
 
 
-def test_impossible_layers_are_refused_by_the_plan(lm):
-    for layers, message in (([1, 1], "and each once"), (99, "layer 99: this model has 3")):
-        with pytest.raises(ValueError, match=message):
-            plan_extraction([Document("a", "text")], ["test"], lm, layers, window=16)
-
-
 UNKNOWN = "no causal language model '{}'.*gemma3-270m.*local folder.*Hub"
 
 
@@ -76,14 +69,11 @@ def test_a_model_that_cannot_be_loaded_says_what_is_expected(tmp_path):
 
 def test_a_tokenizer_that_was_converted_wrongly_is_refused():
     """As transformers 5.17 converts the embedded one: letters in place of words."""
-    llm._require_known_tokens(lambda text: {"input_ids": list(llm.KNOWN_IDS)})
+    pretrained._require_known_tokens(lambda text: {"input_ids": list(pretrained.KNOWN_IDS)})
     with pytest.raises(
         ValueError,
         match=r"transformers \d.* cuts 'The Eiffel.* into 42 tokens, .* into 10: convert it with the version in requirements.txt",
     ):
-        llm._require_known_tokens(lambda text: {"input_ids": [ord(letter) for letter in text]})
-
-
-@pytest.fixture
-def lm():
-    return tiny()
+        pretrained._require_known_tokens(
+            lambda text: {"input_ids": [ord(letter) for letter in text]}
+        )

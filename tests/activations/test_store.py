@@ -1,4 +1,4 @@
-"""The store: bits kept, statistics, splits, shuffled batches, and everything that must be refused."""
+"""The store: bits kept, statistics, splits, shuffled batches, and all that must be refused."""
 
 import os
 import pickle

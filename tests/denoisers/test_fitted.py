@@ -14,10 +14,9 @@ from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import CheckpointError, Origin
 from mmlib.denoisers.fitted import Cost, Fitted, FittedNetwork, Unsupported
 from mmlib.denoisers.gaussian import PrincipalComponents
-from mmlib.denoisers.likelihood import SMOOTHING
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser
-from mmlib.denoisers.noise import checked_sigma
+from mmlib.denoisers.noise import SMOOTHING, checked_sigma
 from mmlib.denoisers.sae import save_sae
 
 KINDS = ("gaussian", "pca", "mixture", "sae", "network")

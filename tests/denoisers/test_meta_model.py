@@ -17,10 +17,16 @@ from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import CheckpointError
 from mmlib.denoisers.gaussian import GaussianDenoiser
-from mmlib.denoisers.likelihood import SMOOTHING, log_likelihood, smoothed
-from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.meta_model import MetaModel, stratified_levels
 from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, UNetDenoiser
-from mmlib.denoisers.noise import DDPM, FlowMatching, noise_process, stratified_levels
+from mmlib.denoisers.noise import (
+    DDPM,
+    SMOOTHING,
+    FlowMatching,
+    log_likelihood,
+    noise_process,
+    smoothed,
+)
 
 VARIANCES = torch.tensor([0.3, 1.0, 2.5])
 MEAN = torch.tensor([0.5, -1.0, 0.0])

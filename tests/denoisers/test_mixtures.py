@@ -7,7 +7,6 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from mmlib.denoisers.gaussian import PrincipalComponents
-from mmlib.denoisers.likelihood import SMOOTHING, smoothed
 from mmlib.denoisers.mixture import (
     ClusterMoments,
     GaussianMixtureDenoiser,
@@ -15,6 +14,7 @@ from mmlib.denoisers.mixture import (
     fit_mixture,
     full_gaussian,
 )
+from mmlib.denoisers.noise import SMOOTHING, smoothed
 
 SIGMAS = (SMOOTHING, 0.3, 0.9)
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from mmlib.denoisers.noise import DDPM, DENSITIES, FlowMatching, noise_process, stratified_levels
+from mmlib.denoisers.meta_model import DENSITIES, stratified_levels
+from mmlib.denoisers.noise import DDPM, FlowMatching, noise_process
 
 
 def test_flow_levels_are_the_published_ones():

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mmlib.activations import lm as llm
+from mmlib.activations.pretrained import EMBEDDED
 from mmlib.activations.store import ActivationStore, StoreError, verify
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import Origin
@@ -118,7 +119,7 @@ def options_of(parameters):
 def applied(tmp_path_factory):
     """Parameters of the applications: a GPT-2 with random weights that reads the packaged texts by the packaged tokenizer,
     with what notebooks 01 to 03 leave for its run, and a meta-model in a folder of its own."""
-    embedded = llm.load_language_model(llm.EMBEDDED, cache=runs.DATA / "models")
+    embedded = llm.load_language_model(EMBEDDED, cache=runs.DATA / "models")
     folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
     embedded.tokenizer.save_pretrained(folder)
     save_gpt2(folder, len(embedded.tokenizer))

@@ -104,9 +104,8 @@ def test_another_meta_model_than_ours_is_named_where_it_is_drawn(name):
 
 
 def test_where_nothing_was_clamped_the_figure_says_why():
-    assert words(figures.clamping({"clamping": {"skipped": "No latent fires."}})) == {
-        "No unit was clamped. No latent fires."
-    }
+    figure = figures.clamping({"clamping": {"skipped": "No latent fires."}})
+    assert words(figure) == {"No unit was clamped. No latent fires."}
 
 
 def test_lines_of_a_passage_end_at_the_margin_and_with_a_segment():

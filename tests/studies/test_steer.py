@@ -29,9 +29,8 @@ PROMPTS = torch.randint(4, 60, (5, 6), generator=torch.Generator().manual_seed(2
 
 def network():
     torch.manual_seed(3)
-    return MetaModel(
-        MLPDenoiser(16, 32, 48, 2), "flow_velocity", Origin(NORMALISER, "tiny@0", (1,))
-    )
+    origin = Origin(NORMALISER, "tiny@0", (1,))
+    return MetaModel(MLPDenoiser(16, 32, 48, 2), "flow_velocity", origin)
 
 
 REPAIRS = {

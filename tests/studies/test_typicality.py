@@ -282,7 +282,6 @@ def test_all_windows_are_of_one_length_and_documents_take_turns():
     windows = shifts.text_windows(texts, lm, 10, 6, seed=0)
     assert all(len(window.token_ids) == 10 for window in windows) and len(windows) == 6
     assert sorted(window.document for window in windows[:3]) == [0, 2, 3]
-    assert {window.document for window in windows} == {0, 2, 3}
     message = "1 of 2 documents have a window of 10 tokens: expected two at least"
     with pytest.raises(ValueError, match=message):
         shifts.text_windows(texts[:2], lm, 10, 6, seed=0)
@@ -294,10 +293,8 @@ def test_prompted_samples_begin_with_their_prompts_and_are_kept(tmp_path):
     found = shifts.prompted_samples(lm, prompts, 12, 0, tmp_path)
     assert [len(document.token_ids) for document in found] == [12, 12, 12]
     assert found[0].token_ids != found[2].token_ids
-    assert all(
-        list(document.token_ids[: len(prompt)]) == lm.tokenizer([prompt])["input_ids"][0]
-        for document, prompt in zip(found, prompts)
-    )
+    for document, prompt in zip(found, lm.tokenizer(prompts)["input_ids"]):
+        assert list(document.token_ids[: len(prompt)]) == prompt
     assert lm.tokenizer.eos_token_id not in {i for document in found for i in document.token_ids}
     kept = next((tmp_path / "prompted").iterdir())
     kept.write_text(kept.read_text().replace(str(found[0].token_ids[-1]), "63"))
@@ -323,19 +320,6 @@ def test_texts_of_all_languages_say_which_language_and_opening_they_are_of(monke
         assert text.text == shifts.PROMPTS[language][int(i)]
     both = shifts.written_texts(None, TypicalitySize(windows=40), 0, tmp_path)
     assert [len(part) for part in both] == [30, 30]
-
-
-def test_a_prompt_is_continued_as_if_it_stood_alone():
-    """With logits so far apart that sampling takes the largest, padding on the left changes no token."""
-    lm = tiny()
-    lm.model.lm_head.weight.data *= 1000
-    padded, _ = shifts._continued(lm, ["a", "abcdefgh"], 12, 0)
-    ids = torch.tensor([[1, *lm.tokenizer(["a"])["input_ids"][0]]])
-    for _ in range(11):
-        logits = lm.model(ids).logits[0, -1]
-        logits[lm.tokenizer.eos_token_id] = -math.inf
-        ids = torch.cat([ids, logits.argmax()[None, None]], 1)
-    assert padded == ids[0, 1:].tolist()
 
 
 def test_texts_are_altered_as_they_say():

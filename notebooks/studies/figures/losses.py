@@ -18,9 +18,9 @@ def loss_by_noise(result: dict) -> Figure:
         curves, velocity = result["curves"][objective], objective == "flow_velocity"
         for method, (colour, dashes) in plots.LINES.items():
             if method in curves["loss"] and method != "pca_k64_naive":
-                light, of_all = {"lw": 0.7, "alpha": 0.7, "zorder": 1}, {"lw": 1.3}
-                style = {"dashes": dashes, **(light if method in plots.TABLES_ONLY else of_all)}
-                style |= {"colour": colour, "label": plots.LABELS[method]}
+                light = {"lw": 0.7, "alpha": 0.7, "zorder": 1}
+                style = light if method in plots.TABLES_ONLY else {"lw": 1.3}
+                style |= {"colour": colour, "dashes": dashes, "label": plots.LABELS[method]}
                 plots.curve(ax, curves["sigma"], curves["loss"][method], **style)
         ax.set(yscale="log", xlabel="noise level σ", ylabel=f"{label} per dimension")
         ax.set(xlim=(0, 1), ylim=(0.8, 10) if velocity else (1e-3, 10))

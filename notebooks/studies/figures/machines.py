@@ -35,13 +35,6 @@ def solvers(result: dict) -> Figure:
     return figure
 
 
-_STRAIGHT = {  # lines of what is measured at one size alone
-    "ours": {"color": plots.BLUE, "ls": "-"},
-    "computed": {"color": plots.BLACK, "ls": (0, (4, 2))},
-    "usual": {"color": plots.ORANGE, "ls": ":"},
-}
-
-
 def throughput(result: dict) -> Figure:
     """Speed of extraction and of reading at three sizes of the store, beside the references."""
     figure, (extraction, reading) = plots.panels(1, 2, 2.5)
@@ -52,20 +45,14 @@ def throughput(result: dict) -> Figure:
     style = {"color": plots.RED, "marker": "o", "ms": 4}
     label = "all blocks to the middle one stored"
     extraction.plot(growth["tokens"], growth["tokens_per_second"], label=label, **style)
-    for kind, rate, label in (
-        ("ours", bare["ours"], "the middle block stored"),
-        ("computed", bare["reference"], "the same, computed only"),
-        ("usual", usual, "full forward pass, padded batches"),
-    ):
-        extraction.axhline(rate, lw=1, label=label, **_STRAIGHT[kind])
+    _straight(extraction, "ours", bare["ours"], "the middle block stored")
+    _straight(extraction, "computed", bare["reference"], "the same, computed only")
+    _straight(extraction, "usual", usual, "full forward pass, padded batches")
     extraction.set(xscale="log", xlabel="tokens extracted", ylabel="tokens/s", title="extraction")
     reading.plot(growth["gigabytes"], growth["gb_per_second"], label=batches, **style)
     loader = rows[f"{batches}, against rows one at a time"]["reference"]
-    for kind, rate, label in (
-        ("computed", rows[batches]["reference"], "numpy.fromfile, in sequence"),
-        ("usual", loader, "DataLoader, rows one at a time"),
-    ):
-        reading.axhline(rate, lw=1, label=label, **_STRAIGHT[kind])
+    _straight(reading, "computed", rows[batches]["reference"], "numpy.fromfile, in sequence")
+    _straight(reading, "usual", loader, "DataLoader, rows one at a time")
     reading.set(xscale="log", yscale="log", xlabel="size of the store (GB)", ylabel="GB/s")
     reading.set(title="reading, warm cache")
     for axes in (extraction, reading):
@@ -73,6 +60,13 @@ def throughput(result: dict) -> Figure:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))
     extraction.set_ylim(bottom=0)
     return figure
+
+
+def _straight(ax: Axes, kind: str, rate: float, label: str) -> None:
+    """The line of what is measured at one size alone."""
+    colours = {"ours": plots.BLUE, "computed": plots.BLACK, "usual": plots.ORANGE}
+    dashes = {"ours": "-", "computed": (0, (4, 2)), "usual": ":"}
+    ax.axhline(rate, lw=1, label=label, color=colours[kind], ls=dashes[kind])
 
 
 _ON_GPU = {
@@ -106,10 +100,10 @@ def gpu(rates: dict, budgets: dict) -> Figure:
     names = sorted(trials, key=lambda name: -trials[name]["validation"])
     rows = [trials[name] for name in names]
     heights = range(len(rows))
-    for split, colour, mfc in (("train", plots.BLUE, "white"), ("validation", plots.RED, None)):
-        label = "training documents" if split == "train" else "validation documents"
-        style = {"color": colour, "mfc": mfc, "marker": "o", "ls": "", "ms": 4.5, "label": label}
-        losses.plot(*plots.columns(rows, split), heights, **style)
+    for split, colour, face in (("train", plots.BLUE, "white"), ("validation", plots.RED, None)):
+        style = {"color": colour, "mfc": face, "marker": "o", "ls": "", "ms": 4.5}
+        label = f"{'training' if split == 'train' else split} documents"
+        losses.plot(*plots.columns(rows, split), heights, label=label, **style)
     labels = [_ON_GPU.get(name, name.replace("-", " ")) for name in names]
     losses.set(yticks=heights, yticklabels=labels)
     losses.set(xlabel="velocity loss", title="the same store, other settings")

@@ -25,11 +25,9 @@ def training(result: dict) -> Figure:
         top = (3 if "unet" in names else 1.35) * references["mean"]
         row[0].set(ylim=(0.95 * min(references["gaussian"], *losses), top))
         row[0].set(ylabel=f"{plots.OBJECTIVES[result[names[0]]['objective']]} per dimension")
-        sizes = {plots.LABELS[name]: result[name]["parameters"] / 1e6 for name in names}
-        title = ", ".join(
-            f"{label}: {millions:.1f} M parameters" for label, millions in sizes.items()
-        )
-        row[0].set_title(title, loc="left")
+        sizes = [f"{result[name]['parameters'] / 1e6:.1f} M parameters" for name in names]
+        titles = [f"{plots.LABELS[name]}: {size}" for name, size in zip(names, sizes)]
+        row[0].set_title(", ".join(titles), loc="left")
     lines = [(plots.LABELS[name], *plots.LINES[name]) for name in ("mlp", "gated_mlp", "unet")]
     handles = [plots.in_legend(label, colour, dashes=dashes) for label, colour, dashes in lines]
     handles += [

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from mmlib.activations.tokens import Tokens
 from mmlib.denoisers.gaussian import GaussianDenoiser
-from mmlib.denoisers.likelihood import SMOOTHING
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib.denoisers.noise import Denoiser, Level
+from mmlib.denoisers.noise import SMOOTHING, Denoiser, Level
 from mmlib.evaluation.intervals import bootstrap_interval, p_value
 from mmlib.evaluation.losses import token_losses, velocity_loss
 
@@ -80,7 +79,7 @@ def residual(reconstruct: Denoiser, z_nd: Tensor) -> np.ndarray:
 def surprise(
     density: GaussianDenoiser | GaussianMixtureDenoiser, tokens: Tokens, seed: int
 ) -> np.ndarray:
-    """−log p(x) of activations smoothed at σ₀ (see `mmlib.denoisers.likelihood`), nats per dimension, (n,)."""
+    """−log p(x) of activations smoothed at σ₀ (see `mmlib.denoisers.noise`), nats per dimension, (n,)."""
     x_nd = (1 - SMOOTHING) * tokens.z + SMOOTHING * token_noise(tokens, SMOOTHING, 0, seed)
     parts = [density.log_density(part_nd, SMOOTHING) for part_nd in x_nd.split(AT_ONCE)]
     return -torch.cat(parts).numpy()

@@ -127,15 +127,14 @@ class Trainings:
         """A network of the paper's kind, on a Gaussian if the variant or the argument says so. `length` counts in lengths of the tuning, at the batch's own number of steps for that; `steps` overrules."""
         batch, seed = batch or self.size.batch, self.seed if seed is None else seed
         steps = max(2, round(length * self.steps_for(variant, batch))) if steps is None else steps
-        settings = {"weight_decay": 0.05, "levels": self.size.levels, **COMMON}
-        if variant == "published":
-            settings["levels"] = None
-        settings = Training("flow_velocity", steps, batch, rate, **settings | (training or {}))
+        levels = None if variant == "published" else self.size.levels
+        settings = {"weight_decay": 0.05, "levels": levels, **COMMON, **(training or {})}
+        settings = watched(Training("flow_velocity", steps, batch, rate, **settings))
         network = replace(size or self.size.mlp, gated_skip=variant == "gated")
         linear_skip = variant == "linear" if linear_skip is None else linear_skip
         numbers = (f"rate{rate:g}", f"batch{batch}", f"steps{steps}", f"seed{seed}")
         name = "-".join(filter(None, (variant, label, *numbers)))
-        return self.of(name, Recipe(network, watched(settings), linear_skip=linear_skip), seed)
+        return self.of(name, Recipe(network, settings, linear_skip=linear_skip), seed)
 
     def speed(self, trial: RecipeTrial, label: str) -> float:
         """Seconds a step of a trial's recipe, whatever its rate and seed, from a short training of its own."""

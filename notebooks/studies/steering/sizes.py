@@ -7,28 +7,34 @@ CONCEPTS = (("sentiment", 1), ("sentiment", -1), ("sci.space", 1), ("rec.sport.h
 
 
 @dataclass(frozen=True)
-class SteeringSize:
+class Generation:
+    """What both studies generate from, and how long."""
+
+    steps: int = 20  # of SDEdit by Euler, as in the paper
+    prompts: int = 100
+    prompt_tokens: int = 8
+    tokens: int = 20  # of each continuation
+    posts: int = 200  # of each class for the direction of a newsgroup
+
+
+@dataclass(frozen=True)
+class SteeringSize(Generation):
     """Steered generation and what is measured of it."""
 
     concepts: tuple[tuple[str, int], ...] = CONCEPTS[:1]
     # In differences of class means, rising; chosen on validation prompts.
     strengths: tuple[float, ...] = (3.0, 6.0, 12.0)
     sigmas: tuple[float, ...] = (0.5,)  # of the repairs that add noise; the first is the paper's
-    steps: int = 20  # of SDEdit by Euler, as in the paper
     steps_dpm: int = 5  # by DPM-Solver++
-    prompts: int = 100
-    prompt_tokens: int = 8
-    tokens: int = 20  # of each continuation
     places: int = 2  # of each unsteered continuation, where the geometry of edits is measured
     judge_sigmas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the loss before and after
-    posts: int = 200  # of each class for the direction of a newsgroup
     batch: int = 100  # prompts that are continued together
     timed_batch: int = 32
     timed_rounds: int = 3
 
 
 @dataclass(frozen=True)
-class GridSize:
+class GridSize(Generation):
     """Concepts, directions, strengths and σ; see `grid.combinations` for what is combined."""
 
     concepts: tuple[tuple[str, int], ...] = CONCEPTS
@@ -38,11 +44,6 @@ class GridSize:
     mixture_sdedit_sigmas: tuple[float, ...] = (0.5,)
     fraction_strengths: tuple[float, ...] = (3.0, 6.0, 12.0)  # of other concepts and directions
     fraction_sigmas: tuple[float, ...] = (0.3, 0.5)
-    steps: int = 20  # of SDEdit by Euler
-    prompts: int = 100
-    prompt_tokens: int = 8
-    tokens: int = 20  # of each continuation
-    posts: int = 200  # of each class for the direction of a newsgroup
     text_tokens: int = 96  # read of each text for the directions
     shown: int = 3  # continuations of each run that are kept as text
 

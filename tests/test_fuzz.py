@@ -149,7 +149,7 @@ def test_any_rows_are_those_asked_for_or_refused(asked, as_array):
         except ValueError:
             return
     try:
-        found = store.take(asked)
+        found = store.read(asked)
     except OURS as error:
         assert str(error)
         return

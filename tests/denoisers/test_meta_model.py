@@ -223,16 +223,14 @@ def test_the_parts_of_a_batch_have_the_loss_of_the_whole():
         model.loss(z, generator(), levels=5)
 
 
-def test_rows_are_weighed_by_their_own_level():
-    torch.manual_seed(0)
-    model, z = unscaled(MLPDenoiser(3, 8, 16, 1), 3), torch.randn(12, 3)
-    weighed, draws = model.loss(z, generator(), levels=4, weighting="logit_normal"), generator()
-    index_n = stratified_levels(4, draws).repeat_interleave(3)
-    noise = torch.randn(z.shape, generator=draws)
-    a, s = model.process.coefficients(index_n)
-    prediction = model.predict(a * z + s * noise, model.process.timestep(index_n))
-    squared_n = (prediction - model.process.target(z, noise)).square().mean(1)
-    assert torch.allclose(weighed, (squared_n * DENSITIES["logit_normal"].weights[index_n]).mean())
+def test_a_weighted_loss_weighs_each_row_by_its_level():
+    model, draws = unscaled(MLPDenoiser(3, 8, 16, 1, zero_init=True), 3), generator()
+    z = MEAN + torch.arange(12.0)[:, None]
+    index, noise = stratified_levels(4, draws), torch.randn(z.shape, generator=draws)
+    weights = DENSITIES["logit_normal"].weights[index].repeat_interleave(3)
+    expected = ((noise - z).square().mean(1) * weights).mean()
+    found = model.loss(z, generator(), levels=4, weighting="logit_normal")
+    assert torch.allclose(found, expected)
 
 
 @PROCESSES
@@ -345,7 +343,7 @@ def renamed(folder):
         (weights(lambda w: w.pop("inner.in_proj.weight")), "lacks inner.in_proj.weight and 0 more"),
         (weights(lambda w: w.update(extra=torch.zeros(1))), "has extra and 0 more"),
         (weights(lambda w: w.update({BIAS: torch.zeros(9)})), r"shape \(9,\), expected \(8,\)"),
-        (weights(lambda w: w.update({BIAS: torch.full((8,), math.nan)})), "NaN or infinity"),
+        (weights(lambda w: w[BIAS][0].fill_(math.nan)), "NaN or infinity"),
         (cut_short, "truncated"),
         (lambda folder: (folder / "network" / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "normaliser.safetensors").unlink(), "missing or truncated"),

@@ -390,6 +390,14 @@ def test_validation_reads_rows_of_all_documents(store, tmp_path):
         assert loss > 3 * plain, document
 
 
+def test_how_often_one_validates_changes_nothing(store, tmp_path):
+    """The trained weights, and not the averaged ones, are trained on after each validation."""
+    often, seldom = (
+        weights(run(store, tmp_path / str(n), lr=0.05, validate_every=n)[0]) for n in (2, 12)
+    )
+    assert torch.equal(often, seldom)
+
+
 @pytest.mark.parametrize("beta2", [0.6, 0.99])
 def test_the_second_moment_of_adamw_decays_as_asked(store, tmp_path, beta2):
     """Against torch's own AdamW over the same batches and noise."""

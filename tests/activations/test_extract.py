@@ -251,6 +251,8 @@ def test_extract_draws_splits_and_refuses_what_cannot_be(lm, tmp_path):
     store = extract(lm, LONG, tmp_path / "a", window=32, progress=False)
     assert Counter(store.splits) == {"train": 24, "validation": 3, "test": 3}
     assert store.layer == 0 and len(store.tokens("test")) == len(store.rows("test"))
+    none = extract(lm, LONG, tmp_path / "none", window=32, validation=0, test=5, progress=False)
+    assert Counter(none.splits) == {"train": 25, "test": 5}
     for options, message in (
         (dict(splits=["train"]), "1 splits .* for 30 documents: expected one of train, validation"),
         (dict(splits=["dev"] * 30), r"30 splits \['dev'\] for 30 documents"),

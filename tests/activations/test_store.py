@@ -534,13 +534,14 @@ def test_contents_that_contradict_each_other_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(StoreWriter, "_check_places", lambda *arguments: None)
     monkeypatch.setattr("mmlib.activations.writer.as_float", lambda values: np.ones_like(values))
     values = torch.tensor([[0.0, 1], [1, 2], [torch.nan, 3], [4, 5]])
-    w = writer(tmp_path / "a")
-    append(w, values, position=np.array([0, 1, 3, 2]))
+    w = writer(tmp_path / "a", layers=[0, 3])
+    append(w, {0: values, 3: 2 * ONES}, position=np.array([0, 1, 3, 2]))
     w.finish()
     assert verify(tmp_path / "a") == [
         f"{tmp_path / 'a'}: position, rows 0 to 4 do not fit the table of documents",
         f"{tmp_path / 'a'}: activations/layer_00, rows 0 to 4 have values that are not finite",
         f"{tmp_path / 'a'}: layer 0 has other statistics than its training rows",
+        f"{tmp_path / 'a'}: layer 3 has other statistics than its training rows",
     ]
 
 

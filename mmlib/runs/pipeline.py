@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mmlib.files import processor, provenance, read_json, write_json, written_whole
+from mmlib.files import any_terminal, processor, provenance, read_json, write_json, written_whole
 from mmlib.runs import plan
 from mmlib.runs import run as runs
 from mmlib.runs.run import keyed_results
@@ -63,6 +63,7 @@ def execute(notebook: str, preset: str) -> None:
     """Execute a notebook in a fresh kernel, with its log and progress on the terminal, then stamp it."""
     import papermill
 
+    any_terminal()
     output, state, began = executed(notebook, preset), plan.state_of(notebook, preset), time.time()
     output.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(

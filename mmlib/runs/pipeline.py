@@ -51,6 +51,9 @@ def run(wanted: Sequence[str], preset: str) -> None:
     """
     code = "import sys; from mmlib.runs.pipeline import execute; execute(*sys.argv[1:])"
     outside = {"GLIBC_TUNABLES": MEMORY_SETTINGS, **os.environ, "PRESET": preset}
+    # this environment's kernel, whatever others of its name a user or a cluster has
+    kernels = (str(Path(sys.prefix, "share", "jupyter")), os.environ.get("JUPYTER_PATH"))
+    outside["JUPYTER_PATH"] = os.pathsep.join(filter(None, kernels))
     for notebook in wanted:
         print(f"── {notebook}", flush=True)
         done = subprocess.run([sys.executable, "-c", code, notebook, preset], env=outside)

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import papermill
 import pytest
+import tiny_lm
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -105,8 +106,38 @@ def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_pa
     execute("01_extract_activations", tmp_path, **parameters)
     store = ActivationStore(run.store, 2)
     assert (store.n, store.d) == (sum(100 + i for i in range(40)), 16)
-    assert store.model.startswith(str(model_folder))
+    assert store.model.startswith("gpt2@")
     assert (store.splits == "test").sum() == 20 and (store.splits == "validation").sum() == 8
+
+
+DESIGNS = {
+    "blocks that end in a LayerNorm": dict(
+        kind="opt", word_embed_proj_dim=16, ffn_dim=64, do_layer_norm_before=False
+    ),
+    "one block of width 8": dict(num_hidden_layers=1, hidden_size=8, head_dim=2),
+}
+TEXTS = {
+    "a word each": [f"{chr(97 + i % 26) * (1 + i // 26)}{i}" for i in range(40)],
+    "a letter each": [chr(33 + i) for i in range(60)],
+}
+
+
+@pytest.mark.notebooks
+@pytest.mark.parametrize(("design", "texts"), list(zip(DESIGNS, TEXTS)))
+def test_notebook_01_describes_any_design_and_the_smallest_corpora(design, texts, tmp_path):
+    """A hyperplane in which one variance is 0; fewer dimensions, rows, blocks and positions than any real one has."""
+    options = DESIGNS[design]
+    layer = 1 if "LayerNorm" in design else 0
+    model, folder = tiny_lm.saved(tmp_path / "model", **options), tmp_path / "texts"
+    folder.mkdir()
+    for i, text in enumerate(TEXTS[texts]):
+        (folder / f"{i:02d}.txt").write_text(text)
+    parameters = {"model": str(model), "corpus": str(folder), "layer": layer}
+    run = runs.start(preset="smoke", seed=0, **parameters)
+    execute("01_extract_activations", tmp_path, **parameters)
+    found, store = run.read("activations", "01"), ActivationStore(run.store)
+    assert 1 <= found["effective_rank"] <= store.d and store.n < 1000
+    assert "as read by mmlib: True" in (tmp_path / "out.ipynb").read_text()
 
 
 def options_of(parameters):
@@ -139,12 +170,24 @@ def applied(tmp_path_factory):
     )
     mixture = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
     mixture.save(run.shared / "mixture.safetensors", store.documents)
-    for name in ("mlp", "unet", "denoising_sae"):
-        model = new_model(run.preset.recipes[name], Origin.of(store), 1, components.gaussian())
+    for name in run.preset.sae_grid:
+        save_sae(sae, run.data / "sae_grid" / name, store.documents)
+    for name, recipe in run.preset.recipes.items():
+        model = new_model(recipe, Origin.of(store), 1, components.gaussian())
         model.save_pretrained(run.data / name)
     prior = new_model(run.preset.recipes["mlp"], Origin.of(store), 0)
     prior.save_pretrained(folder.parent / "prior")
     return run, parameters
+
+
+@pytest.mark.notebooks
+def test_a_model_narrower_than_any_pca_at_this_preset_has_its_fidelity_measured(applied, tmp_path):
+    """16 wide: what costs the language model nothing is undetermined, and PCA has one k all the same."""
+    run, parameters = applied
+    run = runs.start(preset="smoke", seed=0, model=parameters["model"])
+    execute("08_lm_loss", tmp_path, model=parameters["model"])
+    found = run.read("lm_loss", "08_lm_loss")
+    assert list(found["reconstructions"]["pca"]) == ["pca_k8"] and found["verdicts"]
 
 
 @pytest.mark.notebooks

@@ -213,12 +213,11 @@ def start(
         blocks = count_blocks(changes.get("model", base.model), DATA / "models")
         if resolve_layer(layer, blocks) == resolve_layer(base.layer, blocks):
             changes.pop("layer", None)
-    chosen = replace(base, **changes)
-    labels = [("layer" if key == "layer" else "") + _label(key, x) for key, x in changes.items()]
+    labels = [_label(key, value) for key, value in changes.items()]
     name = "+".join([preset, *labels, *([f"seed{seed}"] if seed else [])])
     given = {key: value for key, value in own.items() if value is not None}
     run = Run(
-        chosen,
+        replace(base, **changes),
         seed,
         name,
         {**changes, **given},
@@ -235,12 +234,14 @@ def _label(key: str, value: str | int) -> str:
     Ids of the Hub have "--" for "/". A path has its last part and six hex digits of the whole of it, from the root on: `/a/b`
     and `a/b` are two corpora.
     """
-    streamed = re.fullmatch(r"(hf:)([^:@]*)(.*)", str(value), re.DOTALL)
-    kind, name, end = streamed.groups() if streamed else ("", str(value), "")
+    if isinstance(value, int):
+        return f"{key}{value}"
+    streamed = re.fullmatch(r"(hf:)([^:@]*)(.*)", value, re.DOTALL)
+    kind, name, end = streamed.groups() if streamed else ("", value, "")
     path = Path(name)
     is_path = path.is_absolute() or name.startswith(".") or path.exists()
-    if isinstance(value, int) or value in NAMES or not is_path:
-        return str(value).strip("/").replace("/", "--")
+    if value in NAMES or not is_path:
+        return value.strip("/").replace("/", "--")
     whole = path.resolve()
     digits = hashlib.sha256(f"{key} ".encode() + os.fsencode(whole)).hexdigest()[:6]
     last = re.sub(r"[^\w.-]+", "-", whole.name)[:60]

@@ -229,18 +229,14 @@ def start(
 
 
 def _label(key: str, value: str | int) -> str:
-    """A parameter's value as part of the name of a run, which no other value has.
-
-    Ids of the Hub have "--" for "/". A path has its last part and six hex digits of the whole of it, from the root on: `/a/b`
-    and `a/b` are two corpora.
-    """
+    """A parameter's value as part of the name of a run, which no other value has. Ids of the Hub have "--" for "/"; a path has
+    its last part and six hex digits of the whole of it, from the root on: `/a/b` and `a/b` are two corpora."""
     if isinstance(value, int):
         return f"{key}{value}"
     streamed = re.fullmatch(r"(hf:)([^:@]*)(.*)", value, re.DOTALL)
     kind, name, end = streamed.groups() if streamed else ("", value, "")
     path = Path(name)
-    is_path = path.is_absolute() or name.startswith(".") or path.exists()
-    if value in NAMES or not is_path:
+    if value in NAMES or not (path.is_absolute() or name.startswith(".") or path.exists()):
         return value.strip("/").replace("/", "--")
     whole = path.resolve()
     digits = hashlib.sha256(f"{key} ".encode() + os.fsencode(whole)).hexdigest()[:6]

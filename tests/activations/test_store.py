@@ -189,6 +189,33 @@ def test_rows_are_found_by_split_document_and_position(make_store):
         store.rows_of("nothing")
 
 
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_workers_of_a_loader_read_what_this_process_reads(make_store, start):
+    """However they are started; this process has parts of the store open."""
+    path, values = make_store(rows=(600, 50, 50))
+    store = ActivationStore(path)
+    store.read(range(10))
+    batches = [range(at, min(at + 128, 700)) for at in range(0, 700, 128)]
+    loader = torch.utils.data.DataLoader(
+        StoreRows(store),
+        sampler=batches,
+        batch_size=None,
+        num_workers=1,
+        multiprocessing_context=start,
+    )
+    assert torch.equal(torch.cat(list(loader)), values)
+
+
+class StoreRows(torch.utils.data.Dataset):
+    """As somebody's own data set holds a store."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def __getitem__(self, rows):
+        return self.store.read(rows)
+
+
 def test_a_store_is_opened_again_in_another_process(make_store):
     path, values = make_store()
     store = ActivationStore(path, 1)

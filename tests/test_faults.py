@@ -354,7 +354,8 @@ DAMAGED = {  # kind: what makes the folder and gives a function that reads it, a
     "mixture": (partial(one_file, "mixture"), "*"),
     "SAE": (an_sae, "*"),
 }
-GUARDS = ("state.json", "done.json")  # where one is not there, it is as if nothing had been trained
+# without these it is as if nothing had been trained, and a whole meta-model lies in a network's folder
+GUARDS = ("state.json", "done.json", "model.json")
 
 
 @pytest.mark.parametrize("kind", DAMAGED)

@@ -143,6 +143,7 @@ class Plan:
             texts.update(np.int64(len(ids)).tobytes() + ids.astype("<i4").tobytes())
         return {
             "weights": weights_digest(lm.model),
+            "model_dtype": str(lm.model.dtype).removeprefix("torch."),  # of a float32 stream, too
             "window": self.window,
             "batch_tokens": self.batch_tokens,
             "opening_token": lm.opening_token,

@@ -225,6 +225,7 @@ class ActivationStore:
         self.attributes = {**identity, **{key: self.manifest[key] for key in told}}
         self.model, self.corpus = identity["model"], identity["corpus"]
         self.d, self.dtype, self.n = identity["d"], identity["dtype"], self.manifest["rows"]
+        self.model_dtype = identity.get("model_dtype", self.dtype)  # in which it computed
         self.layers = identity["layers"]
         self.layer = self.layers[0] if layer is None else layer
         if self.layer not in self.layers:

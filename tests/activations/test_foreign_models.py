@@ -166,7 +166,8 @@ def test_what_is_stored_has_the_type_of_the_residual_stream(tmp_path):
     lm = tiny_lm.language_model()
     lm.model.to(torch.bfloat16)
     lm.model.model.layers[1] = InFloat32(lm.model.model.layers[1])
-    assert extract(lm, tiny_lm.documents(), tmp_path, layers=[1], progress=False).dtype == "float32"
+    store = extract(lm, tiny_lm.documents(), tmp_path, layers=[1], progress=False)
+    assert (store.dtype, store.model_dtype) == ("float32", "bfloat16")
 
 
 ROOMS = {

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmlib.activations.store import ActivationStore
 from mmlib.denoisers.noise import Level, noise_process
-from mmlib.files import CheckpointError, read_sealed, write_sealed, written_whole
+from mmlib.files import read_sealed, write_sealed, written_whole
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,6 @@ class SavedFit:
 def read_cost(path: Path) -> dict:
     """`train_seconds` and `train_activations` of what `SavedFit.save` wrote, after checking that it is whole."""
     known = read_sealed(path.with_suffix(".json"))
-    if list(known["files"]) != [path.name]:
-        raise CheckpointError(
-            f"{path.with_suffix('.json')} is of {list(known['files'])}, not of {path.name}: keep both names"
-        )
     return {name: known[name] for name in ("train_seconds", "train_activations")}
 
 

@@ -157,7 +157,7 @@ def _origin_of(
 
 def _load_file(path: Path, standardise: "Fitted | Normaliser | ActivationStore | None") -> Fitted:
     """What `PrincipalComponents.save` or `GaussianMixtureDenoiser.save` wrote."""
-    tensors, cost = read_weights(path), read_cost(path)
+    cost, tensors = read_cost(path), read_weights(path)  # digests first
     with safe_open(path, "pt") as file:
         origin = _origin_of(standardise, (file.metadata() or {}).get("documents", ""), path)
     if set(tensors) == set(GaussianMixtureDenoiser.names):

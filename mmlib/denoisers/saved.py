@@ -124,8 +124,8 @@ def load(
             )
         if known.hook_name:
             as_they_are = Normaliser(torch.zeros(1, sae.cfg.d_in), torch.ones(1, sae.cfg.d_in))
-            layer = re.findall(r"\d+", known.hook_name)[-1]
-            origin = Origin(as_they_are, layers=(int(layer),))
+            block = re.findall(r"\d+", known.hook_name)[-1]
+            origin = Origin(as_they_are, layers=(int(block),))
         else:
             origin = _origin_of(standardise, known.documents or "", path)
         denoiser = SAEDenoiser(sae, "mean_estimate")

@@ -52,9 +52,8 @@ PART_BYTES = 300_000  # four chunks: 37 parts
 def write_documents(lm, path, texts, attributes=None, **options):
     """A store of texts, half of them for training."""
     documents = [Document(str(i), text) for i, text in enumerate(texts)]
-    splits = [
-        ("train", "train", "validation", "test")[4 * i // len(texts)] for i in range(len(texts))
-    ]
+    quarter = len(texts) // 4
+    splits = np.repeat(["train", "validation", "test"], [2 * quarter, quarter, quarter]).tolist()
     plan = plan_extraction(documents, splits, lm, 1, window=64, batch_tokens=512)
     facts = describe(lm, "letters@1", plan, created_by="a test") | (attributes or {})
     return write_store(plan, lm, path, attributes=facts, progress=False, **options)
@@ -178,27 +177,21 @@ def moments(kind, number, names, seconds):
     """
     draw = random.Random(f"{kind} {number}")
     again = (draw.randrange(3 * len(names)), draw.choice((0.0, draw.uniform(0, 0.2))))
-    boundaries = [
-        3 * i + j for i, name in enumerate(names) for j in range(3) if KILLS[kind](name, j)
-    ]
+    begins, events = BOUNDARIES.get(kind, ((), ()))
+    boundaries = [3 * i + j for i, x in enumerate(names) if x.startswith(begins) for j in events]
     if boundaries:
-        first = (
-            random.Random(kind).sample(boundaries, len(boundaries))[number % len(boundaries)],
-            0.0,
-        )
+        order = random.Random(kind).sample(boundaries, len(boundaries))
+        first = (order[number % len(order)], 0.0)
     else:
         first = (None, draw.uniform(0.02, 1) * seconds)
     return [first] if draw.random() < 0.5 else [first, again]
 
 
-KILLS = {  # kind: whether it comes at one of a file's three events
-    "extraction": lambda name, event: False,  # at any moment
-    "part": lambda name, event: name.startswith("part-") and event == 0,
-    "rename": lambda name, event: name.startswith("part-") and event > 0,
-    "manifest": lambda name, event: name in ("activations.h5", "manifest.json"),
-    "training": lambda name, event: False,
-    "checkpoint": lambda name, event: True,
-    "embedded model": lambda name, event: False,
+BOUNDARIES = {  # kind: which files it is of, and at which of their events; of others at any moment
+    "part": ("part-", (0,)),
+    "rename": ("part-", (1, 2)),
+    "manifest": (("activations.h5", "manifest.json"), (0, 1, 2)),
+    "checkpoint": ("", (0, 1, 2)),
 }
 
 

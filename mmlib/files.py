@@ -106,7 +106,7 @@ def sealed(content: dict) -> bytes:
     return json.dumps({**content, "digest": xxhash.xxh3_128_hexdigest(text)}, indent=1).encode()
 
 
-def write_sealed(path: Path, content: dict, files: Sequence[Path]) -> None:
+def write_sealed(path: Path, content: dict, files: Sequence[Path] = ()) -> None:
     """Write JSON that guards itself and the files of its folder: their `files` by name, with the
     sha256 of each. It comes last, so where it is, they are whole.
     """

@@ -381,6 +381,8 @@ def resume(run: TrainingRun) -> None:
         run.model.costing(run.log[-1]["seconds"], run.log[-1]["activations"])
         run.network.load_state_dict(MetaModel.from_pretrained(run.folder).network.state_dict())
         run.network.eval().to("cpu")
+        if run.main:
+            _remove_states(run.folder)  # where a kill came before that
         return run.accelerator.print("already trained with these settings, data and code")
     known = read_sealed(path) if path.exists() else None
     if known and known["fingerprint"] != run.fingerprint:

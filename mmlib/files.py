@@ -3,7 +3,8 @@ provenance, what the device computes in.
 
 require, require_disk           an input that another notebook makes; room for what will be written
 require_writable, any_terminal  a folder that takes it; a terminal that takes every letter
-written_whole                   a file or folder under a temporary name, renamed when it is complete
+written_whole                   a file under a temporary name, renamed when it is complete
+write_sealed, read_sealed       JSON with a digest of itself and of the files beside it: any damage is refused by name
 write_json, provenance          committed outcomes: finite numbers, and the commit, command and machine that they come from
 default_device, bf16_pays       where this machine computes, and in which arithmetic; also its cores, memory and rates
 """
@@ -28,6 +29,8 @@ from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
 
+import xxhash
+
 
 class MissingInput(FileNotFoundError):
     """A file that another notebook makes is not there; the message names the notebook."""
@@ -37,6 +40,10 @@ class StoreError(ValueError):
     """A store that must not be used: damaged, unfinished, or made from something else than was
     asked for.
     """
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged, incomplete or of another architecture; the message names the file."""
 
 
 class DiskFull(OSError):
@@ -77,17 +84,65 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
             for start in range(0, len(content), BLOCK):
                 if file.read(BLOCK) != bytes(content[start : start + BLOCK]):
                     raise StoreError(f"{path} reads back otherwise than written: check the disk")
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _rename(partial, path)
     except FileNotFoundError:
         if not path.exists():
             raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _rename(partial: Path, path: Path) -> None:
+    """To a name that survives a loss of power, as its content does."""
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sealed(content: dict) -> bytes:
+    """JSON whose last entry, `digest`, is the XXH3-128 of the other entries."""
+    text = json.dumps(content).encode()
+    return json.dumps({**content, "digest": xxhash.xxh3_128_hexdigest(text)}, indent=1).encode()
+
+
+def write_sealed(path: Path, content: dict, files: Sequence[Path] = ()) -> None:
+    """Write JSON that guards itself and the files of its folder: their `files` by name, with the
+    sha256 of each. It comes last, so where it is, they are whole.
+    """
+    listed = {file.relative_to(path.parent).as_posix(): sha256(file) for file in files}
+    with written_whole(path) as partial:
+        partial.write_bytes(sealed({**content, "files": listed}))
+
+
+def read_sealed(path: Path) -> dict:
+    """What `write_sealed` wrote, after reading every byte that it guards.
+
+    Raises:
+        CheckpointError: it or a file that it lists is missing or damaged, or a former version of
+            this code wrote it, without digests.
+    """
+    try:
+        text = path.read_bytes()
+        content = json.loads(text)
+        if sealed({key: content[key] for key in content if key != "digest"}) != text:
+            raise ValueError("its digest is not that of its content")
+        files = content["files"].items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, missing, or of a former version, which kept no digests "
+            f"({type(error).__name__}: {error}): copy it again, or train or fit it again"
+        ) from error
+    for name, digest in files:
+        if not (path.parent / name).exists():
+            raise CheckpointError(f"{path.parent} lacks {name}: copy the whole folder again")
+        if sha256(path.parent / name) != digest:
+            raise CheckpointError(
+                f"{path.parent / name} is damaged or was changed: copy it again, or train or fit it again"
+            )
+    return content
 
 
 def require(path: Path, notebook: str) -> Path:
@@ -156,7 +211,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     partial.unlink(missing_ok=True)  # of a run that was killed
     try:
         yield partial
-        os.replace(partial, path)
+        with open(partial, "r+b") as file:
+            os.fsync(file.fileno())
+        _rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """Shared by the tests: a small store of synthetic activations with known statistics."""
 
 import os
+from collections import Counter
 
 # Before any library reads it: no test asks a network for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,8 +16,9 @@ from mmlib.runs import run as runs
 
 
 def pytest_addoption(parser):
+    parser.addoption("--faults", type=int, default=2, help="how many faults of each kind")
     parser.addoption(
-        "--faults", type=int, default=2, help="how many processes each fault test kills"
+        "--faults-from", type=int, default=0, help="number of the first: so many were done before"
     )
     parser.addoption(
         "--architectures",
@@ -24,6 +26,23 @@ def pytest_addoption(parser):
         default="common",
         help="which of transformers' causal language models are tried; all: results/architectures.json is written anew",
     )
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many faults of each kind were done, all of them reported or continued."""
+    done = Counter()
+    for report in terminalreporter.getreports("passed"):
+        for name, n in report.user_properties:
+            done[name] += n
+    for name, n in done.items():
+        terminalreporter.write_line(f"{name}: {n}")
+
+
+@pytest.fixture
+def numbers(pytestconfig):
+    """Of the faults to be done of each kind; a fault is a function of its kind and number."""
+    first = pytestconfig.getoption("faults_from")
+    return range(first, first + pytestconfig.getoption("faults"))
 
 
 ATTRIBUTES = {"model": "toy@1", "corpus": "toy@2"}

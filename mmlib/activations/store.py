@@ -68,7 +68,7 @@ from mmlib.activations.tokens import (
     from_numpy,
     row_numbers,
 )
-from mmlib.files import StoreError
+from mmlib.files import StoreError, sealed
 
 FORMAT, FORMAT_VERSION = "mmlib.activations", 4
 MANIFEST, VIRTUAL = "manifest.json", "activations.h5"
@@ -81,26 +81,6 @@ COLUMNS = ("token_ids", "document", "position")
 def layer_name(layer: int, what: str = "activations") -> str:
     """Name of a layer's dataset."""
     return f"{what}/layer_{layer:02d}"
-
-
-def sealed(content: dict) -> bytes:
-    """JSON whose last entry, `digest`, is the XXH3-128 of the other entries."""
-    text = json.dumps(content).encode()
-    return json.dumps({**content, "digest": xxhash.xxh3_128_hexdigest(text)}, indent=1).encode()
-
-
-def unsealed(text: bytes) -> dict:
-    """What `sealed` wrote, with its digest.
-
-    Raises:
-        ValueError: a byte of it is another.
-    """
-    content = json.loads(text)
-    known = dict(content) if isinstance(content, dict) else {}
-    known.pop("digest", None)
-    if sealed(known) != text:
-        raise ValueError("its digest is not that of its content")
-    return content
 
 
 def part_seal(digest: str) -> bytes:

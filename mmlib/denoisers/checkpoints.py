@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.networks import MLPDenoiser
+from mmlib.files import CheckpointError
 
 STATISTICS = "normaliser.safetensors"
 
@@ -40,10 +41,6 @@ FILES = (
     "final.safetensors",
     "README.md",
 )
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is damaged, incomplete or of another architecture; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -313,6 +310,13 @@ def _configuration(folder: Path) -> tuple[dict, list[int], str]:
         raise CheckpointError(
             f"{folder}/config.yaml lacks {error}: expected glp_kwargs with denoiser_config and tracedict_config"
         ) from error
+    for name, known in (("retain", ("output",)), ("layer_prefix", ("layers", "h", "blocks"))):
+        found = trace.get(name, known[0])
+        if str(found).split(".")[-1] not in known:
+            raise CheckpointError(
+                f"{folder}/config.yaml: tracedict_config.{name} is {found!r}, expected it to be or "
+                f"end in {' or '.join(known)}: activations here are outputs of whole blocks"
+            )
     if any(isinstance(value, str) for value in sizes.values()):
         raise CheckpointError(
             f"{folder}/config.yaml: sizes {sizes} are no numbers; resolve the file's ${{…}} references first"

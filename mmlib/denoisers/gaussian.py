@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmlib.activations.store import ActivationStore
 from mmlib.denoisers.noise import Level, noise_process
-from mmlib.files import read_json, write_json, written_whole
+from mmlib.files import read_sealed, write_sealed, written_whole
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,14 @@ class SavedFit:
     def save(self, path: Path, documents: str) -> None:
         """Write it, with the identity of the documents it was fitted to.
 
-        What it cost is in JSON beside it: fits of the same data have the same weights, byte for byte.
+        What it cost, and the file's digest, are in JSON beside it: fits of the same data have the same weights, byte for byte.
         """
+        beside = path.with_suffix(".json")
+        beside.unlink(missing_ok=True)
         with written_whole(path) as partial:
             save_file(self.tensors(), partial, {"documents": documents})
         names = ("parameters", "train_seconds", "train_activations")
-        write_json(path.with_suffix(".json"), {name: getattr(self, name) for name in names})
+        write_sealed(beside, {name: getattr(self, name) for name in names}, [path])
 
     @classmethod
     def load(cls, path: Path, store: ActivationStore) -> "SavedFit":
@@ -163,18 +165,19 @@ class SavedFit:
 
         Raises:
             StoreError: it was fitted to another store's documents.
+            CheckpointError: it is damaged, or the JSON beside it.
         """
+        cost = read_cost(path)
         with safe_open(path, "pt") as file:
             store.check_documents(file.metadata()["documents"], path)
             tensors = {name: file.get_tensor(name) for name in cls.names}
-        return cls.of_tensors(tensors, **read_cost(path))
+        return cls.of_tensors(tensors, **cost)
 
 
 def read_cost(path: Path) -> dict:
-    """`train_seconds` and `train_activations` of what `SavedFit.save` wrote; nothing where it wrote nothing."""
-    beside = path.with_suffix(".json")
-    cost = read_json(beside) if beside.exists() else {}
-    return {name: cost[name] for name in ("train_seconds", "train_activations") if name in cost}
+    """`train_seconds` and `train_activations` of what `SavedFit.save` wrote, after checking that it is whole."""
+    known = read_sealed(path.with_suffix(".json"))
+    return {name: known[name] for name in ("train_seconds", "train_activations")}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 applications use.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,10 +15,17 @@ from tqdm import tqdm
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers import checkpoints as published
-from mmlib.denoisers.checkpoints import CheckpointError, Origin, fetched, load_network, model_card
+from mmlib.denoisers.checkpoints import (
+    STATISTICS,
+    CheckpointError,
+    Origin,
+    fetched,
+    load_network,
+    model_card,
+)
 from mmlib.denoisers.networks import DENOISERS, LinearSkip, count_parameters
 from mmlib.denoisers.noise import LogLikelihood, log_likelihood, noise_process, smoothed
-from mmlib.files import written_whole
+from mmlib.files import read_sealed, write_sealed
 
 NETWORKS = {**DENOISERS, "LinearSkip": LinearSkip}
 
@@ -356,9 +362,9 @@ class MetaModel:
         numbers = {"d": self.d, "parameters": self.parameters}
         card = model_card({**identity, **numbers, **(facts or {})})
         (folder / "README.md").write_text(card, encoding="utf-8")
-        with written_whole(folder / "meta_model.json") as partial_file:
-            cost = {"seconds": self.train_seconds, "activations": self.train_activations}
-            partial_file.write_text(json.dumps({**identity, "training": cost}, indent=1) + "\n")
+        cost = {"seconds": self.train_seconds, "activations": self.train_activations}
+        files = [folder / STATISTICS, *sorted((folder / "network").iterdir())]
+        write_sealed(folder / "meta_model.json", {**identity, "training": cost}, files)
 
     @classmethod
     def from_pretrained(
@@ -383,15 +389,14 @@ class MetaModel:
                 f"{source} holds no meta_model.json: run notebooks/03_train_meta_model.ipynb first, "
                 "with the same parameters"
             )
-        facts = json.loads((folder / "meta_model.json").read_text())
+        facts = read_sealed(folder / "meta_model.json")
         if facts["network"] not in NETWORKS:
             raise CheckpointError(
                 f"{source} has network {facts['network']!r}: expected one of {', '.join(NETWORKS)}"
             )
         network = load_network(NETWORKS[facts["network"]], folder / "network")
         model = cls(network, facts["objective"], Origin.read(folder, facts))
-        cost = facts.get("training", {})
-        return model.costing(cost.get("seconds"), cost.get("activations"))
+        return model.costing(**facts["training"])
 
 
 def _rows(hidden: Tensor, n: int) -> Tensor:

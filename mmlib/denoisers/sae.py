@@ -4,6 +4,7 @@ SAELens is imported where it is used: that takes seconds, and without it everyth
 `mmlib.denoisers.gaussian`.
 """
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,15 +13,20 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mmlib.activations.store import ActivationStore
 from mmlib.denoisers.gaussian import GaussianDenoiser, clean_input
 from mmlib.denoisers.noise import Denoiser, Level
-from mmlib.files import bf16_pays
+from mmlib.files import CheckpointError, bf16_pays, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from sae_lens import SAE
+
+
+DIGESTS = "digests.json"  # of what `save_sae` wrote
+APPLIED = ("constant_norm_rescale", "layer_norm")  # by SAELens, to what comes in and back
 
 
 @dataclass(frozen=True)
@@ -133,14 +139,42 @@ def drawn_batches(gaussian: GaussianDenoiser, batch: int, seed: int) -> Iterator
 
 
 def save_sae(sae: "SAE", folder: Path, documents: str) -> None:
-    """Write SAELens's inference format (cfg.json and safetensors), with the identity of the documents it was trained on."""
+    """Write SAELens's inference format (cfg.json and safetensors), with the identity of the documents it was trained on, and last their digests."""
+    (folder / DIGESTS).unlink(missing_ok=True)
     sae.cfg.metadata.documents = documents
-    sae.save_inference_model(folder)
+    # one in training, or one that was loaded
+    getattr(sae, "save_inference_model", sae.save_model)(folder)
+    write_sealed(folder / DIGESTS, {}, sorted(folder.glob("*")))
 
 
 def read_sae(folder: Path) -> "SAE":
-    """What `save_sae` wrote, whatever it was trained on."""
-    return sae_lens().SAE.load_from_disk(folder, device="cpu").eval()
+    """What `save_sae` or SAELens wrote, whatever it was trained on, in float32.
+
+    Raises:
+        CheckpointError: it is damaged, or reads something else than outputs of blocks as they are; the message says what.
+    """
+    lens, ours = sae_lens(), (folder / DIGESTS).exists()
+    if ours:
+        read_sealed(folder / DIGESTS)
+    try:
+        sae = lens.SAE.load_from_disk(folder, device="cpu", dtype="float32").eval()
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no SAE that SAELens reads: {error!r}") from error
+    if sae.cfg.metadata.documents is not None and not ours:
+        read_sealed(folder / DIGESTS)  # it says what misses
+    hook, normalised = sae.cfg.metadata.hook_name, sae.cfg.normalize_activations
+    if hook is not None and not re.fullmatch(
+        r"blocks\.\d+\.hook_resid_post|(\w+\.)*(layers|h)\.\d+", hook
+    ):
+        raise CheckpointError(
+            f"{folder} is an SAE of {hook}: expected one of blocks.N.hook_resid_post, the output of a whole block, which is what activations are here"
+        )
+    if normalised not in ("none", *APPLIED):
+        raise CheckpointError(
+            f"{folder} expects activations normalised by {normalised!r}, which is not folded into its weights and which nothing here does: "
+            f"fold it in with SAELens; expected 'none', or what SAELens itself applies: {', '.join(APPLIED)}"
+        )
+    return sae
 
 
 def load_sae(folder: Path, store: ActivationStore) -> "SAE":

@@ -9,13 +9,15 @@
 `GaussianMixtureDenoiser`, and published checkpoints of the paper, from a folder or the Hub.
 """
 
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mmlib.activations.store import ActivationStore, sealed, unsealed
+from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import STATISTICS, CheckpointError, Origin, read_weights
 from mmlib.denoisers.fitted import (
@@ -30,8 +32,8 @@ from mmlib.denoisers.fitted import (
 from mmlib.denoisers.gaussian import PrincipalComponents, Projection, read_cost
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib.denoisers.sae import SAEDenoiser, read_sae
-from mmlib.files import sha256, written_whole
+from mmlib.denoisers.sae import SAEDenoiser, read_sae, save_sae
+from mmlib.files import read_sealed, write_sealed
 
 GAUSSIAN, WEIGHTS = "gaussian.safetensors", "weights.safetensors"
 FORMAT = "mmlib.model 1"
@@ -58,10 +60,8 @@ def save(model: Fitted, folder: Path) -> Path:
         "identity": {**model.origin.identity, "d": model.d},
         "cost": asdict(model.cost),
         "facts": {**model.facts, **_options(model.denoiser)},
-        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)},
     }
-    with written_whole(folder / "model.json") as partial:
-        partial.write_bytes(sealed(content))
+    write_sealed(folder / "model.json", content, _files(folder))
     return folder
 
 
@@ -83,8 +83,7 @@ def _save_weights(model: Fitted, folder: Path) -> None:
         return model.denoiser.save_pretrained(folder)
     model.origin.write(folder)
     if isinstance(model, FittedSAE):
-        sae = model.sae  # of training, or as loaded
-        getattr(sae, "save_inference_model", sae.save_model)(folder / "sae")
+        save_sae(model.sae, folder / "sae", model.origin.documents)
     elif isinstance(model, FittedMixture):
         save_file(model.denoiser.tensors(), folder / WEIGHTS)
 
@@ -101,7 +100,7 @@ def load(
         source: a folder that `save` wrote, or what the module's head lists; or the id of a Hub repository.
         layer: of a network of several layers, the one that is meant.
         standardise: the statistics that a PCA, a mixture or an SAE of a notebook was fitted with, which such files do not hold: the store, or
-            another fitted object.
+            another fitted object. Others' SAEs that name their block read raw activations, and take none.
     Raises:
         FileNotFoundError: there is nothing of the kind.
         CheckpointError: it is damaged or incomplete, or lacks its standardisation.
@@ -118,8 +117,17 @@ def load(
         return _load_own(path)
     if (path / "cfg.json").exists():
         sae = read_sae(path)
-        documents = getattr(sae.cfg.metadata, "documents", None) or ""
-        origin = _origin_of(standardise, documents, path)
+        known = sae.cfg.metadata
+        if known.hook_name and standardise is not None:
+            raise CheckpointError(
+                f"{path} is an SAE of raw activations of {known.hook_name}: leave standardise= out"
+            )
+        if known.hook_name:
+            as_they_are = Normaliser(torch.zeros(1, sae.cfg.d_in), torch.ones(1, sae.cfg.d_in))
+            block = re.findall(r"\d+", known.hook_name)[-1]
+            origin = Origin(as_they_are, layers=(int(block),))
+        else:
+            origin = _origin_of(standardise, known.documents or "", path)
         denoiser = SAEDenoiser(sae, "mean_estimate")
         return FittedSAE(denoiser, origin, Cost.of(denoiser))
     if path.is_file() and path.suffix == ".safetensors":
@@ -149,7 +157,7 @@ def _origin_of(
 
 def _load_file(path: Path, standardise: "Fitted | Normaliser | ActivationStore | None") -> Fitted:
     """What `PrincipalComponents.save` or `GaussianMixtureDenoiser.save` wrote."""
-    tensors, cost = read_weights(path), read_cost(path)
+    cost, tensors = read_cost(path), read_weights(path)  # digests first
     with safe_open(path, "pt") as file:
         origin = _origin_of(standardise, (file.metadata() or {}).get("documents", ""), path)
     if set(tensors) == set(GaussianMixtureDenoiser.names):
@@ -164,24 +172,15 @@ def _load_file(path: Path, standardise: "Fitted | Normaliser | ActivationStore |
 
 
 def _load_own(folder: Path) -> Fitted:
-    try:
-        content = unsealed((folder / "model.json").read_bytes())
-        kind, files, cost = content["kind"], content["files"], Cost(**content["cost"])
-        identity, facts, form = content["identity"], content["facts"], content["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}/model.json is damaged ({error}): save it again") from error
+    content = read_sealed(folder / "model.json")
+    kind, facts, form = (content.get(key) for key in ("kind", "facts", "format"))
     if form != FORMAT or kind not in KINDS:
         raise CheckpointError(f"{folder} is a {kind!r} of format {form!r}: expected {FORMAT!r}")
-    for name, digest in files.items():
-        if not (folder / name).exists():
-            raise CheckpointError(f"{folder} lacks {name}: copy the whole folder again")
-        if sha256(folder / name) != digest:
-            raise CheckpointError(f"{folder}/{name} is damaged or was changed: copy it again")
-    origin, components = Origin.read(folder, identity), None
-    if GAUSSIAN in files:
+    origin, components = Origin.read(folder, content["identity"]), None
+    if GAUSSIAN in content["files"]:
         components = PrincipalComponents.of_tensors(read_weights(folder / GAUSSIAN))
     denoiser = _denoiser(kind, folder, facts, components)
-    return KINDS[kind](denoiser, origin, cost, components, facts)
+    return KINDS[kind](denoiser, origin, Cost(**content["cost"]), components, facts)
 
 
 def _denoiser(kind: str, folder: Path, facts: dict, components: PrincipalComponents | None):

@@ -6,8 +6,8 @@
 Batches, noise levels and noise are functions of (seed, step). So on a CPU a run that was killed and resumed with as many threads
 ends with the same bytes as one that was not, and a checkpoint needs no random-number state. A GPU draws other noise than a CPU: a run
 that moves there trains on, to other weights. Several processes each take their part of every batch. A training's folder holds log.jsonl, the
-model, state.pt to resume from while it runs, and done.json once it is finished; the last two bear a *fingerprint*, everything that
-decides the outcome. What bears another one is removed, never resumed.
+model, state.json and state-N.pt to resume from at step N while it runs, and done.json once it is finished; state.json and done.json have
+the digests of the others and a *fingerprint*, everything that decides the outcome. What bears another one is removed, never resumed.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,10 +29,18 @@ from tqdm import tqdm
 
 from mmlib.denoisers.gaussian import standard_normal
 from mmlib.denoisers.meta_model import MetaModel
-from mmlib.files import bf16_pays, code_digest, default_device, require_disk, written_whole
+from mmlib.files import (
+    bf16_pays,
+    code_digest,
+    default_device,
+    read_sealed,
+    require_disk,
+    write_sealed,
+    written_whole,
+)
 from mmlib.training.recipe import Training, learning_rate
 
-STATE, LOG = "state.pt", "log.jsonl"  # of a training's folder
+STATE, LOG, DONE = "state.json", "log.jsonl", "done.json"  # of a training's folder
 
 
 VALIDATION_ROWS = 1024  # at most
@@ -85,13 +93,14 @@ def train(
             model of several layers. From a store or live: the loop does not know.
         validation: standardised activations of validation documents, (n, d) or (layers, n, d).
         source: what decides the batches besides the store's documents, if anything does; a training from another source is not resumed.
-        folder: gets log.jsonl, the model, its copies `settings.keep`, and while training runs state.pt to resume from.
+        folder: gets log.jsonl, the model, its copies `settings.keep`, and while training runs a state to resume from.
         tracker: a tracker of accelerate that also gets the log, such as "tensorboard", whose package must be installed.
         device: None: "cuda" where there is one, else "cpu".
     Returns:
         The log: per entry step, activations, seconds (of training alone), loss, and where measured validation_loss.
     Raises:
         TrainingDiverged: the loss or its gradient is no longer finite, or the loss stays above the mean predictor's.
+        CheckpointError: what the folder holds of this training is damaged.
         ValueError: the tracker is unknown or its package is not installed.
     """
     run = TrainingRun(model, settings, validation, folder, seed, source, tracker, device)
@@ -331,9 +340,9 @@ class TrainingRun:
                 self.folder,
                 {"training": asdict(self.settings), "seed": self.seed, "outcome": self.log[-1]},
             )
-            with written_whole(self.folder / "done.json") as partial:
-                partial.write_text(self.fingerprint, encoding="utf-8")
-            (self.folder / STATE).unlink(missing_ok=True)
+            files = [self.folder / name for name in (LOG, "meta_model.json")]
+            write_sealed(self.folder / DONE, {"fingerprint": self.fingerprint}, files)
+            _remove_states(self.folder)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()  # none returns before the model is there
@@ -341,45 +350,54 @@ class TrainingRun:
 
 
 def save_state(run: TrainingRun) -> None:
-    """Write everything that `resume` needs, atomically; the main process alone does."""
+    """Write everything that `resume` needs; what it needed before is removed after that. The main process alone does."""
     if not run.main:
         return
+    known = {key: getattr(run, key) for key in ("fingerprint", "step", "seconds", "log")}
     state = {
-        "fingerprint": run.fingerprint,
-        "step": run.step,
-        "seconds": run.seconds,
         "network": run.network.state_dict(),
         "averages": run.ema.state_dict(),
         "optimizer": run.optimizer.state_dict(),
     }
-    with written_whole(run.folder / STATE) as partial:
+    path = run.folder / f"state-{run.step}.pt"
+    with written_whole(path) as partial:
         torch.save(state, partial)
+    write_sealed(run.folder / STATE, known, [path])
+    _remove_states(run.folder, (STATE, path.name))
+
+
+def _remove_states(folder: Path, but: tuple[str, ...] = ()) -> None:
+    """First what says that all is there."""
+    for old in (folder / STATE, *folder.glob("state*")):
+        if old.name not in but:
+            old.unlink(missing_ok=True)
 
 
 def resume(run: TrainingRun) -> None:
     """Take up what the folder holds of this very training; anything else that lies there is removed."""
     path = run.folder / STATE
     if done(run):
-        run.log = _read_log(run)
+        run.log = [json.loads(line) for line in (run.folder / LOG).read_text().splitlines()]
         run.model.costing(run.log[-1]["seconds"], run.log[-1]["activations"])
         run.network.load_state_dict(MetaModel.from_pretrained(run.folder).network.state_dict())
         run.network.eval().to("cpu")
+        if run.main:
+            _remove_states(run.folder)  # where a kill came before that
         return run.accelerator.print("already trained with these settings, data and code")
-    state = None
-    if path.exists():
-        state = torch.load(path, weights_only=True, map_location=run.device)
-    if state and state["fingerprint"] != run.fingerprint:
+    known = read_sealed(path) if path.exists() else None
+    if known and known["fingerprint"] != run.fingerprint:
         run.accelerator.print(f"{path.name} is of another configuration: training starts afresh")
-        state = None
-    if state:
-        run.step, run.seconds = state["step"], state["seconds"]
+        known = None
+    if known:
+        run.step, run.seconds, run.log = known["step"], known["seconds"], known["log"]
+        (file,) = known["files"]
+        state = torch.load(run.folder / file, weights_only=True, map_location=run.device)
         run.network.load_state_dict(state["network"])
         run.ema.load_state_dict(state["averages"])
         run.optimizer.load_state_dict(state["optimizer"])
-        run.log = [entry for entry in _read_log(run) if entry["step"] <= run.step]
         run.accelerator.print(f"resuming at step {run.step}")
     run.accelerator.wait_for_everyone()  # all have read what one now removes or writes again
-    if run.main and state:
+    if run.main and known:
         lines = "".join(json.dumps(entry) + "\n" for entry in run.log)
         (run.folder / LOG).write_text(lines, encoding="utf-8")
     elif run.main:
@@ -387,21 +405,25 @@ def resume(run: TrainingRun) -> None:
 
 
 def done(run: TrainingRun) -> bool:
-    """Whether the folder holds the outcome of this very training."""
-    path = run.folder / "done.json"
-    return path.exists() and path.read_text(encoding="utf-8") == run.fingerprint
+    """Whether the folder holds the outcome of this very training.
 
-
-def _read_log(run: TrainingRun) -> list[dict]:
-    text = (run.folder / LOG).read_text(encoding="utf-8")
-    whole = text.split("\n")[:-1]  # a kill may have cut the last line
-    return [json.loads(line) for line in whole]
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = run.folder / DONE
+    if not path.exists():
+        return False
+    with suppress(ValueError):
+        if isinstance(json.loads(path.read_bytes()), list):  # of former code, by other code
+            return False
+    return read_sealed(path)["fingerprint"] == run.fingerprint
 
 
 def _forget(run: TrainingRun) -> None:
     """Remove what an earlier training left, so that nothing of it can be taken for this one's."""
     if run.main:
-        for name in (STATE, LOG, "done.json"):
+        for name in (DONE, LOG):
             (run.folder / name).unlink(missing_ok=True)
+        _remove_states(run.folder)
         for name in (".", *(name for name, _ in run.settings.keep)):
             (run.folder / name / "meta_model.json").unlink(missing_ok=True)

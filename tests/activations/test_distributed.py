@@ -19,7 +19,7 @@ from pathlib import Path
 from accelerate import PartialState
 state = PartialState(cpu=True)
 if "DIE_AT" in os.environ and state.process_index == 1:
-    t.die_at_event(int(os.environ["DIE_AT"]))
+    t.dying(int(os.environ["DIE_AT"]), 0.0)
 t.write_tiny(Path(sys.argv[1]){options})
 state.destroy_process_group()
 """

@@ -4,6 +4,8 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
+import mmlib
+from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.gaussian import PrincipalComponents, clean_input
 from mmlib.denoisers.sae import (
     SAEDenoiser,
@@ -15,6 +17,7 @@ from mmlib.denoisers.sae import (
     save_sae,
     train_sae,
 )
+from mmlib.files import CheckpointError, StoreError
 
 
 def sparse_batches():
@@ -118,3 +121,67 @@ def test_an_sae_with_an_identity_decoder_is_the_naive_estimate():
         sae.W_dec.copy_(torch.cat([eye, -eye]))
     x = torch.randn(5, 4)
     assert torch.allclose(SAEDenoiser(sae, "rescaled")(x, 0.3), x / 0.7, atol=1e-6)
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """An SAE of someone else, of width 4, with these words in its cfg.json."""
+
+    def write(metadata, **settings):
+        sae = StandardSAE(StandardSAEConfig(d_in=4, d_sae=8, **settings))
+        sae.cfg.metadata = type(sae.cfg.metadata)(**metadata)
+        sae.save_model(tmp_path / "theirs")
+        return tmp_path / "theirs", sae
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"dtype": "bfloat16"}, {"normalize_activations": "layer_norm"}], ids=str
+)
+@pytest.mark.parametrize("hook", ["blocks.3.hook_resid_post", "model.layers.3"])
+def test_an_sae_of_someone_else_reads_raw_activations_of_the_block_it_names(
+    foreign, hook, settings
+):
+    folder, sae = foreign({"hook_name": hook, "model_name": "gpt2"}, **settings)
+    model, h = mmlib.load(folder), 5 + 3 * torch.randn(6, 4)
+    sae.dtype = torch.float32
+    assert torch.allclose(model.reconstruct(h), sae.float()(h), atol=1e-5)
+    assert model.check(layer=3) is model and model.sae.W_dec.dtype == torch.float32
+    with pytest.raises(StoreError, match="layer 3"):
+        model.check(layer=2)
+    with pytest.raises(CheckpointError, match="leave standardise= out"):
+        mmlib.load(folder, standardise=Normaliser(torch.ones(1, 4), torch.ones(1, 4)))
+    again = mmlib.load(model.save(folder.parent / "mine"))
+    assert torch.equal(again.reconstruct(h), model.reconstruct(h)) and again.origin.layers == (3,)
+
+
+@pytest.mark.parametrize(
+    "metadata, settings, message",
+    [
+        ({"hook_name": "blocks.3.hook_resid_pre"}, {}, "expected one of blocks.N.hook_resid_post"),
+        ({"hook_name": "blocks.3.attn.hook_z"}, {}, "SAE of blocks.3.attn.hook_z"),
+        ({"hook_name": "blocks.3.hook_mlp_out"}, {}, "the output of a whole block"),
+        (
+            {"hook_name": "blocks.3.hook_resid_post"},
+            {"normalize_activations": "expected_average_only_in"},
+            "'expected_average_only_in', which is not folded into its weights",
+        ),
+        ({}, {}, "pass standardise="),
+        ({"documents": "texts@1"}, {}, "former version, which kept no digests"),
+    ],
+)
+def test_an_sae_of_other_activations_is_refused_with_the_words(
+    foreign, metadata, settings, message
+):
+    folder, _ = foreign(metadata, **settings)
+    with pytest.raises(CheckpointError, match=message):
+        mmlib.load(folder)
+
+
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
+def test_a_truncated_sae_of_someone_else_is_refused_by_name(foreign, name):
+    folder, _ = foreign({"hook_name": "blocks.3.hook_resid_post"})
+    (folder / name).write_bytes((folder / name).read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="theirs holds no SAE that SAELens reads"):
+        mmlib.load(folder)

@@ -38,13 +38,6 @@ def test_principal_components_and_what_comes_of_them(store, z_nd, tmp_path):
     assert cost_of(standard_normal(d)) == (0, 0.0, 0)
 
 
-def test_files_that_say_nothing_of_it_still_load(store, z_nd, tmp_path):
-    path = tmp_path / "pca.safetensors"
-    PrincipalComponents.fit(z_nd).save(path, store.documents)
-    path.with_suffix(".json").unlink()
-    assert cost_of(PrincipalComponents.load(path, store))[1:] == (None, None)
-
-
 def test_a_mixture(store, z_nd, tmp_path):
     size, path = MixtureSize((2,), (32.0,), 1, 100), tmp_path / "mixture.safetensors"
     fitted, _ = fit_mixture(z_nd, z_nd[:100], size, seed=0)

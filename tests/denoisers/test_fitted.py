@@ -185,7 +185,7 @@ def test_a_damaged_folder_is_refused_by_the_files_name(kind, tmp_path):
 
 def test_a_save_that_was_interrupted_leaves_nothing_that_loads(tmp_path, monkeypatch):
     folder = fitted("mixture").save(tmp_path / "model")
-    monkeypatch.setattr("mmlib.denoisers.saved.sha256", lambda path: 1 / 0)
+    monkeypatch.setattr("mmlib.files.sha256", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fitted("gaussian").save(folder)
     with pytest.raises(FileNotFoundError, match="holds no model.json"):

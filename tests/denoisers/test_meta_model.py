@@ -27,6 +27,7 @@ from mmlib.denoisers.noise import (
     noise_process,
     smoothed,
 )
+from mmlib.files import write_sealed
 
 VARIANCES = torch.tensor([0.3, 1.0, 2.5])
 MEAN = torch.tensor([0.5, -1.0, 0.0])
@@ -323,18 +324,21 @@ def weights(change):
         tensors = load_file(path)
         change(tensors)
         save_file(tensors, path)
+        sealed_again(folder)
 
     return spoil
 
 
-def cut_short(folder):
-    path = folder / "network" / "diffusion_pytorch_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def renamed(folder):
+def sealed_again(folder, **changes):
+    """With digests of what is there now, as somebody might who makes such a folder."""
     facts = json.loads((folder / "meta_model.json").read_text())
-    (folder / "meta_model.json").write_text(json.dumps({**facts, "network": "Transformer"}))
+    del facts["digest"]
+    files = [folder / name for name in facts["files"]]
+    write_sealed(folder / "meta_model.json", {**facts, **changes}, files)
+
+
+def without_digests(folder):
+    (folder / "meta_model.json").write_text('{"network": "MLPDenoiser", "layers": [1]}')
 
 
 @pytest.mark.parametrize(
@@ -344,10 +348,12 @@ def renamed(folder):
         (weights(lambda w: w.update(extra=torch.zeros(1))), "has extra and 0 more"),
         (weights(lambda w: w.update({BIAS: torch.zeros(9)})), r"shape \(9,\), expected \(8,\)"),
         (weights(lambda w: w[BIAS][0].fill_(math.nan)), "NaN or infinity"),
-        (cut_short, "truncated"),
-        (lambda folder: (folder / "network" / "config.json").unlink(), "no config.json"),
-        (lambda folder: (folder / "normaliser.safetensors").unlink(), "missing or truncated"),
-        (renamed, "MLPDenoiser, UNetDenoiser, SparseDenoiser, LinearSkip"),
+        (without_digests, "of a former version, which kept no digests .* train or fit it again"),
+        (lambda folder: (folder / "network" / "config.json").unlink(), "lacks network/config.json"),
+        (
+            partial(sealed_again, network="Transformer"),
+            "MLPDenoiser, UNetDenoiser, SparseDenoiser, LinearSkip",
+        ),
     ],
 )
 def test_damaged_and_incomplete_checkpoints_are_refused_by_name(saved, spoil, message):
@@ -511,6 +517,15 @@ class Malicious:
         return (print, ("executed",))
 
 
+def configured(there, instead):
+    def change(folder):
+        text = (folder / "config.yaml").read_text()
+        assert there in text
+        (folder / "config.yaml").write_text(text.replace(there, instead))
+
+    return change
+
+
 def statistics(**tensors):
     return lambda folder: torch.save(tensors, folder / "rep_statistics.pt")
 
@@ -525,6 +540,8 @@ def statistics(**tensors):
         (lambda f: (f / "rep_statistics.pt").write_bytes(b"no pickle"), "expected tensors mean"),
         (lambda f: (f / "config.yaml").write_text("glp_kwargs: {}"), "lacks 'denoiser_config'"),
         (lambda f: (f / "config.yaml").write_text("a: [1"), "is no YAML"),
+        (configured("retain: output", "retain: input"), "retain is 'input', expected .*output"),
+        (configured("model.layers", "model.layers.mlp"), "layer_prefix is 'model.layers.mlp'"),
     ],
 )
 def test_misfit_published_checkpoints_are_refused(published, spoil_it, message, capsys):

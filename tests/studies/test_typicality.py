@@ -18,6 +18,7 @@ from mmlib.activations.tokens import Normaliser, Tokens
 from mmlib.activations.windows import Window
 from mmlib.denoisers.gaussian import GaussianDenoiser, standard_normal
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
+from mmlib.files import CheckpointError
 from mmlib_studies.ood import scores as score
 from mmlib_studies.ood import sets as shifts
 from mmlib_studies.ood.scores import Separation, token_noise
@@ -287,7 +288,7 @@ def test_all_windows_are_of_one_length_and_documents_take_turns():
         shifts.text_windows(texts[:2], lm, 10, 6, seed=0)
 
 
-def test_prompted_samples_begin_with_their_prompts_and_are_kept(tmp_path):
+def test_prompted_samples_begin_with_their_prompts_and_are_kept(tmp_path, capsys):
     lm = tiny()
     prompts = ["abc", "a", "abc"]
     found = shifts.prompted_samples(lm, prompts, 12, 0, tmp_path)
@@ -296,11 +297,14 @@ def test_prompted_samples_begin_with_their_prompts_and_are_kept(tmp_path):
     for document, prompt in zip(found, lm.tokenizer(prompts)["input_ids"]):
         assert list(document.token_ids[: len(prompt)]) == prompt
     assert lm.tokenizer.eos_token_id not in {i for document in found for i in document.token_ids}
-    kept = next((tmp_path / "prompted").iterdir())
-    kept.write_text(kept.read_text().replace(str(found[0].token_ids[-1]), "63"))
-    # read, not drawn
-    assert shifts.prompted_samples(lm, prompts, 12, 0, tmp_path)[0].token_ids[-1] == 63
+    capsys.readouterr()
+    assert shifts.prompted_samples(lm, prompts, 12, 0, tmp_path) == found
+    assert not capsys.readouterr().out, "read, not drawn"
+    (kept,) = (tmp_path / "prompted").iterdir()
     assert shifts.prompted_samples(lm, prompts, 12, 1, tmp_path) != found
+    kept.write_text(kept.read_text().replace(str(found[0].token_ids[-1]), "63"))
+    with pytest.raises(CheckpointError, match=kept.name):
+        shifts.prompted_samples(lm, prompts, 12, 0, tmp_path)
 
 
 def test_texts_of_all_languages_say_which_language_and_opening_they_are_of(monkeypatch, tmp_path):

@@ -34,7 +34,7 @@ from mmlib.activations.windows import (
     tokenize,
 )
 from mmlib.denoisers.gaussian import GaussianDenoiser
-from mmlib.files import read_json, write_json
+from mmlib.files import read_sealed, write_sealed
 from mmlib_studies.ood.sizes import TypicalitySize
 
 CODE_PACKAGE = "gensim"  # pinned in requirements.txt, so its source is a fixed text
@@ -165,16 +165,16 @@ def prompted_samples(
     """
     asked = [lm.identity, str(lm.model.dtype), lm.device_name, list(prompts), tokens, seed]
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
-    path = Path(cache) / "prompted" / f"{Path(lm.identity).name}-{key}.json"
+    path = Path(cache) / "prompted" / f"{Path(lm.identity).name}-{key}.sealed.json"
     if not path.exists():
         minutes = f"on two cores about {len(prompts) * tokens / 9000:.1f} minutes"
         texts = f"{len(prompts)} texts of {tokens} tokens from the language model"
         print(f"sampling {texts}: {minutes}", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"token_ids": _continued(lm, prompts, tokens, seed)})
+        write_sealed(path, {"token_ids": _continued(lm, prompts, tokens, seed)})
     return [
         Document(f"prompted[{i:03}]", lm.tokenizer.decode(ids), token_ids=tuple(ids))
-        for i, ids in enumerate(read_json(path)["token_ids"])
+        for i, ids in enumerate(read_sealed(path)["token_ids"])
     ]
 
 

@@ -15,8 +15,10 @@ from mmlib.denoisers.mixture import MixtureSize, fit_mixture
 from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
 from mmlib.files import MissingInput
+from mmlib.runs import artefacts
 from mmlib.runs import run as runs
 from mmlib.runs.artefacts import load, mixture_digest, text_store, text_stores
+from mmlib.runs.presets import get_preset
 from mmlib.training.recipe import Recipe, Training, new_model
 
 TINY = Training("flow_velocity", steps=4, batch=32, lr=1e-3, keep=(("half", 2),))
@@ -110,3 +112,11 @@ def test_texts_at_several_layers_come_from_one_pass_and_each_is_as_if_alone(run)
     expected = several[2].read(several[2].rows("test"))
     assert torch.allclose(alone.read(alone.rows("test")), expected, atol=1e-5)
     assert not torch.allclose(several[0].read(several[0].rows("test")), expected, atol=1e-2)
+
+
+def test_a_preset_has_as_many_validation_and_test_documents_as_it_says(monkeypatch):
+    monkeypatch.setattr(artefacts, "plan_extraction", lambda documents, splits, *_: splits)
+    documents = [Document(f"{i}", f"text {i} " * i) for i in range(1, 61)]
+    size = replace(get_preset("smoke"), validation_documents=3, test_documents=7)
+    splits = artefacts.prepare(size, None, documents)
+    assert (splits.count("validation"), splits.count("test")) == (3, 7)

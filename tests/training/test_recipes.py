@@ -9,7 +9,7 @@ from mmlib.activations.store import StoreError
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import standard_normal
 from mmlib.denoisers.meta_model import MetaModel
-from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, UNetDenoiser
+from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, SparseSize, UNetDenoiser
 from mmlib.files import MissingInput
 from mmlib.runs.artefacts import chosen_meta_model
 from mmlib.training import recipe as recipes
@@ -66,3 +66,9 @@ def test_an_untrained_model_has_the_architecture_and_random_weights(network, sto
     assert all(torch.equal(value, again[name]) for name, value in fresh.items())
     assert any(not torch.equal(value, trained[name]) for name, value in fresh.items())
     assert recipes.untrained(model, 0).layers == model.layers
+
+
+@pytest.mark.parametrize("gain", [True, False])
+def test_the_gain_of_a_sparse_denoiser_is_the_recipes(gain):
+    network = recipes.network_of(SparseSize(32, 4, level_gain=gain), 8)
+    assert network.config.level_gain is gain

@@ -122,7 +122,7 @@ def test_several_layers_are_stored_by_one_pass_and_read_together(lm, tmp_path):
 def test_full_disk_is_refused_before_any_work(lm, tmp_path, monkeypatch):
     plan = short_plan(lm)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=plan.bytes - 1))
-    with pytest.raises(OSError, match="extraction needs .* GB .* are free"):
+    with pytest.raises(OSError, match="extraction needs .* MB .* are free"):
         written(plan, lm, tmp_path / "a")
     assert not list((tmp_path / "a").iterdir())
 

@@ -13,11 +13,10 @@ UNIT := $(PY) -m pytest -m "not notebooks"
 TOOK = seconds=$$(($$(date +%s) - began)); echo "make $@ took $$((seconds / 60)) minutes; to have the pages say so:"; \
 	  echo "  $(PY) -m mmlib_studies.pages --took $@ $$seconds"
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-
+$(if $(findstring command,$(origin MMLIB_DATA)),$(if $(findstring $$,$(value MMLIB_DATA)),$(error MMLIB_DATA has a dollar: write it before make)))
 .DEFAULT_GOAL := help
-.NOTPARALLEL:
-.DELETE_ON_ERROR:
-.PHONY: help reproduce applications studies plan test test-unit figures pages lab publish clean
+.NOTPARALLEL .DELETE_ON_ERROR:
+.PHONY: help reproduce applications studies plan test test-unit test-newest figures pages lab publish clean
 
 reproduce: $(READY) ## run what is due of the main line: text to verdict and figures
 	@$(RUN) main --compare
@@ -49,6 +48,11 @@ test-unit: $(READY) ## the tests that run no notebook
 	$(UNIT) tests --ignore=tests/studies --ignore=tests/denoisers; others=$$?; \
 	wait $$some; some=$$?; cat "$$log"; rm "$$log"; $(TOOK); exit $$((some + others))
 
+test-newest: $(READY) ## the unit tests with the newest releases of what mmlib asks for, torch excepted
+	@$(PY) -m venv --clear .venv-newest && .venv-newest/bin/python -m pip install --quiet "$$(grep ^torch== requirements.txt)" \
+	  -e ".[test]" -e notebooks && HF_HUB_OFFLINE=1 .venv-newest/bin/python -m pytest -m "not notebooks" \
+	  --deselect tests/test_repository.py::test_every_requirement_is_pinned_once_and_installed_so tests
+
 figures: $(READY) ## redraw figures/ from results/ alone
 	@MMLIB_PUBLISHED=1 $(RUN) 31_figures --only
 
@@ -67,8 +71,7 @@ clean: ## forget all runs; keeps .venv and the converted language model
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
-# The check runs on any Python. A folder is the lock of an installation: file systems without file locks have it too. Who gets
-# it looks again whether another make has installed meanwhile.
+# The check runs on any Python. A folder is the lock, where file locks miss too; who gets it looks whether another make was faster.
 $(READY): requirements.txt pyproject.toml notebooks/pyproject.toml
 	@command -v "$(PYTHON)" > /dev/null || { echo "no $(PYTHON): expected Python 3.11 to 3.13, such as make PYTHON=python3.12"; exit 1; }
 	@"$(PYTHON)" -c 'import os, sys; v = sys.version_info[:2]; at = os.getcwd(); \
@@ -78,8 +81,7 @@ $(READY): requirements.txt pyproject.toml notebooks/pyproject.toml
 	  trap 'rmdir .venv.lock' EXIT; trap 'exit 1' HUP INT TERM; \
 	  test -e $@ && test -z "$$(find $^ -newer $@)" && exit; \
 	  echo "installing the pinned packages into .venv: about two minutes and 3 GB"; \
-	  rm -f $@ && "$(PYTHON)" -m venv --clear .venv && \
-	  $(PY) -m pip install --quiet -r requirements.txt && \
+	  rm -f $@ && "$(PYTHON)" -m venv --clear .venv && $(PY) -m pip install --quiet -r requirements.txt && \
 	  $(PY) -m pip install --quiet --no-deps -e . -e notebooks && touch $@; \
 	else \
 	  echo "another make is installing .venv: waiting for it (if none is: rmdir .venv.lock)"; \

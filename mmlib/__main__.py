@@ -23,6 +23,8 @@ from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
 
+from mmlib.files import any_terminal
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {}
 
 
@@ -110,7 +112,8 @@ def extract_command(
     state = PartialState(cpu=default_device() == "cpu", timeout=timedelta(days=7))
     with state.main_process_first():  # one converts or downloads the model, and caches the text
         layer = layers[0] if layers and len(layers) == 1 else None
-        run = start(preset=preset, seed=0, model=model, corpus=corpus, layer=layer)
+        same = {"model": model, "corpus": corpus, "layer": layer, "writes": False}
+        run = start(preset=preset, seed=0, **same)
         size = run.preset
         lm = load_language_model(
             size.model, dtype=size.dtype, device=str(state.device), cache=run.cache
@@ -164,7 +167,8 @@ def train_command(
     if layers and layer is not None:
         raise ValueError(f"--layer {layer} and --layers {listed}: expected one of the two")
     one = layers[0] if layers and len(layers) == 1 else layer  # as mmlib extract names its runs
-    run = start(preset=preset, seed=seed, model=model, corpus=corpus, layer=one)
+    same = {"model": model, "corpus": corpus, "layer": one, "writes": False}
+    run = start(preset=preset, seed=seed, **same)
     path = run.store_of(layers)
     if layers and not path.exists():
         raise MissingInput(
@@ -366,6 +370,7 @@ def run_command(
 
 def main() -> None:
     """Run the command that the first argument names."""
+    any_terminal()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         return print(__doc__)

@@ -2,6 +2,7 @@
 provenance, what the device computes in.
 
 require, require_disk           an input that another notebook makes; room for what will be written
+require_writable, any_terminal  a folder that takes it; a terminal that takes every letter
 written_whole                   a file under a temporary name, renamed when it is complete
 write_sealed, read_sealed       JSON with a digest of itself and of the files beside it: any damage is refused by name
 write_json, provenance          committed outcomes: finite numbers, and the commit, command and machine that they come from
@@ -17,6 +18,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -175,10 +177,28 @@ def require_disk(folder: Path, needed: int, purpose: str) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
+        unit, name = (1e9, "GB") if needed > 1e7 else (1e6, "MB")
         raise OSError(
-            f"{purpose} needs {needed / 1e9:.2f} GB at {folder}, where {free / 1e9:.2f} GB are free: "
-            "free some space, or point MMLIB_DATA to another disk"
+            f"{purpose} needs {needed / unit:.2f} {name} at {folder}, where {free / unit:.2f} {name} "
+            "are free: free some space, or point MMLIB_DATA to another disk"
         )
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse, before any work, a folder in which nothing can be written; leaves no trace in it.
+
+    Raises:
+        OSError: it cannot be written to, or cannot be made.
+    """
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there, buffering=0) as file:
+            file.write(bytes(BLOCK // 256))
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written ({error.strerror}), and the outcome belongs there: make "
+            "room or give this user the right to write, or point MMLIB_DATA to another folder"
+        ) from error
 
 
 @contextmanager
@@ -196,6 +216,15 @@ def written_whole(path: Path) -> Iterator[Path]:
         _rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def any_terminal() -> None:
+    """Let the standard streams write what the terminal has no letters for, such as one of ASCII
+    under cron, in escapes; else printing a title would end the work.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def code_digest(*files: str) -> str:
@@ -349,8 +378,12 @@ def machine_rates(folder: Path) -> dict[str, float]:
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processor cores this process may use, by the machine and by the container."""
+    known = hasattr(os, "sched_getaffinity")
+    found = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")  # microseconds of each period, or "max"
+    most, *period = quota.read_text(encoding="utf-8").split() if quota.exists() else ["max"]
+    return found if most == "max" else max(1, min(found, int(most) // int(period[0])))
 
 
 def free_memory() -> int | None:

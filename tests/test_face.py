@@ -1,6 +1,7 @@
 """The face: a dozen names, quick to import, and the two commands beside it."""
 
 import ast
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_lm
 import torch
 from letters import tiny
 from toy_fits import activations
@@ -17,6 +19,8 @@ from mmlib import __main__ as command
 from mmlib.activations.corpora import Document
 from mmlib.activations.lm import edited_block
 from mmlib.activations.store import StoreError
+from mmlib.runs import pipeline, plan
+from mmlib.runs import run as runs
 
 
 def test_importing_it_is_quick_and_loads_no_torch():
@@ -93,3 +97,49 @@ def test_from_texts_to_an_edited_language_model(tmp_path):
             edited = lm.model(ids).logits
     assert not torch.allclose(edited[:, 1:], clean[:, 1:], atol=1e-4)
     assert torch.allclose(edited[:, 0], clean[:, 0], atol=1e-5)
+
+
+@pytest.fixture
+def in_ascii(tmp_path, monkeypatch):
+    """Runs a command on a terminal that has no other letters, as under cron; gives what it shows."""
+
+    def run(*arguments):
+        streams = [io.TextIOWrapper(io.BytesIO(), "ascii") for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["mmlib", *map(str, arguments)])
+            patch.setattr(sys, "stdout", streams[0])
+            patch.setattr(sys, "stderr", streams[1])
+            command.main()
+            for stream in streams:
+                stream.flush()
+        return streams[0].buffer.getvalue().decode("ascii")
+
+    monkeypatch.setattr(runs, "DATA", tmp_path / "données")
+    monkeypatch.setattr(plan, "rates_here", lambda: {"float32": 1.0, "bfloat16": 1.0})
+    return run
+
+
+def test_every_command_runs_on_a_terminal_of_ascii(in_ascii, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "run", lambda wanted, preset: print("── × …"))
+    monkeypatch.setattr(pipeline, "summary", lambda wanted, preset: None)
+    model, texts = tiny_lm.saved(tmp_path / "modèle"), tmp_path / "texte"
+    texts.mkdir()
+    for i, text in enumerate(tiny_lm.texts(32)):
+        (texts / f"né{i}.txt").write_text(text + "é→", encoding="utf-8")
+    options = ("--preset", "smoke", "--model", model, "--corpus", texts)
+    assert "tokens/s" in in_ascii("extract", *options, "--output", tmp_path / "étage")
+    assert "\\xd7" in in_ascii("verify", tmp_path / "étage")
+    assert "mod\\xe8le" in in_ascii(
+        "fit", tmp_path / "étage", "--method", "gaussian", "--out", "modèle de z"
+    )
+    held_out = tmp_path / "tenu.npy"
+    np.save(held_out, np.random.default_rng(0).normal(size=(60, 32)).astype("float32"))
+    assert "\\xe8le de z" in in_ascii("evaluate", "modèle de z", "--data", held_out)
+    assert "01_extract_activations" in in_ascii("plan", "--preset", "smoke", "main")
+    assert "\\u2500\\u2500 \\xd7" in in_ascii("run", "--preset", "smoke", "01", "--only")
+    assert "COMMAND" in in_ascii("--help")
+    for name in command.COMMANDS:
+        with pytest.raises(SystemExit) as ended:
+            in_ascii(name, "--help")
+        assert ended.value.code == 0

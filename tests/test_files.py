@@ -1,10 +1,14 @@
-"""Files: whose commit a result names."""
+"""Files: whose commit a result names, and what the machine has."""
 
+import os
 import shutil
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from mmlib import files
 from mmlib.files import git_commit
 
 IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@b.org")
@@ -57,3 +61,25 @@ def test_a_repository_that_the_environment_names_is_never_taken_for_this_one(tmp
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / "code" / ".git"))
     assert git_commit(tmp_path / "this") == commit
     assert git_commit(tmp_path) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000", 8), ("150000 100000", 1), ("50000 100000", 1), ("400000 100000", 4), (None, 8)],
+)
+def test_a_container_may_have_fewer_cores_than_its_machine(monkeypatch, quota, expected):
+    """`None`: no control group says anything."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
+    monkeypatch.setattr(Path, "exists", lambda path: quota is not None)
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: quota)
+    assert files.cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "told"),
+    [(3e9, 1e9, "3.00 GB .*, where 1.00 GB are free"), (3e6, 0, "3.00 MB .*, where 0.00 MB are")],
+)
+def test_a_disk_that_is_too_small_is_told_in_readable_numbers(monkeypatch, needed, free, told):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match=f"this needs {told}"):
+        files.require_disk(Path(), int(needed), "this")

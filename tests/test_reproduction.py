@@ -1,18 +1,26 @@
 """Two runs of one preset with one seed, by papermill and by nbval, give the same results; make and notebooks work from any folder."""
 
+import ast
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import papermill
+import psutil
 import pytest
+import tiny_lm
 
+from mmlib.activations.store import verify
 from mmlib.files import processor, read_json
-from mmlib.runs import plan
+from mmlib.runs import pipeline, plan
 from mmlib.runs import run as runs
 
 # What two equal runs may differ in.
@@ -41,6 +49,50 @@ def copy_of_make(folder):
         shutil.copy(runs.ROOT / name, folder / name)
     outside = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     return {"cwd": folder, "text": True, "env": outside}
+
+
+@pytest.mark.parametrize("other", ["2.7", "3.8", "3.9", "3.10", "3.14", "4.0"])
+def test_make_refuses_another_python_in_a_line_and_helps_at_any(tmp_path, other):
+    """In a fresh clone. `python` stands in for one of that version; it would also note an installation."""
+    options = {**copy_of_make(tmp_path / "fresh"), "capture_output": True}
+    python = tmp_path / "a python"
+    version = tuple(map(int, other.split(".")))
+    python.write_text(
+        f"#!{sys.executable}\nimport sys\nopen('{tmp_path}/asked', 'a').write(str(sys.argv))\n"
+        f"sys.version_info = (*{version}, 0)\nexec(sys.argv[2])\n"
+    )
+    python.chmod(0o755)
+    helped = subprocess.run(["make", "help", f"PYTHON={python}"], **options)
+    assert "make reproduce" in helped.stdout and not helped.stderr
+    assert not (tmp_path / "asked").exists()
+    done = subprocess.run(["make", "reproduce", f"PYTHON={python}"], **options)
+    expected = f"{python} is Python {other}: expected 3.11 to 3.13, such as make PYTHON=python3.12"
+    assert done.returncode and done.stderr.splitlines()[0] == expected and not done.stdout
+    assert "venv" not in (tmp_path / "asked").read_text()
+    code = (runs.ROOT / "Makefile").read_text(encoding="utf-8").split('"$(PYTHON)" -c \'')[1]
+    code = code.split("'\n")[0].replace("\\\n", "").replace("$$", "$")
+    ast.parse(code, feature_version=(3, 7))  # no later grammar, which an older Python would refuse
+
+
+@pytest.mark.parametrize("name", ["my disk", "my $disk", "my $b", "$$", "a'b", "é #1 %d"])
+@pytest.mark.parametrize("how", ["environment", "command line"])
+def test_make_hands_on_the_data_folder_or_refuses_its_dollar(tmp_path, name, how):
+    """It would replace $b by nothing, and write elsewhere."""
+    folder = tmp_path / "My Documents"
+    options = {**copy_of_make(folder), "capture_output": True}
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    python, data = folder / ".venv" / "bin" / "python", str(tmp_path / name)
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$MMLIB_DATA"\n')
+    python.chmod(0o755)
+    (folder / ".venv" / "ready").touch()
+    given = {"MMLIB_DATA": data} if how == "environment" else {}
+    options["env"] |= given
+    command = ["make", "plan", *([] if given else [f"MMLIB_DATA={data}"])]
+    done = subprocess.run(command, **options)
+    if "$" in name and how == "command line":
+        assert done.returncode and "MMLIB_DATA has a dollar: write it before make" in done.stderr
+    else:
+        assert done.returncode == 0 and done.stdout == f"{data}\n"
 
 
 def test_make_refuses_in_a_line_what_cannot_work_and_helps_without_anything(tmp_path):
@@ -93,6 +145,86 @@ def test_a_notebook_has_the_kernel_and_the_modules_of_its_environment_alone():
     code = "import ipykernel_launcher, mmlib, mmlib_studies; from mmlib.runs.run import start"
     bare = {"PATH": "/usr/bin:/bin", "HOME": "/nowhere"}
     subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT / "notebooks", env=bare, check=True)
+
+
+@pytest.mark.parametrize("where", ["HOME", "JUPYTER_PATH", "JUPYTER_DATA_DIR", "XDG_DATA_HOME"])
+def test_another_kernel_of_the_same_name_is_not_taken(tmp_path, monkeypatch, where):
+    """Left by another Python in a user's own folder, or set by a cluster's modules."""
+    below = {"HOME": ".local/share/jupyter", "XDG_DATA_HOME": "jupyter"}.get(where, "")
+    foreign = tmp_path / below / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    spec = {"argv": ["/usr/bin/other", "{connection_file}"], "display_name": "a", "language": "b"}
+    (foreign / "kernel.json").write_text(json.dumps(spec))
+    seen = {}
+    monkeypatch.setenv(where, str(tmp_path))
+    monkeypatch.setattr(pipeline, "_record_times", lambda preset: None)
+
+    def notice(command, env):
+        seen.update(env)
+        return SimpleNamespace(returncode=0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.subprocess, "run", notice)
+        pipeline.run(["01_extract_activations"], "smoke")
+    code = (
+        "from jupyter_client.kernelspec import get_kernel_spec as g; print(g('python3').argv[:3])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=seen, capture_output=True, text=True)
+    command = ast.literal_eval(done.stdout)
+    assert command[0] in ("python", sys.executable) and command[1:] == ["-m", "ipykernel_launcher"]
+
+
+@pytest.fixture(scope="module")
+def much_text(tmp_path_factory):
+    """A wide model of one block and 60,000 tokens a part, so that parts come soon; and several parts of text."""
+    folder = tmp_path_factory.mktemp("much")
+    sizes = dict(hidden_size=512, intermediate_size=512, num_hidden_layers=2, head_dim=128)
+    model = tiny_lm.saved(folder / "model", **sizes)
+    (folder / "texts").mkdir()
+    letters = np.random.default_rng(0).choice([*"abcdefgh "], (40, 4000))
+    for i, row in enumerate(letters):
+        (folder / "texts" / f"{i}.txt").write_text("".join(row))
+    return model, folder / "texts"
+
+
+@pytest.mark.faults
+@pytest.mark.notebooks
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_killed_papermill_leaves_no_kernel_and_the_next_run_goes_on(
+    much_text, tmp_path, how, pytestconfig
+):
+    """A minute each: all three by `--faults 3`."""
+    if how != "SIGKILL" and pytestconfig.getoption("--faults") < 3:
+        pytest.skip("a minute more: --faults 3")
+    model, texts = much_text
+    same = {"preset": "default", "model": str(model), "corpus": str(texts), "layer": "0"}
+    outside = {**os.environ, "MMLIB_DATA": str(tmp_path)}
+    options = [x for name, value in same.items() for x in ("-p", name, value)]
+    notebook = plan.path_of("01_extract_activations")
+    command = [sys.executable, "-m", "papermill", notebook, tmp_path / "o.ipynb", *options]
+    running = subprocess.Popen(
+        [*command, "-k", "python3"], env=outside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    ends = time.time() + 200
+    while not list(tmp_path.glob("runs/*/activations/part-*.h5")):
+        assert running.poll() is None and time.time() < ends, running.communicate()[0][-3000:]
+        time.sleep(0.05)
+    kernels = psutil.Process(running.pid).children(recursive=True)
+    running.send_signal(getattr(signal, how))
+    assert kernels and not psutil.wait_procs(kernels, timeout=20)[1]
+    running.communicate()
+    options = [x for name, value in same.items() for x in (f"--{name}", value)]
+    options[-2] = "--layers"
+    done = mmlib("extract", *options, data=tmp_path)
+    assert done.returncode == 0 and "continuing after" in done.stdout, done.stdout + done.stderr
+    assert not verify(next(tmp_path.glob("runs/*/activations")))
+
+
+@pytest.mark.notebooks
+def test_a_run_shows_itself_on_a_terminal_of_ascii(tmp_path):
+    outside = {"PYTHONIOENCODING": "ascii", "MMLIB_DATA": str(tmp_path)}
+    done = started(sys.executable, "-m", "mmlib", "run", "09", "--only", **outside)
+    assert done.returncode == 0 and "\\u2500 09_claims" in done.stdout, done.stderr[-3000:]
 
 
 def results(data, names):

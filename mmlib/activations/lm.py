@@ -24,6 +24,7 @@ from transformers import (
 from mmlib.activations.pretrained import (
     EMBEDDED,
     EMBEDDED_SHA256,
+    cause_of,
     pretrained,
     refuse_adapter,
     require_complete,
@@ -156,14 +157,26 @@ def load_language_model(
 
 
 def count_blocks(name: str, cache: Path) -> int:
-    """Number of residual blocks of a model, from its configuration alone."""
-    return _depth(pretrained(AutoConfig, name, cache))
+    """Number of residual blocks of a model, from its configuration alone.
+
+    Raises:
+        ValueError: it tells none, as where it is no language model's.
+    """
+    config = pretrained(AutoConfig, name, cache)
+    if not isinstance(depth := _depth(config), int) or depth < 1:
+        raise ValueError(
+            f"{name}: the configuration of a {config.model_type} tells no number of blocks: expected a causal language model"
+        )
+    return depth
 
 
 def _depth(config: PretrainedConfig) -> int | None:
     """Number of residual blocks; of an architecture that has an encoder too, those of the decoder.
     None: the configuration tells none."""
-    text = config.get_text_config()
+    try:
+        text = config.get_text_config()
+    except ValueError:  # more than one, such as of an encoder's and a decoder's
+        return None
     return getattr(text, "decoder_layers", None) or getattr(text, "num_hidden_layers", None)
 
 
@@ -244,12 +257,19 @@ def require_causal(model: PreTrainedModel, layer: int) -> Tensor:
     Raises:
         ValueError: they see later ones.
     """
-    words, half = model.get_input_embeddings().weight.shape[0], PROBE_TOKENS // 2
-    ids_bt = torch.arange(PROBE_TOKENS)[None] * 7 % words
-    changed_bt = torch.cat([ids_bt[:, :half], (ids_bt[:, half:] + 3) % words], 1)
-    given, other = (
-        read_residual_stream(model, [layer], ids)[layer] for ids in (ids_bt, changed_bt)
-    )
+    half = PROBE_TOKENS // 2
+    try:
+        words = model.get_input_embeddings().weight.shape[0]
+        ids_bt = torch.arange(PROBE_TOKENS)[None] * 7 % words
+        changed_bt = torch.cat([ids_bt[:, :half], (ids_bt[:, half:] + 3) % words], 1)
+        given, other = (
+            read_residual_stream(model, [layer], ids)[layer] for ids in (ids_bt, changed_bt)
+        )
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot read {PROBE_TOKENS} token ids ({cause_of(error)}): "
+            "expected a causal language model"
+        ) from error
     before, after = given[:, :half].float(), other[:, :half].float()
     moved_bt = ((after - before).abs() / before.abs().clamp(min=1e-6)).median(-1).values
     moved = moved_bt.max().item()

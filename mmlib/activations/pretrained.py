@@ -52,11 +52,20 @@ def pretrained(kind: type, name: str, cache: Path | None, **options):
     folder = _embedded_folder(cache or Path.home() / ".cache" / "mmlib") if embedded else name
     try:
         return kind.from_pretrained(str(folder), trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of any kind, where the architecture is no language model's
         raise ValueError(
             f"no causal language model {name!r} could be loaded: expected {EMBEDDED!r} (installed as a package), a local folder "
-            "that save_pretrained wrote, or the id of a model on the Hub that this machine can reach or has cached"
+            "that save_pretrained wrote, or the id of a model on the Hub that this machine can reach or has cached. transformers says: "
+            f"{cause_of(error)}"
         ) from error
+
+
+def cause_of(error: Exception) -> str:
+    """Kind and first line of somebody else's error."""
+    lines = str(error).strip().splitlines() or ["no reason"]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def _embedded_folder(cache: Path) -> Path:

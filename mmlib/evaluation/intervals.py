@@ -7,7 +7,7 @@ the place of Student's.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -193,3 +193,11 @@ def spread(values: Sequence[float], width: str = "ci95") -> dict:
     reach = float(student.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
     found = {"ci95": [mean - reach, mean + reach], "range": float(np.ptp(values))}
     return {"values": [float(v) for v in values], "mean": mean, "std": std, width: found[width]}
+
+
+def effective_clusters(sizes: Iterable[int]) -> float:
+    """Kish's effective number of clusters, (Σn)² / Σn²: how many equal documents would carry as
+    much information.
+    """
+    n = np.asarray(list(sizes), dtype=np.float64)
+    return float(n.sum() ** 2 / (n**2).sum())

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mmlib.files import processor, provenance, read_json, write_json, written_whole
+from mmlib.files import any_terminal, processor, provenance, read_json, write_json, written_whole
 from mmlib.runs import plan
 from mmlib.runs import run as runs
 from mmlib.runs.run import keyed_results
@@ -51,6 +51,9 @@ def run(wanted: Sequence[str], preset: str) -> None:
     """
     code = "import sys; from mmlib.runs.pipeline import execute; execute(*sys.argv[1:])"
     outside = {"GLIBC_TUNABLES": MEMORY_SETTINGS, **os.environ, "PRESET": preset}
+    # this environment's kernel, whatever others of its name a user or a cluster has
+    kernels = (str(Path(sys.prefix, "share", "jupyter")), os.environ.get("JUPYTER_PATH"))
+    outside["JUPYTER_PATH"] = os.pathsep.join(filter(None, kernels))
     for notebook in wanted:
         print(f"── {notebook}", flush=True)
         done = subprocess.run([sys.executable, "-c", code, notebook, preset], env=outside)
@@ -63,6 +66,7 @@ def execute(notebook: str, preset: str) -> None:
     """Execute a notebook in a fresh kernel, with its log and progress on the terminal, then stamp it."""
     import papermill
 
+    any_terminal()
     output, state, began = executed(notebook, preset), plan.state_of(notebook, preset), time.time()
     output.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(

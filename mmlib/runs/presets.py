@@ -297,6 +297,6 @@ def get_preset(name: str) -> Preset:
     Raises:
         ValueError: no preset has it; the message lists those there are.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
     return PRESETS[name]

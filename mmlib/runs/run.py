@@ -7,9 +7,11 @@ A field that is a name on its own is the key and leaves the row; numbers stay in
 """
 
 import ast
+import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmlib.files import provenance, read_json, require, write_json
+from mmlib.files import provenance, read_json, require, require_writable, write_json
 
 if TYPE_CHECKING:  # configs bring torch, and paths alone are read without it
     from mmlib.runs.presets import Preset
@@ -30,6 +32,9 @@ DATA = (ROOT / (os.environ.get("MMLIB_DATA") or "data")).resolve()
 PUBLISHED = "default"  # the preset whose results/ and figures/ are in git
 # Set: the default run works on results/ and figures/ themselves.
 PUBLISHING = bool(os.environ.get("MMLIB_PUBLISHED"))
+
+NAMES = ("gemma3-270m", "wikipedia", "newsgroups", "self")  # of models and corpora: no paths
+NOT_TEXT = r"[-+]?[\d_.]+(e[-+]?\d+)?|[-+]?(inf|infinity|nan)|true|false|none"  # for papermill's -p
 
 ROLES = {
     "gated_mlp": "ours",
@@ -122,7 +127,7 @@ class Run:
             else " ".join(
                 [
                     f"papermill notebooks/{notebook}.ipynb out.ipynb -p preset {self.preset.name} -p seed {self.seed}",
-                    *(f"-p {key} {value}" for key, value in self.overrides.items()),
+                    *(_option(key, value) for key, value in self.overrides.items()),
                 ]
             )
         )
@@ -155,6 +160,7 @@ def start(
     model: str | None = None,
     corpus: str | None = None,
     layer: int | None = None,
+    writes: bool = True,
     **own: str | None,
 ) -> Run:
     """Begin a notebook: check its parameters and find its run. None takes the preset's value.
@@ -169,10 +175,12 @@ def start(
         corpus: a folder of .txt files, a text file with a document for each paragraph, "newsgroups", "self" (samples of the
             language model), or "hf:NAME@CONFIG:SPLIT", a streamed dataset.
         layer: the output of that block, from 0.
+        writes: whether results or figures will be written.
         own: parameters that this notebook alone takes, such as `meta_model`; one that is not None names the run's results and figures.
     Raises:
         ValueError: a parameter that the notebook does not declare was passed by papermill, or a value is impossible; the
             message lists what is allowed.
+        OSError: no results or figures can be written where they belong: better now than in the last cell.
     """
     allowed = ("preset", "seed", "model", "corpus", "layer", *own)
     if unknown := sorted(set(_injected_names()) - set(allowed)):
@@ -184,6 +192,12 @@ def start(
     base = get_preset(preset)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed {seed!r}: expected an integer of 0 or more")
+    for key, value in {"model": model, "corpus": corpus, **own}.items():
+        if value is not None and not (isinstance(value, str) and value.strip()):
+            raise ValueError(
+                f"{key} {value!r} is of type {type(value).__name__}: expected a string that is not empty; papermill takes -p {key} "
+                f"{value} for a number or truth value, and -r {key} {value} for a string"
+            )
     wanted = {"model": model, "corpus": corpus, "layer": layer}
     changes = {
         key: value
@@ -199,22 +213,41 @@ def start(
         blocks = count_blocks(changes.get("model", base.model), DATA / "models")
         if resolve_layer(layer, blocks) == resolve_layer(base.layer, blocks):
             changes.pop("layer", None)
-    chosen = replace(base, **changes)
-    labels = [(key if key == "layer" else "") + _label(value) for key, value in changes.items()]
+    labels = [_label(key, value) for key, value in changes.items()]
     name = "+".join([preset, *labels, *([f"seed{seed}"] if seed else [])])
     given = {key: value for key, value in own.items() if value is not None}
-    return Run(
-        chosen,
+    run = Run(
+        replace(base, **changes),
         seed,
         name,
         {**changes, **given},
-        "".join(f"+{key}-{_label(value)}" for key, value in given.items()),
+        "".join(f"+{key}-{_label(key, value)}" for key, value in given.items()),
     )
+    for folder in (run.results, run.figures) if writes else ():
+        require_writable(folder)
+    return run
 
 
-def _label(value: str | int) -> str:
-    """A value as part of the name of a run."""
-    return str(value).strip("/").replace("/", "--")
+def _label(key: str, value: str | int) -> str:
+    """A parameter's value as part of the name of a run, which no other value has. Ids of the Hub have "--" for "/"; a path has
+    its last part and six hex digits of the whole of it, from the root on: `/a/b` and `a/b` are two corpora."""
+    if isinstance(value, int):
+        return f"{key}{value}"
+    streamed = re.fullmatch(r"(hf:)([^:@]*)(.*)", value, re.DOTALL)
+    kind, name, end = streamed.groups() if streamed else ("", value, "")
+    path = Path(name)
+    if value in NAMES or not (path.is_absolute() or name.startswith(".") or path.exists()):
+        return value.strip("/").replace("/", "--")
+    whole = path.resolve()
+    digits = hashlib.sha256(f"{key} ".encode() + os.fsencode(whole)).hexdigest()[:6]
+    last = re.sub(r"[^\w.-]+", "-", whole.name)[:60]
+    return f"{kind}{last}-{digits}{end}"
+
+
+def _option(key: str, value: str | int) -> str:
+    """A parameter as papermill takes it: -r where -p would make a number or truth value of a text."""
+    numeric = not isinstance(value, int) and re.fullmatch(NOT_TEXT, value, re.IGNORECASE)
+    return f"{'-r' if numeric else '-p'} {key} {shlex.quote(str(value))}"
 
 
 def _injected_names() -> list[str]:

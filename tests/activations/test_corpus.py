@@ -21,7 +21,6 @@ from mmlib.activations import generate as sampled
 from mmlib.activations.corpora import (
     Document,
     corpus_identity,
-    effective_clusters,
     load_documents,
     split_documents,
 )
@@ -87,11 +86,6 @@ def test_identity_follows_titles_texts_labels_and_token_ids():
     assert len({corpus_identity("c", [document]) for document in (one, *others)}) == 6
     # as before documents had labels: stores and results name it
     assert corpus_identity("c", [one]) == "c@d6ba99acf76b"
-
-
-def test_effective_clusters_by_hand():
-    assert effective_clusters([5, 5, 5, 5]) == 4
-    assert effective_clusters([3, 1]) == pytest.approx(1.6)
 
 
 POSTS = [

@@ -228,7 +228,9 @@ def test_what_decides_the_values_is_compared_and_named(lm, tmp_path, what, finis
     if what == "opening_token":
         lm.tokenizer.bos_token_id = 3
     if what == "tokenizer":
-        lm.tokenizer.get_vocab = lambda: {"z": 0}
+        ids = lm.tokenizer.get_vocab()
+        other = dict(zip(ids, reversed(ids.values())))  # the same ids, of other tokens
+        lm.tokenizer.get_vocab = lambda: other
     if what == "model":
         lm = LanguageModel(lm.model, lm.tokenizer, "tiny@1")
     if what == "dtype":
@@ -249,6 +251,8 @@ def test_extract_draws_splits_and_refuses_what_cannot_be(lm, tmp_path):
     store = extract(lm, LONG, tmp_path / "a", window=32, progress=False)
     assert Counter(store.splits) == {"train": 24, "validation": 3, "test": 3}
     assert store.layer == 0 and len(store.tokens("test")) == len(store.rows("test"))
+    none = extract(lm, LONG, tmp_path / "none", window=32, validation=0, test=5, progress=False)
+    assert Counter(none.splits) == {"train": 25, "test": 5}
     for options, message in (
         (dict(splits=["train"]), "1 splits .* for 30 documents: expected one of train, validation"),
         (dict(splits=["dev"] * 30), r"30 splits \['dev'\] for 30 documents"),

@@ -1,6 +1,7 @@
 """Other people's models: read as they are meant to be, or refused by name; never random weights, never a look ahead."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 import tiny_lm
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mmlib.activations import lm as llm
 from mmlib.activations.corpora import Document
@@ -89,6 +93,53 @@ def test_a_checkpoint_has_one_identity_wherever_it_is_and_however_it_is_loaded(
     tiny_lm.tokenizer().save_pretrained(tmp_path / "shards")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     assert load_language_model(str(tmp_path / "shards"), dtype="float32").identity == identity
+
+
+NO_LANGUAGE_MODELS = (
+    *("musicgen", "musicgen_melody", "gemma3n", "nougat", "t5gemma", "vit", "clip", "wav2vec2"),
+    *("detr", "encodec", "sam", "time_series_transformer", "dpr", "esm", "layoutlm", "vits"),
+)
+
+
+def pytest_generate_tests(metafunc):
+    if "no_language_model" in metafunc.fixturenames:
+        names = NO_LANGUAGE_MODELS
+        if metafunc.config.getoption("--architectures") == "all":
+            names = sorted(
+                {*CONFIG_MAPPING_NAMES} - {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} | {*names}
+            )
+        metafunc.parametrize("no_language_model", names)
+
+
+def test_an_architecture_that_is_no_causal_language_model_is_refused(no_language_model, tmp_path):
+    """By our error, whatever kind of error the library has for it; its configuration may tell a depth all the same."""
+    try:
+        AutoConfig.for_model(no_language_model).save_pretrained(tmp_path)
+    except (ValueError, ImportError):  # transformers cannot make its configuration by default
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": no_language_model}))
+    tiny_lm.tokenizer().save_pretrained(tmp_path)
+    save_file({"x": torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="no causal language model .* transformers says: [A-Z]"):
+        load_language_model(str(tmp_path), dtype="float32")
+    try:
+        assert llm.count_blocks(str(tmp_path), tmp_path) > 0
+    except ValueError as error:
+        assert re.search("tells no number of blocks|transformers says", str(error))
+
+
+@pytest.mark.parametrize(
+    "error", [AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError]
+)
+def test_a_model_that_cannot_read_token_ids_is_refused(error):
+    made = tiny_lm.model()
+
+    def fail(*_):
+        raise error("words of the library")
+
+    made.register_forward_pre_hook(fail)
+    told = f"LlamaForCausalLM cannot read 16 token ids .{error.__name__}: .*words of the library"
+    with pytest.raises(ValueError, match=told):
+        llm.require_causal(made, 1)
 
 
 BIDIRECTIONAL = {
@@ -173,8 +224,8 @@ def test_what_is_stored_has_the_type_of_the_residual_stream(tmp_path):
 ROOMS = {
     "vocabulary": (dict(vocab_size=100), r"gives token 223, but the model has 100 embeddings"),
     "learnt positions": (
-        dict(kind="gpt2", max_position_embeddings=128),
-        "windows of 256 .* knows 128 positions",
+        dict(kind="gpt2", max_position_embeddings=255),
+        "windows of 256 .* knows 255 positions",
     ),
     "rotary positions": (
         dict(max_position_embeddings=64),

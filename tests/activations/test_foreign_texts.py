@@ -135,6 +135,8 @@ def test_runs_of_words_that_training_texts_hold_too_are_counted():
     documents = [Document("a", train), Document("b", test), Document("c", "too short")]
     found = overlap(documents, ["train", "test", "validation"])
     assert found == {"copies": 0, "validation": None, "test": 1 / 14}
+    held_out = overlap(documents, ["validation", "test", "train"])
+    assert held_out == {"copies": 0, "validation": 0, "test": 0}, "they may share what they like"
     assert told(found).endswith(
         "of the runs of 13 words, 7.1 % of test also occur in training documents"
     )

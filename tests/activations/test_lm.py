@@ -77,3 +77,10 @@ def test_a_tokenizer_that_was_converted_wrongly_is_refused():
         pretrained._require_known_tokens(
             lambda text: {"input_ids": [ord(letter) for letter in text]}
         )
+
+
+def test_buffers_are_part_of_the_digest_of_weights():
+    module = torch.nn.BatchNorm1d(3)
+    before = pretrained.weights_digest(module)
+    module.running_mean += 1
+    assert pretrained.weights_digest(module) != before

@@ -189,6 +189,33 @@ def test_rows_are_found_by_split_document_and_position(make_store):
         store.rows_of("nothing")
 
 
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_workers_of_a_loader_read_what_this_process_reads(make_store, start):
+    """However they are started; this process has parts of the store open."""
+    path, values = make_store(rows=(600, 50, 50))
+    store = ActivationStore(path)
+    store.read(range(10))
+    batches = [range(at, min(at + 128, 700)) for at in range(0, 700, 128)]
+    loader = torch.utils.data.DataLoader(
+        StoreRows(store),
+        sampler=batches,
+        batch_size=None,
+        num_workers=1,
+        multiprocessing_context=start,
+    )
+    assert torch.equal(torch.cat(list(loader)), values)
+
+
+class StoreRows(torch.utils.data.Dataset):
+    """As somebody's own data set holds a store."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def __getitem__(self, rows):
+        return self.store.read(rows)
+
+
 def test_a_store_is_opened_again_in_another_process(make_store):
     path, values = make_store()
     store = ActivationStore(path, 1)
@@ -534,13 +561,14 @@ def test_contents_that_contradict_each_other_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(StoreWriter, "_check_places", lambda *arguments: None)
     monkeypatch.setattr("mmlib.activations.writer.as_float", lambda values: np.ones_like(values))
     values = torch.tensor([[0.0, 1], [1, 2], [torch.nan, 3], [4, 5]])
-    w = writer(tmp_path / "a")
-    append(w, values, position=np.array([0, 1, 3, 2]))
+    w = writer(tmp_path / "a", layers=[0, 3])
+    append(w, {0: values, 3: 2 * ONES}, position=np.array([0, 1, 3, 2]))
     w.finish()
     assert verify(tmp_path / "a") == [
         f"{tmp_path / 'a'}: position, rows 0 to 4 do not fit the table of documents",
         f"{tmp_path / 'a'}: activations/layer_00, rows 0 to 4 have values that are not finite",
         f"{tmp_path / 'a'}: layer 0 has other statistics than its training rows",
+        f"{tmp_path / 'a'}: layer 3 has other statistics than its training rows",
     ]
 
 

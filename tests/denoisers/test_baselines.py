@@ -90,6 +90,15 @@ def test_the_most_frequent_latents_come_first_and_none_that_is_always_or_never_o
     assert one.shape == (1, 0), "on a single token every latent fires always or never"
 
 
+def test_the_seed_of_an_sae_decides_its_weights():
+    batch = sparse_batches()()
+    first, same, other = (
+        train_sae(iter([batch] * 2), 16, SAESize(64, 3, 1, 256), seed=seed).W_enc
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, same) and not torch.allclose(first, other)
+
+
 def test_unknown_kind_is_refused():
     message = "unknown kind of SAE 'lasso': expected one of topk, batchtopk, jumprelu"
     with pytest.raises(ValueError, match=message):

@@ -9,7 +9,7 @@ from toy_fits import D, activations, fitted
 
 import mmlib
 from mmlib.activations.lm import edited_block
-from mmlib.activations.store import StoreError
+from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import CheckpointError, Origin
 from mmlib.denoisers.fitted import Cost, Fitted, FittedNetwork, Unsupported
@@ -234,7 +234,7 @@ def test_a_meta_model_of_one_or_of_several_layers_is_loaded(store, tmp_path):
         mmlib.load(tmp_path)
 
 
-def test_activations_of_another_origin_are_refused(store):
+def test_activations_of_another_origin_are_refused(store, make_store):
     network = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "flow_velocity", store)
     model = FittedNetwork.of(network)
     assert model.check(store) is model and model.check(language_model="toy@1", layer=1) is model
@@ -242,6 +242,8 @@ def test_activations_of_another_origin_are_refused(store):
     for name, value in others.items():
         with pytest.raises(StoreError, match="was trained on|was fitted to"):
             model.check(**{name: value})
+    with pytest.raises(StoreError, match="was fitted to documents"):
+        model.check(ActivationStore(make_store(corpus="other")[0]))
     fitted("gaussian").check(language_model="any@1", layer=7)  # of a plain tensor nothing is known
 
 

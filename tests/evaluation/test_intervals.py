@@ -7,6 +7,7 @@ import scipy.stats
 from mmlib.evaluation.intervals import (
     RESAMPLES,
     bootstrap_interval,
+    effective_clusters,
     holm,
     jackknife_errors,
     mean_with_interval,
@@ -176,3 +177,8 @@ def test_a_paired_difference_is_the_mean_of_differences_and_narrow_where_prompts
     assert found["ci95"] == pytest.approx([0.25, 0.25])
     low, high = paired_difference(np.random.default_rng(1).normal(size=50) + 0.25, theirs_n)["ci95"]
     assert low < 0.25 < high and high - low > 0.4
+
+
+def test_effective_clusters_by_hand():
+    assert effective_clusters([5, 5, 5, 5]) == 4
+    assert effective_clusters([3, 1]) == pytest.approx(1.6)

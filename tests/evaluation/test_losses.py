@@ -135,6 +135,9 @@ def test_rows_by_hand():
     row = loss_rows(losses, "o", {"m": {"parameters": 1}, "b": {}})[0]
     assert row["loss"] == pytest.approx((12 / 6 + 5 / 6) / 2)
     assert row["loss_without_sigma_below_0.05"] == pytest.approx(5 / 6)
+    noisiest_last = Losses(np.array([0.5, 0.99]), {"m": method}, counts)
+    without = loss_rows(noisiest_last, "o", {"m": {}})[0]["loss_without_sigma_above_0.95"]
+    assert without == pytest.approx(12 / 6)
     assert row["loss_documents_equal"] == pytest.approx((5 / 4 + 4 * 3 / 2) / 5)
     assert row["parameters"] == 1
     reduction = reduction_rows(losses, "o", ["m"], ["b"])[0]

@@ -101,6 +101,12 @@ def test_methods_of_different_standardisations_are_refused():
     message = "'other' was fitted in another standardisation than training statistics of 'one'"
     with pytest.raises(ValueError, match=message):
         mmlib.evaluate({"one": fitted("mixture"), "other": other}, H, **QUICK)
+    own = fitted("mixture").origin.normaliser
+    wider = Normaliser(own.mean_ld, 1.01 * own.std_ld)
+    with pytest.raises(
+        ValueError, match="'one' was fitted in another standardisation than as given"
+    ):
+        mmlib.evaluate({"one": fitted("mixture")}, H, standardise=wider, **QUICK)
     shared = mmlib.fit(h, groups=documents, standardise=fitted("mixture"), **gaussian)
     table = mmlib.evaluate({"one": fitted("mixture"), "gaussian": shared}, H, **QUICK)
     assert list(table.index) == ["one", "gaussian"]
@@ -129,6 +135,14 @@ def test_what_cannot_be_compared_is_refused(methods, options, said):
         options = {"standardise": OTHER, "baseline": None}
     with pytest.raises(ValueError, match=said):
         mmlib.evaluate(methods, **{"h": H, **QUICK, **options})
+
+
+def test_fewer_levels_lie_in_the_middle_of_as_many_equal_parts():
+    seen = []
+    watching = {"mine": lambda x, sigma: seen.append(sigma) or 0 * x}
+    options = {"standardise": fitted("gaussian"), "baseline": None, **QUICK}
+    mmlib.evaluate(watching, H, levels=4, **options)
+    assert seen[:4] == [0.125, 0.375, 0.625, 0.875]
 
 
 def test_an_error_in_a_method_names_it():

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import papermill
 import pytest
+import tiny_lm
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -105,8 +106,38 @@ def test_notebook_01_takes_them_by_parameter(model_folder, corpus_folder, tmp_pa
     execute("01_extract_activations", tmp_path, **parameters)
     store = ActivationStore(run.store, 2)
     assert (store.n, store.d) == (sum(100 + i for i in range(40)), 16)
-    assert store.model.startswith(str(model_folder))
+    assert store.model.startswith("gpt2@")
     assert (store.splits == "test").sum() == 20 and (store.splits == "validation").sum() == 8
+
+
+DESIGNS = {
+    "blocks that end in a LayerNorm": dict(
+        kind="opt", word_embed_proj_dim=16, ffn_dim=64, do_layer_norm_before=False
+    ),
+    "one block of width 8": dict(num_hidden_layers=1, hidden_size=8, head_dim=2),
+}
+TEXTS = {
+    "a word each": [f"{chr(97 + i % 26) * (1 + i // 26)}{i}" for i in range(40)],
+    "a letter each": [chr(33 + i) for i in range(60)],
+}
+
+
+@pytest.mark.notebooks
+@pytest.mark.parametrize(("design", "texts"), list(zip(DESIGNS, TEXTS)))
+def test_notebook_01_describes_any_design_and_the_smallest_corpora(design, texts, tmp_path):
+    """A hyperplane in which one variance is 0; fewer dimensions, rows, blocks and positions than any real one has."""
+    options = DESIGNS[design]
+    layer = 1 if "LayerNorm" in design else 0
+    model, folder = tiny_lm.saved(tmp_path / "model", **options), tmp_path / "texts"
+    folder.mkdir()
+    for i, text in enumerate(TEXTS[texts]):
+        (folder / f"{i:02d}.txt").write_text(text)
+    parameters = {"model": str(model), "corpus": str(folder), "layer": layer}
+    run = runs.start(preset="smoke", seed=0, **parameters)
+    execute("01_extract_activations", tmp_path, **parameters)
+    found, store = run.read("activations", "01"), ActivationStore(run.store)
+    assert 1 <= found["effective_rank"] <= store.d and store.n < 1000
+    assert "as read by mmlib: True" in (tmp_path / "out.ipynb").read_text()
 
 
 def options_of(parameters):
@@ -115,17 +146,8 @@ def options_of(parameters):
     return ("--preset", "smoke", *sum(pairs, ()))
 
 
-@pytest.fixture(scope="module")
-def applied(tmp_path_factory):
-    """Parameters of the applications: a GPT-2 with random weights that reads the packaged texts by the packaged tokenizer,
-    with what notebooks 01 to 03 leave for its run, and a meta-model in a folder of its own."""
-    embedded = llm.load_language_model(EMBEDDED, cache=runs.DATA / "models")
-    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
-    embedded.tokenizer.save_pretrained(folder)
-    save_gpt2(folder, len(embedded.tokenizer))
-    parameters = {"model": str(folder), "meta_model": str(folder.parent / "prior")}
-    run = runs.start(preset="smoke", seed=0, **parameters)
-    command("extract", *options_of({"model": folder}))
+def fitted(run):
+    """Leaves what notebooks 02 and 03 do, of a moment's training; gives the run's store."""
     store = ActivationStore(run.store)
     z = Normaliser.of(store)(store.read(store.rows("train")))
     components = PrincipalComponents.fit(z)
@@ -139,12 +161,45 @@ def applied(tmp_path_factory):
     )
     mixture = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
     mixture.save(run.shared / "mixture.safetensors", store.documents)
-    for name in ("mlp", "unet", "denoising_sae"):
-        model = new_model(run.preset.recipes[name], Origin.of(store), 1, components.gaussian())
+    for name in run.preset.sae_grid:
+        save_sae(sae, run.data / "sae_grid" / name, store.documents)
+    for name, recipe in run.preset.recipes.items():
+        model = new_model(recipe, Origin.of(store), 1, components.gaussian())
         model.save_pretrained(run.data / name)
+    return store
+
+
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory):
+    """Parameters of the applications: a GPT-2 with random weights that reads the packaged texts by the packaged tokenizer,
+    with what notebooks 01 to 03 leave for its run, and a meta-model in a folder of its own."""
+    embedded = llm.load_language_model(EMBEDDED, cache=runs.DATA / "models")
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    embedded.tokenizer.save_pretrained(folder)
+    save_gpt2(folder, len(embedded.tokenizer))
+    parameters = {"model": str(folder), "meta_model": str(folder.parent / "prior")}
+    run = runs.start(preset="smoke", seed=0, **parameters)
+    command("extract", *options_of({"model": folder}))
+    store = fitted(run)
     prior = new_model(run.preset.recipes["mlp"], Origin.of(store), 0)
     prior.save_pretrained(folder.parent / "prior")
     return run, parameters
+
+
+@pytest.mark.notebooks
+def test_a_model_narrower_than_any_pca_at_this_preset_has_its_fidelity_measured(tmp_path):
+    """32 wide: what costs the language model nothing is undetermined, and PCA has one k all the same."""
+    model, folder = tiny_lm.saved(tmp_path / "model"), tmp_path / "texts"
+    folder.mkdir()
+    for i, text in enumerate(tiny_lm.texts(60)):
+        (folder / f"{i:02d}.txt").write_text(text)
+    parameters = {"model": str(model), "corpus": str(folder)}
+    run = runs.start(preset="smoke", seed=0, **parameters)
+    command("extract", *options_of(parameters))
+    fitted(run)
+    execute("08_lm_loss", tmp_path, **parameters)
+    found = run.read("lm_loss", "08_lm_loss")
+    assert list(found["reconstructions"]["pca"]) == ["pca_k16"] and found["verdicts"]
 
 
 @pytest.mark.notebooks

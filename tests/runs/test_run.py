@@ -2,18 +2,21 @@
 
 import ast
 import copy
+import errno
 import importlib
 import pkgutil
 import re
 import runpy
+import shlex
 from types import SimpleNamespace
 
-import nbformat
 import papermill
 import pytest
+from papermill.cli import _resolve_type
 
 import mmlib_studies
 from mmlib import files
+from mmlib.activations import corpora, pretrained
 from mmlib.runs import plan
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PRESETS
@@ -34,7 +37,14 @@ FILES = {
     "parameters, message",
     [
         ({"preset": "big"}, "unknown preset 'big': expected one of smoke, default, gpu"),
+        ({"preset": 2024}, "unknown preset 2024: expected one of"),
+        ({"preset": ["smoke"]}, "unknown preset"),
         *(({"seed": seed}, "expected an integer of 0 or more") for seed in (-1, 1.5, "0", True)),
+        *(
+            ({name: value}, f"{name} .*expected a string that is not empty; .* -r {name}")
+            for name in ("model", "corpus", "meta_model")
+            for value in (2024, 1e3, True, "", " ", ["a"])
+        ),
     ],
 )
 def test_impossible_parameters_are_refused_in_words(parameters, message):
@@ -51,6 +61,83 @@ def test_departures_from_the_preset_name_the_run():
     assert run.figures != runs.start(preset="default", seed=0).figures
     assert runs.start(preset="default", seed=0, model="gemma3-270m", layer=8).name == "default"
     assert runs.start(preset="default", seed=0, layer=3).name == "default+layer3"
+
+
+@pytest.mark.parametrize("name", ["model", "corpus", "meta_model"])
+def test_no_two_values_give_one_name_of_a_run(name, tmp_path, monkeypatch):
+    """Folders of one last part, seen from two places, with odd letters, of more letters than a file's name may have; ids of
+    the Hub; and streams of both."""
+    found = {}
+    for place in ("a", "c"):
+        for folder in ("b", "a/b", "b c", "b$c", "b+seed1", "b" * 200, "gpt2", "mlp2"):
+            (tmp_path / place / folder).mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(tmp_path / place)
+        local = ["b", "a/b", "b c", "b$c", "b+seed1", "b" * 200, "gpt2"]
+        values = [*local, *([f"hf:{x}:train" for x in ("b", "a/b")] if name == "corpus" else [])]
+        for value in values:
+            run = runs.start(preset="smoke", seed=0, **{name: value})
+            label = run.results.name
+            assert len(label) < 100 and re.fullmatch(r"[\w.+:-]+", label)
+            found.setdefault(label, set()).add((place, value))
+            if not value.startswith("hf:"):  # the same folder by another way to it
+                whole = runs.start(preset="smoke", seed=0, **{name: str(tmp_path / place / value)})
+                assert whole.results == run.results
+    hub = ["owner/b", "b1", "owner--b"] + ["hf:owner/b@c:train", "hf:b1"] * (name == "corpus")
+    for value in hub[:2] + hub[3:]:
+        label = runs.start(preset="smoke", seed=0, **{name: value}).results.name
+        assert label.endswith(value.replace("/", "--"))
+        found.setdefault(label, set()).add(value)
+    assert all(len(values) == 1 for values in found.values()) and len(found) >= 16
+
+
+def test_one_folder_as_model_and_as_corpus_are_two_runs(tmp_path):
+    both = [runs.start(preset="smoke", seed=0, **{x: str(tmp_path)}) for x in ("model", "corpus")]
+    assert len({run.name for run in both}) == 2
+
+
+def test_names_of_what_is_packaged_are_no_paths(tmp_path, monkeypatch):
+    named = (pretrained.EMBEDDED, corpora.WIKIPEDIA, corpora.NEWSGROUPS, corpora.SELF)
+    assert runs.NAMES == named
+    for name in named:
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert runs.start(preset="smoke", seed=0, corpus="newsgroups").name == "smoke+newsgroups"
+
+
+@pytest.mark.parametrize(
+    "value", ["2024", "1e5", "-3", "1_0", "True", "None", "nan", "a b$c'", "x"]
+)
+def test_the_recorded_command_gives_the_value_back(own_root, value):
+    run = runs.start(preset="smoke", seed=0, meta_model=value)
+    path = run.write("numbers", {}, "11_steer")
+    *_, option, name, text = shlex.split(files.read_json(path)["provenance"]["command"])
+    assert name == "meta_model" and (_resolve_type(text) if option == "-p" else text) == value
+
+
+@pytest.mark.parametrize("kind", ["results", "figures", "data folder", "permission", "full"])
+def test_a_run_that_could_not_write_its_outcome_does_not_begin(own_root, monkeypatch, kind):
+    if kind in ("permission", "full"):
+
+        def refuse(dir, buffering):
+            raise OSError(
+                errno.EROFS if kind == "permission" else errno.ENOSPC, "words of the disk"
+            )
+
+        monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    else:
+        path = own_root / "data" / ("" if kind == "data folder" else kind)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a file is in the way")
+    before = sorted(own_root.rglob("*"))
+    with pytest.raises(OSError, match="smoke cannot be written .*, or point MMLIB_DATA to another"):
+        runs.start(preset="smoke", seed=0)
+    assert runs.start(preset="smoke", seed=0, writes=False).name == "smoke"
+    assert sorted(own_root.rglob("*")) == before
+
+
+def test_looking_whether_it_could_leaves_nothing(own_root):
+    runs.start(preset="smoke", seed=0)
+    assert not list(own_root.iterdir())
 
 
 def test_a_parameter_of_one_notebook_names_its_results_and_leaves_the_runs_data(
@@ -74,10 +161,8 @@ def test_every_notebook_begins_its_run_first_and_refuses_parameters_that_it_does
     path, monkeypatch
 ):
     """Its own parameters and its own call, in a moment; a kernel would import for ten seconds first."""
-    declared, *cells = [
-        cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
-    ]
-    body = ast.parse("\n".join(cells[:2])).body  # a long list of imports has a cell of its own
+    declared, *others = plan.code_of(path)
+    body = ast.parse("\n".join(others[:2])).body  # imports may have a cell of their own
     (at,) = (
         i
         for i, node in enumerate(body)
@@ -220,6 +305,11 @@ def test_rows_that_cannot_be_named_are_refused(rows, error, words):
         runs.keyed(rows, "a")
 
 
+def test_rows_of_one_key_are_refused_below_the_outermost_name_too():
+    with pytest.raises(ValueError, match="two rows of x . 1: a, b do not tell them apart"):
+        runs.keyed([{"a": "x", "b": 1}, {"a": "x", "b": 1}], "a", "b")
+
+
 def test_nothing_in_results_is_found_by_its_place():
     with pytest.raises(ValueError, match="scaling.json: more is a list of rows: name its key"):
         runs.keyed_results("scaling", {"more": [{"a": 1}]})
@@ -258,6 +348,18 @@ def test_what_does_not_fit_a_schema_is_named_with_file_and_path():
         runs.check("loss_comparison", content)
     content = files.read_json(FILES["steering_study"])
     runs.check("steering_study", content | {"strengths": tuple(content["strengths"])})
+
+
+@pytest.mark.parametrize("table", ["reductions", "reductions_common_subset"])
+def test_what_is_undetermined_is_a_result_too(table):
+    """As `Effects.reduction` gives it, where a baseline may have cost nothing."""
+    content = copy.deepcopy(files.read_json(FILES["lm_loss"]))
+    unknown = dict.fromkeys(("value", "ci95", "mean_reduction", "mean_ci95"))
+    for row in runs.rows_of(content[table], "method", "baseline", "sigmas"):
+        place = content[table][row["method"]][row["baseline"]]
+        for key in place:
+            place[key] |= unknown | {"verdict": "undetermined", "mean_verdict": "undetermined"}
+    runs.check("lm_loss", content)
 
 
 def test_every_file_that_a_notebook_writes_has_a_schema_and_its_cell():

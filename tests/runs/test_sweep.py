@@ -142,6 +142,9 @@ def test_the_gaussian_of_a_trial_is_the_one_of_its_training_documents(store, tmp
     z_nd = Normaliser.of(store)(store.read(store.rows("train"))).double()
     covariance = gaussian.basis_dd @ gaussian.eigenvalues_d.diag() @ gaussian.basis_dd.T
     assert torch.allclose(covariance.double(), torch.cov(z_nd.T), atol=1e-4)
+    linear = replace(RECIPE, linear_skip=True)
+    doubled = RecipeTrial("doubled", linear, store, 0, "doubled", lambda z_nd: 2 * z_nd).gaussian()
+    assert torch.allclose(doubled.eigenvalues_d, 4 * gaussian.eigenvalues_d, rtol=1e-4)
     model, _ = trial.train(tmp_path / "linear", gaussian)
     assert torch.equal(model.network.basis_dd, gaussian.basis_dd)
     with pytest.raises(ValueError, match="pass the one fitted"):

@@ -6,7 +6,8 @@ import torch
 from known import tokens_of
 
 from mmlib.denoisers.gaussian import standard_normal
-from mmlib.evaluation.losses import evaluate
+from mmlib.evaluation.intervals import bootstrap_interval
+from mmlib.evaluation.losses import DocumentLosses, evaluate
 from mmlib_studies.generalisation import gained_in_last_third, gap_rows, in_words, limit
 
 DOCUMENTS = np.repeat(np.arange(6), (50, 50, 80, 100, 120, 200))
@@ -49,6 +50,18 @@ def test_what_is_known_by_heart_has_a_gap_and_the_truth_has_none(rows):
     assert learnt["excess_ci95"][0] > 0
     assert abs(control["gap"]) < 0.05 and control["ci95"][0] < 0 < control["ci95"][1]
     assert control["excess"] == 0 and control["excess_ci95"] == [0, 0]
+
+
+def test_seen_and_unseen_documents_are_resampled_each_for_themselves():
+    sums_d, counts_d = np.array([9.0, 1, 4, 30, 2]), np.array([3.0, 1, 2, 5, 4])
+    seen = {"one": DocumentLosses(sums_d, counts_d)}
+    unseen = {"one": DocumentLosses(np.ones(8), np.ones(8))}
+
+    def gap(weights):
+        return 1 - (weights[..., :5] @ sums_d) / (weights[..., :5] @ counts_d)
+
+    found = gap_rows(seen, unseen, "test", control="one")["one"]["ci95"]
+    assert found == pytest.approx(bootstrap_interval(gap, (5, 8)))
 
 
 def test_an_easier_set_of_documents_is_not_taken_for_memory():

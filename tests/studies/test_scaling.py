@@ -89,6 +89,11 @@ def test_intervals_hold_the_truth_at_least_as_often_as_they_say():
     assert all(34 <= count for count in held.values()), held
 
 
+def test_an_interval_leaves_out_as_much_on_either_side():
+    assert scaling.interval(range(1001)) == (25, 975)
+    assert scaling.interval([*range(900), *101 * [np.inf]]) == (25, np.inf)
+
+
 def test_the_compute_of_a_loss_by_hand():
     law = scaling.PowerLaw(1.0, 2.0, 0.5)
     assert law(np.array([4e12])) == pytest.approx([2.0])

@@ -210,6 +210,7 @@ def test_batches_depend_on_the_seed_and_the_step_alone():
     source = row_batches(h, 8, seed=1)
     first = [next(source) for _ in range(15)]
     assert len(torch.cat(first[:6]).unique()) == 48, "no row twice in a pass"
+    assert not torch.equal(first[0], first[6]), "each pass has an order of its own"
     for start in (3, 6, 9):
         later = row_batches(h, 8, seed=1, start=start)
         assert all(torch.equal(next(later), one) for one in first[start:])

@@ -150,6 +150,7 @@ def test_one_denoiser_is_trained_on_several_layers(make_store, tmp_path):
 
     log = train(model, settings, source, model.normaliser(h), tmp_path, seed=0)
     assert log[-1]["validation_loss"] < log[0]["loss"] - 0.1
+    assert log[-1]["activations"] == 2 * 150 * 256
     assert MetaModel.from_pretrained(tmp_path).layers == (0, 2)
 
 
@@ -265,6 +266,9 @@ def test_learning_rate_by_hand():
     settings = Training("flow_velocity", steps=100, batch=1, lr=1.0, warmup=0.1, final_lr=0.2)
     rates = [learning_rate(step, settings) for step in (0, 9, 55, 100)]
     assert rates == pytest.approx([0.1, 1.0, 0.6, 0.2])
+    late = dataclasses.replace(settings, decay="late")
+    rates = [learning_rate(step, late) for step in (9, 55, 82, 91, 100)]
+    assert rates == pytest.approx([1.0, 1.0, 1.0, 0.6, 0.2]), "over the last fifth"
 
 
 @pytest.mark.parametrize("objective", ["flow_velocity", "ddpm_epsilon"])
@@ -335,7 +339,9 @@ def test_how_often_one_validates_changes_nothing(store, tmp_path):
 @pytest.mark.parametrize("beta2", [0.6, 0.99])
 def test_the_second_moment_of_adamw_decays_as_asked(store, tmp_path, beta2):
     """Against torch's own AdamW over the same batches and noise."""
-    settings = dataclasses.replace(SETTINGS, beta2=beta2, ema=0.0, clip=1e9, lr=0.01, keep=())
+    settings = dataclasses.replace(
+        SETTINGS, beta2=beta2, ema=0.0, clip=1e9, lr=0.01, keep=(), weight_decay=0.5
+    )
     model, _ = run(store, tmp_path, settings)
     plain, given = fresh(store), batches(store)(0)
     own = {"betas": (0.9, beta2), "weight_decay": settings.weight_decay}

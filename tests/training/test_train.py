@@ -110,7 +110,9 @@ def test_killed_and_resumed_ends_bit_identical(store, tmp_path, kill_at):
 
 def test_a_finished_training_is_loaded_not_repeated(store, tmp_path, capsys):
     first, first_log = run(store, tmp_path)
+    (tmp_path / "state.json").touch()  # as a kill leaves it that comes before it is removed
     again, log = run(store, tmp_path, kill_at=0)
+    assert not list(tmp_path.glob("state*"))
     assert torch.equal(weights(first), weights(again))
     assert log == first_log
     assert "already trained" in capsys.readouterr().out

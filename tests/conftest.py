@@ -26,6 +26,15 @@ def pytest_addoption(parser):
         default="common",
         help="which of transformers' causal language models are tried; all: results/architectures.json is written anew",
     )
+    parser.addoption(
+        "--bf16", choices=("no", "yes"), help="answer whether this processor has bf16 units"
+    )
+
+
+def pytest_configure(config):
+    if answer := config.getoption("bf16"):  # of the tests' own process; of others, the machine's
+        torch.cpu._is_avx512_bf16_supported = lambda: answer == "yes"
+        torch.cpu._is_amx_tile_supported = lambda: answer == "yes"
 
 
 def pytest_terminal_summary(terminalreporter):

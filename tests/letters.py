@@ -11,7 +11,9 @@ LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
 SIZES = {
     "llama": LLAMA | {"num_attention_heads": 2, "num_key_value_heads": 2},
     "gpt2": dict(n_embd=16, n_layer=3, n_head=2),
-    "gptj": dict(n_embd=16, n_layer=3, n_head=2, rotary_dim=4),  # its blocks give tuples
+    "gptj": dict(
+        n_embd=16, n_layer=3, n_head=2, rotary_dim=4
+    ),  # its blocks give tuples, until transformers 5.24
 }
 ARCHITECTURES = SIZES | {
     "gemma3_text": LLAMA | {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},

@@ -120,7 +120,6 @@ def test_a_pass_resumed_at_a_block_is_the_whole_one_bit_for_bit_and_computes_not
     model, ids = tiny(architecture, dtype).model, torch.tensor([[1, 7, 8, 30], [1, 9, 5, 5]])
     blocks, whole, computed = llm.residual_blocks(model), model(ids).logits, []
     output = llm.read_blocks(model, [1], ids)[1]
-    assert isinstance(output, tuple) == (architecture == "gptj")
     for i, block in enumerate(blocks):
         next(block.children()).register_forward_hook(lambda *_, i=i: computed.append(i))
     with llm.resumed_at(model, 1, output):

@@ -1,4 +1,5 @@
-"""Diffusion meta-models of language-model activations: from plain activations to a model in one call, and what notebooks share.
+"""Diffusion meta-models of language-model activations: from plain activations to a model in one
+call, and what notebooks share.
 
     import mmlib
     model = mmlib.fit(h, method="mixture", groups=document_ids)     # raw activations (n, d)
@@ -9,8 +10,9 @@
 
     store = mmlib.extract(mmlib.load_lm("gpt2"), mmlib.load_documents("wikipedia"), "acts", layers=[6])
 
-Text flows one way: documents → tokens → residual-stream activations → store → standardised batches → denoisers → measured claims. A wing
-imports only wings below it: runs, then evaluation and training, then denoisers, then activations.
+Text flows one way: documents → tokens → residual-stream activations → store → standardised batches
+→ denoisers → measured claims. A wing imports only wings below it: runs, then evaluation and
+training, then denoisers, then activations.
 
 Names are loaded when they are first used, so importing mmlib is quick and loads no torch.
 """

@@ -172,7 +172,8 @@ def train_command(
     path = run.store_of(layers)
     if layers and not path.exists():
         raise MissingInput(
-            f"{path} is missing: run python -m mmlib extract --layers {listed} first, with the same options"
+            f"{path} is missing: run python -m mmlib extract --layers {listed} first, with the "
+            "same options"
         )
     stores = [ActivationStore(path, index) for index in layers or [layer]]
     _, log = train_recipe(run, recipe, stores, tracker=tracker, live=live)

@@ -4,9 +4,10 @@ provenance, what the device computes in.
 require, require_disk           an input that another notebook makes; room for what will be written
 require_writable, any_terminal  a folder that takes it; a terminal that takes every letter
 written_whole                   a file under a temporary name, renamed when it is complete
-write_sealed, read_sealed       JSON with a digest of itself and of the files beside it: any damage is refused by name
-write_json, provenance          committed outcomes: finite numbers, and the commit, command and machine that they come from
-default_device, bf16_pays       where this machine computes, and in which arithmetic; also its cores, memory and rates
+write_sealed, read_sealed       JSON with a digest of itself and of the files beside it: any damage
+is refused by name write_json, provenance          committed outcomes: finite numbers, and the
+commit, command and machine that they come from default_device, bf16_pays       where this machine
+computes, and in which arithmetic; also its cores, memory and rates
 """
 
 import errno
@@ -15,7 +16,6 @@ import json
 import math
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +29,7 @@ from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
 
+import psutil
 import xxhash
 
 
@@ -43,7 +44,9 @@ class StoreError(ValueError):
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is damaged, incomplete or of another architecture; the message names the file."""
+    """A checkpoint is damaged, incomplete or of another architecture; the message names the
+    file.
+    """
 
 
 class DiskFull(OSError):
@@ -140,7 +143,8 @@ def read_sealed(path: Path) -> dict:
             raise CheckpointError(f"{path.parent} lacks {name}: copy the whole folder again")
         if sha256(path.parent / name) != digest:
             raise CheckpointError(
-                f"{path.parent / name} is damaged or was changed: copy it again, or train or fit it again"
+                f"{path.parent / name} is damaged or was changed: copy it again, or train or fit "
+                "it again"
             )
     return content
 
@@ -179,8 +183,8 @@ def require_disk(folder: Path, needed: int, purpose: str) -> None:
     if free < needed:
         unit, name = (1e9, "GB") if needed > 1e7 else (1e6, "MB")
         raise OSError(
-            f"{purpose} needs {needed / unit:.2f} {name} at {folder}, where {free / unit:.2f} {name} "
-            "are free: free some space, or point MMLIB_DATA to another disk"
+            f"{purpose} needs {needed / unit:.2f} {name} at {folder}, where {free / unit:.2f} "
+            f"{name} are free: free some space, or point MMLIB_DATA to another disk"
         )
 
 
@@ -386,15 +390,9 @@ def cores() -> int:
     return found if most == "max" else max(1, min(found, int(most) // int(period[0])))
 
 
-def free_memory() -> int | None:
-    """Bytes of memory that can still be had, by the machine and by the container; None where
-    neither says it.
-    """
-    free = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="utf-8"))
-        free += [int(available[1]) * 1024] if available else []
+def free_memory() -> int:
+    """Bytes of memory that this process may still take, by the machine and by the container."""
+    free = [psutil.virtual_memory().available]
     for limit, used in (  # of control groups, version 2 and version 1
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -402,4 +400,4 @@ def free_memory() -> int | None:
         path = Path("/sys/fs/cgroup") / limit
         if path.exists() and (most := path.read_text().strip()) != "max":
             free.append(int(most) - int((Path("/sys/fs/cgroup") / used).read_text()))
-    return min(free, default=None)
+    return min(free)

@@ -106,7 +106,9 @@ def set_style() -> None:
 
 
 def panels(rows: int, columns: int, height: float, **layout) -> tuple[Figure, np.ndarray]:
-    """A figure as wide as the text, `height` inches high, and its axes, (rows, columns); see `plt.subplots`."""
+    """A figure as wide as the text, `height` inches high, and its axes, (rows, columns); see
+    `plt.subplots`.
+    """
     return plt.subplots(rows, columns, figsize=(TEXT_WIDTH, height), **layout)
 
 

@@ -1,7 +1,8 @@
-"""Every architecture that transformers calls a causal language model, as a tiny random model of three blocks.
+"""Every architecture that transformers calls a causal language model, as a tiny random model of
+three blocks.
 
-The configuration that transformers gives by default is shrunk by what its settings are called, so that most architectures need no line here;
-`EXCEPT` holds what names do not tell.
+The configuration that transformers gives by default is shrunk by what its settings are called, so
+that most architectures need no line here; `EXCEPT` holds what names do not tell.
 """
 
 import re
@@ -86,7 +87,9 @@ EXCEPT: dict[str, dict] = {  # by type of a configuration, which may lie in anot
 
 
 def build(name: str, as_decoder: bool = True) -> PreTrainedModel:
-    """A model of random weights, large enough for a change to show. as_decoder: where an encoder may be one, it is."""
+    """A model of random weights, large enough for a change to show. as_decoder: where an encoder
+    may be one, it is.
+    """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config(name, as_decoder)).eval()
     with torch.no_grad():
@@ -97,7 +100,9 @@ def build(name: str, as_decoder: bool = True) -> PreTrainedModel:
 
 
 def may_be_an_encoder(name: str) -> bool:
-    """Whether an architecture is told to be a decoder, without which most read in both directions."""
+    """Whether an architecture is told to be a decoder, without which most read in both
+    directions.
+    """
     return AutoConfig.for_model(name).to_dict().get("is_decoder") is False
 
 

@@ -59,7 +59,9 @@ ATTRIBUTES = {"model": "toy@1", "corpus": "toy@2"}
 
 @pytest.fixture(autouse=True)
 def threads():
-    """A test that sets the number of threads does so for itself alone: rounding, and with it equality to the bit, depends on it."""
+    """A test that sets the number of threads does so for itself alone: rounding, and with it
+    equality to the bit, depends on it.
+    """
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -81,7 +83,9 @@ def make_store(tmp_path):
         part_bytes=20_000,  # one chunk of the smallest, so that most stores have several parts
         **attributes,
     ):
-        """stop_after: be interrupted after so many rows. next_row: where writing is expected to begin."""
+        """stop_after: be interrupted after so many rows. next_row: where writing is expected to
+        begin.
+        """
         documents = [
             DocumentRows(f"{split} {i}", split, n // 2 + i * (n % 2))
             for split, n in zip(splits, rows)

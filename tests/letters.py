@@ -1,4 +1,6 @@
-"""Language models of random weights with a tokenizer of letters, of 64 tokens; 1 opens a window, 2 ends a text."""
+"""Language models of random weights with a tokenizer of letters, of 64 tokens; 1 opens a window, 2
+ends a text.
+"""
 
 import numpy as np
 import torch

@@ -26,7 +26,8 @@ from mmlib.runs import run as runs
 def test_importing_it_is_quick_and_loads_no_torch():
     code = (
         "import sys, time; began = time.perf_counter(); import mmlib; names = dir(mmlib); "
-        "print(time.perf_counter() - began, *(m in sys.modules for m in ('torch', 'numpy', 'pandas')))"
+        "print(time.perf_counter() - began, *(m in sys.modules for m in ('torch', 'numpy', "
+        "'pandas')))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, *loaded = found.stdout.split()
@@ -101,7 +102,9 @@ def test_from_texts_to_an_edited_language_model(tmp_path):
 
 @pytest.fixture
 def in_ascii(tmp_path, monkeypatch):
-    """Runs a command on a terminal that has no other letters, as under cron; gives what it shows."""
+    """Runs a command on a terminal that has no other letters, as under cron; gives what it
+    shows.
+    """
 
     def run(*arguments):
         streams = [io.TextIOWrapper(io.BytesIO(), "ascii") for _ in range(2)]

@@ -1,6 +1,7 @@
 """Faults: processes killed at any moment, files with flipped bits or cut short, a full disk.
 
-pytest -m faults --faults 50 --faults-from 100      the faults numbered 100 to 149 of each kind; `make test` does the first few
+pytest -m faults --faults 50 --faults-from 100      the faults numbered 100 to 149 of each kind;
+`make test` does the first few
 """
 
 import errno
@@ -115,8 +116,9 @@ def die(after=0.0):
 
 
 def dying(event, delay):
-    """Be killed when that fsync or rename is due, with half of what was to be synced, or so many seconds after it; without an
-    event after now. Gives the names that files took, which grow."""
+    """Be killed when that fsync or rename is due, with half of what was to be synced, or so many
+    seconds after it; without an event after now. Gives the names that files took, which grow.
+    """
     due, names = itertools.count(), []
 
     def fatal(call):
@@ -138,7 +140,9 @@ def dying(event, delay):
 
 
 def disturbed(job, path, event=None, delay=0.0):
-    """In a process of its own: the job, killed at the latest when it is done; without event and delay, undisturbed."""
+    """In a process of its own: the job, killed at the latest when it is done; without event and
+    delay, undisturbed.
+    """
     names, began = dying(event, delay), time.monotonic()
     job(path)
     if event is not None or delay:
@@ -162,7 +166,9 @@ def started(processes, job, path, *moment):
 
 
 def finish(start, path):
-    """Files of a job that was allowed to end, the names they took one after another, and its seconds."""
+    """Files of a job that was allowed to end, the names they took one after another, and its
+    seconds.
+    """
     child = start(path)
     child.join(120)
     assert child.exitcode == 0
@@ -171,9 +177,11 @@ def finish(start, path):
 
 
 def moments(kind, number, names, seconds):
-    """When to kill: event and delay of the first, and in half of the cases of a second kill, while it is continued.
+    """When to kill: event and delay of the first, and in half of the cases of a second kill, while
+    it is continued.
 
-    A file is synced, renamed, and its folder synced. Of a kind with boundaries, as many faults as there are hit each once.
+    A file is synced, renamed, and its folder synced. Of a kind with boundaries, as many faults as
+    there are hit each once.
     """
     draw = random.Random(f"{kind} {number}")
     again = (draw.randrange(3 * len(names)), draw.choice((0.0, draw.uniform(0, 0.2))))
@@ -196,7 +204,9 @@ BOUNDARIES = {  # kind: which files it is of, and at which of their events; of o
 
 
 def check_left(path, content):
-    """Of a store, whole files under their names and no manifest before everything else is there; of a network, the whole."""
+    """Of a store, whole files under their names and no manifest before everything else is there; of
+    a network, the whole.
+    """
     found = contents(path) if path.exists() else {}
     left = {name: data for name, data in found.items() if not name.endswith(".partial")}
     if any(name.endswith(".h5") for name in content):
@@ -276,7 +286,9 @@ def test_an_extraction_from_the_embedded_model_that_is_killed_ends_byte_identica
 
 
 def test_a_training_killed_elsewhere_is_resumed_here(processes, whole_training, tmp_path, capsys):
-    """Python's string hashes differ between the processes, and must not decide what counts as the same training."""
+    """Python's string hashes differ between the processes, and must not decide what counts as the
+    same training.
+    """
     child = started(processes, train_tiny, tmp_path / "network", 30, 0.0)
     child.join(120)
     assert child.exitcode == -signal.SIGKILL
@@ -335,7 +347,8 @@ def an_sae(folder):
     return partial(read_sae, folder)
 
 
-DAMAGED = {  # kind: what makes the folder and gives a function that reads it, and which of its files are damaged
+# kind: what makes the folder and gives a function that reads it, and which of its files are damaged
+DAMAGED = {
     "part": (a_store, "part-*"),
     "virtual datasets": (a_store, "activations.h5"),
     "manifest": (a_store, "manifest.json"),
@@ -347,7 +360,8 @@ DAMAGED = {  # kind: what makes the folder and gives a function that reads it, a
     "mixture": (partial(one_file, "mixture"), "*"),
     "SAE": (an_sae, "*"),
 }
-# without these it is as if nothing had been trained, and a whole meta-model lies in a network's folder
+# without these it is as if nothing had been trained, and a whole meta-model lies in a network's
+# folder
 GUARDS = ("state.json", "done.json", "model.json")
 
 

@@ -1,4 +1,5 @@
-"""Whatever comes in: a right result, or an error of ours that names what came; never a library's traceback, never a hang.
+"""Whatever comes in: a right result, or an error of ours that names what came; never a library's
+traceback, never a hang.
 
 pytest tests/test_fuzz.py --examples 5000      more than the default of each test
 """

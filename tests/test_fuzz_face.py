@@ -1,4 +1,6 @@
-"""The face under odd activations, groups and settings: a right result, or an error of ours that names what came."""
+"""The face under odd activations, groups and settings: a right result, or an error of ours that
+names what came.
+"""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The README's lines on one's own activations run as they stand there, at a small size; and a first user's other questions beside them."""
+"""The README's lines on one's own activations run as they stand there, at a small size; and a first
+user's other questions beside them.
+"""
 
 import re
 from pathlib import Path
@@ -12,7 +14,9 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def activations():
-    """Float64 arrays (2400, 96) and (600, 96) in five clusters, and a string or a number for each row's document."""
+    """Float64 arrays (2400, 96) and (600, 96) in five clusters, and a string or a number for each
+    row's document.
+    """
     rng = np.random.default_rng(0)
     centres = rng.normal(0, 2, (5, 96))
     h = (rng.normal(0, 1, (3000, 96)) + centres[rng.integers(5, size=3000)]) * np.linspace(

@@ -1,4 +1,6 @@
-"""What a reader of the repository relies on: pins, notebooks, dependencies, and numbers in the README."""
+"""What a reader of the repository relies on: pins, notebooks, dependencies, and numbers in the
+README.
+"""
 
 import ast
 import re
@@ -43,7 +45,9 @@ def test_conda_takes_its_versions_from_the_pins():
 
 
 def test_binder_installs_the_pins_and_the_studies_on_a_python_of_ours_at_the_smoke_sizes():
-    """Its buildpack reads a version only after a single "="; else it begins from a Python that is too old."""
+    """Its buildpack reads a version only after a single "="; else it begins from a Python that is
+    too old.
+    """
     base, build, start = ((ROOT / ".binder" / n) for n in ("environment.yml", "postBuild", "start"))
     python, *others = yaml.safe_load(base.read_text())["dependencies"]
     asked = SpecifierSet(PROJECT["project"]["requires-python"])
@@ -101,7 +105,8 @@ def test_notebooks_are_fit_to_read(path):
     )
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
     assert not re.search(r"/(home|work|root|tmp|Users)/", path.read_text())
-    # ipywidgets' Output, which interact uses, can make nbclient miss the end of a cell and wait for ever (jupyter/nbclient, issue 312)
+    # ipywidgets' Output, which interact uses, can make nbclient miss the end of a cell and wait for
+    # ever (jupyter/nbclient, issue 312)
     assert not any(re.search(r"ipywidgets\.(interact|Output)\w*\(", cell.source) for cell in code)
 
 
@@ -129,7 +134,9 @@ CODE = [path for folder in PACKAGES.values() for path in sorted(folder.rglob("*.
 
 
 def texts_of(path):
-    """What a reader reads of a file: a page, a notebook's markdown, a module with its docstrings and comments."""
+    """What a reader reads of a file: a page, a notebook's markdown, a module with its docstrings
+    and comments.
+    """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         cells = nbformat.reads(text, as_version=4).cells
@@ -138,7 +145,9 @@ def texts_of(path):
 
 
 def resolves(dotted):
-    """Whether a name like mmlib.denoisers.noise.sdedit is a package, a module, or what one defines."""
+    """Whether a name like mmlib.denoisers.noise.sdedit is a package, a module, or what one
+    defines.
+    """
     package, *parts = dotted.split(".")
     place = PACKAGES[package]
     while parts and (place / parts[0]).is_dir():

@@ -1,4 +1,6 @@
-"""Two runs of one preset with one seed, by papermill and by nbval, give the same results; make and notebooks work from any folder."""
+"""Two runs of one preset with one seed, by papermill and by nbval, give the same results; make and
+notebooks work from any folder.
+"""
 
 import ast
 import json
@@ -33,7 +35,9 @@ NBVAL = (
 
 
 def started(*command, cwd="/", **outside):
-    """A command at the root of the file system, or in another folder, with more in its environment."""
+    """A command at the root of the file system, or in another folder, with more in its
+    environment.
+    """
     options = {"cwd": cwd, "capture_output": True, "text": True, "timeout": 1200}
     return subprocess.run(command, env={**os.environ, **outside}, **options)
 
@@ -53,7 +57,9 @@ def copy_of_make(folder):
 
 @pytest.mark.parametrize("other", ["2.7", "3.8", "3.9", "3.10", "3.14", "4.0"])
 def test_make_refuses_another_python_in_a_line_and_helps_at_any(tmp_path, other):
-    """In a fresh clone. `python` stands in for one of that version; it would also note an installation."""
+    """In a fresh clone. `python` stands in for one of that version; it would also note an
+    installation.
+    """
     options = {**copy_of_make(tmp_path / "fresh"), "capture_output": True}
     python = tmp_path / "a python"
     version = tuple(map(int, other.split(".")))
@@ -111,7 +117,9 @@ def test_make_refuses_in_a_line_what_cannot_work_and_helps_without_anything(tmp_
 def test_of_several_first_makes_at_the_same_moment_one_installs_and_the_others_wait(
     tmp_path, fails
 ):
-    """`python` stands in for Python: it notes what it is asked, and an installation takes it a moment."""
+    """`python` stands in for Python: it notes what it is asked, and an installation takes it a
+    moment.
+    """
     folder = tmp_path / "a folder"
     options = copy_of_make(folder)
     python = folder / "python"
@@ -136,8 +144,10 @@ def test_of_several_first_makes_at_the_same_moment_one_installs_and_the_others_w
 
 
 def test_a_notebook_has_the_kernel_and_the_modules_of_its_environment_alone():
-    """As VS Code starts it: by the interpreter of .venv, in the notebook's folder, with no path set; a kernel with a name
-    or an interpreter of its own in the notebook would be asked for, and be nowhere else."""
+    """As VS Code starts it: by the interpreter of .venv, in the notebook's folder, with no path
+    set; a kernel with a name or an interpreter of its own in the notebook would be asked for, and
+    be nowhere else.
+    """
     for notebook in plan.NOTEBOOKS:
         metadata = nbformat.read(plan.path_of(notebook), as_version=4).metadata
         assert set(metadata) <= {"kernelspec", "language_info", "widgets"}
@@ -176,7 +186,9 @@ def test_another_kernel_of_the_same_name_is_not_taken(tmp_path, monkeypatch, whe
 
 @pytest.fixture(scope="module")
 def much_text(tmp_path_factory):
-    """A wide model of one block and 60,000 tokens a part, so that parts come soon; and several parts of text."""
+    """A wide model of one block and 60,000 tokens a part, so that parts come soon; and several
+    parts of text.
+    """
     folder = tmp_path_factory.mktemp("much")
     sizes = dict(hidden_size=512, intermediate_size=512, num_hidden_layers=2, head_dim=128)
     model = tiny_lm.saved(folder / "model", **sizes)
@@ -260,7 +272,9 @@ def test_a_run_keeps_its_times_and_a_second_one_does_nothing(finished):
 
 @pytest.mark.notebooks
 def test_two_runs_by_papermill_and_by_nbval_give_identical_results(finished, tmp_path, data_folder):
-    """`make test` runs nbval on every notebook beside the tests, and says where; alone, 01 to 03 are run here."""
+    """`make test` runs nbval on every notebook beside the tests, and says where; alone, 01 to 03
+    are run here.
+    """
     if beside := os.environ.get("MMLIB_NBVAL"):
         data, end = runs.ROOT / beside, time.time() + 1200
         while not (data / "results" / "smoke" / "training.json").exists() and time.time() < end:
@@ -275,7 +289,9 @@ def test_two_runs_by_papermill_and_by_nbval_give_identical_results(finished, tmp
 
 @pytest.mark.notebooks
 def test_the_command_line_trains_what_the_notebook_trained(finished):
-    """The same settings, data and code, so it finds the notebook's model and repeats nothing; what no notebook trains is trained, or refused by name."""
+    """The same settings, data and code, so it finds the notebook's model and repeats nothing; what
+    no notebook trains is trained, or refused by name.
+    """
 
     def train(recipe, *options):
         return mmlib("train", recipe, "--preset", "smoke", *options, data=finished)
@@ -292,7 +308,9 @@ def test_the_command_line_trains_what_the_notebook_trained(finished):
 def test_papermill_runs_notebook_04_from_notebooks_at_a_path_with_a_space(
     finished, tmp_path, monkeypatch
 ):
-    """`make test` runs all notebooks by nbval from the root of the file system, and `finished` by papermill."""
+    """`make test` runs all notebooks by nbval from the root of the file system, and `finished` by
+    papermill.
+    """
     monkeypatch.setenv("MMLIB_DATA", str(finished))
     monkeypatch.setenv("PRESET", "smoke")
     monkeypatch.chdir(runs.ROOT / "notebooks")

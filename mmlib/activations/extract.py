@@ -166,8 +166,8 @@ def plan_extraction(
         layer: a block index, several (stored by one pass), or None: the middle block.
         batch_tokens: positions in one forward pass.
     Raises:
-        ValueError: no such layer (the message gives those there are), a window or token ids beyond what the model knows, or a model whose
-            tokens see later ones.
+        ValueError: no such layer (the message gives those there are), a window or token ids beyond
+            what the model knows, or a model whose tokens see later ones.
     """
     window = whole_number("window", window, 2)
     batch_tokens = whole_number("batch_tokens", batch_tokens, 1)
@@ -291,8 +291,8 @@ def write_store(
     """Write the store that `plan` describes; a part is written while the next block is read.
 
     Parts of the same plan and attributes that are there and whole are kept, whoever wrote them; so
-    is a finished store. Each of several processes writes a run of the parts that miss: a run, since a
-    block of text that two processes share is read by both.
+    is a finished store. Each of several processes writes a run of the parts that miss: a run, since
+    a block of text that two processes share is read by both.
 
     Args:
         attributes: recorded in the store, see `describe`; all but `created_by` must be those of

@@ -151,8 +151,8 @@ _FAITHFUL: dict[bool, WeakSet[PreTrainedModel]] = {
 
 @torch.inference_mode()
 def _require_faithful_steps(lm: LanguageModel, padded: bool = False) -> None:
-    """Refuse a model to which transformers' `generate` gives other logits than a plain pass over the
-    same tokens does.
+    """Refuse a model to which transformers' `generate` gives other logits than a plain pass over
+    the same tokens does.
 
     So it is where positions are counted otherwise (RoBERTa as a decoder), a cache forgets (RWKV in
     batches) or padding on the left shifts positions (BART): the text would be another model's. Two
@@ -191,8 +191,9 @@ def _require_faithful_steps(lm: LanguageModel, padded: bool = False) -> None:
     share = torch.cat(moved).mean().item()
     if not share <= 0.05 + 8 * torch.finfo(model.dtype).eps:  # in bfloat16 0.11, Gemma 3 has 0.03
         raise ValueError(
-            f"{name}: step by step its logits are other ones than in one pass, by {share:.2f} standard deviations. transformers counts "
-            "positions otherwise then, or its cache loses something"
+            f"{name}: step by step its logits are other ones than in one pass, by {share:.2f} "
+            "standard deviations. transformers counts positions otherwise then, or its cache "
+            "loses something"
         )
     _FAITHFUL[padded].add(model)
 
@@ -200,16 +201,18 @@ def _require_faithful_steps(lm: LanguageModel, padded: bool = False) -> None:
 def _newest_alone(
     model: PreTrainedModel, ids_bt: Tensor, edit: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """The edit, which refuses a model that reads everything anew in each step: an edit of the newest
-    position would be forgotten in the next."""
+    """The edit, which refuses a model that reads everything anew in each step: an edit of the
+    newest position would be forgotten in the next.
+    """
     steps = iter([ids_bt.shape[1]])
 
     def edited(hidden_btd: Tensor) -> Tensor:
         expected = len(ids_bt), next(steps, 1)
         if hidden_btd.shape[:2] != expected:
             raise ValueError(
-                f"{type(model).__name__} cannot be steered: the block gives {tuple(hidden_btd.shape)}, expected {expected} (batch, tokens) "
-                "and d. With a cache each step behind the prompt reads the newest token alone"
+                f"{type(model).__name__} cannot be steered: the block gives "
+                f"{tuple(hidden_btd.shape)}, expected {expected} (batch, tokens) and d. With a "
+                "cache each step behind the prompt reads the newest token alone"
             )
         return edit(hidden_btd)
 
@@ -352,7 +355,8 @@ def _whole_batches(path: Path, batch: int) -> tuple[list[list[int]], int]:
         return [json.loads(line) for line in lines[:n_whole]], sum(map(len, lines[:n_whole]))
     except ValueError as error:
         raise ValueError(
-            f"{path} is damaged ({error}): expected a JSON list of token ids a line; delete it to draw them anew"
+            f"{path} is damaged ({error}): expected a JSON list of token ids a line; delete it to "
+            "draw them anew"
         ) from error
 
 
@@ -366,7 +370,8 @@ def _draw(
     generate(lm, nothing, few, _seed_of("time"), may_end=True)
     minutes = (time.perf_counter() - start) / (batch * few) * n_tokens / 60
     print(
-        f"sampling {len(batches) * batch} documents from {lm.identity}: at most {n_tokens:,} tokens, about {minutes:.1f} minutes",
+        f"sampling {len(batches) * batch} documents from {lm.identity}: at most {n_tokens:,} "
+        f"tokens, about {minutes:.1f} minutes",
         flush=True,
     )
     with tqdm(total=n_tokens, desc="sampling", unit=" tokens", **PROGRESS) as bar:
@@ -384,7 +389,9 @@ def _seed_of(*key) -> int:
 
 
 class _Ticks(BaseStreamer):
-    """Moves the bar by a batch at each step of `generate`, which passes the opening tokens first."""
+    """Moves the bar by a batch at each step of `generate`, which passes the opening tokens
+    first.
+    """
 
     def __init__(self, bar: tqdm):
         self.bar, self.opened = bar, False

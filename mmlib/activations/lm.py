@@ -61,15 +61,14 @@ class LanguageModel:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if bos is None and eos is None:
             raise ValueError(
-                f"the tokenizer of {self.identity} has neither <bos> nor <eos> to open a window with"
+                f"the tokenizer of {self.identity} has neither <bos> nor <eos> to open a window "
+                "with"
             )
         return eos if bos is None else bos
 
     @property
     def device_name(self) -> str:
-        """What it computes on: values differ, in their last bits, from one kind of device to
-        another.
-        """
+        """What it computes on: last bits differ from one kind of device to another."""
         device = self.model.device
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
@@ -79,14 +78,17 @@ class LanguageModel:
         return self.model.config.get_text_config().hidden_size
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens. The name of a control token in a text, such as "<s>", is plain text."""
+        """Token ids of each text, without special tokens. The name of a control token in a text,
+        such as "<s>", is plain text.
+        """
         if not texts:
             return []
         options = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)
         return self.tokenizer(list(texts), **options)["input_ids"]
 
     def require_room(self, token_ids: int, window: int) -> None:
-        """Refuse token ids that have no embedding, and windows beyond the positions that the model knows.
+        """Refuse token ids that have no embedding, and windows beyond the positions that the model
+        knows.
 
         Args:
             token_ids: so many different ones, i.e. 1 + the largest.
@@ -97,12 +99,14 @@ class LanguageModel:
         words = self.model.get_input_embeddings().weight.shape[0]
         if token_ids > words:
             raise ValueError(
-                f"the tokenizer of {self.identity} gives token {token_ids - 1}, but the model has {words} embeddings: they do not belong together"
+                f"the tokenizer of {self.identity} gives token {token_ids - 1}, but the model has "
+                f"{words} embeddings: they do not belong together"
             )
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if isinstance(positions, int) and window > positions > 0:
             raise ValueError(
-                f"windows of {window} tokens were asked for, {self.identity} knows {positions} positions: ask for a window of at most {positions}"
+                f"windows of {window} tokens were asked for, {self.identity} knows {positions} "
+                f"positions: ask for a window of at most {positions}"
             )
 
     @property
@@ -127,8 +131,9 @@ def load_language_model(
             the device computes in it, else float32.
         cache: folder in which the embedded model is converted once; None: ~/.cache/mmlib.
     Raises:
-        ValueError: no model of that name can be loaded, its checkpoint lacks weights, holds others or has an adapter beside it, its tokens
-            see later ones, or `dtype` is not one of the three.
+        ValueError: no model of that name can be loaded, its checkpoint lacks weights, holds others
+            or has an adapter beside it, its tokens see later ones, or `dtype` is not one of the
+            three.
     """
     dtype = dtype or ("bfloat16" if bf16_pays(device) else "float32")
     if dtype not in DTYPES:
@@ -165,7 +170,8 @@ def count_blocks(name: str, cache: Path) -> int:
     config = pretrained(AutoConfig, name, cache)
     if not isinstance(depth := _depth(config), int) or depth < 1:
         raise ValueError(
-            f"{name}: the configuration of a {config.model_type} tells no number of blocks: expected a causal language model"
+            f"{name}: the configuration of a {config.model_type} tells no number of blocks: "
+            "expected a causal language model"
         )
     return depth
 
@@ -190,7 +196,8 @@ def resolve_layer(layer: int | None, n_blocks: int) -> int:
         return n_blocks // 2 - 1
     if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_blocks:
         raise ValueError(
-            f"layer {layer!r}: this model has {n_blocks} blocks, expected an integer from 0 to {n_blocks - 1}"
+            f"layer {layer!r}: this model has {n_blocks} blocks, expected an integer from 0 to "
+            f"{n_blocks - 1}"
         )
     return layer
 
@@ -210,8 +217,9 @@ def residual_blocks(model: PreTrainedModel) -> nn.ModuleList:
     found = _lists(decoder, depth) or _lists(model, depth)
     if len(found) != 1:
         raise ValueError(
-            f"{type(model).__name__}: expected one ModuleList of {depth} blocks, found {sorted(found) or 'none'}. "
-            "Such an architecture has no residual stream that this code reads"
+            f"{type(model).__name__}: expected one ModuleList of {depth} blocks, found "
+            f"{sorted(found) or 'none'}. Such an architecture has no residual stream that this "
+            "code reads"
         )
     return next(iter(found.values()))
 
@@ -249,8 +257,8 @@ def require_causal(model: PreTrainedModel, layer: int) -> Tensor:
     padding of its batch.
 
     The later half of a few tokens is changed; what block `layer` gives at the earlier ones must
-    stay. Experts may round otherwise in batches of other sizes, so the median element of a token may
-    move by a little.
+    stay. Experts may round otherwise in batches of other sizes, so the median element of a token
+    may move by a little.
 
     Returns:
         What the block gives, (1, tokens, d): its width and dtype are those of the residual stream.
@@ -275,8 +283,9 @@ def require_causal(model: PreTrainedModel, layer: int) -> Tensor:
     moved = moved_bt.max().item()
     if moved > max(1e-4, 16 * torch.finfo(given.dtype).eps):  # NaN is refused where it is stored
         raise ValueError(
-            f"{type(model).__name__} is not causal: its tokens see later ones (other later tokens move the output of block {layer} by "
-            f"{100 * moved:.1f} %). Expected a causal language model, which reads padding on the right without harm"
+            f"{type(model).__name__} is not causal: its tokens see later ones (other later tokens "
+            f"move the output of block {layer} by {100 * moved:.1f} %). Expected a causal language "
+            "model, which reads padding on the right without harm"
         )
     return given
 
@@ -325,8 +334,9 @@ def _require_stream(
     if not isinstance(stream, Tensor) or stream.shape != (*token_ids_bt.shape, d):
         given = tuple(stream.shape) if isinstance(stream, Tensor) else type(stream).__name__
         raise ValueError(
-            f"{type(model).__name__}: block {layer} gives {given} for ids {tuple(token_ids_bt.shape)}: expected (batch, tokens, d = {d}). "
-            "Such an architecture has no residual stream that this code reads"
+            f"{type(model).__name__}: block {layer} gives {given} for ids "
+            f"{tuple(token_ids_bt.shape)}: expected (batch, tokens, d = {d}). Such an architecture "
+            "has no residual stream that this code reads"
         )
 
 
@@ -391,7 +401,8 @@ def edited_block(
         edited_btd = edit(hidden_btd)
         if edited_btd.shape != hidden_btd.shape:
             raise ValueError(
-                f"the edit of block {layer} gives shape {tuple(edited_btd.shape)}: expected {tuple(hidden_btd.shape)}"
+                f"the edit of block {layer} gives shape {tuple(edited_btd.shape)}: expected "
+                f"{tuple(hidden_btd.shape)}"
             )
         edited_btd = edited_btd.to(hidden_btd)  # its dtype and device
         return (edited_btd, *output[1:]) if isinstance(output, tuple | list) else edited_btd

@@ -1,5 +1,5 @@
-"""Checkpoints of language models: found, complete, and identified by their weights. The embedded one
-is converted once from its package.
+"""Checkpoints of language models: found, complete, and identified by their weights. The embedded
+one is converted once from its package.
 """
 
 import os
@@ -56,8 +56,9 @@ def pretrained(kind: type, name: str, cache: Path | None, **options):
         raise
     except Exception as error:  # of any kind, where the architecture is no language model's
         raise ValueError(
-            f"no causal language model {name!r} could be loaded: expected {EMBEDDED!r} (installed as a package), a local folder "
-            "that save_pretrained wrote, or the id of a model on the Hub that this machine can reach or has cached. transformers says: "
+            f"no causal language model {name!r} could be loaded: expected {EMBEDDED!r} (installed "
+            "as a package), a local folder that save_pretrained wrote, or the id of a model on "
+            "the Hub that this machine can reach or has cached. transformers says: "
             f"{cause_of(error)}"
         ) from error
 
@@ -81,7 +82,8 @@ def _embedded_folder(cache: Path) -> Path:
         gguf = _gguf(Path(scratch))
         if (found := sha256(gguf)) != EMBEDDED_SHA256:
             raise ValueError(
-                f"the packaged language model has sha256 {found}, expected {EMBEDDED_SHA256}: reinstall the package"
+                f"the packaged language model has sha256 {found}, expected {EMBEDDED_SHA256}: "
+                "reinstall the package"
             )
         packed = {"gguf_file": gguf.name}
         model = AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.bfloat16, **packed)
@@ -125,8 +127,9 @@ def _require_known_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     found = tokenizer(KNOWN_TEXT)["input_ids"]
     if found != KNOWN_IDS:
         raise ValueError(
-            f"transformers {transformers.__version__} cuts {KNOWN_TEXT!r} into {len(found)} tokens, the embedded model's own tokenizer into "
-            f"{len(KNOWN_IDS)}: convert it with the version in requirements.txt; any version can use what that one wrote"
+            f"transformers {transformers.__version__} cuts {KNOWN_TEXT!r} into {len(found)} "
+            f"tokens, the embedded model's own tokenizer into {len(KNOWN_IDS)}: convert it with "
+            "the version in requirements.txt; any version can use what that one wrote"
         )
 
 
@@ -137,8 +140,9 @@ def refuse_adapter(name: str) -> None:
         found = find_adapter_config_file(name)
     if found:
         raise ValueError(
-            f"{name} has an adapter beside its weights (adapter_config.json), which would not be applied: merge it into the weights first "
-            "(merge_and_unload of peft, then save_pretrained), or move it away"
+            f"{name} has an adapter beside its weights (adapter_config.json), which would not be "
+            "applied: merge it into the weights first (merge_and_unload of peft, then "
+            "save_pretrained), or move it away"
         )
 
 
@@ -164,8 +168,9 @@ def require_complete(name: str, loading: dict) -> None:
     ]
     if told:
         raise ValueError(
-            f"the checkpoint {name} is not one of this architecture: it {'; it '.join(told)}. A prefix such as module. or _orig_mod. is left "
-            "by DDP or torch.compile: save the inner model with save_pretrained"
+            f"the checkpoint {name} is not one of this architecture: it {'; it '.join(told)}. A "
+            "prefix such as module. or _orig_mod. is left by DDP or torch.compile: save the inner "
+            "model with save_pretrained"
         )
 
 

@@ -65,7 +65,8 @@ class Normaliser:
         for store in stores:
             if len(constant := np.flatnonzero(~(store.variance > 0))):
                 raise StoreError(
-                    f"{store.path}: dimensions {constant.tolist()} of layer {store.layer} never vary"
+                    f"{store.path}: dimensions {constant.tolist()} of layer {store.layer} never "
+                    "vary"
                 )
         mean_ld, variance_ld = (
             torch.from_numpy(np.stack([getattr(store, name) for store in stores]))

@@ -2,9 +2,9 @@
 
 A *window* is a run of tokens of one document, which the language model reads behind an opening
 token. A *block* is a run of windows that is read together: within it windows are sorted by length
-and packed into batches, so that padding costs next to nothing, and its rows come out in the order of
-the text. Blocks depend on the documents alone; so does the shape of every batch, and with it, bit for bit,
-every value (a matrix product may round differently in another shape).
+and packed into batches, so that padding costs next to nothing, and its rows come out in the order
+of the text. Blocks depend on the documents alone; so does the shape of every batch, and with it,
+bit for bit, every value (a matrix product may round differently in another shape).
 """
 
 from collections import defaultdict
@@ -190,7 +190,8 @@ def spread_windows(windows: Sequence[Window], tokens: int, seed: int) -> list[Wi
     chosen = chosen[: int(np.searchsorted(np.cumsum(list(map(len, chosen))), tokens, "right"))]
     if (documents := len({window.document for window in chosen})) < 2:
         raise ValueError(
-            f"windows of {tokens} tokens come from {documents} documents: intervals need two or more"
+            f"windows of {tokens} tokens come from {documents} documents: intervals need two or "
+            "more"
         )
     return chosen
 

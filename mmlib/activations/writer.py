@@ -338,8 +338,8 @@ class StoreWriter:
         if missing := self.layout.missing(self.folder):
             raise StoreError(
                 f"{self.next_row} rows were written, {self.layout.n} were announced: "
-                f"{len(missing)} parts are not there, from {part_name(missing[0])} on; give all rows "
-                "that are due, or run the extraction again"
+                f"{len(missing)} parts are not there, from {part_name(missing[0])} on; give all "
+                "rows that are due, or run the extraction again"
             )
         with naming_full_disk(self._if_full()):
             write_manifest(self.folder, self.layout)

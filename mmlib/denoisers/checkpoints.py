@@ -70,8 +70,9 @@ class Origin:
         for store in stores[1:]:
             if (store.model, store.documents, store.n) != (first.model, first.documents, first.n):
                 raise StoreError(
-                    f"{store.path} holds {store.model} on {store.documents}, {first.path} holds {first.model} on "
-                    f"{first.documents}: layers of one model on the same texts were expected"
+                    f"{store.path} holds {store.model} on {store.documents}, {first.path} holds "
+                    f"{first.model} on {first.documents}: layers of one model on the same texts "
+                    "were expected"
                 )
         layers = tuple(store.layer for store in stores)
         return cls(Normaliser.of(*stores), first.model, layers, first.documents)
@@ -140,12 +141,13 @@ class Origin:
         if differs:
             theirs = _place(language_model, [] if layer is None else [layer], d)
             raise StoreError(
-                f"{what} was trained on {_place(self.language_model, self.layers, self.d)}, the store holds {theirs}: "
-                "extract or train again with the same model and layer"
+                f"{what} was trained on {_place(self.language_model, self.layers, self.d)}, the "
+                f"store holds {theirs}: extract or train again with the same model and layer"
             )
         if self.documents and documents and self.documents != documents:
             raise StoreError(
-                f"{what} was fitted to documents {self.documents}, these are {documents}: its training documents may be among them"
+                f"{what} was fitted to documents {self.documents}, these are {documents}: its "
+                "training documents may be among them"
             )
 
 
@@ -210,8 +212,9 @@ def fetched(source: str | Path, revision: str | None = None, extra: tuple[str, .
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
-            f"{source} is no folder, so meta_model.json cannot be read, and no Hub repository within reach "
-            f"({type(error).__name__}): run notebooks/03_train_meta_model.ipynb first, or check the name"
+            f"{source} is no folder, so meta_model.json cannot be read, and no Hub repository "
+            f"within reach ({type(error).__name__}): run notebooks/03_train_meta_model.ipynb "
+            "first, or check the name"
         ) from error
 
 
@@ -245,7 +248,8 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     for name, tensor in weights.items():
         if tensor.shape != wanted[name].shape:
             raise CheckpointError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}"
+                f"{path}: {name} has shape {tuple(tensor.shape)}, expected "
+                f"{tuple(wanted[name].shape)}"
             )
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinity")
@@ -308,7 +312,8 @@ def _configuration(folder: Path) -> tuple[dict, list[int], str]:
         raise CheckpointError(f"{folder}/config.yaml is no YAML ({error})") from error
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder}/config.yaml lacks {error}: expected glp_kwargs with denoiser_config and tracedict_config"
+            f"{folder}/config.yaml lacks {error}: expected glp_kwargs with denoiser_config and "
+            "tracedict_config"
         ) from error
     for name, known in (("retain", ("output",)), ("layer_prefix", ("layers", "h", "blocks"))):
         found = trace.get(name, known[0])
@@ -319,11 +324,13 @@ def _configuration(folder: Path) -> tuple[dict, list[int], str]:
             )
     if any(isinstance(value, str) for value in sizes.values()):
         raise CheckpointError(
-            f"{folder}/config.yaml: sizes {sizes} are no numbers; resolve the file's ${{…}} references first"
+            f"{folder}/config.yaml: sizes {sizes} are no numbers; resolve the file's ${{…}} "
+            "references first"
         )
     if sizes["multi_layer_n_layers"] is not None and len(layers) < 2:
         raise CheckpointError(
-            f"{folder}/config.yaml: layers {layers} of a network for {sizes['multi_layer_n_layers']} layers"
+            f"{folder}/config.yaml: layers {layers} of a network for "
+            f"{sizes['multi_layer_n_layers']} layers"
         )
     return sizes, [int(layer) for layer in layers], str(config.get("model_name", "unknown"))
 
@@ -354,7 +361,8 @@ def _statistics(path: Path, layers: list[int], d: int) -> Normaliser:
     """
     if not path.exists():
         raise CheckpointError(
-            f"{path} is missing: without the activations' mean and variance the weights mean nothing"
+            f"{path} is missing: without the activations' mean and variance the weights mean "
+            "nothing"
         )
     try:
         numbers: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")

@@ -1,12 +1,14 @@
-"""One protocol for whatever was fitted to activations: what `mmlib.fit` gives and `mmlib.load` reads.
+"""One protocol for whatever was fitted to activations: what `mmlib.fit` gives and `mmlib.load`
+reads.
 
     h    raw activations (n, d), as the language model computes them: what `log_likelihood`, `project`, `features` take, and what
          `sample` and `project` give
     z    standardised ones, (h − mean)/std by the statistics of the training rows: `model.standardise(h)`, `model.raw(z)`
     x    noised ones, x = (1 − σ) z + σ ε, 0 < σ < 1: `model.noised(h, sigma)`; what `denoise` takes. It gives an estimate of z
 
-Tensors are float32 on the CPU, whatever the arrays or lists were that came. Where the two kinds can be told apart by their scale (see
-`checkpoints.refuse_mistaken`), raw activations in place of x and standardised ones in place of h are refused.
+Tensors are float32 on the CPU, whatever the arrays or lists were that came. Where the two kinds can
+be told apart by their scale (see `checkpoints.refuse_mistaken`), raw activations in place of x and
+standardised ones in place of h are refused.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +41,9 @@ class Unsupported(NotImplementedError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a fit cost: free numbers, seconds, and activations seen, repeats counted; 0 where unknown."""
+    """What a fit cost: free numbers, seconds, and activations seen, repeats counted; 0 where
+    unknown.
+    """
 
     parameters: int
     seconds: float = 0.0
@@ -61,7 +65,8 @@ class Fitted:
         denoiser: maps (x (n, d), σ) to ẑ (n, d).
         origin: of the activations.
         cost: of the fit.
-        components: mean, axes and variances of the same training rows, the Gaussian baseline; None if unknown.
+        components: mean, axes and variances of the same training rows, the Gaussian baseline; None
+            if unknown.
         facts: more that is known of the fit, kept with it.
 
     >>> import mmlib
@@ -95,8 +100,9 @@ class Fitted:
         of = self.origin.language_model or "plain activations"
         layers = ", ".join(map(str, self.origin.layers))
         return (
-            f"<{type(self).__name__}, {self.d} wide, of {of}{f', block {layers}' if layers else ''}: "
-            f"{self.cost.parameters:,} numbers fitted to {self.cost.activations:,} activations in {self.cost.seconds:.1f} s>"
+            f"<{type(self).__name__}, {self.d} wide, of "
+            f"{of}{f', block {layers}' if layers else ''}: {self.cost.parameters:,} numbers fitted "
+            f"to {self.cost.activations:,} activations in {self.cost.seconds:.1f} s>"
         )
 
     @property
@@ -148,7 +154,8 @@ class Fitted:
             x: noised standardised activations (n, d), such as `noised` gives.
             sigma: noise level between 0 and 1, or one for each row, (n,).
         Raises:
-            ValueError: σ is out of range, x is of another width or not finite, or is raw by its scale; `model(x, sigma)` takes any x.
+            ValueError: σ is out of range, x is of another width or not finite, or is raw by its
+                scale; `model(x, sigma)` takes any x.
         """
         x_nd = matrix(x, d=self.d, what="x")
         sigmas = checked_sigma(sigma, len(x_nd))
@@ -162,7 +169,8 @@ class Fitted:
         return z_nd
 
     def log_likelihood(self, h: Values, *, seed: int = 0) -> Tensor:
-        """Natural logarithm of the density of each raw activation, per dimension of the raw activation, (n,), double.
+        """Natural logarithm of the density of each raw activation, per dimension of the raw
+        activation, (n,), double.
 
         The density is of activations smoothed at σ₀ = 0.02, see `mmlib.denoisers.noise`.
 
@@ -201,7 +209,8 @@ class Fitted:
     def project(
         self, h: Values, sigma: float = 0.5, *, seed: int = 0, steps: int = SDEDIT_STEPS
     ) -> Tensor:
-        """SDEdit: raw activations (n, d) are noised to σ and brought back along the method's own flow, raw again, (n, d).
+        """SDEdit: raw activations (n, d) are noised to σ and brought back along the method's own
+        flow, raw again, (n, d).
 
         Args:
             sigma: how far; the paper edits at 0.5.
@@ -222,11 +231,14 @@ class Fitted:
             return torch.cat([sdedit(self.denoiser, *part, sigma, steps) for part in parts])
 
     def reconstruct(self, h: Values) -> Tensor:
-        """What a method for clean activations (PCA, an SAE) makes of raw activations, (n, d), raw."""
+        """What a method for clean activations (PCA, an SAE) makes of raw activations, (n, d),
+        raw.
+        """
         raise Unsupported(f"{self.title} reconstructs nothing: 'pca' and 'sae' do; use project")
 
     def features(self, h: Values) -> Tensor:
-        """Units of raw activations, (n, f): principal scores, responsibilities, latents, or hidden units.
+        """Units of raw activations, (n, f): principal scores, responsibilities, latents, or hidden
+        units.
 
         Raises:
             Unsupported: the method has none.
@@ -246,7 +258,8 @@ class Fitted:
         d: int | None = None,
         documents: str | None = None,
     ) -> "Fitted":
-        """Refuse activations that it was not fitted to: another language model, layer or width, or other documents. Gives itself.
+        """Refuse activations that it was not fitted to: another language model, layer or width, or
+        other documents. Gives itself.
 
         Args:
             other: a store or a language model; or name what is to be compared.
@@ -272,14 +285,17 @@ class Fitted:
         seed: int = 0,
         steps: int = SDEDIT_STEPS,
     ) -> Edit:
-        """An edit of the residual stream: each activation is replaced by its projection, with new noise from call to call.
+        """An edit of the residual stream: each activation is replaced by its projection, with new
+        noise from call to call.
 
         Language model, layer and width are the caller's to match: `model.check(lm, layer=6)`.
 
         Args:
             sigma: of `project`; None: `reconstruct`, for a PCA or an SAE.
-            before: an edit of raw activations (n, d) before they are projected, such as adding a direction.
-            keep_opening: leave the opening token's activation as it is: no model here was fitted to it.
+            before: an edit of raw activations (n, d) before they are projected, such as adding a
+                direction.
+            keep_opening: leave the opening token's activation as it is: no model here was fitted to
+                it.
             steps: of Euler's method.
         Raises:
             Unsupported: σ for a method for clean activations, or none for another.
@@ -293,7 +309,8 @@ class Fitted:
         """
         if isinstance(self, FittedPCA) != (sigma is None):
             raise Unsupported(
-                f"{self.title} with sigma={sigma}: a method for clean activations takes sigma=None, any other a noise level"
+                f"{self.title} with sigma={sigma}: a method for clean activations takes "
+                "sigma=None, any other a noise level"
             )
         if sigma is not None:
             checked_sigma(sigma)
@@ -350,7 +367,8 @@ class FittedPCA(Fitted):
         self, z_nd: Tensor, sigma: float, generator: torch.Generator, steps: int
     ) -> Tensor:
         raise Unsupported(
-            f"{self.title} was made for clean activations, so it has no projection from noise: use reconstruct(h)"
+            f"{self.title} was made for clean activations, so it has no projection from noise: use "
+            "reconstruct(h)"
         )
 
     def reconstruct(self, h: Values) -> Tensor:
@@ -426,6 +444,8 @@ def normaliser_of(given: "Fitted | Normaliser | ActivationStore") -> Normaliser:
 
 
 def seeded(seed: int) -> torch.Generator:
-    """Random numbers of a seed, other ones than those of `torch.manual_seed(seed)`, which made-up data are often drawn from."""
+    """Random numbers of a seed, other ones than those of `torch.manual_seed(seed)`, which made-up
+    data are often drawn from.
+    """
     state = np.random.SeedSequence([seed, len("mmlib")]).generate_state(1)[0]
     return torch.Generator().manual_seed(int(state))

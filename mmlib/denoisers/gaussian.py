@@ -1,7 +1,8 @@
 """Linear-Gaussian denoisers in closed form.
 
-For z ~ N(μ, Σ) and x = (1 − σ) z + σ ε the posterior mean is E[z | x] = μ + U g(σ) Uᵀ (x − (1 − σ) μ), with Σ = U diag(λ) Uᵀ and
-g = (1 − σ) λ / ((1 − σ)² λ + σ²). No linear method has a lower mean squared error on data with that mean and covariance.
+For z ~ N(μ, Σ) and x = (1 − σ) z + σ ε the posterior mean is E[z | x] = μ + U g(σ) Uᵀ (x − (1 − σ)
+μ), with Σ = U diag(λ) Uᵀ and g = (1 − σ) λ / ((1 − σ)² λ + σ²). No linear method has a lower mean
+squared error on data with that mean and covariance.
 """
 
 import math
@@ -47,7 +48,9 @@ class GaussianDenoiser:
         return self.mean_d + scores_nd * self.gain(sigma) @ self.basis_dd.T
 
     def score_density(self, scores_nd: Tensor, sigma: float) -> Tensor:
-        """Natural logarithm of the density of x with these coordinates, N(0, (1 − σ)² diag(λ) + σ² I), per dimension, (n,), double."""
+        """Natural logarithm of the density of x with these coordinates, N(0, (1 − σ)² diag(λ) + σ²
+        I), per dimension, (n,), double.
+        """
         variance_d = (1 - sigma) ** 2 * self.eigenvalues_d + sigma**2
         squares_n = (scores_nd.square() / variance_d).mean(1, dtype=torch.double)
         return -(squares_n + (2 * math.pi * variance_d).log().mean(dtype=torch.double)) / 2
@@ -57,20 +60,26 @@ class GaussianDenoiser:
         return self.estimate(self.scores(x_nd, sigma), sigma)
 
     def log_density(self, x_nd: Tensor, sigma: float) -> Tensor:
-        """Natural logarithm of the density of x = (1 − σ) z + σ ε, N((1 − σ) μ, (1 − σ)² Σ + σ² I), per dimension, (n,), double."""
+        """Natural logarithm of the density of x = (1 − σ) z + σ ε, N((1 − σ) μ, (1 − σ)² Σ + σ² I),
+        per dimension, (n,), double.
+        """
         return self.score_density(self.scores(x_nd, sigma), sigma)
 
     def expected_mse(self, sigma: float, power_d: Tensor) -> float:
-        """Squared error per dimension, exact over the noise: Σⱼ (1 − a gⱼ)² mⱼ + σ² gⱼ², averaged, with a = 1 − σ.
+        """Squared error per dimension, exact over the noise: Σⱼ (1 − a gⱼ)² mⱼ + σ² gⱼ², averaged,
+        with a = 1 − σ.
 
         Args:
-            power_d: mⱼ, the mean square of z − μ along each eigenvector. On the Gaussian's own data mⱼ = λⱼ, and no denoiser has less.
+            power_d: mⱼ, the mean square of z − μ along each eigenvector. On the Gaussian's own data
+                mⱼ = λⱼ, and no denoiser has less.
         """
         gain = self.gain(sigma).double()
         return float(((1 - (1 - sigma) * gain) ** 2 * power_d + sigma**2 * gain**2).mean())
 
     def expected_losses(self, levels: Sequence[Level], z_nd: Tensor) -> list[float]:
-        """Its loss on activations `z_nd` at each level, weighed as the objective weighs it, exact over the noise."""
+        """Its loss on activations `z_nd` at each level, weighed as the objective weighs it, exact
+        over the noise.
+        """
         power_d = ((z_nd - self.mean_d) @ self.basis_dd).double().square().mean(0)
         return [level.weight * self.expected_mse(level.sigma, power_d) for level in levels]
 
@@ -89,8 +98,8 @@ class GaussianDenoiser:
 class Projection:
     """PCA as people use it: the estimate is the projection on the first k components.
 
-    It expects clean activations. `fed="mean_estimate"` gives it the posterior mean of N(0, I); `fed="rescaled"` gives it
-    x/(1 − σ), the naive reading.
+    It expects clean activations. `fed="mean_estimate"` gives it the posterior mean of N(0, I);
+    `fed="rescaled"` gives it x/(1 − σ), the naive reading.
     """
 
     mean_d: Tensor
@@ -111,7 +120,8 @@ class Projection:
 
 
 def clean_input(x_nd: Tensor, sigma: float, fed: str) -> Tensor:
-    """What a method made for clean activations is given in place of z: "mean_estimate" or "rescaled" (see `Projection`).
+    """What a method made for clean activations is given in place of z: "mean_estimate" or
+    "rescaled" (see `Projection`).
 
     Raises:
         ValueError: another reading.
@@ -150,7 +160,8 @@ class SavedFit:
     def save(self, path: Path, documents: str) -> None:
         """Write it, with the identity of the documents it was fitted to.
 
-        What it cost, and the file's digest, are in JSON beside it: fits of the same data have the same weights, byte for byte.
+        What it cost, and the file's digest, are in JSON beside it: fits of the same data have the
+        same weights, byte for byte.
         """
         beside = path.with_suffix(".json")
         beside.unlink(missing_ok=True)
@@ -175,7 +186,9 @@ class SavedFit:
 
 
 def read_cost(path: Path) -> dict:
-    """`train_seconds` and `train_activations` of what `SavedFit.save` wrote, after checking that it is whole."""
+    """`train_seconds` and `train_activations` of what `SavedFit.save` wrote, after checking that it
+    is whole.
+    """
     known = read_sealed(path.with_suffix(".json"))
     return {name: known[name] for name in ("train_seconds", "train_activations")}
 
@@ -235,7 +248,9 @@ class PrincipalComponents(SavedFit):
         return GaussianDenoiser(self.mean_d, self.axes_dd, self.variances_d, *cost)
 
     def probabilistic(self, k: int) -> GaussianDenoiser:
-        """Probabilistic PCA (Tipping and Bishop 1999, eq. 8): the variances beyond the first k are replaced by their mean."""
+        """Probabilistic PCA (Tipping and Bishop 1999, eq. 8): the variances beyond the first k are
+        replaced by their mean.
+        """
         variances, d = self.variances_d.clone(), len(self.variances_d)
         if k >= d:
             return self.gaussian()

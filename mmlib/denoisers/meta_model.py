@@ -185,7 +185,8 @@ class MetaModel:
         u, (i, k) = levels or n, part
         if n % u or u % k:
             raise ValueError(
-                f"batch {n}, {u} noise levels, {k} processes: expected each to divide the one before"
+                f"batch {n}, {u} noise levels, {k} processes: expected each to divide the one "
+                "before"
             )
         index_lu = torch.stack([stratified_levels(u, generator, density) for _ in range(n_layers)])
         noise_lnd = torch.randn(z_lnd.shape, generator=generator, device=generator.device)
@@ -386,8 +387,8 @@ class MetaModel:
             return cls(*published.read(folder, checkpoint))
         if not (folder / "meta_model.json").exists():
             raise FileNotFoundError(
-                f"{source} holds no meta_model.json: run notebooks/03_train_meta_model.ipynb first, "
-                "with the same parameters"
+                f"{source} holds no meta_model.json: run notebooks/03_train_meta_model.ipynb "
+                "first, with the same parameters"
             )
         facts = read_sealed(folder / "meta_model.json")
         if facts["network"] not in NETWORKS:

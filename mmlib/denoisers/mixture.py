@@ -1,15 +1,20 @@
-"""A mixture of Gaussians, each with a covariance of its own: a density whose posterior mean has a closed form.
+"""A mixture of Gaussians, each with a covariance of its own: a density whose posterior mean has a
+closed form.
 
-For z ~ Σ_k w_k N(μ_k, Σ_k) and x = a z + σ ε, a = 1 − σ, component k holds x with probability r_k ∝ w_k N(x; a μ_k, a² Σ_k + σ² I),
-and E[z | x] = Σ_k r_k E_k[z | x], the components' own posterior means weighed by it. Only components that may count for a token are
-computed: most are ruled out by a bound (`_possible`), as negligible beside that of the nearest mean.
+For z ~ Σ_k w_k N(μ_k, Σ_k) and x = a z + σ ε, a = 1 − σ, component k holds x with probability r_k ∝
+w_k N(x; a μ_k, a² Σ_k + σ² I), and E[z | x] = Σ_k r_k E_k[z | x], the components' own posterior
+means weighed by it. Only components that may count for a token are computed: most are ruled out by
+a bound (`_possible`), as negligible beside that of the nearest mean.
 
-It is fitted by scikit-learn's k-means, a Gaussian for each cluster, and a few steps of expectation maximisation (EM) with two economies. In
-hundreds of dimensions almost every r_k is 0 or 1, so a token counts for its most probable component only. And that one is sought among
-the components whose means are nearest (truncated EM, Lücke and Forster 2019). scikit-learn's own EM weighs every component for every
-token, which at the sizes of the `default` preset takes minutes a step, and has no prior that keeps small components' covariances apart
-from singular. Here each is drawn towards the covariance within components, W: Σ_k = (S_k + ν W)/(n_k + ν) with the scatter S_k of the
-component's n_k tokens, as if ν more had been seen (a conjugate prior, as in Fraley and Raftery 2007).
+It is fitted by scikit-learn's k-means, a Gaussian for each cluster, and a few steps of expectation
+maximisation (EM) with two economies. In hundreds of dimensions almost every r_k is 0 or 1, so a
+token counts for its most probable component only. And that one is sought among the components whose
+means are nearest (truncated EM, Lücke and Forster 2019). scikit-learn's own EM weighs every
+component for every token, which at the sizes of the `default` preset takes minutes a step, and has
+no prior that keeps small components' covariances apart from singular. Here each is drawn towards
+the covariance within components, W: Σ_k = (S_k + ν W)/(n_k + ν) with the scatter S_k of the
+component's n_k tokens, as if ν more had been seen (a conjugate prior, as in Fraley and Raftery
+2007).
 """
 
 import math
@@ -28,7 +33,9 @@ from mmlib.denoisers.noise import SMOOTHING, smoothed
 
 @dataclass(frozen=True)
 class MixtureSize:
-    """A mixture of Gaussians and what is tried for it on validation documents; see `mmlib.denoisers.mixture.fit_mixture`."""
+    """A mixture of Gaussians and what is tried for it on validation documents; see
+    `mmlib.denoisers.mixture.fit_mixture`.
+    """
 
     # fewer were less likely throughout; notebook 02 says whether the last is the best
     components: tuple[int, ...] = (128, 256)
@@ -64,8 +71,9 @@ class GaussianMixtureDenoiser(SavedFit):
     ) -> Tensor | slice:
         """Rows, among them all in which log w_k + log N(x; a μ_k, a² Σ_k + σ² I) reaches `least_n`.
 
-        Seen along the axes of most variance only. Along the rest of them variances are at most v, so that what these axes leave of the
-        squared distance from a μ_k, `squares_n`, counts at least 1/v.
+        Seen along the axes of most variance only. Along the rest of them variances are at most v,
+        so that what these axes leave of the squared distance from a μ_k, `squares_n`, counts at
+        least 1/v.
         """
         component, rows, d = self.components[k], slice(None), x_nd.shape[1]
         variance_d = (1 - sigma) ** 2 * component.eigenvalues_d + sigma**2
@@ -88,10 +96,12 @@ class GaussianMixtureDenoiser(SavedFit):
     def _likely(
         self, x_nd: Tensor, sigma: float
     ) -> Iterator[tuple[int, Tensor | slice, Tensor, Tensor]]:
-        """Each component with rows, among them all in which it is not negligible beside that of the nearest mean.
+        """Each component with rows, among them all in which it is not negligible beside that of the
+        nearest mean.
 
         Yields:
-            its number k, those rows, their coordinates along its axes (m, d), and log w_k + log N(x; a μ_k, a² Σ_k + σ² I) in nats (m,).
+            its number k, those rows, their coordinates along its axes (m, d), and log w_k + log
+            N(x; a μ_k, a² Σ_k + σ² I) in nats (m,).
         """
 
         def joint(k: int, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
@@ -115,7 +125,9 @@ class GaussianMixtureDenoiser(SavedFit):
             yield k, rows, scores_md, joint_m
 
     def _joint(self, x_nd: Tensor, sigma: float) -> Tensor:
-        """log w_k + log N(x; a μ_k, a² Σ_k + σ² I) in nats, (n, k), double; −∞ where it is negligible."""
+        """log w_k + log N(x; a μ_k, a² Σ_k + σ² I) in nats, (n, k), double; −∞ where it is
+        negligible.
+        """
         joint_nk = torch.full((len(x_nd), len(self.components)), -math.inf, dtype=torch.double)
         for k, rows, _, joint_m in self._likely(x_nd, sigma):
             joint_nk[rows, k] = joint_m
@@ -200,7 +212,9 @@ class ClusterMoments:
         return cls(torch.tensor(counts), torch.stack(means), torch.stack(scatters))
 
     def mixture(self, prior: float) -> GaussianMixtureDenoiser:
-        """A Gaussian for each, its covariance drawn towards that within clusters as if `prior` (ν) tokens more had been seen."""
+        """A Gaussian for each, its covariance drawn towards that within clusters as if `prior` (ν)
+        tokens more had been seen.
+        """
         n, components = self.count_k.sum(), []
         within_dd = self.scatter_kdd.sum(0) / n
         for count, mean_d, scatter_dd in zip(self.count_k, self.mean_kd, self.scatter_kdd):
@@ -214,23 +228,27 @@ class ClusterMoments:
 def fit_mixture(
     z_train_nd: Tensor, z_validation_nd: Tensor, size: MixtureSize, *, seed: int
 ) -> tuple[GaussianMixtureDenoiser, list[dict]]:
-    """Fit to training documents; choose on validation documents, by the mean log-density of smoothed activations.
+    """Fit to training documents; choose on validation documents, by the mean log-density of
+    smoothed activations.
 
-    Every number of components is tried with every strength of the prior after k-means; the best is taken on by EM.
+    Every number of components is tried with every strength of the prior after k-means; the best is
+    taken on by EM.
 
     Args:
         z_train_nd: standardised activations.
         z_validation_nd: of validation documents, a few thousand, spread evenly over them.
     Returns:
-        (the best of all that were tried, what was tried: dictionaries of components, prior, em_steps, nats_per_dimension and least_tokens,
-        of the smallest component: where these are fewer than dimensions, its covariance is mostly the prior's).
+        (the best of all that were tried, what was tried: dictionaries of components, prior,
+        em_steps, nats_per_dimension and least_tokens,
+        of the smallest component: where these are fewer than dimensions, its covariance is mostly
+            the prior's).
     Raises:
         ValueError: fewer training activations than dimensions or components.
     """
     if len(z_train_nd) <= max(z_train_nd.shape[1], *size.components):
         raise ValueError(
-            f"{len(z_train_nd)} activations cannot determine {max(size.components)} components in {z_train_nd.shape[1]} dimensions: "
-            "extract more"
+            f"{len(z_train_nd)} activations cannot determine {max(size.components)} components in "
+            f"{z_train_nd.shape[1]} dimensions: extract more"
         )
     began, outcomes, best = time.perf_counter(), [], (-math.inf, None, None)
     x_nd = smoothed(z_validation_nd, torch.Generator().manual_seed(seed))

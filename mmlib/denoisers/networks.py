@@ -28,7 +28,9 @@ from mmlib.denoisers.noise import noise_process
 
 @dataclass(frozen=True)
 class MLPSize:
-    """Width and depth of the paper's denoiser; None takes the published ratios m = 2d and f = 2m."""
+    """Width and depth of the paper's denoiser; None takes the published ratios m = 2d and f =
+    2m.
+    """
 
     layers: int = 3
     d_model: int | None = None
@@ -203,7 +205,8 @@ class UNetDenoiser(ModelMixin, ConfigMixin):
         super().__init__()
         if order is not None and sorted(order) != list(range(activation_dim)):
             raise ValueError(
-                f"order has {len(order)} entries: expected a permutation of 0 to {activation_dim - 1}"
+                f"order has {len(order)} entries: expected a permutation of 0 to "
+                f"{activation_dim - 1}"
             )
         self.image = image_shape(activation_dim, height)
         order_d = None if order is None else torch.tensor(order)
@@ -266,7 +269,8 @@ def image_shape(d: int, height: int | None = None) -> tuple[int, int]:
         )
     if height % 4 or padded % (4 * height):
         raise ValueError(
-            f"height {height} for {d} dimensions (padded to {padded}): expected a multiple of 4 that divides {padded // 4}"
+            f"height {height} for {d} dimensions (padded to {padded}): expected a multiple of 4 "
+            f"that divides {padded // 4}"
         )
     return height, padded // height
 

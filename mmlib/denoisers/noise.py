@@ -218,7 +218,9 @@ class DDPM:
         return Schedule(scheduler, scheduler.timesteps.float(), from_noise=sigma == 1)
 
     def noised(self, schedule: "Schedule", z_nd: Tensor, noise_nd: Tensor) -> Tensor:
-        """What a solver starts from, (n, d), in the solver's own scale; at σ = 1 the noise alone."""
+        """What a solver starts from, (n, d), in the solver's own scale; at σ = 1 the noise
+        alone.
+        """
         if schedule.from_noise:
             return noise_nd * schedule.scheduler.init_noise_sigma
         first_n = schedule.scheduler.timesteps[:1].repeat(len(z_nd))
@@ -264,7 +266,8 @@ def make_solver(process: "FlowMatching | DDPM", solver: str, **config):
     """
     if solver not in process.solvers:
         raise ValueError(
-            f"unknown solver {solver!r} for {process.objective}: expected one of {', '.join(process.solvers)}"
+            f"unknown solver {solver!r} for {process.objective}: expected one of "
+            f"{', '.join(process.solvers)}"
         )
     return process.solvers[solver](**config)
 
@@ -288,7 +291,8 @@ def checked_sigma(sigma: "float | np.ndarray | Tensor | list[float]", n: int = 1
     inside = (values > 0) & (values < 1)
     if not inside.all():
         raise ValueError(
-            f"σ = {values[~inside][0]}: expected a noise level between 0 and 1, both left out (a time step t of 1000 is σ = t/1000)"
+            f"σ = {values[~inside][0]}: expected a noise level between 0 and 1, both left out (a "
+            "time step t of 1000 is σ = t/1000)"
         )
     return values
 

@@ -1,7 +1,8 @@
-"""Sparse autoencoders (SAEs): trained by SAELens, saved and loaded in its format, and read as denoisers (`SAEDenoiser`, `MixedDenoiser`).
+"""Sparse autoencoders (SAEs): trained by SAELens, saved and loaded in its format, and read as
+denoisers (`SAEDenoiser`, `MixedDenoiser`).
 
-SAELens is imported where it is used: that takes seconds, and without it everything but SAEs works. PCA and Gaussians are in
-`mmlib.denoisers.gaussian`.
+SAELens is imported where it is used: that takes seconds, and without it everything but SAEs works.
+PCA and Gaussians are in `mmlib.denoisers.gaussian`.
 """
 
 import re
@@ -60,16 +61,20 @@ def _topk(size: SAESize) -> dict:
 
 
 def _batchtopk(size: SAESize) -> dict:
-    """The k·batch largest latents of a batch (Bussmann et al. 2024); saved with the running mean of the least of them as threshold."""
+    """The k·batch largest latents of a batch (Bussmann et al. 2024); saved with the running mean of
+    the least of them as threshold.
+    """
     # of that mean: SAELens's 0.01 would not forget the start within a few hundred steps
     rate = max(0.01, min(1.0, 20 / size.steps))
     return {"k": size.k, "topk_threshold_lr": rate}
 
 
 def _jumprelu(size: SAESize) -> dict:
-    """A learnt threshold for each latent (Rajamanoharan et al. 2024), with Gemma Scope 2's quadratic penalty around L0 = k.
+    """A learnt threshold for each latent (Rajamanoharan et al. 2024), with Gemma Scope 2's
+    quadratic penalty around L0 = k.
 
-    Thresholds begin where about k latents pass: from SAELens's 0.01 Adam would not bring them there within a few hundred steps.
+    Thresholds begin where about k latents pass: from SAELens's 0.01 Adam would not bring them there
+    within a few hundred steps.
     """
     # latents of standardised z start with a standard deviation of 0.1
     spread = 0.1 * NormalDist().inv_cdf(1 - size.k / size.latents)
@@ -94,8 +99,9 @@ def train_sae(
     Args:
         batches: standardised activations, each (size.batch, d).
     Returns:
-        The SAE in evaluation mode, on the CPU; `encode` gives latents (n, latents), `decode` activations (n, d). One of kind "batchtopk"
-        encodes a batch as a whole until it is saved and loaded.
+        The SAE in evaluation mode, on the CPU; `encode` gives latents (n, latents), `decode`
+        activations (n, d). One of kind "batchtopk" encodes a batch as a whole until it is saved and
+        loaded.
     Raises:
         ValueError: unknown kind.
     """
@@ -132,14 +138,18 @@ def train_sae(
 
 
 def drawn_batches(gaussian: GaussianDenoiser, batch: int, seed: int) -> Iterator[Tensor]:
-    """Endless draws from a Gaussian, each (batch, d): what `train_sae` takes for activations that are known to have no features."""
+    """Endless draws from a Gaussian, each (batch, d): what `train_sae` takes for activations that
+    are known to have no features.
+    """
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield gaussian.sample(batch, generator)
 
 
 def save_sae(sae: "SAE", folder: Path, documents: str) -> None:
-    """Write SAELens's inference format (cfg.json and safetensors), with the identity of the documents it was trained on, and last their digests."""
+    """Write SAELens's inference format (cfg.json and safetensors), with the identity of the
+    documents it was trained on, and last their digests.
+    """
     (folder / DIGESTS).unlink(missing_ok=True)
     sae.cfg.metadata.documents = documents
     # one in training, or one that was loaded
@@ -151,7 +161,8 @@ def read_sae(folder: Path) -> "SAE":
     """What `save_sae` or SAELens wrote, whatever it was trained on, in float32.
 
     Raises:
-        CheckpointError: it is damaged, or reads something else than outputs of blocks as they are; the message says what.
+        CheckpointError: it is damaged, or reads something else than outputs of blocks as they are;
+            the message says what.
     """
     lens, ours = sae_lens(), (folder / DIGESTS).exists()
     if ours:
@@ -167,12 +178,14 @@ def read_sae(folder: Path) -> "SAE":
         r"blocks\.\d+\.hook_resid_post|(\w+\.)*(layers|h)\.\d+", hook
     ):
         raise CheckpointError(
-            f"{folder} is an SAE of {hook}: expected one of blocks.N.hook_resid_post, the output of a whole block, which is what activations are here"
+            f"{folder} is an SAE of {hook}: expected one of blocks.N.hook_resid_post, the output "
+            "of a whole block, which is what activations are here"
         )
     if normalised not in ("none", *APPLIED):
         raise CheckpointError(
-            f"{folder} expects activations normalised by {normalised!r}, which is not folded into its weights and which nothing here does: "
-            f"fold it in with SAELens; expected 'none', or what SAELens itself applies: {', '.join(APPLIED)}"
+            f"{folder} expects activations normalised by {normalised!r}, which is not folded into "
+            "its weights and which nothing here does: fold it in with SAELens; expected 'none', "
+            f"or what SAELens itself applies: {', '.join(APPLIED)}"
         )
     return sae
 
@@ -193,8 +206,9 @@ def sae_quality(sae: "SAE", z_nd: Tensor) -> dict[str, float]:
     """How well an SAE reconstructs clean activations.
 
     Returns:
-        fvu: fraction of variance unexplained, Σ‖z − ẑ‖² / Σ‖z‖² (the training mean of z is 0); l0: active latents per activation; dead: fraction of
-        latents that fire on none of these activations; frequency: list, each latent's share of activations.
+        fvu: fraction of variance unexplained, Σ‖z − ẑ‖² / Σ‖z‖² (the training mean of z is 0); l0:
+            active latents per activation; dead: fraction of latents that fire on none of these
+            activations; frequency: list, each latent's share of activations.
     """
     error, fired = 0.0, torch.zeros(sae.cfg.d_sae)
     for part_nd in z_nd.split(2048):
@@ -211,7 +225,9 @@ def sae_quality(sae: "SAE", z_nd: Tensor) -> dict[str, float]:
 
 @torch.inference_mode()
 def frequent_firing(sae: "SAE", z_nd: Tensor, count: int) -> Tensor:
-    """Whether the SAE's most frequent latents fire, (n, count), most frequent first; fewer where fewer fire somewhere and not everywhere."""
+    """Whether the SAE's most frequent latents fire, (n, count), most frequent first; fewer where
+    fewer fire somewhere and not everywhere.
+    """
     firing_nm = torch.cat([sae.encode(part_nd) > 0 for part_nd in z_nd.split(2048)])
     tokens_m = firing_nm.sum(0)
     tokens_m[tokens_m == len(z_nd)] = 0
@@ -219,7 +235,9 @@ def frequent_firing(sae: "SAE", z_nd: Tensor, count: int) -> Tensor:
 
 
 class SAEDenoiser:
-    """An SAE's reconstruction taken as the clean estimate; `fed` as in `mmlib.denoisers.gaussian.clean_input`."""
+    """An SAE's reconstruction taken as the clean estimate; `fed` as in
+    `mmlib.denoisers.gaussian.clean_input`.
+    """
 
     def __init__(self, sae: "SAE", fed: str):
         self.sae, self.fed = sae, fed
@@ -235,15 +253,17 @@ class SAEDenoiser:
 
 
 class MixedDenoiser:
-    """α ẑ + β x, with α and β fitted at each noise level: the charitable reading of a method that was not made to denoise.
+    """α ẑ + β x, with α and β fitted at each noise level: the charitable reading of a method that
+    was not made to denoise.
 
     Args:
         inner: gives ẑ.
         levels: the noise levels at which it will be asked.
         z_nd: standardised activations of training documents to fit on.
         generator: draws the noise.
-        also: further denoisers whose estimates are added, each with a weight γ of its own: α ẑ + β x + Σ γ ẑ'. With the full Gaussian
-            the mix is no worse than the best linear method on the tokens it was fitted to.
+        also: further denoisers whose estimates are added, each with a weight γ of its own: α ẑ + β
+            x + Σ γ ẑ'. With the full Gaussian the mix is no worse than the best linear method on
+            the tokens it was fitted to.
     """
 
     def __init__(
@@ -266,7 +286,9 @@ class MixedDenoiser:
         return [self.inner(x_nd, sigma), x_nd, *(denoiser(x_nd, sigma) for denoiser in self.also)]
 
     def _fit(self, sigma: float, z_nd: Tensor, generator: torch.Generator) -> tuple[float, ...]:
-        """Least squares by singular values, of terms scaled to one length; what differs between terms by float32 rounding alone gets no weight."""
+        """Least squares by singular values, of terms scaled to one length; what differs between
+        terms by float32 rounding alone gets no weight.
+        """
         x_nd = (1 - sigma) * z_nd + sigma * torch.randn(z_nd.shape, generator=generator)
         terms = torch.stack([term.flatten() for term in self._terms(x_nd, sigma)], 1).double()
         length = terms.norm(dim=0)
@@ -279,7 +301,8 @@ class MixedDenoiser:
         """The mix (n, d) at one of the fitted levels."""
         if sigma not in self.weights:
             raise ValueError(
-                f"no mix was fitted at σ = {sigma}: expected one of the {len(self.weights)} fitted levels"
+                f"no mix was fitted at σ = {sigma}: expected one of the {len(self.weights)} fitted "
+                "levels"
             )
         weighted = zip(self.weights[sigma], self._terms(x_nd, sigma))
         return sum(weight * term for weight, term in weighted)

@@ -5,8 +5,9 @@
     gaussian.safetensors    mean, axes and variances of the same rows: the Gaussian baseline
     weights.safetensors     of a mixture; sae/ in SAELens's format, network/ in diffusers', of the others
 
-`load` also reads what notebooks and others wrote: folders of `MetaModel` and `save_sae`, files of `PrincipalComponents` and of
-`GaussianMixtureDenoiser`, and published checkpoints of the paper, from a folder or the Hub.
+`load` also reads what notebooks and others wrote: folders of `MetaModel` and `save_sae`, files of
+`PrincipalComponents` and of `GaussianMixtureDenoiser`, and published checkpoints of the paper, from
+a folder or the Hub.
 """
 
 import re
@@ -78,7 +79,9 @@ def _options(denoiser) -> dict[str, object]:
 
 
 def _save_weights(model: Fitted, folder: Path) -> None:
-    """Write statistics and what is the method's own; of a Gaussian or a PCA gaussian.safetensors is all."""
+    """Write statistics and what is the method's own; of a Gaussian or a PCA gaussian.safetensors is
+    all.
+    """
     if isinstance(model, FittedNetwork):
         return model.denoiser.save_pretrained(folder)
     model.origin.write(folder)
@@ -97,10 +100,12 @@ def load(
     """Read a fitted object.
 
     Args:
-        source: a folder that `save` wrote, or what the module's head lists; or the id of a Hub repository.
+        source: a folder that `save` wrote, or what the module's head lists; or the id of a Hub
+            repository.
         layer: of a network of several layers, the one that is meant.
-        standardise: the statistics that a PCA, a mixture or an SAE of a notebook was fitted with, which such files do not hold: the store, or
-            another fitted object. Others' SAEs that name their block read raw activations, and take none.
+        standardise: the statistics that a PCA, a mixture or an SAE of a notebook was fitted with,
+            which such files do not hold: the store, or another fitted object. Others' SAEs that
+            name their block read raw activations, and take none.
     Raises:
         FileNotFoundError: there is nothing of the kind.
         CheckpointError: it is damaged or incomplete, or lacks its standardisation.
@@ -134,7 +139,8 @@ def load(
         return _load_file(path, standardise)
     if path.is_dir() and not any((path / n).exists() for n in ("meta_model.json", "config.yaml")):
         raise FileNotFoundError(
-            f"{path} holds no model.json, meta_model.json, config.yaml or cfg.json: expected a folder that model.save wrote"
+            f"{path} holds no model.json, meta_model.json, config.yaml or cfg.json: expected a "
+            "folder that model.save wrote"
         )
     model = MetaModel.from_pretrained(source)
     return FittedNetwork.of(model if layer is None else model.at(layer))
@@ -145,7 +151,8 @@ def _origin_of(
 ) -> Origin:
     if given is None:
         raise CheckpointError(
-            f"{path} does not hold the mean and standard deviation that it was fitted with: pass standardise=, the store or a fitted object"
+            f"{path} does not hold the mean and standard deviation that it was fitted with: pass "
+            "standardise=, the store or a fitted object"
         )
     if isinstance(given, ActivationStore):
         origin = Origin.of(given)

@@ -1,8 +1,10 @@
-"""The claimed 47 %: where an interval lies against it, and what it would be a share of. Reads results and needs no torch.
+"""The claimed 47 %: where an interval lies against it, and what it would be a share of. Reads
+results and needs no torch.
 
-If the best possible loss is E, a method reduces what can be reduced by 1 − (L − E)/(L_baseline − E). Notebook 06 estimates such an E: the
-velocity loss that its law gives networks of one kind with endless compute, which is no bound for others. A floor above a loss that some
-method has reached is impossible, so the interval of E is cut at the lowest loss measured on the same tokens.
+If the best possible loss is E, a method reduces what can be reduced by 1 − (L − E)/(L_baseline −
+E). Notebook 06 estimates such an E: the velocity loss that its law gives networks of one kind with
+endless compute, which is no bound for others. A floor above a loss that some method has reached is
+impossible, so the interval of E is cut at the lowest loss measured on the same tokens.
 """
 
 CLAIM = 0.47
@@ -23,11 +25,13 @@ def over(floor: float, loss: float, baseline: float) -> float:
     """1 − (L − E)/(L_baseline − E).
 
     Raises:
-        ValueError: the floor is not below the baseline's loss, of which then nothing can be reduced.
+        ValueError: the floor is not below the baseline's loss, of which then nothing can be
+            reduced.
     """
     if floor >= baseline:
         raise ValueError(
-            f"a floor of {floor:.4f} under a baseline's loss of {baseline:.4f}: expected a lower one"
+            f"a floor of {floor:.4f} under a baseline's loss of {baseline:.4f}: expected a lower "
+            "one"
         )
     return 1 - (loss - floor) / (baseline - floor)
 
@@ -35,14 +39,16 @@ def over(floor: float, loss: float, baseline: float) -> float:
 def over_the_estimate(comparison: dict, scaling: dict) -> dict:
     """The reduction over the law's E for each primary definition on velocity, and for the mixture.
 
-    The interval is that of E alone, cut; the choice of documents would widen it by a few points (notebook 04 has those intervals). The reduction is monotone in E, so its ends are those of E.
+    The interval is that of E alone, cut; the choice of documents would widen it by a few points
+    (notebook 04 has those intervals). The reduction is monotone in E, so its ends are those of E.
 
     Args:
         comparison: results of notebook 04, keyed (`losses`, `primaries`).
         scaling: results of notebook 06, keyed.
     Returns:
-        law: which of the fits; e, ci95: as fitted; lowest_loss; cut_ci95; possible: whether E itself is below the lowest loss; rows, of
-        which reduction and ci95 are None and the verdict is "undetermined" where E is impossible or the baseline itself is lowest.
+        law: which of the fits; e, ci95: as fitted; lowest_loss; cut_ci95; possible: whether E
+            itself is below the lowest loss; rows, of which reduction and ci95 are None and the
+            verdict is "undetermined" where E is impossible or the baseline itself is lowest.
     """
     losses = {method: row["value"] for method, row in comparison["losses"][OBJECTIVE].items()}
     estimate, lowest = scaling["laws"][scaling["extrapolated"]]["e"], min(losses.values())

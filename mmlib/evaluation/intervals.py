@@ -1,9 +1,11 @@
-"""Confidence intervals that treat whole documents as the independent units: a paired, studentised cluster bootstrap.
+"""Confidence intervals that treat whole documents as the independent units: a paired, studentised
+cluster bootstrap.
 
-Percentiles of resampled documents cover too rarely when documents are few and of unequal length (88 to 90 % for 95 % in simulations like
-the test documents here). The symmetric bootstrap-t (Hall 1988) does not under-cover there (`tests/evaluation/test_intervals.py`): in each resample the
-distance from the estimate is divided by that resample's own jackknife standard error, and the 95 % quantile of its absolute value takes
-the place of Student's.
+Percentiles of resampled documents cover too rarely when documents are few and of unequal length (88
+to 90 % for 95 % in simulations like the test documents here). The symmetric bootstrap-t (Hall 1988)
+does not under-cover there (`tests/evaluation/test_intervals.py`): in each resample the distance
+from the estimate is divided by that resample's own jackknife standard error, and the 95 % quantile
+of its absolute value takes the place of Student's.
 """
 
 import math
@@ -28,14 +30,18 @@ class NotFinite(ValueError):
 
 @lru_cache(maxsize=8)
 def resampled(n_documents: int, seed: int = 0) -> np.ndarray:
-    """How often each document is drawn in each resample, (resamples, documents), after the documents themselves in the first row."""
+    """How often each document is drawn in each resample, (resamples, documents), after the
+    documents themselves in the first row.
+    """
     rng, equal = np.random.default_rng(seed), np.full(n_documents, 1 / n_documents)
     drawn = rng.multinomial(n_documents, equal, RESAMPLES)
     return np.concatenate([np.ones((1, n_documents)), drawn])
 
 
 def jackknife_errors(statistic: Statistic, weights_rd: np.ndarray) -> np.ndarray:
-    """Standard error of the statistic in each resample, (r,), from leaving out one drawn document at a time."""
+    """Standard error of the statistic in each resample, (r,), from leaving out one drawn document
+    at a time.
+    """
     n = weights_rd.shape[1]
     parts = np.array_split(weights_rd, -(-weights_rd.size * n // AT_ONCE))
     left_out = (np.maximum(part[:, None, :] - np.eye(n), 0) for part in parts)
@@ -53,11 +59,14 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Interval for a statistic of the test documents.
 
-    Paired, if the statistic is of two methods' sums on the same documents: `lambda w: (w @ ours_d) / (w @ theirs_d)`.
+    Paired, if the statistic is of two methods' sums on the same documents: `lambda w: (w @ ours_d)
+    / (w @ theirs_d)`.
 
     Args:
-        n_documents: their number; several: of groups that lie side by side, each of which is resampled for itself.
-        positive: the statistic is positive, such as a loss or a ratio of losses: the interval is of its logarithm.
+        n_documents: their number; several: of groups that lie side by side, each of which is
+            resampled for itself.
+        positive: the statistic is positive, such as a loss or a ratio of losses: the interval is of
+            its logarithm.
     Raises:
         ValueError: too few documents.
         NotFinite: the statistic is not finite on some resample.
@@ -81,7 +90,8 @@ def bootstrap_interval(
 
 
 def _resamples(statistic: Statistic, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(values, standard errors) of the statistic in each resample, (1 + resamples,) each; first in the documents themselves.
+    """(values, standard errors) of the statistic in each resample, (1 + resamples,) each; first in
+    the documents themselves.
 
     Raises:
         NotFinite: a value is not finite, or one is with a document left out.
@@ -91,8 +101,8 @@ def _resamples(statistic: Statistic, groups: Sequence[int]) -> tuple[np.ndarray,
     values_r = statistic(weights_rd)
     if not np.isfinite(values_r).all():
         raise NotFinite(
-            f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} resamples of "
-            f"{sum(groups)} documents"
+            f"the statistic is not finite on {(~np.isfinite(values_r)).sum()} of {RESAMPLES} "
+            f"resamples of {sum(groups)} documents"
         )
     errors_r = jackknife_errors(statistic, weights_rd)
     if not np.isfinite(errors_r[0]):
@@ -103,7 +113,9 @@ def _resamples(statistic: Statistic, groups: Sequence[int]) -> tuple[np.ndarray,
 
 
 def _distances(values_r: np.ndarray, errors_r: np.ndarray) -> np.ndarray:
-    """Distance of each resample from the estimate in its own standard errors; without resamples that have no spread."""
+    """Distance of each resample from the estimate in its own standard errors; without resamples
+    that have no spread.
+    """
     # without spread: where one document alone was drawn, or equal ones
     spread = errors_r[1:] > ROUNDING * errors_r[0]
     return np.abs(values_r[1:][spread] - values_r[0]) / errors_r[1:][spread]
@@ -112,8 +124,9 @@ def _distances(values_r: np.ndarray, errors_r: np.ndarray) -> np.ndarray:
 def p_value(statistic: Statistic, groups: Sequence[int]) -> float:
     """Two-sided p-value of the statistic being 0, by the test that `bootstrap_interval` inverts.
 
-    It is the share of resamples whose studentised distance from the estimate is as large as the distance of 0, at least 1 in
-    `RESAMPLES` + 1; and 1 for a statistic that is 0 however documents are drawn.
+    It is the share of resamples whose studentised distance from the estimate is as large as the
+    distance of 0, at least 1 in `RESAMPLES` + 1; and 1 for a statistic that is 0 however documents
+    are drawn.
 
     Args:
         groups: numbers of documents, as `bootstrap_interval` takes them.
@@ -169,16 +182,20 @@ def mean_with_interval(values_n: np.ndarray) -> tuple[float, list[float]]:
 
 
 def paired_difference(ours_n: np.ndarray, theirs_n: np.ndarray) -> dict:
-    """Mean difference of values that belong together, such as those of one prompt, and its 95 % interval."""
+    """Mean difference of values that belong together, such as those of one prompt, and its 95 %
+    interval.
+    """
     mean, interval = mean_with_interval(ours_n - theirs_n)
     return {"difference": mean, "ci95": interval}
 
 
 def spread(values: Sequence[float], width: str = "ci95") -> dict:
-    """How far the values of several seeds lie apart: `values`, `mean`, `std` (of a sample), and one more.
+    """How far the values of several seeds lie apart: `values`, `mean`, `std` (of a sample), and one
+    more.
 
     Args:
-        width: "ci95": Student's interval of the mean, which supposes that the values are normal; "range": largest less smallest.
+        width: "ci95": Student's interval of the mean, which supposes that the values are normal;
+            "range": largest less smallest.
     Raises:
         ValueError: fewer than two values, or another width.
 

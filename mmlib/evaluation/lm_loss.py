@@ -1,10 +1,12 @@
-"""What a replacement of activations does to the language model: Δ LM loss, in nats per predicted token.
+"""What a replacement of activations does to the language model: Δ LM loss, in nats per predicted
+token.
 
-The language model reads windows of test documents while the output h of one block is replaced by r(h) at every position but the
-opening one. A window of n tokens stands at positions 1 … n behind <bos>. *Counted* are the predictions made at positions 1 … n − 1, of
-tokens 2 … n: each is made at a replaced position, all before it but <bos> are replaced too. The prediction at <bos>, which no
-replacement can change, does not count, and the one at position n has no target in the window. Δ is the mean loss under a replacement less
-that without.
+The language model reads windows of test documents while the output h of one block is replaced by
+r(h) at every position but the opening one. A window of n tokens stands at positions 1 … n behind
+<bos>. *Counted* are the predictions made at positions 1 … n − 1, of tokens 2 … n: each is made at a
+replaced position, all before it but <bos> are replaced too. The prediction at <bos>, which no
+replacement can change, does not count, and the one at position n has no target in the window. Δ is
+the mean loss under a replacement less that without.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,15 +33,20 @@ from mmlib.denoisers.noise import Denoiser
 from mmlib.evaluation.claim import CLAIM, verdict
 from mmlib.evaluation.intervals import bootstrap_interval, ratio_interval
 
-BATCH_TOKENS = 1024  # positions in one forward pass: their logits take 0.5 GB where the vocabulary has 262,144 tokens
-LOSS_ROWS = 8  # predictions whose logits are taken to float32 at a time: they stay in the cache, which is eight times as fast as a window
+# positions in one forward pass: their logits take 0.5 GB where the vocabulary has 262,144 tokens
+BATCH_TOKENS = 1024
+# predictions whose logits are taken to float32 at a time: they stay in the cache, which is eight
+# times as fast as a window
+LOSS_ROWS = 8
 
 
 Replacement = Callable[[Tensor], Tensor]
 
 
 def window_noise(windows: Sequence[Window], d: int, sigma: float, seed: int) -> Tensor:
-    """Standard normal noise (n, d) for the tokens of windows: a function of (seed, σ, window), so every method meets the same."""
+    """Standard normal noise (n, d) for the tokens of windows: a function of (seed, σ, window), so
+    every method meets the same.
+    """
     parts = []
     for window in windows:
         key = [seed, round(sigma * 1e9), window.document, window.start]
@@ -120,8 +127,9 @@ class SplicedModel:
         """Read all windows with the block's output replaced.
 
         Args:
-            replacement: maps raw activations (n, d), float32, of all windows one after another, to those put in their places, which are rounded
-                to the language model's dtype; None: nothing is replaced.
+            replacement: maps raw activations (n, d), float32, of all windows one after another, to
+                those put in their places, which are rounded to the language model's dtype; None:
+                nothing is replaced.
         Raises:
             ValueError: it gives another shape, or a value that is not finite.
         """
@@ -131,7 +139,8 @@ class SplicedModel:
         replaced_nd = replacement(self.h_nd.float())
         if replaced_nd.shape != self.h_nd.shape or not replaced_nd.isfinite().all():
             raise ValueError(
-                f"the replacement has shape {tuple(replaced_nd.shape)}: expected finite values of shape {tuple(self.h_nd.shape)}"
+                f"the replacement has shape {tuple(replaced_nd.shape)}: expected finite values of "
+                f"shape {tuple(self.h_nd.shape)}"
             )
         error_w = self._squares(self.normaliser(replaced_nd) - z_nd)
         return Outcome(self._losses(replaced_nd), error_w, self._squares(z_nd))
@@ -178,7 +187,8 @@ MEAN_ABLATION: Key = ("mean_ablation", None)
 
 
 class Effects:
-    """Δ LM loss and squared error of several replacements on the same windows, summed by document, the unit of all intervals.
+    """Δ LM loss and squared error of several replacements on the same windows, summed by document,
+    the unit of all intervals.
 
     Means weigh predictions equally, and in squared errors tokens.
 
@@ -208,7 +218,9 @@ class Effects:
         return self._ratio(self.clean_d, self.counts_d)
 
     def row(self, key: Key) -> dict:
-        """Δ LM loss (nats per prediction), FVU, and the share of mean ablation's Δ that does not occur, with 95 % intervals by document."""
+        """Δ LM loss (nats per prediction), FVU, and the share of mean ablation's Δ that does not
+        occur, with 95 % intervals by document.
+        """
         change_d, whole_d = self.change_d[key], self.change_d[MEAN_ABLATION]
         row = dict(zip(("method", "sigma"), key))
         row["delta"], row["ci95"] = self._ratio(change_d, self.counts_d)
@@ -217,14 +229,17 @@ class Effects:
         return row
 
     def reduction(self, method: str, baseline: str, sigmas: Sequence[float]) -> dict:
-        """1 − Δ_method/Δ_baseline, and beside it the reduction of the diffusion loss (velocity) on the same tokens and noise.
+        """1 − Δ_method/Δ_baseline, and beside it the reduction of the diffusion loss (velocity) on
+        the same tokens and noise.
 
         Args:
-            sigmas: noise levels, summed over. The noisiest dominates that sum, so the mean of the reductions at each stands beside it.
+            sigmas: noise levels, summed over. The noisiest dominates that sum, so the mean of the
+                reductions at each stands beside it.
         Returns:
-            `reduction`, its paired interval and the verdict on the claim are None, None and "undetermined" where the baseline's own Δ has an
-            interval that reaches 0: a share of what may be nothing means nothing. So are `mean_reduction`, `mean_ci95` and `mean_verdict`
-            where that holds at any one σ.
+            `reduction`, its paired interval and the verdict on the claim are None, None and
+            "undetermined" where the baseline's own Δ has an
+            interval that reaches 0: a share of what may be nothing means nothing. So are
+                `mean_reduction`, `mean_ci95` and `mean_verdict` where that holds at any one σ.
         """
         names = (method, baseline)
         ours, theirs = ([self.change_d[name, sigma] for sigma in sigmas] for name in names)
@@ -244,7 +259,9 @@ class Effects:
         }
 
     def _judged(self, prefix: str, ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict:
-        """The mean over pairs of 1 − Σ ours / Σ theirs, its interval and the verdict; "undetermined" where some Σ theirs may be 0 or less."""
+        """The mean over pairs of 1 − Σ ours / Σ theirs, its interval and the verdict;
+        "undetermined" where some Σ theirs may be 0 or less.
+        """
         undetermined = any(self._ratio(theirs_d, self.counts_d)[1][0] <= 0 for theirs_d in theirs)
         value, interval = (None, None) if undetermined else self._one_less(ours, theirs)
         return {

@@ -1,18 +1,22 @@
-"""THE evaluator: methods on one denoising objective, on the same tokens and the same noise, summed by level and document.
+"""THE evaluator: methods on one denoising objective, on the same tokens and the same noise, summed
+by level and document.
 
-Every loss is made in one place, `token_losses`: z is noised to x = (1 − σ) z + σ ε, each method estimates ẑ from (x, σ), and the
-squares of ẑ − z are averaged over dimensions and weighed as the objective weighs the level. What follows is sums of these losses:
+Every loss is made in one place, `token_losses`: z is noised to x = (1 − σ) z + σ ε, each method
+estimates ẑ from (x, σ), and the squares of ẑ − z are averaged over dimensions and weighed as the
+objective weighs the level. What follows is sums of these losses:
 
     losses = evaluate({"mine": denoiser, "gaussian": gaussian}, store.tokens("test"), "flow_velocity", per_level=1000, seed=0)
     losses.mean("mine"), loss_interval(losses, "mine"), reduction_interval(losses, "mine", "gaussian")
 
-Units: a loss is a mean over dimensions of standardised activations z, so 1 is the power of z. Means are over the drawn tokens and
-the 100 levels of the evaluation grid (`mmlib.denoisers.noise`): tokens weigh equally, long documents weigh more. Documents are the
-independent units of all intervals (`mmlib.evaluation.intervals`).
+Units: a loss is a mean over dimensions of standardised activations z, so 1 is the power of z. Means
+are over the drawn tokens and the 100 levels of the evaluation grid (`mmlib.denoisers.noise`):
+tokens weigh equally, long documents weigh more. Documents are the independent units of all
+intervals (`mmlib.evaluation.intervals`).
 
 Samples, which have no loss, are judged by `frechet_distance` and `nearest_distances` to real ones.
 
-Letters of shapes: n tokens or draws, d dimensions, l levels, D or d documents at the end of a name (`sums_d`).
+Letters of shapes: n tokens or draws, d dimensions, l levels, D or d documents at the end of a name
+(`sums_d`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,7 +45,8 @@ Draw = Callable[[int, Level], tuple[np.ndarray, Tensor]]
 
 
 class DocumentLosses(NamedTuple):
-    """Losses of one method by document: sums over (token, level) pairs, and how many there are, (documents,) each.
+    """Losses of one method by document: sums over (token, level) pairs, and how many there are,
+    (documents,) each.
 
     Documents without any pair are left out.
     """
@@ -71,7 +76,8 @@ class Losses:
     Args:
         sigma_l: noise levels, from clean to noisy.
         sums: by method, summed losses (levels, documents).
-        counts_ld: numbers of tokens drawn, (levels, documents); the same for all methods, which makes comparisons paired.
+        counts_ld: numbers of tokens drawn, (levels, documents); the same for all methods, which
+            makes comparisons paired.
     """
 
     sigma_l: np.ndarray
@@ -88,7 +94,7 @@ class Losses:
         return self.sums[method].sum(1) / self.counts_ld.sum(1)
 
     def by_document(self, method: str) -> DocumentLosses:
-        """(summed loss, number of (token, level) pairs) of each document that has any, two (documents,)."""
+        """Summed loss and number of (token, level) pairs of each document that has any."""
         present = self.counts_ld.sum(0) > 0
         return DocumentLosses(self.sums[method].sum(0)[present], self.counts_ld.sum(0)[present])
 
@@ -128,18 +134,21 @@ class TokenLosses:
         """Sums by level and document over the draws that all of the methods have seen.
 
         Args:
-            document_n: number of each token's document, counted from any; some in between may have no token.
+            document_n: number of each token's document, counted from any; some in between may have
+                no token.
             methods: left out: all.
-            mask: which tokens count, (n,) bool; draws of the others are left out, none are drawn in their place.
+            mask: which tokens count, (n,) bool; draws of the others are left out, none are drawn in
+                their place.
         Raises:
-            ValueError: the methods have no draws in common but by chance: one saw every 2nd, another every 3rd.
+            ValueError: the methods have no draws in common but by chance: one saw every 2nd,
+                another every 3rd.
         """
         methods = list(self.loss if methods is None else methods)
         stride = max((self.every[name] for name in methods), default=1)
         if odd := [name for name in methods if stride % self.every[name]]:
             raise ValueError(
-                f"{', '.join(odd)} saw every {self.every[odd[0]]}th draw, another method every {stride}th: "
-                "expected the first to divide the second"
+                f"{', '.join(odd)} saw every {self.every[odd[0]]}th draw, another method every "
+                f"{stride}th: expected the first to divide the second"
             )
         rows_ln, document_n = self.rows_ln[:, ::stride], document_n - document_n.min()
         n_documents = int(document_n.max()) + 1
@@ -164,7 +173,7 @@ def objective_loss(estimate_nd: Tensor, z_nd: Tensor, level: Level) -> np.ndarra
 
 
 def velocity_loss(estimate_nd: Tensor, z_nd: Tensor, level: Level) -> np.ndarray:
-    """‖(z − ẑ)/σ‖²/d, (n,): flow matching's `objective_loss` at any σ, rounded before it is squared."""
+    """‖(z − ẑ)/σ‖²/d, (n,): flow matching's `objective_loss`, rounded before it is squared."""
     return ((z_nd - estimate_nd) / level.sigma).double().square().mean(1).numpy()
 
 
@@ -180,7 +189,8 @@ def token_losses(
     loss: Callable[[Tensor, Tensor, Level], np.ndarray] = objective_loss,
     progress: str | None = None,
 ) -> TokenLosses:
-    """Noise, denoise, square: the loss of each method on each draw, all on the same tokens and the same noise.
+    """Noise, denoise, square: the loss of each method on each draw, all on the same tokens and the
+    same noise.
 
     Args:
         methods: any callables (x (n, d), σ) → ẑ (n, d).
@@ -213,7 +223,8 @@ def token_losses(
 def spread_draws(z_nd: Tensor, objective: str, per_level: int, seed: int) -> Draw:
     """Tokens spread evenly over all, and noise for them.
 
-    A function of (seed, objective, number of the level), and of how many tokens there are and are drawn.
+    A function of (seed, objective, number of the level), and of how many tokens there are and are
+    drawn.
     """
 
     def draw(i: int, level: Level) -> tuple[np.ndarray, Tensor]:
@@ -272,18 +283,22 @@ def evaluate(
 ) -> Losses:
     """Losses of methods on the evaluation grid of one objective, summed by level and document.
 
-    At each of the 100 levels `per_level` tokens are drawn, evenly spread over all, with noise of their own. All methods see
-    the same tokens and noise. So a document's share of the draws is its share of the tokens, and a token may be drawn at
-    several levels. The grid is σ = (i + ½)/100 for "flow_velocity" and t = 5, 15, …, 995 of 1000 for "ddpm_epsilon". Levels
-    weigh equally in every mean.
+    At each of the 100 levels `per_level` tokens are drawn, evenly spread over all, with noise of
+    their own. All methods see the same tokens and noise. So a document's share of the draws is its
+    share of the tokens, and a token may be drawn at several levels. The grid is σ = (i + ½)/100 for
+    "flow_velocity" and t = 5, 15, …, 995 of 1000 for "ddpm_epsilon". Levels weigh equally in every
+    mean.
 
     Args:
-        methods: any callables (x (n, d), σ) → ẑ (n, d) of standardised activations; x = (1 − σ) z + σ ε for both objectives.
-        tokens: standardised activations (n, d) and the number of each one's document. Positions are not read.
+        methods: any callables (x (n, d), σ) → ẑ (n, d) of standardised activations; x = (1 − σ) z +
+            σ ε for both objectives.
+        tokens: standardised activations (n, d) and the number of each one's document. Positions are
+            not read.
         objective: "flow_velocity" or "ddpm_epsilon".
         per_level: tokens drawn at each level.
         every: methods see only every so manieth of the tokens drawn, for methods that are slow.
-        mask: which tokens count, (n,) bool; the others are drawn and denoised too, so the draws stay what they are.
+        mask: which tokens count, (n,) bool; the others are drawn and denoised too, so the draws
+            stay what they are.
     Returns:
         `Losses`: sums and counts, (levels, documents).
     Raises:
@@ -310,7 +325,9 @@ def loss_interval(losses: Losses, method: str) -> tuple[float, float]:
 def reduction_interval(
     losses: Losses, method: str, baseline: str, floor: float = 0.0
 ) -> tuple[float, float]:
-    """Of 1 − (L_method − floor) / (L_baseline − floor), paired. The floor lies below both losses."""
+    """Of 1 − (L_method − floor) / (L_baseline − floor), paired. The floor lies below both
+    losses.
+    """
     (sums_d, counts_d), (baseline_d, _) = losses.by_document(method), losses.by_document(baseline)
     ours_d, theirs_d = sums_d - floor * counts_d, baseline_d - floor * counts_d
     low, high = ratio_interval(ours_d, theirs_d, positive=floor == 0)  # resamples may pass a floor
@@ -318,7 +335,7 @@ def reduction_interval(
 
 
 def loss_rows(losses: Losses, objective: str, budgets: Mapping[str, dict]) -> list[dict]:
-    """One row per method: loss with interval, without extreme levels, mean over documents, and the budget."""
+    """A row per method: loss with interval, without extreme levels, and the budget."""
     inner = _without_extremes(losses)
     rows = []
     for method in losses.sums:
@@ -348,7 +365,7 @@ def _without_extremes(losses: Losses) -> dict[str, np.ndarray]:
 def reduction_rows(
     losses: Losses, objective: str, methods: list[str], baselines: list[str]
 ) -> list[dict]:
-    """1 − L_method / L_baseline with its paired interval, without extreme levels, and the verdict on the claim."""
+    """1 − L_method / L_baseline with its paired interval, and the verdict on the claim."""
     inner = _without_extremes(losses)
     rows = []
     for method, baseline in product(methods, baselines):
@@ -377,18 +394,21 @@ def reduction_rows(
 def closed_form_check(
     losses: Losses, gaussian: GaussianDenoiser, objective: str, tokens: Tokens
 ) -> dict:
-    """The Gaussian's sampled loss (method "gaussian") beside its closed form on all test tokens, exact over the noise.
+    """The Gaussian's sampled loss (method "gaussian") beside its closed form on all test tokens,
+    exact over the noise.
 
-    The Monte-Carlo error comes of the noise and of which tokens are drawn, not of which documents there are. So it is taken
-    from how far each document's sampled loss departs from that document's own closed form. Clusters are the tokens of one
-    document at one level, for each level draws anew; their departures have mean 0, and are not centred. Whole documents as
-    clusters would not do: with few and unequal ones z is bounded by the root of their effective number, or, with departures
-    centred, too often large.
+    The Monte-Carlo error comes of the noise and of which tokens are drawn, not of which documents
+    there are. So it is taken from how far each document's sampled loss departs from that document's
+    own closed form. Clusters are the tokens of one document at one level, for each level draws
+    anew; their departures have mean 0, and are not centred. Whole documents as clusters would not
+    do: with few and unequal ones z is bounded by the root of their effective number, or, with
+    departures centred, too often large.
 
     Args:
         tokens: all test tokens, as given to `evaluate`.
     Returns:
-        sampled, closed_form, relative_difference, standard_error of the difference, z: the difference in standard errors.
+        sampled, closed_form, relative_difference, standard_error of the difference, z: the
+        difference in standard errors.
     """
     exact_ld = _expected_losses(gaussian, objective, tokens, losses.counts_ld.shape)
     tokens_d = np.bincount(tokens.document - tokens.document.min())
@@ -408,7 +428,7 @@ def closed_form_check(
 def _expected_losses(
     gaussian: GaussianDenoiser, objective: str, tokens: Tokens, shape: tuple[int, int]
 ) -> np.ndarray:
-    """The Gaussian's loss by level and document, exact over the noise, (levels, documents); 0 without tokens."""
+    """The Gaussian's loss, exact over the noise, (levels, documents); 0 without tokens."""
     grid, exact_ld = noise_process(objective).grid(), np.zeros(shape)
     document_n = tokens.document - tokens.document.min()
     for document in np.unique(document_n):
@@ -417,7 +437,8 @@ def _expected_losses(
 
 
 def frechet_distance(a_nd: Tensor, b_nd: Tensor) -> float:
-    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½) (Dowson and Landau 1982), squared units of the inputs.
+    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½) (Dowson and Landau 1982), squared units
+    of the inputs.
 
     Raises:
         ValueError: a set has no more rows than dimensions, so its covariance is not determined.
@@ -425,7 +446,8 @@ def frechet_distance(a_nd: Tensor, b_nd: Tensor) -> float:
     d = a_nd.shape[1]
     if min(len(a_nd), len(b_nd)) <= d:
         raise ValueError(
-            f"sets of {len(a_nd)} and {len(b_nd)} rows in {d} dimensions: expected more rows than dimensions"
+            f"sets of {len(a_nd)} and {len(b_nd)} rows in {d} dimensions: expected more rows than "
+            "dimensions"
         )
     a_nd, b_nd = a_nd.double(), b_nd.double()
     cov_a, cov_b = torch.cov(a_nd.T).reshape(d, d), torch.cov(b_nd.T).reshape(d, d)

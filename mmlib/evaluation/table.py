@@ -22,7 +22,8 @@ from mmlib.evaluation.losses import (
 )
 
 OBJECTIVES = {"velocity": "flow_velocity", "epsilon": "ddpm_epsilon"}
-BLOCKS = 100  # of groups, or of rows, that are resampled: the interval's arithmetic grows with their square
+# of groups, or of rows, that are resampled: the interval's arithmetic grows with their square
+BLOCKS = 100
 DRAWS = 500  # rows at each noise level, where there are as many
 
 
@@ -38,28 +39,37 @@ def evaluate(
     rows: int = DRAWS,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Denoising losses of methods on held-out activations, with 95 % intervals, on the same rows and the same noise.
+    """Denoising losses of methods on held-out activations, with 95 % intervals, on the same rows
+    and the same noise.
 
-    A *velocity loss* is the mean over dimensions of ((z − ẑ)/σ)², over σ = (i + ½)/100; an *ε loss* that of (√ᾱ (z − ẑ)/√(1 − ᾱ))², over
-    100 of DDPM's 1000 levels (see `mmlib.denoisers.noise`). A *reduction* is 1 − loss/loss of the baseline.
+    A *velocity loss* is the mean over dimensions of ((z − ẑ)/σ)², over σ = (i + ½)/100; an *ε loss*
+    that of (√ᾱ (z − ẑ)/√(1 − ᾱ))², over 100 of DDPM's 1000 levels (see `mmlib.denoisers.noise`). A
+    *reduction* is 1 − loss/loss of the baseline.
 
     Args:
-        methods: by name, fitted objects or any callables (x (n, d), σ) → ẑ (n, d), of standardised activations, x = (1 − σ) z + σ ε. A callable
-            gets a tensor of its own and may give an array.
-        h: raw activations (n, d) that no method was fitted to, as `mmlib.fit` takes them; of a store its test documents.
-        groups: an id for each row, the unit of the intervals; without them it is the row, and column `interval_by` says so.
+        methods: by name, fitted objects or any callables (x (n, d), σ) → ẑ (n, d), of standardised
+            activations, x = (1 − σ) z + σ ε. A callable gets a tensor of its own and may give an
+            array.
+        h: raw activations (n, d) that no method was fitted to, as `mmlib.fit` takes them; of a
+            store its test documents.
+        groups: an id for each row, the unit of the intervals; without them it is the row, and
+            column `interval_by` says so.
         levels: of noise, a number that divides 100; fewer are evenly spread over the same grids.
         seed: of the rows drawn at each level and their noise.
-        standardise: the mean and standard deviation of all rows of the table; None: those of the first fitted object.
-        baseline: the method that reductions are over. "gaussian", unless it is among the methods, is the Gaussian of the training rows of the
-            first fitted object, which joins the table. None: no reductions.
+        standardise: the mean and standard deviation of all rows of the table; None: those of the
+            first fitted object.
+        baseline: the method that reductions are over. "gaussian", unless it is among the methods,
+            is the Gaussian of the training rows of the first fitted object, which joins the table.
+            None: no reductions.
         rows: drawn at each level, at most so many as there are.
     Returns:
-        A row for each method: velocity_loss, velocity_low, velocity_high, velocity_reduction, velocity_reduction_low, velocity_reduction_high,
-        likewise epsilon_…, parameters and interval_by. `attrs` has what holds for all rows. With fewer than 5 groups intervals are NaN.
+        A row for each method: velocity_loss, velocity_low, velocity_high, velocity_reduction,
+            velocity_reduction_low, velocity_reduction_high, likewise epsilon_…, parameters and
+            interval_by. `attrs` has what holds for all rows. With fewer than 5 groups intervals are
+            NaN.
     Raises:
-        ValueError: methods were fitted in different standardisations, a method gives another shape or values that are not finite, or an
-            argument cannot be used.
+        ValueError: methods were fitted in different standardisations, a method gives another shape
+            or values that are not finite, or an argument cannot be used.
 
     >>> h = 3 + 2 * torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
     >>> unit = Normaliser(torch.full((1, 4), 3.0), torch.full((1, 4), 2.0))
@@ -121,19 +131,22 @@ def _comparable(
         statistics, stated = fits[first].origin.normaliser, f"training statistics of {first!r}"
     else:
         raise ValueError(
-            "no fitted object among the methods, so nothing says how to standardise h: pass standardise=, a fitted object or a store"
+            "no fitted object among the methods, so nothing says how to standardise h: pass "
+            "standardise=, a fitted object or a store"
         )
     for name, fit in fits.items():
         if not _same(fit.origin.normaliser, statistics):
             raise ValueError(
-                f"{name!r} was fitted in another standardisation than {stated}: its x is another. Fit it with standardise=, the other object"
+                f"{name!r} was fitted in another standardisation than {stated}: its x is another. "
+                "Fit it with standardise=, the other object"
             )
     everyone = dict(methods)
     if baseline == "gaussian" and baseline not in methods:
         known = [fit for fit in fits.values() if fit.components is not None]
         if not known:
             raise ValueError(
-                "no fitted object among the methods knows its Gaussian: add one, mmlib.fit(h, 'gaussian'), or pass baseline=None"
+                "no fitted object among the methods knows its Gaussian: add one, mmlib.fit(h, "
+                "'gaussian'), or pass baseline=None"
             )
         everyone[baseline] = known[0].components.gaussian()
     elif baseline is not None and baseline not in methods:
@@ -163,7 +176,9 @@ def _standardised(given: Rows, methods: Mapping[str, Denoiser], statistics: Norm
 
 
 def _units(group_n: np.ndarray | None, n: int, seed: int) -> tuple[np.ndarray, str]:
-    """The block of each row, from 0, and what blocks are made of: whole groups, or rows drawn at random."""
+    """The block of each row, from 0, and what blocks are made of: whole groups, or rows drawn at
+    random.
+    """
     rng = np.random.default_rng(seed)
     if group_n is None:
         count = min(n, BLOCKS)
@@ -193,7 +208,8 @@ def _checked(name: str, method: Denoiser, d: int) -> Callable[[Tensor, float], T
         z_nd = torch.as_tensor(found).detach().cpu()
         if z_nd.shape != x_nd.shape or not z_nd.is_floating_point():
             raise ValueError(
-                f"{name!r} gives {z_nd.dtype} of shape {tuple(z_nd.shape)} at σ = {sigma:.4f}: expected an estimate of z, {tuple(x_nd.shape)}"
+                f"{name!r} gives {z_nd.dtype} of shape {tuple(z_nd.shape)} at σ = {sigma:.4f}: "
+                f"expected an estimate of z, {tuple(x_nd.shape)}"
             )
         if not z_nd.isfinite().all():
             raise ValueError(f"{name!r} gives NaN or infinity at σ = {sigma:.4f}")

@@ -1,4 +1,5 @@
-"""What is made for a run: its documents and stores of texts, and what notebooks 01 to 03 fit, loaded by name or trained.
+"""What is made for a run: its documents and stores of texts, and what notebooks 01 to 03 fit,
+loaded by name or trained.
 
 Every fit that is loaded is checked against the run's store.
 """
@@ -52,7 +53,8 @@ def documents_of(run: Run, lm: LanguageModel) -> list[Document]:
     documents = load_documents(size.corpus, limit=size.documents + 1, **options)
     if len(documents) > size.documents:
         print(
-            f"{size.corpus} has more than the {size.documents:,} documents that preset {size.name} reads: these are the first",
+            f"{size.corpus} has more than the {size.documents:,} documents that preset {size.name} "
+            "reads: these are the first",
             flush=True,
         )
     return documents[: size.documents]
@@ -93,11 +95,11 @@ def text_stores(
     splits: Sequence[str] | None = None,
     tokens: int | None = None,
 ) -> dict[int, ActivationStore]:
-    """Stores of these texts, one a layer, all from one pass of the language model; it is made unless it is there, and continued where an
-    extraction was interrupted.
+    """Stores of these texts, one a layer, all from one pass of the language model; it is made
+    unless it is there, and continued where an extraction was interrupted.
 
-    Standardise with the statistics of the store that the models were trained on, not with those of these: without
-    training documents they have none.
+    Standardise with the statistics of the store that the models were trained on, not with those of
+    these: without training documents they have none.
 
     Args:
         name: of the texts; with a hash of them, the layers and `tokens` it names the folder.
@@ -127,14 +129,17 @@ def text_store(
 
 
 def load(run: Run, *names: str) -> SimpleNamespace:
-    """What notebooks 01 to 03 made for a run, by name. Every fit is checked against the run's store, and carries what it cost.
+    """What notebooks 01 to 03 made for a run, by name. Every fit is checked against the run's
+    store, and carries what it cost.
 
     Args:
-        names: "store", "pca" (`PrincipalComponents`), "mixture" (`GaussianMixtureDenoiser`), "sae", "sae_grid" (SAEs by name),
-            "networks" (meta-models by the preset's names), "copies" (those kept during training, as "mlp_unet_activations",
-            among the networks), or some of the preset's recipes for these networks alone.
+        names: "store", "pca" (`PrincipalComponents`), "mixture" (`GaussianMixtureDenoiser`), "sae",
+            "sae_grid" (SAEs by name), "networks" (meta-models by the preset's names), "copies"
+            (those kept during training, as "mlp_unet_activations", among the networks), or some of
+            the preset's recipes for these networks alone.
     Returns:
-        An attribute for each; `store` always, and `networks` for all that are meta-models. Networks are on the default device.
+        An attribute for each; `store` always, and `networks` for all that are meta-models. Networks
+        are on the default device.
     Raises:
         ValueError: an unknown name.
         MissingInput: a piece is not there; the message names the notebook that makes it.
@@ -148,8 +153,8 @@ def load(run: Run, *names: str) -> SimpleNamespace:
     size = run.preset
     if unknown := [name for name in names if name not in KINDS and name not in size.recipes]:
         raise ValueError(
-            f"unknown {', '.join(map(repr, unknown))}: expected some of {', '.join(KINDS)}, or of the "
-            f"recipes of preset {size.name}: {', '.join(size.recipes)}"
+            f"unknown {', '.join(map(repr, unknown))}: expected some of {', '.join(KINDS)}, or of "
+            f"the recipes of preset {size.name}: {', '.join(size.recipes)}"
         )
     store = ActivationStore(run.store, size.layer)
     found = SimpleNamespace(store=store)
@@ -179,7 +184,9 @@ def _sae(folder: Path, store: ActivationStore):
 
 
 def _network_folders(size: Preset, names: Sequence[str]) -> dict[str, str]:
-    """Folders of the networks that are asked for, by name: of all recipes or of some, then of copies kept during training."""
+    """Folders of the networks that are asked for, by name: of all recipes or of some, then of
+    copies kept during training.
+    """
     asked = size.recipes if "networks" in names else [one for one in names if one in size.recipes]
     folders = {name: name for name in asked}
     if "copies" in names:
@@ -198,18 +205,23 @@ def _network(folder: Path, store: ActivationStore) -> MetaModel:
 
 
 def mixture_digest(run: Run) -> str:
-    """12 hex digits that change with the run's mixture: trials that measure with it are known by them."""
+    """12 hex digits that change with the run's mixture: trials that measure with it are known by
+    them.
+    """
     return sha256(_made(run.shared / "mixture.safetensors"))[:12]
 
 
 def chosen_meta_model(run: Run, name: str | None, store: ActivationStore) -> MetaModel:
-    """The meta-model of an application: None is the run's own `gated_mlp`, another of its recipes goes by its name, anything else is a folder or
-    the id of a Hub repository for `MetaModel.from_pretrained`. Of several layers it is the store's.
+    """The meta-model of an application: None is the run's own `gated_mlp`, another of its recipes
+    goes by its name, anything else is a folder or the id of a Hub repository for
+    `MetaModel.from_pretrained`. Of several layers it is the store's.
 
-    A published checkpoint does not say what it was trained on: only then are the store's documents taken for new ones.
+    A published checkpoint does not say what it was trained on: only then are the store's documents
+    taken for new ones.
 
     Raises:
-        StoreError: it was made for another language model, layer or width, or trained on other documents than the store's.
+        StoreError: it was made for another language model, layer or width, or trained on other
+            documents than the store's.
         FileNotFoundError: there is none.
     """
     own = name is None or name in run.preset.recipes
@@ -226,13 +238,16 @@ def chosen_meta_model(run: Run, name: str | None, store: ActivationStore) -> Met
 def live_source(
     run: Run, stores: list[ActivationStore], batch: int
 ) -> tuple[Callable[[int], Iterator[Tensor]], str]:
-    """Batches of a run's own text for `train`, from the language model instead of the store, and an identity of that source.
+    """Batches of a run's own text for `train`, from the language model instead of the store, and an
+    identity of that source.
 
-    A corpus of known size is read epoch after epoch, its training documents only; a streamed one (`hf:…`) once, without the documents
-    that the store holds out. Each of several processes reads every batch whole, so more of them train no faster on what is read.
+    A corpus of known size is read epoch after epoch, its training documents only; a streamed one
+    (`hf:…`) once, without the documents that the store holds out. Each of several processes reads
+    every batch whole, so more of them train no faster on what is read.
 
     Raises:
-        StoreError: the store is of another language model, of other documents than the corpus has now, or of other windows.
+        StoreError: the store is of another language model, of other documents than the corpus has
+            now, or of other windows.
     """
     size, state = run.preset, PartialState(cpu=default_device() == "cpu")
     with state.main_process_first():
@@ -248,8 +263,8 @@ def live_source(
     for key in ("dtype", "corpus", "tokenizer", "window", "batch_tokens", "device"):
         if facts[key] != store.attributes.get(key):
             raise StoreError(
-                f"live batches would be of {key} {facts[key]}, {store.path} is of {store.attributes.get(key)}: "
-                "run 01_extract_activations again, on this machine"
+                f"live batches would be of {key} {facts[key]}, {store.path} is of "
+                f"{store.attributes.get(key)}: run 01_extract_activations again, on this machine"
             )
     identity = json.dumps([facts, code_digest("activations/batches", "runs/artefacts")])
     if not is_stream(size.corpus):
@@ -287,11 +302,13 @@ def train_recipe(
         stores: one, or several of one layer each, which give one network conditioned on the layer.
         live: batches come from the language model itself, see `live_source`.
     Raises:
-        ValueError: the preset has no such recipe (the message lists those there are), or it cannot have several layers.
+        ValueError: the preset has no such recipe (the message lists those there are), or it cannot
+            have several layers.
     """
     if name not in run.preset.trainable:
         raise ValueError(
-            f"unknown recipe {name!r}: preset {run.preset.name} has {', '.join(run.preset.trainable)}"
+            f"unknown recipe {name!r}: preset {run.preset.name} has "
+            f"{', '.join(run.preset.trainable)}"
         )
     stores = stores if isinstance(stores, list) else [stores]
     recipe, several = run.preset.trainable[name], len(stores) > 1

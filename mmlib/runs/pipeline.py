@@ -1,8 +1,9 @@
 """The pipeline: run notebooks, compare a run with the published results, publish it in their place.
 
-`python -m mmlib run` is the command line; what is due, and why, is `mmlib.runs.plan`. Each notebook has a process of its own, which
-needs the memory: no torch is loaded here. Bits differ between processors and numbers of threads, so a run elsewhere gives other last
-digits. A number that leaves the interval published beside it is more than that.
+`python -m mmlib run` is the command line; what is due, and why, is `mmlib.runs.plan`. Each notebook
+has a process of its own, which needs the memory: no torch is loaded here. Bits differ between
+processors and numbers of threads, so a run elsewhere gives other last digits. A number that leaves
+the interval published beside it is more than that.
 """
 
 import json
@@ -21,8 +22,8 @@ from mmlib.runs import plan
 from mmlib.runs import run as runs
 from mmlib.runs.run import keyed_results
 
-# glibc gives freed memory back at once, and every training step faults it in again, in the backward pass's own heap
-# too. Kept in one heap, in large pages, steps are faster, with the same bits.
+# glibc gives freed memory back at once, and every training step faults it in again, in the backward
+# pass's own heap too. Kept in one heap, in large pages, steps are faster, with the same bits.
 MEMORY_SETTINGS = (
     "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:"
     "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=8589934592"
@@ -63,7 +64,9 @@ def run(wanted: Sequence[str], preset: str) -> None:
 
 
 def execute(notebook: str, preset: str) -> None:
-    """Execute a notebook in a fresh kernel, with its log and progress on the terminal, then stamp it."""
+    """Execute a notebook in a fresh kernel, with its log and progress on the terminal, then stamp
+    it.
+    """
     import papermill
 
     any_terminal()
@@ -87,9 +90,11 @@ def execute(notebook: str, preset: str) -> None:
 
 
 def _record_times(preset: str) -> None:
-    """Put what notebooks took here beside the published times, in the data folder, with this machine's rates.
+    """Put what notebooks took here beside the published times, in the data folder, with this
+    machine's rates.
 
-    What a machine like this took before, at other rates, is brought to these; at unknown rates it is left out.
+    What a machine like this took before, at other rates, is brought to these; at unknown rates it
+    is left out.
     """
     machines, this = plan.measured_times(preset)
     rates, before = plan.rates_here(), this.get("rates")
@@ -117,7 +122,9 @@ def summary(ran: Sequence[str], preset: str) -> None:
 
 
 def leaves(content: dict | list, path: str = "") -> Iterator[tuple[str, object, list | None]]:
-    """(keys, number or text, its 95 % interval or None) of all in a results file but times and where it comes from."""
+    """(keys, number or text, its 95 % interval or None) of all in a results file but times and
+    where it comes from.
+    """
     content = dict(enumerate(content)) if isinstance(content, list) else content
     interval = content.get("ci95")
     paired = next((key for key in ESTIMATES if key in content), None)
@@ -132,12 +139,16 @@ def leaves(content: dict | list, path: str = "") -> Iterator[tuple[str, object, 
 
 
 def _is_time(key: str) -> bool:
-    """Of what a machine took; the network that is kept after as many seconds as the UNet is named so too."""
+    """Of what a machine took; the network that is kept after as many seconds as the UNet is named
+    so too.
+    """
     return key.endswith(TIMES) and not key.endswith("unet_seconds")
 
 
 def estimates(content: dict) -> dict[str, tuple[float, list | None]]:
-    """By keys, every number of a results file that is neither a time nor a truth value, and its 95 % interval or None."""
+    """By keys, every number of a results file that is neither a time nor a truth value, and its 95
+    % interval or None.
+    """
     return {
         keys: (value, ci95)
         for keys, value, ci95 in leaves(content)
@@ -166,9 +177,9 @@ def compare(folder: Path, published: Path) -> dict:
     """Numbers of a run beside the published ones, over all results files that both have.
 
     Returns:
-        counts of `numbers`, of those the `same` to three digits, of those `with_interval`, and of these the ones `inside`
-        it; `other_verdicts`; and `rows`: per number with an interval its `number` (FILE:KEYS), `published`, `here`,
-        `ci95`, `same`, `inside`.
+        counts of `numbers`, of those the `same` to three digits, of those `with_interval`, and of
+        these the ones `inside` it; `other_verdicts`; and `rows`: per number with an interval its
+        `number` (FILE:KEYS), `published`, `here`, `ci95`, `same`, `inside`.
     Raises:
         FileNotFoundError: no results file in the folder is of another run than the published.
     """
@@ -199,7 +210,8 @@ def compare(folder: Path, published: Path) -> dict:
         ]
     if not rows:
         raise FileNotFoundError(
-            f"{folder} has no results of another run than the published: make reproduce first, or name a folder like {published}"
+            f"{folder} has no results of another run than the published: make reproduce first, or "
+            f"name a folder like {published}"
         )
     with_interval = [row for row in rows if row["ci95"]]
     return {
@@ -213,7 +225,9 @@ def compare(folder: Path, published: Path) -> dict:
 
 
 def _inside(value: float, ci95: Sequence) -> bool:
-    """Whether a number lies in an interval; an end that is not known, null in the file, leaves out nothing."""
+    """Whether a number lies in an interval; an end that is not known, null in the file, leaves out
+    nothing.
+    """
     low, high = ci95
     return (low is None or low <= value) and (high is None or value <= high)
 
@@ -223,8 +237,9 @@ def as_text(found: dict, most: int = 40) -> str:
     import pandas as pd
 
     lines = [
-        f"{found['numbers']} numbers beside the published ones: {found['same']} are the same to three digits; "
-        f"of {found['with_interval']} with a 95 % interval {found['inside']} lie in it",
+        f"{found['numbers']} numbers beside the published ones: {found['same']} are the same to "
+        f"three digits; of {found['with_interval']} with a 95 % interval {found['inside']} lie in "
+        "it",
         *(found["other_verdicts"] or ["every verdict is the same"]),
     ]
 
@@ -263,7 +278,8 @@ def keep(found: dict, folder: Path, name: str) -> Path:
 
 
 def publish() -> list[str]:
-    """Put a finished default run in place of what is in git: executed notebooks, results, figures; all or nothing.
+    """Put a finished default run in place of what is in git: executed notebooks, results, figures;
+    all or nothing.
 
     Applications and studies that are due stay as they were. `make publish` then renders the pages.
 
@@ -329,7 +345,8 @@ def _readable(notebook: str) -> str:
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     if str(runs.ROOT) in text:
         raise ValueError(
-            f"{notebook} shows the path {runs.ROOT}, which no reader's machine has: print it relative to the repository"
+            f"{notebook} shows the path {runs.ROOT}, which no reader's machine has: print it "
+            "relative to the repository"
         )
     return text
 

@@ -1,9 +1,12 @@
-"""What is due, why, and for how long: the notebooks in their order, what each depends on, what they take on this machine.
+"""What is due, why, and for how long: the notebooks in their order, what each depends on, what they
+take on this machine.
 
-A notebook is due when its code, a file that it imports, or results that it reads are others than when it last ran, or when a
-notebook before it ran since; its stamp in the data folder says what these were. Imports are followed name by name: who takes the
-evaluator from a file does not depend on what its other functions use. What draws is left out for notebooks that compute: a changed
-colour redraws the figures (notebook 31) and retrains nothing. `python -m mmlib plan` is the command line; no torch is loaded here.
+A notebook is due when its code, a file that it imports, or results that it reads are others than
+when it last ran, or when a notebook before it ran since; its stamp in the data folder says what
+these were. Imports are followed name by name: who takes the evaluator from a file does not depend
+on what its other functions use. What draws is left out for notebooks that compute: a changed colour
+redraws the figures (notebook 31) and retrains nothing. `python -m mmlib plan` is the command line;
+no torch is loaded here.
 """
 
 import ast
@@ -103,7 +106,8 @@ def named(names: Sequence[str]) -> list[str]:
         }
         if not of_it and name not in LINES:
             raise ValueError(
-                f"unknown notebook {name!r}: expected {', '.join(LINES)}, all, or some of {', '.join(NOTEBOOKS)}"
+                f"unknown notebook {name!r}: expected {', '.join(LINES)}, all, or some of "
+                f"{', '.join(NOTEBOOKS)}"
             )
         found |= of_it
     return [notebook for notebook in NOTEBOOKS if notebook in found]
@@ -155,7 +159,9 @@ def stamp_of(notebook: str, preset: str) -> Path:
 
 
 def stamp(notebook: str, preset: str, state: dict[str, str]) -> None:
-    """Note that a notebook has run; `state` as it was when it began, so what was edited meanwhile is due."""
+    """Note that a notebook has run; `state` as it was when it began, so what was edited meanwhile
+    is due.
+    """
     before = {name: _ran(name, preset) for name in NOTEBOOKS[notebook][1]}
     write_json(stamp_of(notebook, preset), {"ran": time.time_ns(), "files": state, "after": before})
 
@@ -166,7 +172,8 @@ def _ran(notebook: str, preset: str) -> int | None:
 
 
 def due(notebooks: Sequence[str], preset: str, what_if: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Why each of these notebooks, or one that they need, must run; those that need not are left out.
+    """Why each of these notebooks, or one that they need, must run; those that need not are left
+    out.
 
     Args:
         what_if: paths in the repository that are taken to have just changed.
@@ -198,12 +205,16 @@ def due(notebooks: Sequence[str], preset: str, what_if: Sequence[str] = ()) -> d
 
 
 def times_file(preset: str, home: Path) -> Path:
-    """Times by machine: `runs.ROOT` has the published ones, `runs.DATA` those with this machine's."""
+    """Times by machine: `runs.ROOT` has the published ones, `runs.DATA` those with this
+    machine's.
+    """
     return home / "results" / preset / "run_times.json"
 
 
 def measured_times(preset: str) -> tuple[list[dict], dict]:
-    """All machines whose times are known, and the one of them that is like this: a new one, last, where none is."""
+    """All machines whose times are known, and the one of them that is like this: a new one, last,
+    where none is.
+    """
     paths = [times_file(preset, home) for home in (runs.DATA, runs.ROOT)]
     content = next((read_json(path) for path in paths if path.exists()), {"machines": {}})
     machines = list(content["machines"].values())
@@ -241,7 +252,8 @@ def minutes_here(preset: str, here: dict[str, float]) -> dict[str, tuple[float, 
     This machine's own times come first, then times of machines whose rates are known, then any.
 
     Returns:
-        by notebook: minutes; and None, or the processor that they were measured on where its rates are not known.
+        by notebook: minutes; and None, or the processor that they were measured on where its rates
+            are not known.
     """
     machines, this = measured_times(preset)
     found = {}
@@ -286,15 +298,17 @@ def show(wanted: dict[str, list[str]], preset: str) -> None:
 
 
 def unsure(notebooks: Sequence[str], minutes: dict[str, tuple[float, str | None]]) -> Iterator[str]:
-    """What may be wrong with the minutes that `minutes_here` gives for these notebooks, in words."""
+    """What may be wrong with the minutes that `minutes_here` gives for these notebooks, in
+    words.
+    """
     if untimed := [name[:2] for name in notebooks if name not in minutes]:
         yield f"never timed, so not in the sum: {', '.join(untimed)}"
     timed_on = {name[:2]: minutes[name][1] for name in notebooks if name in minutes}
     for machine in sorted({machine for machine in timed_on.values() if machine}):
         of_it = ", ".join(name for name, timed in timed_on.items() if timed == machine)
         yield (
-            f"timed only on a machine whose speed is not known ({machine}), and several times slower or faster"
-            f" here perhaps: {of_it}"
+            f"timed only on a machine whose speed is not known ({machine}), and several times "
+            f"slower or faster here perhaps: {of_it}"
         )
     if shutil.which("nvidia-smi"):
         yield "a GPU is here, and the minutes are estimated by the processor: expect fewer"
@@ -309,11 +323,10 @@ def warnings(notebooks: Sequence[str], preset: str, rates: dict[str, float]) -> 
         if name in notebooks
     ]
     most, hungriest = max(peaks, default=(0, ""))
-    free = free_memory()
-    if free is not None and free < most * 2**30:
+    if (free := free_memory()) < most * 2**30:
         yield (
-            f"low memory: {hungriest} took {most:.1f} GiB elsewhere, {free / 2**30:.1f} GiB are free"
-            " here: close what you can spare, or take --preset smoke"
+            f"low memory: {hungriest} took {most:.1f} GiB elsewhere, {free / 2**30:.1f} GiB are "
+            "free here: close what you can spare, or take --preset smoke"
         )
     if cores() == 1:
         yield "one core: whatever was timed on two takes about twice as long"
@@ -367,10 +380,12 @@ def modules_of(notebook: Path, ignored: tuple[str, ...] = ()) -> set[str]:
 
 @functools.cache
 def imports(source: str, name: str | None = None) -> frozenset[tuple[str, str | None]]:
-    """(module of this repository, the name taken from it or None for all) for each import of some Python source.
+    """(module of this repository, the name taken from it or None for all) for each import of some
+    Python source.
 
     Args:
-        name: leave out what this name, which is defined there, makes no use of; None: leave out nothing.
+        name: leave out what this name, which is defined there, makes no use of; None: leave out
+            nothing.
     """
     tree = ast.parse(source)
     used = _used_by(tree, name) if name else None
@@ -390,7 +405,9 @@ def imports(source: str, name: str | None = None) -> frozenset[tuple[str, str | 
 
 
 def _used_by(tree: ast.Module, name: str) -> set[str]:
-    """Names that a definition of a module uses, itself or through others there; and what runs on import uses."""
+    """Names that a definition of a module uses, itself or through others there; and what runs on
+    import uses.
+    """
     defined, todo = {}, {name}
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):

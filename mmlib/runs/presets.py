@@ -1,7 +1,9 @@
-"""The sizes of a run: what the main line and several studies share. Budgets are numbers of steps, never seconds: two runs of one preset give
-the same results. What one study alone uses stands beside it in notebooks/studies, as `SIZES` by the preset's name.
+"""The sizes of a run: what the main line and several studies share. Budgets are numbers of steps,
+never seconds: two runs of one preset give the same results. What one study alone uses stands beside
+it in notebooks/studies, as `SIZES` by the preset's name.
 
-Steps of the `default` preset were calibrated once on two CPU cores to the minutes stated beside them.
+Steps of the `default` preset were calibrated once on two CPU cores to the minutes stated beside
+them.
 """
 
 from dataclasses import dataclass, replace
@@ -50,7 +52,8 @@ class Preset:
     model: str = "gemma3-270m"
     corpus: str = "wikipedia"
     layer: int | None = None  # block index from 0; None: the middle block, L/2 − 1
-    # Of the language model, and so of the stored activations; None: bfloat16 where the device computes in it.
+    # Of the language model, and so of the stored activations; None: bfloat16 where the device
+    # computes in it.
     dtype: str | None = None
     window: int = 256  # tokens of a document that are read together, the opening <bos> included
     batch_tokens: int = 4096  # positions in one forward pass of the language model
@@ -69,7 +72,9 @@ class Preset:
 
     @property
     def trainable(self) -> dict[str, Recipe]:
-        """What `mmlib.training.train` trains by name: the recipes of the main line, and "published"."""
+        """What `mmlib.training.train` trains by name: the recipes of the main line, and
+        "published".
+        """
         return {**self.recipes, "published": self.published}
 
 
@@ -82,8 +87,10 @@ MATCHED_WIDTHS = {
 def _recipes(
     *, unet: Recipe, mlp: Recipe, gated_mlp: Recipe, denoising_sae: Recipe, matched: Training
 ) -> dict[str, Recipe]:
-    """The networks of a preset: the article's UNet, the paper's MLP, ours of about that size, an SAE trained to denoise; and of the paper's kind
-    two with other networks' numbers of parameters, and one with a whole schedule of as many activations as the UNet sees."""
+    """The networks of a preset: the article's UNet, the paper's MLP, ours of about that size, an
+    SAE trained to denoise; and of the paper's kind two with other networks' numbers of parameters,
+    and one with a whole schedule of as many activations as the UNet sees.
+    """
     seen = unet.training.steps * unet.training.batch
     short = replace(
         mlp.training,
@@ -105,7 +112,9 @@ def _recipes(
 
 
 def _sae_grid(latents: int, k: int, steps: int, batch: int) -> dict[str, SAESize]:
-    """SAEs around one size and sparsity: half and double of each, and the same in the other kinds."""
+    """SAEs around one size and sparsity: half and double of each, and the same in the other
+    kinds.
+    """
     around = (
         (latents // 2, k),
         (latents, k // 2),

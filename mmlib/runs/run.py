@@ -1,9 +1,11 @@
-"""One run of the notebooks: a preset, what departs from it, where its files live, and its results by key.
+"""One run of the notebooks: a preset, what departs from it, where its files live, and its results
+by key.
 
-Rows of results become dictionaries, named for good, and every file is checked against its schema. `results/schema/keys.json` says,
-for each results file and each list of rows in it, by which fields the rows are named; beside it stands one JSON Schema for each file.
-A row of `loss_comparison` with `objective="flow_velocity"` and `method="gaussian"` so becomes `losses.flow_velocity.gaussian`.
-A field that is a name on its own is the key and leaves the row; numbers stay in it too.
+Rows of results become dictionaries, named for good, and every file is checked against its schema.
+`results/schema/keys.json` says, for each results file and each list of rows in it, by which fields
+the rows are named; beside it stands one JSON Schema for each file. A row of `loss_comparison` with
+`objective="flow_velocity"` and `method="gaussian"` so becomes `losses.flow_velocity.gaussian`. A
+field that is a name on its own is the key and leaves the row; numbers stay in it too.
 """
 
 import ast
@@ -53,13 +55,17 @@ def home(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """A preset with its overrides applied. The name lists the departures: "default", "smoke+seed1", "default+gpt2+layer3"."""
+    """A preset with its overrides applied. The name lists the departures: "default", "smoke+seed1",
+    "default+gpt2+layer3".
+    """
 
     preset: "Preset"
     seed: int
     name: str
     overrides: dict
-    variant: str = ""  # departures of one notebook's own parameters: they name results and figures, not what these were computed from
+    # departures of one notebook's own parameters: they name results and figures, not what these
+    # were computed from
+    variant: str = ""
 
     @property
     def data(self) -> Path:
@@ -73,7 +79,9 @@ class Run:
 
     @property
     def cache(self) -> Path:
-        """Converted language models, fetched and sampled texts, shared by all runs (git-ignored)."""
+        """Converted language models, fetched and sampled texts, shared by all runs
+        (git-ignored).
+        """
         return DATA / "models"
 
     @property
@@ -82,7 +90,7 @@ class Run:
         return require(self.shared / "activations", "01_extract_activations")
 
     def store_of(self, layers: list[int] | None) -> Path:
-        """Where `mmlib.activations.extract` puts a store: that of notebook 01 for one layer (or the preset's), a folder of its own for several."""
+        """Where a store goes: notebook 01's for one layer, a folder of its own for several."""
         several = layers and len(layers) > 1
         return self.shared / (
             "activations-layers-" + "-".join(map(str, layers)) if several else "activations"
@@ -103,8 +111,8 @@ class Run:
     def found(self, name: str) -> Path:
         """Where `name`.json is read: the run's own, or else the published one of the same run.
 
-        So the ledger of a run that made the main line alone has the published studies beside it, and no trial that is
-        published is made again.
+        So the ledger of a run that made the main line alone has the published studies beside it,
+        and no trial that is published is made again.
         """
         own = self.results / f"{name}.json"
         published = ROOT / "results" / self.results.name / f"{name}.json"
@@ -113,20 +121,23 @@ class Run:
     def write(
         self, name: str, content: dict, notebook: str, target: str = "reproduce", **identities
     ) -> Path:
-        """Write results/<run>/<name>.json of the data folder: rows keyed, with provenance, and checked against its schema.
+        """Write results/<run>/<name>.json of the data folder: rows keyed, with provenance, and
+        checked against its schema.
 
         Args:
             target: of make, that writes it.
             identities: of the language model, corpus and layer, as the store records them.
         Raises:
-            ValueError: a list of rows has no key, or the content does not fit `results/schema/NAME.schema.json`.
+            ValueError: a list of rows has no key, or the content does not fit
+                `results/schema/NAME.schema.json`.
         """
         command = (
             f"make {target} PRESET={self.preset.name}"
             if self.results.name == self.preset.name
             else " ".join(
                 [
-                    f"papermill notebooks/{notebook}.ipynb out.ipynb -p preset {self.preset.name} -p seed {self.seed}",
+                    f"papermill notebooks/{notebook}.ipynb out.ipynb -p preset {self.preset.name} "
+                    f"-p seed {self.seed}",
                     *(_option(key, value) for key, value in self.overrides.items()),
                 ]
             )
@@ -165,22 +176,26 @@ def start(
 ) -> Run:
     """Begin a notebook: check its parameters and find its run. None takes the preset's value.
 
-    Every notebook takes these, in its first cell or from papermill (`-p model EleutherAI/pythia-160m -p layer 8`). A run is
-    named by its preset and what departs from it, `default+EleutherAI--pythia-160m+layer8`; so are its folders.
+    Every notebook takes these, in its first cell or from papermill (`-p model
+    EleutherAI/pythia-160m -p layer 8`). A run is named by its preset and what departs from it,
+    `default+EleutherAI--pythia-160m+layer8`; so are its folders.
 
     Args:
         preset: sizes: "smoke" (its numbers mean nothing), "default", or "gpu".
         seed: of everything random but the split of the documents.
         model: Hub id or local folder of a causal language model of transformers.
-        corpus: a folder of .txt files, a text file with a document for each paragraph, "newsgroups", "self" (samples of the
-            language model), or "hf:NAME@CONFIG:SPLIT", a streamed dataset.
+        corpus: a folder of .txt files, a text file with a document for each paragraph,
+            "newsgroups", "self" (samples of the language model), or "hf:NAME@CONFIG:SPLIT", a
+            streamed dataset.
         layer: the output of that block, from 0.
         writes: whether results or figures will be written.
-        own: parameters that this notebook alone takes, such as `meta_model`; one that is not None names the run's results and figures.
+        own: parameters that this notebook alone takes, such as `meta_model`; one that is not None
+            names the run's results and figures.
     Raises:
-        ValueError: a parameter that the notebook does not declare was passed by papermill, or a value is impossible; the
-            message lists what is allowed.
-        OSError: no results or figures can be written where they belong: better now than in the last cell.
+        ValueError: a parameter that the notebook does not declare was passed by papermill, or a
+            value is impossible; the message lists what is allowed.
+        OSError: no results or figures can be written where they belong: better now than in the last
+            cell.
     """
     allowed = ("preset", "seed", "model", "corpus", "layer", *own)
     if unknown := sorted(set(_injected_names()) - set(allowed)):
@@ -195,8 +210,9 @@ def start(
     for key, value in {"model": model, "corpus": corpus, **own}.items():
         if value is not None and not (isinstance(value, str) and value.strip()):
             raise ValueError(
-                f"{key} {value!r} is of type {type(value).__name__}: expected a string that is not empty; papermill takes -p {key} "
-                f"{value} for a number or truth value, and -r {key} {value} for a string"
+                f"{key} {value!r} is of type {type(value).__name__}: expected a string that is not "
+                f"empty; papermill takes -p {key} {value} for a number or truth value, and -r "
+                f"{key} {value} for a string"
             )
     wanted = {"model": model, "corpus": corpus, "layer": layer}
     changes = {
@@ -205,7 +221,8 @@ def start(
         if value is not None and value != getattr(base, key)
     }
     if layer is not None:
-        from mmlib.activations.lm import (  # takes seconds to import; drawing figures does not need it
+        # takes seconds to import; drawing figures does not need it
+        from mmlib.activations.lm import (
             count_blocks,
             resolve_layer,
         )
@@ -229,8 +246,10 @@ def start(
 
 
 def _label(key: str, value: str | int) -> str:
-    """A parameter's value as part of the name of a run, which no other value has. Ids of the Hub have "--" for "/"; a path has
-    its last part and six hex digits of the whole of it, from the root on: `/a/b` and `a/b` are two corpora."""
+    """A parameter's value as part of the name of a run, which no other value has. Ids of the Hub
+    have "--" for "/"; a path has its last part and six hex digits of the whole of it, from the root
+    on: `/a/b` and `a/b` are two corpora.
+    """
     if isinstance(value, int):
         return f"{key}{value}"
     streamed = re.fullmatch(r"(hf:)([^:@]*)(.*)", value, re.DOTALL)
@@ -245,13 +264,16 @@ def _label(key: str, value: str | int) -> str:
 
 
 def _option(key: str, value: str | int) -> str:
-    """A parameter as papermill takes it: -r where -p would make a number or truth value of a text."""
+    """A parameter as papermill takes it: -r where -p would make a number or truth value of a
+    text.
+    """
     numeric = not isinstance(value, int) and re.fullmatch(NOT_TEXT, value, re.IGNORECASE)
     return f"{'-r' if numeric else '-p'} {key} {shlex.quote(str(value))}"
 
 
 def _injected_names() -> list[str]:
-    """Names assigned in the cell that papermill adds after the `parameters` cell; none outside papermill.
+    """Names assigned in the cell that papermill adds after the `parameters` cell; none outside
+    papermill.
 
     Papermill itself only warns about a parameter that the notebook does not declare.
     """
@@ -268,7 +290,8 @@ def _injected_names() -> list[str]:
 
 
 def role(method: str) -> str:
-    """What a method is here for: "ours", "paper", "article", "control", "baseline", or "variant" of a network.
+    """What a method is here for: "ours", "paper", "article", "control", "baseline", or "variant" of
+    a network.
 
     >>> role("gated_mlp"), role("pca_k64"), role("mlp_2m")
     ('ours', 'baseline', 'variant')
@@ -282,7 +305,8 @@ def keyed(rows: Sequence[Mapping], *fields: str) -> dict:
     """Rows as nested dictionaries, one level for each field.
 
     Args:
-        fields: a name of a field, or a text with several in braces, such as "{intervention}@{sigma}"; a part of "@" that is None is left out.
+        fields: a name of a field, or a text with several in braces, such as
+            "{intervention}@{sigma}"; a part of "@" that is None is left out.
     Raises:
         KeyError: a row lacks a field; the message lists those it has.
         ValueError: two rows have one key.
@@ -298,7 +322,8 @@ def keyed(rows: Sequence[Mapping], *fields: str) -> dict:
             place = place.setdefault(key, {})
         if last in place:
             raise ValueError(
-                f"two rows of {' . '.join((*above, last))}: {', '.join(fields)} do not tell them apart"
+                f"two rows of {' . '.join((*above, last))}: {', '.join(fields)} do not tell them "
+                "apart"
             )
         names = {field for field in fields if isinstance(row.get(field), str)}
         place[last] = {name: value for name, value in row.items() if name not in names}
@@ -329,7 +354,8 @@ def _text(value) -> str:
 
 
 def rows_of(content: Mapping, *fields: str) -> list[dict]:
-    """Rows of nested dictionaries as a list, each with the names it stood under: what `keyed` made, undone.
+    """Rows of nested dictionaries as a list, each with the names it stood under: what `keyed` made,
+    undone.
 
     Args:
         fields: those of `keyed`.
@@ -349,7 +375,7 @@ def rows_of(content: Mapping, *fields: str) -> list[dict]:
 
 @cache
 def tables() -> dict[str, dict]:
-    """`results/schema/keys.json`: by results file and path of a list of rows, how its rows are named; empty where mmlib is installed alone."""
+    """`results/schema/keys.json`: how rows are named; empty outside the repository."""
     path = SCHEMA / "keys.json"
     return read_json(path) if path.exists() else {}
 
@@ -369,13 +395,14 @@ def keyed_results(name: str, content: dict) -> dict:
     Args:
         name: of the file, such as "loss_comparison" or "gpu/budgets".
     Raises:
-        ValueError: a list of rows has no entry in the table: nothing in results/ is found by its place in a list.
+        ValueError: a list of rows has no entry in the table: nothing in results/ is found by its
+            place in a list.
     """
     return _keyed(name, content, ()) if name in tables() else content
 
 
 def _keyed(name: str, value, path: tuple[str, ...], depth: int = 0):
-    """What stands at a path, keyed. `depth`: so many names of rows, which are in no pattern, come before the next key."""
+    """What stands at a path, keyed. `depth`: names of rows that come before the next key."""
     if depth:
         return {key: _keyed(name, inner, path, depth - 1) for key, inner in value.items()}
     if isinstance(value, dict):
@@ -390,7 +417,8 @@ def _keyed(name: str, value, path: tuple[str, ...], depth: int = 0):
         return dict(zip(entry, value, strict=True))
     if entry != "series" and value and isinstance(value[0], dict):
         raise ValueError(
-            f"{name}.json: {'.'.join(path)} is a list of rows: name its key in results/schema/keys.json"
+            f"{name}.json: {'.'.join(path)} is a list of rows: name its key in "
+            "results/schema/keys.json"
         )
     return value
 
@@ -424,7 +452,8 @@ def check(name: str, content: dict) -> None:
     """Check a results file against `results/schema/NAME.schema.json`, where there is one.
 
     Raises:
-        ValueError: it does not fit; the message names file and path, what is there and what is expected.
+        ValueError: it does not fit; the message names file and path, what is there and what is
+            expected.
     """
     path = SCHEMA / f"{name}.schema.json"
     if not path.exists():
@@ -439,7 +468,7 @@ def check(name: str, content: dict) -> None:
 
 
 def cell_that_writes(name: str, notebook: Path) -> str | None:
-    """The id of the cell of a notebook that calls `run.write` for a results file; None where none does, as for one trial of many."""
+    """The id of the notebook's cell that calls `run.write` for a results file, if any."""
     if not notebook.exists():
         return None
     for cell in read_json(notebook)["cells"]:

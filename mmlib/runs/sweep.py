@@ -1,7 +1,9 @@
-"""A sweep: many small trials, a file each. Run again, it computes only the trials whose files are missing or have another configuration.
+"""A sweep: many small trials, a file each. Run again, it computes only the trials whose files are
+missing or have another configuration.
 
-A trial is any callable with a configuration, as JSON can hold it. Its outcome is results/RUN/SWEEP/TRIAL.json, which also holds that
-configuration. The code is no part of a configuration: remove the files to have all trials anew.
+A trial is any callable with a configuration, as JSON can hold it. Its outcome is
+results/RUN/SWEEP/TRIAL.json, which also holds that configuration. The code is no part of a
+configuration: remove the files to have all trials anew.
 
     sweep = Sweep(run, "widths", "06_scaling")
     trials = [Trial(f"width{w}", {"width": w}, lambda folder, w=w: {"loss": loss_of(w)}) for w in (64, 128)]
@@ -46,10 +48,13 @@ class Trial:
     Args:
         name: of its file: letters, digits, dots, hyphens and underscores.
         configuration: everything that decides the outcome, as JSON can hold it.
-        compute: gives the outcome, as JSON can hold it; called with a folder of its own, which is removed once the outcome is written.
-        identities: of the language model and its texts, as a store records them, for the provenance.
+        compute: gives the outcome, as JSON can hold it; called with a folder of its own, which is
+            removed once the outcome is written.
+        identities: of the language model and its texts, as a store records them, for the
+            provenance.
         kind, cost: trials of one kind take seconds in proportion to their cost.
-        probe: seconds that it will take, from a short measurement; asked only where no trial of its kind has been timed here.
+        probe: seconds that it will take, from a short measurement; asked only where no trial of its
+            kind has been timed here.
     Raises:
         ValueError: the name cannot be that of a file.
     """
@@ -65,7 +70,8 @@ class Trial:
     def __post_init__(self):
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(
-                f"trial {self.name!r}: expected letters, digits, dots, hyphens and underscores, since it names a file"
+                f"trial {self.name!r}: expected letters, digits, dots, hyphens and underscores, "
+                "since it names a file"
             )
 
 
@@ -124,8 +130,9 @@ class Sweep:
         return f"{self.name}: {left} of {len(trials)} trials left{about}"
 
     def minutes(self, trials: Sequence[Trial]) -> float | None:
-        """Minutes that the trials which are left will take, by those that were timed on this machine, else by a probe of one of
-        each kind; None if there is neither."""
+        """Minutes that the trials which are left will take, by those that were timed on this
+        machine, else by a probe of one of each kind; None if there is neither.
+        """
         outcomes = [(trial, self.known(trial)) for trial in trials]
         left = [trial for trial, outcome in outcomes if outcome is None]
         seconds = {}
@@ -157,10 +164,11 @@ class RecipeTrial:
     Args:
         name: of its file, as a `Trial`'s.
         coordinates: name of the coordinates that the network sees.
-        transform: takes standardised activations (n, d) to those coordinates; None where they are the same.
-        validation_rows: measure validation losses during training on so many rows, spread evenly; None: as `train` does. The noise
-            that `train` puts on them depends on the batch, so two trainings of unlike batches compare only if it is the smaller
-            batch, or less.
+        transform: takes standardised activations (n, d) to those coordinates; None where they are
+            the same.
+        validation_rows: measure validation losses during training on so many rows, spread evenly;
+            None: as `train` does. The noise that `train` puts on them depends on the batch, so two
+            trainings of unlike batches compare only if it is the smaller batch, or less.
     Raises:
         ValueError: coordinates have a name and no transform, or the other way round.
     """
@@ -188,10 +196,12 @@ class RecipeTrial:
     def configuration(self, evaluation: Mapping[str, object]) -> dict:
         """What decides the outcome.
 
-        Settings that came later than some trials are left out where they have their default: those trials had it.
+        Settings that came later than some trials are left out where they have their default: those
+        trials had it.
 
         Args:
-            evaluation: everything that decides what is measured of the trained model, besides this trial.
+            evaluation: everything that decides what is measured of the trained model, besides this
+                trial.
         """
         recipe, training = asdict(self.recipe), self.recipe.training
         for one in fields(training):
@@ -209,12 +219,16 @@ class RecipeTrial:
         }
 
     def seen(self, activations_nd: Tensor) -> Tensor:
-        """What the network sees of raw activations, (n, d): standardised by training statistics, then transformed."""
+        """What the network sees of raw activations, (n, d): standardised by training statistics,
+        then transformed.
+        """
         z_nd = Normaliser.of(self.store)(activations_nd)
         return self.transform(z_nd) if self.transform else z_nd
 
     def gaussian(self) -> GaussianDenoiser | None:
-        """That a recipe with a linear skip adds to, fitted to the training documents in the trial's coordinates; None for others."""
+        """That a recipe with a linear skip adds to, fitted to the training documents in the trial's
+        coordinates; None for others.
+        """
         if not self.recipe.linear_skip:
             return None
         train_nd = self.seen(self.store.read(self.store.rows("train")))
@@ -254,7 +268,8 @@ class RecipeTrial:
         evaluation: Mapping[str, object],
         compute: Callable[[Path], dict] | None = None,
     ) -> Trial:
-        """The trial of a sweep that trains this and keeps what `evaluate` gives of the trained model.
+        """The trial of a sweep that trains this and keeps what `evaluate` gives of the trained
+        model.
 
         Args:
             compute: in place of that.
@@ -278,7 +293,9 @@ def trained_and_measured(
     folder: Path,
     gaussian: GaussianDenoiser | None = None,
 ) -> dict:
-    """The outcome of training a recipe: parameters, activations seen, seconds, the last validation loss, and what `evaluate` gives."""
+    """The outcome of training a recipe: parameters, activations seen, seconds, the last validation
+    loss, and what `evaluate` gives.
+    """
     model, log = trial.train(folder, gaussian)
     model.to(default_device())
     return {
@@ -291,7 +308,9 @@ def trained_and_measured(
 
 
 def seconds_a_step(recipe: Recipe, d: int) -> float:
-    """Seconds of a training step on this machine: the median over a few forward and backward passes on noise."""
+    """Seconds of a training step on this machine: the median over a few forward and backward passes
+    on noise.
+    """
     device, training = default_device(), recipe.training
     origin = Origin(Normaliser(torch.zeros(1, d), torch.ones(1, d)), layers=(0,))
     model = MetaModel(network_of(recipe.size, d), training.objective, origin)
@@ -317,5 +336,6 @@ def require_one_pass(trials: Sequence[RecipeTrial]) -> None:
     for trial in trials:
         if trial.activations > (there := len(trial.store.rows("train"))):
             raise ValueError(
-                f"trial {trial.name} takes {trial.activations:,} activations, {there:,} are there for training: none may come twice"
+                f"trial {trial.name} takes {trial.activations:,} activations, {there:,} are there "
+                "for training: none may come twice"
             )

@@ -1,9 +1,10 @@
-"""From a plain tensor to a model in one call: `mmlib.fit`; and how large a fit is, what memory it needs and how many minutes.
+"""From a plain tensor to a model in one call: `mmlib.fit`; and how large a fit is, what memory it
+needs and how many minutes.
 
-Rows are split by their groups (documents), standardised by the training rows, and handed to the method.
-Before the work begins one line says how many rows there are, and how much memory and time they need.
-Sizes that were not asked for follow the number of rows and the width (`sized`). What does not fit
-memory or minutes is made smaller (`Budget`), and the line says so.
+Rows are split by their groups (documents), standardised by the training rows, and handed to the
+method. Before the work begins one line says how many rows there are, and how much memory and time
+they need. Sizes that were not asked for follow the number of rows and the width (`sized`). What
+does not fit memory or minutes is made smaller (`Budget`), and the line says so.
 """
 
 import io
@@ -16,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -30,7 +30,7 @@ from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import MixtureSize, fit_mixture
 from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.sae import SAEDenoiser, SAESize, train_sae
-from mmlib.files import bf16_pays, default_device
+from mmlib.files import bf16_pays, default_device, free_memory
 from mmlib.training.recipe import Recipe, Training, new_model
 from mmlib.training.train import train
 
@@ -38,7 +38,8 @@ NAMES = ("gaussian", "pca", "mixture", "sae", "mlp", "gated_mlp")
 LEAST_ROWS = 20  # for training, and a quarter of it for validation
 ROWS_PER_COMPONENT = 64  # of a mixture whose number of components was not asked for
 MIXTURE_BYTES = 2**31  # of the covariances of such a mixture, at most
-COPIES = 3  # of all covariances while a mixture is fitted: the scatters, the best and the one that is tried
+# of all covariances while a mixture is fitted: the scatters, the best and the one that is tried
+COPIES = 3
 PASSES = 10  # over the training rows, by networks and SAEs, unless the most steps are reached first
 FEWEST_STEPS = 100
 STEP_SECONDS = 0.01  # of a training step, whatever its arithmetic
@@ -73,23 +74,28 @@ def fit(
     """Fit a denoiser to activations.
 
     Args:
-        h: raw activations (n, d): a tensor, numpy array, dataset of HDF5, nested lists, the path of a .pt, .npy or .safetensors file, or a
-            store, whose training and validation documents are taken.
-        method: "gaussian" (full covariance), "pca", "mixture" (of full Gaussians), "sae" (TopK, by SAELens), "mlp" (the paper's denoiser),
-            "gated_mlp" (ours); or the size of one: `PCASize`, `MixtureSize`, `SAESize`, or any `Recipe`.
-        groups: an id for each row, (n,), numbers or strings, such as its document: no document is in training and in validation.
+        h: raw activations (n, d): a tensor, numpy array, dataset of HDF5, nested lists, the path of
+            a .pt, .npy or .safetensors file, or a store, whose training and validation documents
+            are taken.
+        method: "gaussian" (full covariance), "pca", "mixture" (of full Gaussians), "sae" (TopK, by
+            SAELens), "mlp" (the paper's denoiser), "gated_mlp" (ours); or the size of one:
+            `PCASize`, `MixtureSize`, `SAESize`, or any `Recipe`.
+        groups: an id for each row, (n,), numbers or strings, such as its document: no document is
+            in training and in validation.
         seed: of the split, of k-means and weights, of batches and noise.
         minutes: about so long; steps, or components of a mixture, are cut to it.
         steps: of a network or an SAE, in place of what the number of rows suggests.
         validation: share of the rows.
-        standardise: statistics of another fit, so that both can stand in one table; None: mean and standard deviation of the training rows.
+        standardise: statistics of another fit, so that both can stand in one table; None: mean and
+            standard deviation of the training rows.
         language_model, layer: what the activations are of, for `check`.
         device: None: "cuda" where there is one, else "cpu".
         progress: say what is done, with bars.
     Returns:
         A `Fitted`: denoise, log_likelihood, sample, project, features, save.
     Raises:
-        TypeError, ValueError: h, groups or an option cannot be used; the message says what was expected.
+        TypeError, ValueError: h, groups or an option cannot be used; the message says what was
+            expected.
         MemoryError: the method needs more memory than there is.
 
     >>> h = 3 + 2 * torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
@@ -129,8 +135,8 @@ def fit(
             apart.enter_context(redirect_stdout(io.StringIO()))
             apart.enter_context(redirect_stderr(io.StringIO()))
         print(
-            f"{name}: {n:,} rows of {d:,} dimensions for training, {n_validation:,} for validation, split {how}; "
-            f"{budget.describe(size)}",
+            f"{name}: {n:,} rows of {d:,} dimensions for training, {n_validation:,} for "
+            f"validation, split {how}; {budget.describe(size)}",
             *remarks,
             sep="\n",
         )
@@ -154,10 +160,12 @@ def _check_options(
 def split_rows(
     n: int, group_n: np.ndarray | None, validation: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers for training and for validation, each rising; whole groups, or where there are none each row for itself.
+    """Row numbers for training and for validation, each rising; whole groups, or where there are
+    none each row for itself.
 
     Args:
-        validation: about this share of the rows: groups are drawn at random until it is reached, and one that would double it is passed over.
+        validation: about this share of the rows: groups are drawn at random until it is reached,
+            and one that would double it is passed over.
     Raises:
         ValueError: all rows are of one group.
 
@@ -170,7 +178,8 @@ def split_rows(
     counts = np.bincount(group_n)
     if len(counts) == 1 < n:
         raise ValueError(
-            "all rows are of one group: none is left to validate on; leave groups out to split by row"
+            "all rows are of one group: none is left to validate on; leave groups out to split by "
+            "row"
         )
     chosen, total, order = [], 0, rng.permutation(len(counts))
     for group in order:
@@ -188,14 +197,16 @@ def _require_rows(method: Method, n: int, n_validation: int, d: int) -> None:
     least = LEAST_ROWS // 4
     if n < LEAST_ROWS or n_validation < least:
         raise ValueError(
-            f"{n} rows for training and {n_validation} for validation: expected at least {LEAST_ROWS} and {least}"
+            f"{n} rows for training and {n_validation} for validation: expected at least "
+            f"{LEAST_ROWS} and {least}"
         )
     if d < 2 and (method == "sae" or isinstance(method, SAESize)):
         raise ValueError(f"h is {d} wide: an SAE needs at least 2 dimensions")
     closed = method in ("gaussian", "pca", "mixture") or isinstance(method, (PCASize, MixtureSize))
     if n <= d and (closed or getattr(method, "linear_skip", False)):
         raise ValueError(
-            f"{n} rows for training, of {d} dimensions: a covariance needs more rows than dimensions; give more rows, or use 'sae' or 'mlp'"
+            f"{n} rows for training, of {d} dimensions: a covariance needs more rows than "
+            "dimensions; give more rows, or use 'sae' or 'mlp'"
         )
 
 
@@ -212,7 +223,8 @@ def _normaliser(h_nd: Tensor, given: Fitted | Normaliser | None) -> Normaliser:
         return normaliser
     if constant := (h_nd.amax(0) == h_nd.amin(0)).nonzero()[:, 0].tolist():
         raise ValueError(
-            f"dimensions {', '.join(map(str, constant[:5]))}{', …' if len(constant) > 5 else ''} of h never vary in the training rows: leave them out"
+            f"dimensions {', '.join(map(str, constant[:5]))}{', …' if len(constant) > 5 else ''} "
+            "of h never vary in the training rows: leave them out"
         )
     scaler = StandardScaler()
     for part_nd in h_nd.split(2**16):
@@ -224,7 +236,7 @@ def _normaliser(h_nd: Tensor, given: Fitted | Normaliser | None) -> Normaliser:
 def _fitted(
     size: Size, raw_nd: Tensor, checked_nd: Tensor, origin: Origin, facts: dict, device: str
 ) -> Fitted:
-    """The fit of a size to raw activations for training and validation; its facts gain what came of it."""
+    """The fit of a size to raw activations; its facts gain what came of it."""
     z_nd, seed = origin.normaliser(raw_nd), facts["seed"]
     components = PrincipalComponents.fit(z_nd) if len(z_nd) > origin.d else None
     if size is not None:
@@ -271,7 +283,8 @@ def _train(
 
 
 def row_batches(h_nd: Tensor, batch: int, seed: int, start: int = 0) -> Iterator[Tensor]:
-    """Endless shuffled batches of rows, (batch, d), from a step on: a function of (seed, step). Each pass leaves out what fills no batch.
+    """Endless shuffled batches of rows, (batch, d), from a step on: a function of (seed, step).
+    Each pass leaves out what fills no batch.
 
     >>> from itertools import islice
     >>> [one.flatten().tolist() for one in islice(row_batches(torch.arange(4.0)[:, None], 2, seed=0), 2)]
@@ -331,17 +344,8 @@ def with_steps(size: Size, steps: int | None) -> Size:
     raise ValueError(f"steps = {steps}: a network or an SAE has steps, this method has none")
 
 
-def free_memory() -> int:
-    """Bytes that this process may still take: of the machine, or of its control group where that has less."""
-    free = psutil.virtual_memory().available
-    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, int(text) - int(used.read_text()))
-    return free
-
-
 def speed(device: str, dtype: torch.dtype = torch.float32) -> float:
-    """Floating-point operations a second of matrix products, from a few hundredths of a second of them."""
+    """Floating-point operations a second, from a few hundredths of a second of products."""
     a_dd = torch.ones(1024, 1024, device=device, dtype=dtype)
     float((a_dd @ a_dd)[0, 0])  # the first may load a library
     began, products = time.perf_counter(), 0
@@ -355,7 +359,8 @@ class Budget:
     """What fits of n rows of width d to a device take there, about.
 
     Args:
-        flops: floating-point operations a second; None: measured, of closed forms on the CPU and of training on the device.
+        flops: floating-point operations a second; None: measured, of closed forms on the CPU and of
+            training on the device.
     """
 
     def __init__(self, n: int, d: int, device: str, flops: float | None = None):
@@ -377,12 +382,15 @@ class Budget:
             if asked > most:
                 size = replace(size, components=tuple(sorted({max(1, most // 2), most})))
                 remarks.append(
-                    f"{asked} components with full covariances take {asked * one / 1e9:.1f} GB at d = {self.d:,} and {COPIES} times as much while "
-                    f"they are fitted; {free / 1e9:.1f} GB are free and {MIXTURE_BYTES / 1e9:.1f} GB are the most: {most} are fitted instead"
+                    f"{asked} components with full covariances take {asked * one / 1e9:.1f} GB at "
+                    f"d = {self.d:,} and {COPIES} times as much while they are fitted; "
+                    f"{free / 1e9:.1f} GB are free and {MIXTURE_BYTES / 1e9:.1f} GB are the most: "
+                    f"{most} are fitted instead"
                 )
         if (needed := self.memory(size)) > free:
             raise MemoryError(
-                f"this needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: give fewer rows or a smaller size"
+                f"this needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: give fewer "
+                "rows or a smaller size"
             )
         if minutes is not None and self.seconds(size) > 60 * minutes:
             size, what = self._cut(size, 60 * minutes)
@@ -416,7 +424,7 @@ class Budget:
         return data + 16 * self.d**2
 
     def numbers(self, recipe: Recipe) -> int:
-        """Parameters of a recipe's network, about: those of an MLP are counted, those of another are taken for 10 d²."""
+        """Parameters of a recipe's network, about: an MLP's are counted, others' guessed."""
         size, d = recipe.size, self.d
         if not isinstance(size, MLPSize):
             return 2 * d * getattr(size, "latents", 5 * d)
@@ -424,7 +432,7 @@ class Budget:
         return size.layers * 4 * m * (size.d_mlp or 2 * m) + 2 * m * m + 2 * m * d
 
     def seconds(self, size: Size) -> float:
-        """How long the fit takes here, about: its products of matrices at this machine's speed, and a little for each step."""
+        """Seconds of the fit here, about: its matrix products, and a little for each step."""
         n, d = self.n, self.d
         covariance, axes = 2 * n * d**2, 9 * d**3
         closed, trained, steps = covariance + axes, 0, 0

@@ -1,9 +1,10 @@
-"""Recipes: a denoiser's size, how it is trained, the schedule of its learning rate; and untrained models of it.
+"""Recipes: a denoiser's size, how it is trained, the schedule of its learning rate; and untrained
+models of it.
 
-Recipe             a network's size and its `Training`
-Training           steps, batch, rate, warm-up, decay, averaging, noise levels; each field says what it does
-learning_rate      the rate of a step: linear warm-up, then a decay by name (`DECAYS`)
-new_model          a model with random weights
+Recipe             a network's size and its `Training` Training           steps, batch, rate,
+warm-up, decay, averaging, noise levels; each field says what it does learning_rate      the rate of
+a step: linear warm-up, then a decay by name (`DECAYS`) new_model          a model with random
+weights
 """
 
 import copy
@@ -34,13 +35,17 @@ DECAYS = {
 
 
 def _later(default):
-    """A field that came after trials of studies had been trained with its default: see `mmlib.runs.sweep`."""
+    """A field that came after trials of studies had been trained with its default: see
+    `mmlib.runs.sweep`.
+    """
     return field(default=default, metadata={"later": True})
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training run of a denoiser: AdamW, linear warm-up, cosine decay, gradient clipping, EMA weights."""
+    """One training run of a denoiser: AdamW, linear warm-up, cosine decay, gradient clipping, EMA
+    weights.
+    """
 
     objective: str  # what the network predicts: "flow_velocity" (v = ε − z) or "ddpm_epsilon" (ε)
     steps: int
@@ -48,7 +53,9 @@ class Training:
     lr: float  # peak learning rate
     warmup: float = 0.02  # fraction of the steps that warms up linearly
     final_lr: float = 0.02  # the cosine ends at this fraction of the peak
-    ema: float = 0.99  # decay of the averaged weights, the ones evaluated and saved; after s steps at most (1 + s)/(10 + s), diffusers' warm-up
+    # decay of the averaged weights, the ones evaluated and saved; after s steps at most (1 + s)/(10
+    # + s), diffusers' warm-up
+    ema: float = 0.99
     beta2: float = 0.99  # of AdamW
     levels: int | None = None  # different in a batch, shared by runs of rows; None: one a row
     stop_if_stuck: bool = True  # give up on a training that stays above the mean predictor's loss
@@ -67,10 +74,13 @@ class Training:
     decay: str = _later("cosine")
 
     def __post_init__(self):
-        """Refuse validation or saving at steps that are not logged, where they would not happen, and names that nothing has."""
+        """Refuse validation or saving at steps that are not logged, where they would not happen,
+        and names that nothing has.
+        """
         if self.validate_every % self.log_every or self.save_every % self.log_every:
             raise ValueError(
-                f"validate_every={self.validate_every} and save_every={self.save_every}: expected multiples of log_every={self.log_every}"
+                f"validate_every={self.validate_every} and save_every={self.save_every}: expected "
+                f"multiples of log_every={self.log_every}"
             )
         for name, allowed in (("density", DENSITIES), ("weighting", DENSITIES), ("decay", DECAYS)):
             if (value := getattr(self, name)) not in allowed:
@@ -103,7 +113,8 @@ def network_of(size: Size, d: int, layers: int | None = None) -> nn.Module:
     """A network of that size for activations of width d, with random weights.
 
     Args:
-        layers: of the language model, for an MLP that is conditioned on the layer; None: it knows one layer.
+        layers: of the language model, for an MLP that is conditioned on the layer; None: it knows
+            one layer.
     """
     if isinstance(size, MLPSize):
         widths = (size.d_model, size.d_mlp)
@@ -117,13 +128,15 @@ def network_of(size: Size, d: int, layers: int | None = None) -> nn.Module:
 def new_model(
     recipe: Recipe, origin: Origin, seed: int, gaussian: GaussianDenoiser | None = None
 ) -> MetaModel:
-    """A model with random weights for activations of one layer of a language model, or of several layers.
+    """A model with random weights for activations of one layer of a language model, or of several
+    layers.
 
     Args:
         origin: of the activations; `Origin.of(store)`, or of several stores: one a layer.
         gaussian: fitted to the training documents, for a recipe with a linear skip.
     Raises:
-        ValueError: the recipe needs a Gaussian and none is given, or asks for several layers of what has one.
+        ValueError: the recipe needs a Gaussian and none is given, or asks for several layers of
+            what has one.
     """
     d, n_layers, size = origin.d, len(origin.normaliser.mean_ld), recipe.size
     if n_layers > 1 and (recipe.linear_skip or not isinstance(size, MLPSize)):
@@ -142,7 +155,9 @@ def new_model(
 
 
 def untrained(model: MetaModel, seed: int) -> MetaModel:
-    """The same architecture with random weights; the Gaussian below a network with a linear skip stays."""
+    """The same architecture with random weights; the Gaussian below a network with a linear skip
+    stays.
+    """
     torch.manual_seed(seed)
     trained = model.network
     inner = trained.inner if isinstance(trained, LinearSkip) else trained

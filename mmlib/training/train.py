@@ -1,13 +1,16 @@
-"""One training loop for every denoiser: AdamW, clipping, averaged weights, exact resume. Settings and rates: `mmlib.training.recipe`.
+"""One training loop for every denoiser: AdamW, clipping, averaged weights, exact resume. Settings
+and rates: `mmlib.training.recipe`.
 
     python -m mmlib train gated_mlp --preset default          train what a preset names, on the store that notebook 01 wrote
     torchrun --nproc-per-node 2 -m mmlib train gated_mlp …    the same, on several processes or machines with a shared disk
 
-Batches, noise levels and noise are functions of (seed, step). So on a CPU a run that was killed and resumed with as many threads
-ends with the same bytes as one that was not, and a checkpoint needs no random-number state. A GPU draws other noise than a CPU: a run
-that moves there trains on, to other weights. Several processes each take their part of every batch. A training's folder holds log.jsonl, the
-model, state.json and state-N.pt to resume from at step N while it runs, and done.json once it is finished; state.json and done.json have
-the digests of the others and a *fingerprint*, everything that decides the outcome. What bears another one is removed, never resumed.
+Batches, noise levels and noise are functions of (seed, step). So on a CPU a run that was killed and
+resumed with as many threads ends with the same bytes as one that was not, and a checkpoint needs no
+random-number state. A GPU draws other noise than a CPU: a run that moves there trains on, to other
+weights. Several processes each take their part of every batch. A training's folder holds log.jsonl,
+the model, state.json and state-N.pt to resume from at step N while it runs, and done.json once it
+is finished; state.json and done.json have the digests of the others and a *fingerprint*, everything
+that decides the outcome. What bears another one is removed, never resumed.
 """
 
 import hashlib
@@ -46,7 +49,9 @@ STATE, LOG, DONE = "state.json", "log.jsonl", "done.json"  # of a training's fol
 VALIDATION_ROWS = 1024  # at most
 
 
-VALIDATION_BATCHES = 8  # likewise: a slow network has small batches, and would spend a tenth of its training's time on validation
+# likewise: a slow network has small batches, and would spend a tenth of its training's time on
+# validation
+VALIDATION_BATCHES = 8
 
 
 CODE = (  # what decides the outcome of a training, besides its settings and its source
@@ -62,7 +67,7 @@ CODE = (  # what decides the outcome of a training, besides its settings and its
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is NaN or infinite, or stays above what the mean alone has; the message says at which step."""
+    """The loss is NaN or infinite, or stays above the mean's; the message names the step."""
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -86,20 +91,27 @@ def train(
 ) -> list[dict]:
     """Train `model.network` in place; it ends with the averaged weights, saved in `folder`.
 
-    A training that was interrupted is resumed; one that was finished with the same settings, data and code is loaded.
+    A training that was interrupted is resumed; one that was finished with the same settings, data
+    and code is loaded.
 
     Args:
-        batches: called with a step, gives the raw activations (batch, d) of that step and those after it; (layers, batch, d) for a
-            model of several layers. From a store or live: the loop does not know.
+        batches: called with a step, gives the raw activations (batch, d) of that step and those
+            after it; (layers, batch, d) for a model of several layers. From a store or live: the
+            loop does not know.
         validation: standardised activations of validation documents, (n, d) or (layers, n, d).
-        source: what decides the batches besides the store's documents, if anything does; a training from another source is not resumed.
-        folder: gets log.jsonl, the model, its copies `settings.keep`, and while training runs a state to resume from.
-        tracker: a tracker of accelerate that also gets the log, such as "tensorboard", whose package must be installed.
+        source: what decides the batches besides the store's documents, if anything does; a training
+            from another source is not resumed.
+        folder: gets log.jsonl, the model, its copies `settings.keep`, and while training runs a
+            state to resume from.
+        tracker: a tracker of accelerate that also gets the log, such as "tensorboard", whose
+            package must be installed.
         device: None: "cuda" where there is one, else "cpu".
     Returns:
-        The log: per entry step, activations, seconds (of training alone), loss, and where measured validation_loss.
+        The log: per entry step, activations, seconds (of training alone), loss, and where measured
+            validation_loss.
     Raises:
-        TrainingDiverged: the loss or its gradient is no longer finite, or the loss stays above the mean predictor's.
+        TrainingDiverged: the loss or its gradient is no longer finite, or the loss stays above the
+            mean predictor's.
         CheckpointError: what the folder holds of this training is damaged.
         ValueError: the tracker is unknown or its package is not installed.
     """
@@ -140,7 +152,8 @@ def _accelerator(tracker: str | GeneralTracker | None, folder: Path, device: str
     )
     if tracker and not accelerator.log_with:
         raise ValueError(
-            f"tracker {tracker!r} cannot be used: install its package, or leave it out (log.jsonl is always written)"
+            f"tracker {tracker!r} cannot be used: install its package, or leave it out (log.jsonl "
+            "is always written)"
         )
     return accelerator
 
@@ -184,7 +197,7 @@ class TrainingRun:
         self._begin(tracker)
 
     def _begin(self, tracker: str | GeneralTracker | None) -> None:
-        """Take up what the folder holds; unless that is the whole training, make ready for the next step."""
+        """Take up what the folder holds, or make ready for the next step."""
         self.folder.mkdir(parents=True, exist_ok=True)
         numbers = sum(p.numel() for p in self.parameters)
         require_disk(self.folder, 2 * 4 * 4 * numbers, "checkpoints of this training")
@@ -199,7 +212,7 @@ class TrainingRun:
             self.accelerator.init_trackers("mmlib", settings)
 
     def _fingerprint(self) -> str:
-        """Everything that decides the outcome: settings, data and code. Only a run with the same one is resumed or taken as done."""
+        """Settings, data and code: only a run with the same ones is resumed or taken as done."""
         network, normaliser = self.network, self.model.normaliser
         config = {key: value for key, value in network.config.items() if not key.startswith("_")}
         start = hashlib.sha256()
@@ -227,7 +240,8 @@ class TrainingRun:
         )
         norm = total_norm.item()
         self._refuse_non_finite("gradient norm", norm, self.step + 1)
-        # clip_grad_norm_ multiplies by 1 where nothing is to be clipped, another pass over all gradients
+        # clip_grad_norm_ multiplies by 1 where nothing is to be clipped, another pass over all
+        # gradients
         if norm > self.settings.clip:
             torch.nn.utils.clip_grads_with_norm_(
                 self.parameters, self.settings.clip, total_norm, foreach=True
@@ -240,7 +254,7 @@ class TrainingRun:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """As `EMAModel.step`, which is slower: it writes the differences of all weights beside them first."""
+        """As `EMAModel.step`, without its copies of all differences."""
         self.ema.optimization_step += 1
         weight = 1 - self.ema.get_decay(self.ema.optimization_step)
         for average, parameter in zip(self.ema.shadow_params, self.parameters):
@@ -264,7 +278,7 @@ class TrainingRun:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def validation_loss(self) -> float:
-        """The training loss of the averaged weights on fixed validation rows, with a level each, the same for all seeds."""
+        """The averaged weights' loss on fixed validation rows and levels, of all seeds alike."""
         generator, losses = step_generator(0, 2**31), []
         with self.averaged_weights(), torch.inference_mode(), self._autocast():
             for part in self.validation.split(self.settings.batch, dim=-2):
@@ -275,7 +289,8 @@ class TrainingRun:
         return mean
 
     def check_progress(self) -> None:
-        """Stop what does not learn: for a quarter of the steps (at least 200) the loss is above the mean predictor's, and does not fall.
+        """Stop what does not learn: for a quarter of the steps (at least 200) the loss is above the
+        mean predictor's, and does not fall.
 
         Raises:
             TrainingDiverged: it is so.
@@ -293,8 +308,9 @@ class TrainingRun:
         stuck = self.step >= 2 * patience and recent >= self.mean_loss
         if stuck and recent > 0.98 * least(since - patience, since):
             raise TrainingDiverged(
-                f"loss {self.log[-1]['loss']:.4g} at step {self.step} of {self.settings.steps}: for {patience} steps it has been above the "
-                f"{self.mean_loss:.4g} of the mean alone and has not fallen: change the learning rate ({self.settings.lr:.2g}), or "
+                f"loss {self.log[-1]['loss']:.4g} at step {self.step} of {self.settings.steps}: "
+                f"for {patience} steps it has been above the {self.mean_loss:.4g} of the mean "
+                f"alone and has not fallen: change the learning rate ({self.settings.lr:.2g}), or "
                 "set stop_if_stuck=False to train on"
             )
 
@@ -321,7 +337,9 @@ class TrainingRun:
         }
 
     def write(self, entry: dict) -> None:
-        """Append to log.jsonl, flushed, so that a notebook beside it can plot while training runs."""
+        """Append to log.jsonl, flushed, so that a notebook beside it can plot while training
+        runs.
+        """
         self.log.append(entry)
         self.accelerator.log(
             {key: value for key, value in entry.items() if key != "step"}, step=self.step
@@ -350,7 +368,7 @@ class TrainingRun:
 
 
 def save_state(run: TrainingRun) -> None:
-    """Write everything that `resume` needs; what it needed before is removed after that. The main process alone does."""
+    """Write what `resume` needs, then remove what it needed before. The main process does."""
     if not run.main:
         return
     known = {key: getattr(run, key) for key in ("fingerprint", "step", "seconds", "log")}
@@ -374,7 +392,7 @@ def _remove_states(folder: Path, but: tuple[str, ...] = ()) -> None:
 
 
 def resume(run: TrainingRun) -> None:
-    """Take up what the folder holds of this very training; anything else that lies there is removed."""
+    """Take up what the folder holds of this very training; remove what else lies there."""
     path = run.folder / STATE
     if done(run):
         run.log = [json.loads(line) for line in (run.folder / LOG).read_text().splitlines()]

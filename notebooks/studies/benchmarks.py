@@ -1,10 +1,12 @@
-"""How fast training is on a GPU: activations a second, and the share of the rate at which the device multiplies matrices.
+"""How fast training is on a GPU: activations a second, and the share of the rate at which the
+device multiplies matrices.
 
     python -m mmlib_studies.benchmarks                             on a machine with CUDA: under 5 minutes, with no store or language model
     python -m mmlib_studies.benchmarks --smoke --out rates.json    tiny networks, on any machine: shows that it runs
 
-The step of `mmlib.training.train` itself is timed, on standard normal activations held on the device: all but reading. FLOP are what torch
-counts in a forward and a backward pass: matrix products, convolutions, attention.
+The step of `mmlib.training.train` itself is timed, on standard normal activations held on the
+device: all but reading. FLOP are what torch counts in a forward and a backward pass: matrix
+products, convolutions, attention.
 """
 
 import argparse
@@ -61,7 +63,8 @@ class Size:
     workloads: tuple[Workload, ...]
     sides: tuple[int, ...]  # of the square matrices
     seconds: float  # of training in a round; each matrix product has a quarter
-    compile_within: float  # seconds after which no further network is compiled, which can take more than a minute
+    # seconds after which no further network is compiled, which can take more than a minute
+    compile_within: float
 
 
 def _mlp(name: str, d: int, *batches: int, rows_per_level: int = 1, **size) -> Workload:
@@ -111,7 +114,9 @@ def training_of(workload: Workload) -> TrainingRun:
 
 
 def flop_per_activation(training: TrainingRun, workload: Workload) -> float:
-    """Of a forward and a backward pass; what depends on the noise level alone counts once for the rows that share it."""
+    """Of a forward and a backward pass; what depends on the noise level alone counts once for the
+    rows that share it.
+    """
     n, device = 8 * workload.rows_per_level, training.device
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=training.bf16)
     with FlopCounterMode(display=False) as counter, mixed:
@@ -144,7 +149,9 @@ def begin(training: TrainingRun, workload: Workload) -> tuple[Iterator[Tensor], 
 
 
 def calls_per_second(call: Callable[[], object], seconds: float) -> float:
-    """Of work on the device, measured for about so many seconds after a warm-up; the device is waited for."""
+    """Of work on the device, measured for about so many seconds after a warm-up; the device is
+    waited for.
+    """
     timer = benchmark.Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
     return 1 / timer.blocked_autorange(min_run_time=seconds).median
 
@@ -161,7 +168,8 @@ def measure(workload: Workload, size: Size, compiled: bool) -> dict:
     training = training_of(workload)
     flop = flop_per_activation(training, workload)
     if compiled:
-        torch.compiler.reset()  # or shapes that differ from the last network's would be compiled as variable
+        # or shapes that differ from the last network's would be compiled as variable
+        torch.compiler.reset()
         training.forward = torch.compile(training.network)
     source, batch = begin(training, workload)
     dtype, cuda = torch.bfloat16 if training.bf16 else torch.float32, training.device.type == "cuda"
@@ -193,7 +201,9 @@ def measure(workload: Workload, size: Size, compiled: bool) -> dict:
 
 
 def run(size: Size, out: Path, **facts) -> dict:
-    """Measure everything as it comes, then compiled while time allows; what there is is written after every row."""
+    """Measure everything as it comes, then compiled while time allows; what there is is written
+    after every row.
+    """
     began = time.monotonic()
     batches = {workload.name: workload.batches for workload in size.workloads}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -236,7 +246,8 @@ def main() -> None:
         parser.error("--smoke needs --out: its numbers are not for results/gpu")
     if not given.smoke and not torch.cuda.is_available():
         parser.error(
-            f"no CUDA device (torch {torch.__version__} sees none): run it where there is one, or --smoke --out FILE for tiny networks here"
+            f"no CUDA device (torch {torch.__version__} sees none): run it where there is one, or "
+            "--smoke --out FILE for tiny networks here"
         )
     size, preset = (SMOKE, "smoke") if given.smoke else (FULL, "gpu")
     out = given.out or ROOT / "results" / "gpu" / "benchmarks.json"

@@ -1,7 +1,9 @@
-"""The gap: how much lower a network's loss is on documents that it was trained on than on others, and what that says of data and compute.
+"""The gap: how much lower a network's loss is on documents that it was trained on than on others,
+and what that says of data and compute.
 
-A gap has two parts: what was learnt by heart, and that one set of documents is easier than another. The second is what a *control* shows that
-has read so few activations that it knows none by heart; what remains of a gap when the control's is taken off is its *excess*.
+A gap has two parts: what was learnt by heart, and that one set of documents is easier than another.
+The second is what a *control* shows that has read so few activations that it knows none by heart;
+what remains of a gap when the control's is taken off is its *excess*.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +24,8 @@ def gap_rows(
     split: str,
     control: str,
 ) -> dict[str, dict]:
-    """Loss on unseen documents less that on seen ones, with intervals that resample both sets of documents.
+    """Loss on unseen documents less that on seen ones, with intervals that resample both sets of
+    documents.
 
     Args:
         seen, unseen: by network; of all networks on the same tokens.
@@ -60,7 +63,8 @@ def _mean(losses: DocumentLosses, weights: np.ndarray) -> np.ndarray:
 
 
 def gained_in_last_third(log: list[dict]) -> float:
-    """How much the validation loss fell from the last measurement in the first two thirds of the steps to the end.
+    """How much the validation loss fell from the last measurement in the first two thirds of the
+    steps to the end.
 
     Raises:
         ValueError: none was measured before.
@@ -75,7 +79,9 @@ def gained_in_last_third(log: list[dict]) -> float:
 
 
 def limit(excess: float, gained: float) -> str:
-    """What holds a training back: "data", if unseen documents cost it more than the last third of its steps still gained; else "compute"."""
+    """What holds a training back: "data", if unseen documents cost it more than the last third of
+    its steps still gained; else "compute".
+    """
     return "data" if excess > gained else "compute"
 
 
@@ -90,7 +96,9 @@ def in_words(name: str, row: Mapping[str, float], split: str, gained: float) -> 
     low, high = row["excess_ci95"]
     verdict = {"data": "more than", "compute": "no more than"}[limit(row["excess"], gained)]
     return (
-        f"{name}, after {row['passes']:.1f} passes: {split} loss {row[f'{split}_loss']:.3f}, training documents {row['train_loss']:.3f}, gap {row['gap']:+.3f}, "
-        f"of it {row['excess']:+.3f} [{low:+.3f}, {high:+.3f}] beyond the control's. That is {verdict} the {gained:.3f} that the last third of "
-        f"training still gained: {limit(row['excess'], gained)} limits it."
+        f"{name}, after {row['passes']:.1f} passes: {split} loss {row[f'{split}_loss']:.3f}, "
+        f"training documents {row['train_loss']:.3f}, gap {row['gap']:+.3f}, of it "
+        f"{row['excess']:+.3f} [{low:+.3f}, {high:+.3f}] beyond the control's. That is {verdict} "
+        f"the {gained:.3f} that the last third of training still gained: "
+        f"{limit(row['excess'], gained)} limits it."
     ).replace("-", "−")

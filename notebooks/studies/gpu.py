@@ -1,12 +1,14 @@
-"""What budgets that two cores do not have change: networks of the `default` preset's kinds and the article's UNet at its full size.
+"""What budgets that two cores do not have change: networks of the `default` preset's kinds and the
+article's UNet at its full size.
 
     python -m mmlib extract --preset default     first: the store of notebook 01
     python -m mmlib_studies.gpu [NAME …]           on a machine with CUDA: all runs, or those named
 
-All learn and are measured on the `default` preset's documents, on the grid of `mmlib.evaluation.losses`. Runs called "final" are measured on test
-documents, and were written down before any of them was; the others, which look for a better recipe, on validation documents alone. A small
-network leaves most of a GPU idle: several of these commands side by side, each with an --out of its own, are sooner done, and the seconds
-that they note are then of a shared device.
+All learn and are measured on the `default` preset's documents, on the grid of
+`mmlib.evaluation.losses`. Runs called "final" are measured on test documents, and were written down
+before any of them was; the others, which look for a better recipe, on validation documents alone. A
+small network leaves most of a GPU idle: several of these commands side by side, each with an --out
+of its own, are sooner done, and the seconds that they note are then of a shared device.
 """
 
 import argparse
@@ -96,7 +98,9 @@ def _runs() -> list[GPURun]:
 
 
 def resident_batches(rows_nd: Tensor, batch: int, seed: int) -> Iterator[Tensor]:
-    """Batches of rows that all lie in the device's memory: every row once an epoch, in a new order; a last part that fills no batch is left out."""
+    """Batches of rows that all lie in the device's memory: every row once an epoch, in a new order;
+    a last part that fills no batch is left out.
+    """
     for epoch in count():
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(rows_nd)))
         for part in order.to(rows_nd.device).split(batch)[: len(rows_nd) // batch]:
@@ -109,7 +113,9 @@ def losses_on(tokens: Tokens, methods: dict, objective: str) -> compare.Losses:
 
 
 def density_of(model: MetaModel, components: PrincipalComponents, tokens: Tokens) -> dict:
-    """Log-likelihood of test tokens along the probability-flow ODE beside the Gaussian's, in nats per dimension of the raw activation; see notebook 07."""
+    """Log-likelihood of test tokens along the probability-flow ODE beside the Gaussian's, in nats
+    per dimension of the raw activation; see notebook 07.
+    """
     some = tokens[spread_rows(len(tokens), DENSITY_TOKENS, np.random.default_rng(SEED))]
     to_raw = -float(model.normaliser.std_ld.double().log().mean())
     found = model.log_likelihood(some.z, generator=_generator(), steps=32, probes=4)
@@ -152,7 +158,9 @@ class GPUStudy:
         }
 
     def rows(self, run: GPURun) -> Iterator[dict]:
-        """Train one and measure it: its row as it grows, so that what is there can be written before a machine goes."""
+        """Train one and measure it: its row as it grows, so that what is there can be written
+        before a machine goes.
+        """
         torch.cuda.empty_cache()
         settings, every = run.recipe.training, run.recipe.training.log_every
         never, often = every * settings.steps, 10 * every
@@ -192,7 +200,9 @@ class GPUStudy:
             yield row
 
     def on_test(self, name: str, model: MetaModel, objective: str) -> dict:
-        """Losses with intervals, and reductions over the methods in closed form, paired by document."""
+        """Losses with intervals, and reductions over the methods in closed form, paired by
+        document.
+        """
         losses = losses_on(self.splits["test"], {name: model, **self.closed}, objective)
         return {
             "losses": {
@@ -218,7 +228,8 @@ def main() -> None:
         parser.error(f"unknown run {', '.join(unknown)}: expected some of {known}")
     if not torch.cuda.is_available():
         parser.error(
-            f"no CUDA device (torch {torch.__version__} sees none): run it where there is one; its budgets are not for two cores"
+            f"no CUDA device (torch {torch.__version__} sees none): run it where there is one; its "
+            "budgets are not for two cores"
         )
     store = ActivationStore(given.store or runs.start(preset=PRESET, seed=SEED).store)
     chosen = [everything[name] for name in given.names or everything]
@@ -226,7 +237,9 @@ def main() -> None:
 
 
 def measure(study: GPUStudy, chosen: Iterable[GPURun], out: Path, commit: str | None) -> dict:
-    """One row after the other, each written as it grows. Rows that `out` holds already, of the same code and documents, stay and are not measured again."""
+    """One row after the other, each written as it grows. Rows that `out` holds already, of the same
+    code and documents, stay and are not measured again.
+    """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     facts = {"preset": PRESET, "seed": SEED, "device": device}
     facts |= {"command": "python -m mmlib_studies.gpu", **study.store.identities}
@@ -247,7 +260,8 @@ def measure(study: GPUStudy, chosen: Iterable[GPURun], out: Path, commit: str | 
         if run.final:
             losses["test"] = row["test"][row["objective"]]["losses"][run.name]["loss"]
         print(
-            f"{run.name}: {row['parameters'] / 1e6:.1f} M, {row['activations']:,} activations in {row['seconds']:.0f} s: "
+            f"{run.name}: {row['parameters'] / 1e6:.1f} M, {row['activations']:,} activations in "
+            f"{row['seconds']:.0f} s: "
             + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()),
             flush=True,
         )

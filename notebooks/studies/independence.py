@@ -1,8 +1,10 @@
-"""Do features occur independently of each other? Pairs of columns against a null of shifted columns, and whitened coordinates against a Gaussian.
+"""Do features occur independently of each other? Pairs of columns against a null of shifted
+columns, and whitened coordinates against a Gaussian.
 
-The null: each column is shifted along the tokens by a random number of places, around the end. That keeps how often it is active and
-for how long in a row, and destroys what it has in common with other columns, position and topic included. If columns were independent,
-the data would be one more draw from the null, so exactly 5 % of the pairs would be expected outside its 95 % band.
+The null: each column is shifted along the tokens by a random number of places, around the end. That
+keeps how often it is active and for how long in a row, and destroys what it has in common with
+other columns, position and topic included. If columns were independent, the data would be one more
+draw from the null, so exactly 5 % of the pairs would be expected outside its 95 % band.
 """
 
 from collections.abc import Iterator
@@ -18,12 +20,15 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 LATENTS = 500  # the most frequent of an SAE, whose pairs are tested
 
-SHIFTS = 39  # with this many, beyond all of them on one side is a two-sided 5 %: (1 + 0)/(1 + 39) = 2.5 % a side
+# with this many, beyond all of them on one side is a two-sided 5 %: (1 + 0)/(1 + 39) = 2.5 % a side
+SHIFTS = 39
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Means of products over tokens of every pair of columns, (pairs,), in the order of `numpy.triu_indices`."""
+    """Means of products over tokens of every pair of columns, (pairs,), in the order of
+    `numpy.triu_indices`.
+    """
 
     observed_p: np.ndarray
     null_sp: np.ndarray  # the same after each of the shifts
@@ -40,7 +45,9 @@ class Pairs:
 
 
 def _beyond(as_extreme: np.ndarray, shifts: int = SHIFTS) -> np.ndarray:
-    """Whether a pair lies in the outer 2.5 % of its null, of whose shifts so many are as extreme as it is."""
+    """Whether a pair lies in the outer 2.5 % of its null, of whose shifts so many are as extreme as
+    it is.
+    """
     return (1 + as_extreme) / (1 + shifts) <= 0.025
 
 
@@ -48,7 +55,8 @@ def paired(values_nm: Tensor, seed: int, shifts: int = SHIFTS) -> Pairs:
     """Every pair of columns, with its null.
 
     Args:
-        values_nm: tokens in the order of the text, and at least two columns. Memory: (1 + shifts) · m² / 2 numbers.
+        values_nm: tokens in the order of the text, and at least two columns. Memory: (1 + shifts) ·
+            m² / 2 numbers.
     Raises:
         ValueError: fewer than two columns, or fewer shifts than a 95 % band takes.
     """
@@ -72,20 +80,26 @@ def _shifted(columns_mn: Tensor, seed: int, shifts: int) -> Iterator[Tensor]:
 
 
 def made_independent(values_nm: Tensor, seed: int) -> Tensor:
-    """A draw from the null, (n, m): every column as it was, in another place, so with nothing in common with the others."""
+    """A draw from the null, (n, m): every column as it was, in another place, so with nothing in
+    common with the others.
+    """
     (drawn_mn,) = _shifted(values_nm.T.contiguous(), seed, 1)
     return drawn_mn.T.contiguous()
 
 
 def _products(rows_mn: Tensor, pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Sums of products over tokens of pairs of rows, the first above the second, (pairs,): half of a matrix product, at half its cost."""
+    """Sums of products over tokens of pairs of rows, the first above the second, (pairs,): half of
+    a matrix product, at half its cost.
+    """
     return ssyrk(1.0, rows_mn.contiguous().numpy().T, trans=1)[pair]
 
 
 def mutual_information(
     joint_p: np.ndarray, first_p: np.ndarray, second_p: np.ndarray
 ) -> np.ndarray:
-    """Of pairs of events, in nats, (pairs,), from the shares of tokens at which both, the first, and the second happen."""
+    """Of pairs of events, in nats, (pairs,), from the shares of tokens at which both, the first,
+    and the second happen.
+    """
     total_p = np.zeros(np.shape(joint_p))
     for cell_p, a_p, b_p in (
         (joint_p, first_p, second_p),
@@ -102,17 +116,22 @@ def mutual_information(
 def coactivation(firing_nm: Tensor, document_n: np.ndarray, seed: int, bins: np.ndarray) -> dict:
     """Do latents fire independently?
 
-    The shares without a long document are lower for its tokens alone, since fewer show less: intervals are, if anything, too wide.
+    The shares without a long document are lower for its tokens alone, since fewer show less:
+    intervals are, if anything, too wide.
 
     Args:
-        firing_nm: whether latent m fires at token n, in the order of the text; each fires at least once and not always.
+        firing_nm: whether latent m fires at token n, in the order of the text; each fires at least
+            once and not always.
         document_n: of each token, in any numbers; a document's tokens stand together.
-        bins: edges for the histograms of log₂ joint rate / product of marginal rates; what lies beyond is put into the last bins.
+        bins: edges for the histograms of log₂ joint rate / product of marginal rates; what lies
+            beyond is put into the last bins.
     Returns:
-        outside, above, below: shares of pairs outside the null's 95 % band; by_document: of the first two, dictionaries of `value`,
-        `without` (each document) and `ci95`, the jackknife's interval by Student's t; ratio_quantiles: 5, 25, 50, 75 and 95 % of
-        joint/product; never_together: share of pairs; mutual_information and its null's, mean over pairs, nats; entropy: mean over
-        latents, nats; histogram: shares of pairs a bin, of the data and of the null (pairs that never fire together are in the first).
+        outside, above, below: shares of pairs outside the null's 95 % band; by_document: of the
+            first two, dictionaries of `value`, `without` (each document) and `ci95`, the
+            jackknife's interval by Student's t; ratio_quantiles: 5, 25, 50, 75 and 95 % of
+            joint/product; never_together: share of pairs; mutual_information and its null's, mean
+            over pairs, nats; entropy: mean over latents, nats; histogram: shares of pairs a bin, of
+            the data and of the null (pairs that never fire together are in the first).
     Raises:
         ValueError: a latent that never or always fires, or fewer than two documents.
     """
@@ -155,7 +174,8 @@ def coactivation(firing_nm: Tensor, document_n: np.ndarray, seed: int, bins: np.
 def _together(
     firing_nm: Tensor, document_n: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Joint firings of all pairs, (pairs,), those of the null, (shifts, pairs), and which pairs are above and below the null's band.
+    """Joint firings of all pairs, (pairs,), those of the null, (shifts, pairs), and which pairs are
+    above and below the null's band.
 
     The last two are (1 + documents, pairs): of all tokens, then without each document.
     """
@@ -198,10 +218,12 @@ def gaussianity(whitened_nd: Tensor, seed: int) -> dict:
     Args:
         whitened_nd: tokens in the order of the text; coordinates of any mean and scale.
     Returns:
-        kurtosis: excess kurtosis of each coordinate, a Gaussian's is 0; distance: Kolmogorov and Smirnov's, of each coordinate
-        with its mean and standard deviation taken out, from N(0, 1); squares: of the correlations between squared coordinates, which
-        are 0 between independent ones, the mean, its null's, and the share outside the null's 95 % band; norm_kurtosis: the excess
-        kurtosis that each coordinate has left when every token is divided by its norm and so has the same one.
+        kurtosis: excess kurtosis of each coordinate, a Gaussian's is 0; distance: Kolmogorov and
+            Smirnov's, of each coordinate with its mean and standard deviation taken out, from N(0,
+            1); squares: of the correlations between squared coordinates, which are 0 between
+            independent ones, the mean, its null's, and the share outside the null's 95 % band;
+            norm_kurtosis: the excess kurtosis that each coordinate has left when every token is
+            divided by its norm and so has the same one.
     """
     values_nd = stats.zscore(whitened_nd.double().numpy(), axis=0)
     squares_nd = stats.zscore(values_nd**2, axis=0)

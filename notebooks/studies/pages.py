@@ -1,4 +1,5 @@
-"""Pages with numbers: README.md, results/README.md and figures/README.md, rendered from `templates/` and the published results by key.
+"""Pages with numbers: README.md, results/README.md and figures/README.md, rendered from
+`templates/` and the published results by key.
 
 In a template `r.loss_comparison.losses.flow_velocity.gated_mlp` is what stands under those keys of
 `results/default/loss_comparison.json`, and filters say how it is written:
@@ -8,9 +9,10 @@ In a template `r.loss_comparison.losses.flow_velocity.gated_mlp` is what stands 
     {{ row | estimate("mean", 2) }}      0.85 [0.82, 0.88]
     {{ x | number(2) }}, {{ x | percent }}, {{ ci95 | interval }}, {{ name | label }}, {{ word | verdict }}
 
-`test_times` is what results/test_times.json has by kind of machine. `recipes_of` are the networks of the default preset by name, as `mmlib.runs.presets` has them, and `notebooks_of` the notebooks of
-each line of `mmlib.runs.plan`. `repository` is this repository's address, "" where pyproject.toml's `[tool.mmlib]` has none; badges
-and a notebook for Colab are there only with an address on GitHub.
+`test_times` is what results/test_times.json has by kind of machine. `recipes_of` are the networks
+of the default preset by name, as `mmlib.runs.presets` has them, and `notebooks_of` the notebooks of
+each line of `mmlib.runs.plan`. `repository` is this repository's address, "" where pyproject.toml's
+`[tool.mmlib]` has none; badges and a notebook for Colab are there only with an address on GitHub.
 
     python -m mmlib_studies.pages                          render all pages, as `make pages` does
     python -m mmlib_studies.pages --took test 750.0        note first that `make test` took so many seconds here
@@ -64,7 +66,9 @@ class NoSuchNumber(ValueError):
 
 
 class Numbers(dict):
-    """What stands in results, by key; a missing key is an error that says where and what there is."""
+    """What stands in results, by key; a missing key is an error that says where and what there
+    is.
+    """
 
     def __init__(self, content: dict, file: str, path: str = ""):
         """Args: content: of the file, below `path`."""
@@ -81,7 +85,9 @@ class Numbers(dict):
 
 
 class Results(dict):
-    """Results files by name: `r.scaling` is results/default/scaling.json, `r["gpu/budgets"]` results/gpu/budgets.json."""
+    """Results files by name: `r.scaling` is results/default/scaling.json, `r["gpu/budgets"]`
+    results/gpu/budgets.json.
+    """
 
     def __init__(self, folder: Path):
         """Args: folder: with `default` and `gpu`."""
@@ -127,7 +133,9 @@ def share(row, field: str = "value", digits: int = 1, ci95: str = "ci95") -> str
 
 
 def lower(row, field: str = "value", digits: int = 1, ci95: str = "ci95") -> str:
-    """A reduction as it is said: 25.1 % [24.2, 26.0] lower; below 0 it is 2.9 % [2.3, 3.5] higher."""
+    """A reduction as it is said: 25.1 % [24.2, 26.0] lower; below 0 it is 2.9 % [2.3, 3.5]
+    higher.
+    """
     value, (low, high) = _finite(row[field]), row[ci95]
     if value >= 0:
         return f"{percent(value, digits)} {interval([low, high], digits, 100)} lower"
@@ -186,7 +194,9 @@ def render(
 
 
 def repository(pyproject: Path = ROOT / "pyproject.toml") -> str:
-    """This repository's address, "" while it has none: pyproject.toml is the one place where it is written."""
+    """This repository's address, "" while it has none: pyproject.toml is the one place where it is
+    written.
+    """
     return tomllib.loads(pyproject.read_text(encoding="utf-8"))["tool"]["mmlib"]["repository"]
 
 
@@ -201,7 +211,9 @@ def render_pages(root: Path = ROOT) -> list[str]:
 
 
 def note_time(target: str, seconds: float, results: Path = ROOT / "results") -> Path:
-    """Write into results/test_times.json how long a target of make took on this kind of machine, with the commit."""
+    """Write into results/test_times.json how long a target of make took on this kind of machine,
+    with the commit.
+    """
     machines = _test_times(results)
     units = bf16_pays(default_device())
     machine = f"{processor()}, {cores()} cores, {'with' if units else 'without'} bf16 units"

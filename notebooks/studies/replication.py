@@ -1,4 +1,6 @@
-"""The replication (notebook 24): the primary definitions once more, with other seeds and on test documents that nothing was chosen by."""
+"""The replication (notebook 24): the primary definitions once more, with other seeds and on test
+documents that nothing was chosen by.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -43,7 +45,8 @@ def trials(
     measure: Measure,
     fits: Mapping[str, Fit],
 ) -> list[Trial]:
-    """All of the study: our network and the mixture on fresh documents, and every method with further seeds.
+    """All of the study: our network and the mixture on fresh documents, and every method with
+    further seeds.
 
     Args:
         fresh: the same activations, with test documents that were training documents.

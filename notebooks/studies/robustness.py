@@ -1,4 +1,6 @@
-"""Does the verdict hold elsewhere: at other layers, on other texts, in other coordinates, without outliers, on fresh documents, with other seeds?"""
+"""Does the verdict hold elsewhere: at other layers, on other texts, in other coordinates, without
+outliers, on fresh documents, with other seeds?
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +28,8 @@ from mmlib.training.recipe import Recipe, Training
 
 
 def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> ActivationStore:
-    """The activations of a store with its documents in other splits, copied bit for bit unless they are there; statistics are those of the new split.
+    """The activations of a store with its documents in other splits, copied bit for bit unless they
+    are there; statistics are those of the new split.
 
     Args:
         splits: of each document, in the store's order.
@@ -36,7 +39,8 @@ def resplit_store(store: ActivationStore, splits: Sequence[str], path: Path) -> 
     """
     if len(splits) != len(store.titles):
         raise StoreError(
-            f"{store.path} holds {len(store.titles)} documents, {len(splits)} splits are given: expected one a document"
+            f"{store.path} holds {len(store.titles)} documents, {len(splits)} splits are given: "
+            "expected one a document"
         )
     if unknown := sorted(set(splits) - set(SPLITS)):
         named = ", ".join(unknown)
@@ -110,7 +114,9 @@ def trials(
     seed: int,
     whitening: Callable[[Tensor], Tensor],
 ) -> list[RecipeTrial]:
-    """The small network on every layer; and on the middle one with further seeds, and in whitened coordinates."""
+    """The small network on every layer; and on the middle one with further seeds, and in whitened
+    coordinates.
+    """
 
     def one(name: str, layer: int, seed: int, *coordinates) -> RecipeTrial:
         return RecipeTrial(f"layer{name}", size.recipe, stores[layer], seed, *coordinates)
@@ -128,7 +134,9 @@ OUTLIER_SAMPLE = 20_000  # training rows that give the median
 
 
 def early_middle_late(n_blocks: int, middle: int) -> list[int]:
-    """Block indices a quarter, about half (the run's own layer) and three quarters of the way, each once."""
+    """Block indices a quarter, about half (the run's own layer) and three quarters of the way, each
+    once.
+    """
     return sorted({n_blocks // 4, middle, 3 * n_blocks // 4})
 
 
@@ -148,7 +156,8 @@ class Whitening:
         """From the principal components of the training documents."""
         if not (components.variances_d > 0).all():
             raise ValueError(
-                f"{int((components.variances_d <= 0).sum())} principal components have no variance: nothing makes it 1"
+                f"{int((components.variances_d <= 0).sum())} principal components have no "
+                "variance: nothing makes it 1"
             )
         return cls(components.mean_d, components.axes_dd / components.variances_d.sqrt())
 
@@ -158,7 +167,9 @@ class Whitening:
 
 
 def training_median(store: ActivationStore) -> float:
-    """Median norm of the raw activations of the training documents, from up to 20,000 rows spread over them."""
+    """Median norm of the raw activations of the training documents, from up to 20,000 rows spread
+    over them.
+    """
     rows = store.rows("train")
     chosen = rows.start + _spread(len(rows), OUTLIER_SAMPLE, 0)
     return float(store.read(chosen).float().norm(dim=1).median())
@@ -175,7 +186,8 @@ def outliers(activations_nd: Tensor, training_median: float) -> np.ndarray:
 
 
 def as_chosen(size: MixtureSize, tried: Sequence[dict]) -> MixtureSize:
-    """The number of components and the prior that validation documents chose, as the only ones to be tried; EM has as many steps as it had.
+    """The number of components and the prior that validation documents chose, as the only ones to
+    be tried; EM has as many steps as it had.
 
     Args:
         tried: what `mmlib.denoisers.mixture.fit_mixture` reports.
@@ -187,7 +199,8 @@ def as_chosen(size: MixtureSize, tried: Sequence[dict]) -> MixtureSize:
 def mixture_again(
     z_train_nd: Tensor, z_validation_nd: Tensor, size: MixtureSize, seed: int
 ) -> GaussianMixtureDenoiser:
-    """A mixture fitted as notebook 02 fits it, here usually with one size to try: k-means, the noise and the validation tokens follow the seed.
+    """A mixture fitted as notebook 02 fits it, here usually with one size to try: k-means, the
+    noise and the validation tokens follow the seed.
 
     Args:
         z_train_nd, z_validation_nd: activations in the coordinates of the mixture.
@@ -199,7 +212,8 @@ def mixture_again(
 def mixed_sae(
     sae: SAE, store: ActivationStore, objectives: Sequence[str], tokens: int, seed: int
 ) -> MixedDenoiser:
-    """An SAE read as notebook 04 reads it: fed the mean model's estimate, mixed with its input at each level of these objectives' grids.
+    """An SAE read as notebook 04 reads it: fed the mean model's estimate, mixed with its input at
+    each level of these objectives' grids.
 
     Args:
         store: whose training documents give the tokens that mixes are fitted on.
@@ -212,10 +226,11 @@ def mixed_sae(
 
 
 def redraw_test(lengths: Sequence[int], splits: Sequence[str], n_test: int, seed: int) -> list[str]:
-    """Another split of the same documents: test documents are drawn from those of training, which the old ones join.
+    """Another split of the same documents: test documents are drawn from those of training, which
+    the old ones join.
 
-    For when test documents have been looked at and choices may have followed. Validation documents stay. Stratified by length, as
-    `mmlib.activations.corpora.split_documents` is.
+    For when test documents have been looked at and choices may have followed. Validation documents
+    stay. Stratified by length, as `mmlib.activations.corpora.split_documents` is.
 
     Args:
         lengths: of the documents, in tokens.
@@ -245,23 +260,27 @@ def reduction_rows(
     slow: Mapping[str, Denoiser] | None = None,
     slow_tokens: int | None = None,
 ) -> list[dict]:
-    """Reductions of each method over each baseline on all tokens and on those that are no outliers, with intervals by document.
+    """Reductions of each method over each baseline on all tokens and on those that are no outliers,
+    with intervals by document.
 
-    All see the same tokens and noise. "Without outliers" leaves out draws; it draws no others. Nothing is compared with itself.
+    All see the same tokens and noise. "Without outliers" leaves out draws; it draws no others.
+    Nothing is compared with itself.
 
     Args:
         z_nd: activations in the coordinates of the methods.
         document_n: index of each one's document, from 0.
         outlier_n: which are outliers.
         tokens: drawn at each noise level, all of them if there are fewer.
-        slow: further methods, each a baseline of `methods` too, that see only every (tokens / slow_tokens)-th token; so does what is compared with them.
+        slow: further methods, each a baseline of `methods` too, that see only every (tokens /
+            slow_tokens)-th token; so does what is compared with them.
     Raises:
         ValueError: `slow_tokens` does not divide `tokens`, or is missing.
     """
     slow, slow_tokens = slow or {}, slow_tokens or (tokens if not slow else 0)
     if not slow_tokens or tokens % slow_tokens:
         raise ValueError(
-            f"{tokens} tokens a level, {slow_tokens} for {', '.join(slow)}: expected the second to divide the first"
+            f"{tokens} tokens a level, {slow_tokens} for {', '.join(slow)}: expected the second to "
+            "divide the first"
         )
     stride = tokens // slow_tokens
     draws = {"per_level": min(tokens, len(z_nd)) // stride * stride, "seed": seed}
@@ -286,18 +305,21 @@ def reduction_rows(
 
 
 def joined(measured: Mapping[str, dict]) -> Losses:
-    """Losses of methods that were measured one at a time on the same draws, as if at a single level.
+    """Losses of methods that were measured one at a time on the same draws, as if at a single
+    level.
 
     Args:
         measured: by method, what `DocumentLosses.as_json` gives of it alone.
     Raises:
-        ValueError: they differ in their numbers of draws by document, so the draws were not the same.
+        ValueError: they differ in their numbers of draws by document, so the draws were not the
+            same.
     """
     counts, *others = (found["counts"] for found in measured.values())
     if any(other != counts for other in others):
         draws = [int(sum(one)) for one in (counts, *others)]
         raise ValueError(
-            f"{', '.join(measured)} have {draws} draws in documents of their own: expected the same draws for all"
+            f"{', '.join(measured)} have {draws} draws in documents of their own: expected the "
+            "same draws for all"
         )
     sums = {method: np.array([found["sums"]]) for method, found in measured.items()}
     return Losses(np.full(1, np.nan), sums, np.array([counts]))
@@ -326,10 +348,12 @@ GRID = {
 
 
 def grid(rows: Sequence[dict]) -> dict[str, dict[str, dict]]:
-    """Layers × texts: by corpus and layer, the velocity reductions of the small MLP over the Gaussian and the mixture, and of one over the other.
+    """Layers × texts: by corpus and layer, the velocity reductions of the small MLP over the
+    Gaussian and the mixture, and of one over the other.
 
     Args:
-        rows: of `reduction_rows`, each with its group, corpus and layer; those of groups "layers", "texts" and "layers and texts" count.
+        rows: of `reduction_rows`, each with its group, corpus and layer; those of groups "layers",
+            "texts" and "layers and texts" count.
     """
     found: dict[str, dict[str, dict]] = {}
     for row in sorted(rows, key=lambda row: row["layer"]):

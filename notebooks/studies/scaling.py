@@ -1,7 +1,9 @@
-"""How the loss falls with compute: the grid of trainings, its lower envelope, a power law fitted to it, and what extrapolating it is worth.
+"""How the loss falls with compute: the grid of trainings, its lower envelope, a power law fitted to
+it, and what extrapolating it is worth.
 
-The law is L(C) = E + A (C / 10¹² FLOP)^−α with E, A ≥ 0 and α > 0. C counts 6 operations a parameter and activation, two of the forward
-pass and four of the backward one (Kaplan et al. 2020, section 2.1).
+The law is L(C) = E + A (C / 10¹² FLOP)^−α with E, A ≥ 0 and α > 0. C counts 6 operations a
+parameter and activation, two of the forward pass and four of the backward one (Kaplan et al. 2020,
+section 2.1).
 """
 
 from collections.abc import Sequence
@@ -65,14 +67,17 @@ FACTORS = (0.5, 1.0, 2.0)  # of the rule's rate, in the trials
 
 
 def learning_rate(d_model: int) -> float:
-    """Peak learning rate of a width, in inverse proportion to it: 0.0025 at 640. Notebook 06 tries half and double of it on validation documents."""
+    """Peak learning rate of a width, in inverse proportion to it: 0.0025 at 640. Notebook 06 tries
+    half and double of it on validation documents.
+    """
     return RATE * RATE_WIDTH / d_model
 
 
 def recipe(d_model: int, steps: int, batch: int, levels: int, factor: float = 1.0) -> Recipe:
     """The paper's MLP of a width, with a whole schedule for so many steps.
 
-    Its validation loss is measured once, at its end, and no state is kept to resume from: trials take minutes at most.
+    Its validation loss is measured once, at its end, and no state is kept to resume from: trials
+    take minutes at most.
 
     Args:
         levels: noise levels shared by the rows of a batch.
@@ -95,7 +100,9 @@ def trials(size: ScalingSize, store: ActivationStore, seed: int) -> list[RecipeT
 
 
 def rate_trials(size: ScalingSize, store: ActivationStore, seed: int) -> list[RecipeTrial]:
-    """The smallest and the middle width at the smallest and the largest budget, with multiples of the rule's learning rate."""
+    """The smallest and the middle width at the smallest and the largest budget, with multiples of
+    the rule's learning rate.
+    """
     widths = (size.widths[0], size.widths[len(size.widths) // 2])
     budgets = (size.budgets[0], size.budgets[-1])
     return [
@@ -110,7 +117,9 @@ def rate_trials(size: ScalingSize, store: ActivationStore, seed: int) -> list[Re
 
 
 def parameters_of_time(network: nn.Module) -> int:
-    """Parameters that meet the time alone, of a network with one block or more: once a noise level, not once a row."""
+    """Parameters that meet the time alone, of a network with one block or more: once a noise level,
+    not once a row.
+    """
     return sum(
         p.numel()
         for name, p in network.named_parameters()
@@ -124,10 +133,12 @@ def compute(parameters: float, activations: float) -> float:
 
 
 def lower_envelope(compute_n: Sequence[float], loss_n: Sequence[float]) -> np.ndarray:
-    """Indices of the runs that no run of at most a quarter more compute has a lower loss than, by rising compute.
+    """Indices of the runs that no run of at most a quarter more compute has a lower loss than, by
+    rising compute.
 
-    The quarter is what C is uncertain by: counting the parameters of time or not changes it by as much. Without it a run is on the
-    envelope for being cheaper by a hair than one that is far better.
+    The quarter is what C is uncertain by: counting the parameters of time or not changes it by as
+    much. Without it a run is on the envelope for being cheaper by a hair than one that is far
+    better.
     """
     compute_n, loss_n = np.asarray(compute_n, float), np.asarray(loss_n, float)
     order = np.lexsort((loss_n, compute_n))
@@ -152,7 +163,9 @@ class PowerLaw:
 
     @property
     def at_the_edge(self) -> bool:
-        """Whether E is 0 or α at either end of what `fit` searches: the data do not bend as such a law does."""
+        """Whether E is 0 or α at either end of what `fit` searches: the data do not bend as such a
+        law does.
+        """
         return self.e == 0 or not ALPHAS[0] * 1.01 < self.alpha < ALPHAS[1] / 1.01
 
     def compute_at(self, loss: float) -> float:
@@ -166,8 +179,9 @@ class PowerLaw:
 def fit(compute_n: Sequence[float], loss_n: Sequence[float]) -> PowerLaw:
     """The law of least squared relative error.
 
-    For a given α the law is linear in E and A, which non-negative least squares solves exactly (variable projection, Golub and Pereyra
-    1973); over log α it is minimised from several starts, since the profile may have more than one valley.
+    For a given α the law is linear in E and A, which non-negative least squares solves exactly
+    (variable projection, Golub and Pereyra 1973); over log α it is minimised from several starts,
+    since the profile may have more than one valley.
 
     Raises:
         ValueError: fewer than four different amounts of compute.
@@ -175,7 +189,8 @@ def fit(compute_n: Sequence[float], loss_n: Sequence[float]) -> PowerLaw:
     c_n, loss_n = np.asarray(compute_n, float) / UNIT, np.asarray(loss_n, float)
     if (points := len(np.unique(c_n))) < LEAST_POINTS:
         raise ValueError(
-            f"{points} different amounts of compute cannot determine three constants: expected at least {LEAST_POINTS}"
+            f"{points} different amounts of compute cannot determine three constants: expected at "
+            f"least {LEAST_POINTS}"
         )
     middle = np.exp(np.log(c_n).mean())  # the powers are of about 1 there, whatever α
 
@@ -197,7 +212,9 @@ def fit(compute_n: Sequence[float], loss_n: Sequence[float]) -> PowerLaw:
 
 
 def fit_envelope(compute_n: np.ndarray, chosen_by_n: np.ndarray, loss_n: np.ndarray) -> PowerLaw:
-    """The law through the losses of the runs on the lower envelope of another loss, by which they are chosen."""
+    """The law through the losses of the runs on the lower envelope of another loss, by which they
+    are chosen.
+    """
     best = lower_envelope(compute_n, chosen_by_n)
     return fit(compute_n[best], loss_n[best])
 
@@ -210,7 +227,8 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[list[PowerLaw], int]:
-    """Laws of so many resamples of the runs, drawn with replacement, and how many more were drawn in vain.
+    """Laws of so many resamples of the runs, drawn with replacement, and how many more were drawn
+    in vain.
 
     A resample whose envelope has too few points for a fit is drawn again.
 
@@ -225,7 +243,8 @@ def bootstrap(
             laws.append(fit(compute_n[best], loss_n[best]))
         elif (in_vain := in_vain + 1) > max(resamples, 20):
             raise ValueError(
-                f"{in_vain} resamples of {len(compute_n)} runs had fewer than {LEAST_POINTS} on their envelope: measure more runs"
+                f"{in_vain} resamples of {len(compute_n)} runs had fewer than {LEAST_POINTS} on "
+                "their envelope: measure more runs"
             )
     return laws, in_vain
 
@@ -243,8 +262,8 @@ def extrapolation(law: PowerLaw, resampled: list[PowerLaw], loss: float, largest
     Args:
         largest: FLOP of the largest measured run.
     Returns:
-        loss, compute and ci95 (None in place of infinity), share_never of the resamples that never come there, decades beyond the
-        largest run, believable, and why not.
+        loss, compute and ci95 (None in place of infinity), share_never of the resamples that never
+        come there, decades beyond the largest run, believable, and why not.
     """
     reached = [one.compute_at(loss) for one in resampled]
     at, (low, high) = law.compute_at(loss), interval(reached)
@@ -264,8 +283,8 @@ def extrapolation(law: PowerLaw, resampled: list[PowerLaw], loss: float, largest
         reasons.append(f"{of_e} does not exclude that {loss:.3f} is never reached")
     if law.at_the_edge:
         reasons.append(
-            f"the fit ends at its bounds (E = {law.e:.3f}, α = {law.alpha:.3f}): the runs do not bend towards a floor, and nothing "
-            "says where they will"
+            f"the fit ends at its bounds (E = {law.e:.3f}, α = {law.alpha:.3f}): the runs do not "
+            "bend towards a floor, and nothing says where they will"
         )
     return {
         "loss": loss,
@@ -286,7 +305,8 @@ def over_floor(e: dict, lowest: float, baseline: float) -> list[dict]:
         e: value and ci95.
         lowest: the lowest loss of a run; baseline: the loss that it is compared with.
     Returns:
-        is, floor, reduction, impossible: why not, where the floor is above a loss that was reached, with None for the reduction; else None.
+        is, floor, reduction, impossible: why not, where the floor is above a loss that was reached,
+            with None for the reduction; else None.
     """
     rows, reached = [], min(lowest, baseline)
     for name, floor in zip(("E", "lower end of E", "upper end of E"), (e["value"], *e["ci95"])):

@@ -5,11 +5,13 @@ from mmlib.evaluation.losses import Losses, reduction_interval
 
 
 def floor_rows(losses: Losses, method: str, baseline: str, steps: int = 10) -> dict:
-    """The reduction of what can be reduced, 1 − (L − E)/(L_baseline − E), if the best possible loss is E.
+    """The reduction of what can be reduced, 1 − (L − E)/(L_baseline − E), if the best possible loss
+    is E.
 
     Returns:
-        rows: for floors from 0 to the lowest loss of all methods (exclusive); floor_for_claim: the E at which the reduction is the
-        claimed one; None where no floor below all losses does that.
+        rows: for floors from 0 to the lowest loss of all methods (exclusive); floor_for_claim: the
+            E at which the reduction is the claimed one; None where no floor below all losses does
+            that.
     """
     ours, theirs = losses.mean(method), losses.mean(baseline)
     lowest = min(losses.mean(m) for m in losses.sums)
@@ -50,8 +52,9 @@ PRIMARY = (  # (what it is, method, baseline, objective)
 def primary_rows(reductions: list[dict]) -> list[dict]:
     """The reductions that definitions were written down for; all others are exploratory.
 
-    The first two and the last were fixed before any number was known, the last as "our best recipe over the Gaussian": the definition was
-    fixed, the recipe was not. The third, the paper's own design in its place, was added.
+    The first two and the last were fixed before any number was known, the last as "our best recipe
+    over the Gaussian": the definition was fixed, the recipe was not. The third, the paper's own
+    design in its place, was added.
     """
     by_key = {(row["method"], row["baseline"], row["objective"]): row for row in reductions}
     return [

@@ -1,6 +1,8 @@
-"""Every architecture that transformers calls a causal language model works with this package, or is refused by name.
+"""Every architecture that transformers calls a causal language model works with this package, or is
+refused by name.
 
-Refused means: with a ValueError of ours that begins with the name of the class, for a reason that is found here once more, by other means.
+Refused means: with a ValueError of ours that begins with the name of the class, for a reason that
+is found here once more, by other means.
 """
 
 import json
@@ -56,7 +58,9 @@ def pytest_generate_tests(metafunc):
 
 
 def assert_close(found, expected, share=1e-3):
-    """Equal to within a thousandth of the standard deviation: three blocks of large random weights, in float32."""
+    """Equal to within a thousandth of the standard deviation: three blocks of large random weights,
+    in float32.
+    """
     found, expected = found.double(), expected.double()
     assert found.shape == expected.shape
     worst = ((found - expected).abs().max() / expected.std()).item()
@@ -130,7 +134,9 @@ def a_spliced_block_changes_what_it_must(lm, folder):
 
 
 def continued(lm, rows, steps, key):
-    """New ids behind rows of any lengths, each read anew and alone in each step: what `generate` does with a cache and padding."""
+    """New ids behind rows of any lengths, each read anew and alone in each step: what `generate`
+    does with a cache and padding.
+    """
     rows, noise = [list(row) for row in rows], GumbelNoise(*key)
     for _ in range(steps):
         logits_bv = torch.cat([plain(lm, torch.tensor([row]))[:, -1] for row in rows])
@@ -202,7 +208,9 @@ def blocks_give_something_else(model):
 
 
 def stepped(model, mask_bt=torch.ones_like(PROMPTS), **options):
-    """Logits (batch, steps, words) of transformers' own `generate` behind the prompts, and the tokens read and chosen."""
+    """Logits (batch, steps, words) of transformers' own `generate` behind the prompts, and the
+    tokens read and chosen.
+    """
     options |= {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
     options |= {"attention_mask": mask_bt, "eos_token_id": None, "max_new_tokens": 3}
     found = model.generate(PROMPTS, do_sample=False, **options)
@@ -259,7 +267,9 @@ REASONS = {  # by words of our refusal
 
 
 def reason_for(error, model):
-    """What a refusal says, once it is found to hold; an error that is not a refusal of ours is raised again."""
+    """What a refusal says, once it is found to hold; an error that is not a refusal of ours is
+    raised again.
+    """
     holds = next((holds for words, holds in REASONS.items() if words in str(error)), None)
     if holds is None or not str(error).startswith(type(model).__name__):
         raise error
@@ -268,7 +278,9 @@ def reason_for(error, model):
 
 
 def judged(name, model, folder):
-    """Outcome, reason and checks passed. Prompts of several lengths may be refused where all the rest works."""
+    """Outcome, reason and checks passed. Prompts of several lengths may be refused where all the
+    rest works.
+    """
     lm, passed, reasons = LanguageModel(model, Letters(), f"{name}@0"), [], []
     for check, run in CHECKS.items():
         try:
@@ -283,7 +295,9 @@ def judged(name, model, folder):
 
 
 def why_unbuilt(name, error):
-    """Why an architecture cannot be built: it needs a package, or transformers cannot build its own default either."""
+    """Why an architecture cannot be built: it needs a package, or transformers cannot build its own
+    default either.
+    """
     if isinstance(error, ImportError):
         package = re.search(r"requires the (\S+) library", str(error))[1]
         return f"needs the package {package}"

@@ -1,4 +1,6 @@
-"""Documents, where they come from, and their split; samples of a model; labelled sentences and pairs."""
+"""Documents, where they come from, and their split; samples of a model; labelled sentences and
+pairs.
+"""
 
 import hashlib
 import json

@@ -1,4 +1,6 @@
-"""The embedded language model, dequantised from its package, is the one that was measured: another reading of its file would show here."""
+"""The embedded language model, dequantised from its package, is the one that was measured: another
+reading of its file would show here.
+"""
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from mmlib.activations.lm import load_language_model
 from mmlib.activations.pretrained import EMBEDDED
 from mmlib.runs.run import DATA
 
-KNOWN = {  # text: its ids, and the greedy ids behind it as long as the best token leads by over half a nat
+# text: its ids, and the greedy ids behind it as long as the best token leads by over half a nat
+KNOWN = {
     "The Eiffel Tower is located in the city of": (
         [818, 94648, 25822, 563, 5628, 528, 506, 3207, 529],
         [9079, 236764, 7001, 236761, 1030, 563, 506],

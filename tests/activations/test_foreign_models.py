@@ -1,4 +1,6 @@
-"""Other people's models: read as they are meant to be, or refused by name; never random weights, never a look ahead."""
+"""Other people's models: read as they are meant to be, or refused by name; never random weights,
+never a look ahead.
+"""
 
 import json
 import re
@@ -112,7 +114,9 @@ def pytest_generate_tests(metafunc):
 
 
 def test_an_architecture_that_is_no_causal_language_model_is_refused(no_language_model, tmp_path):
-    """By our error, whatever kind of error the library has for it; its configuration may tell a depth all the same."""
+    """By our error, whatever kind of error the library has for it; its configuration may tell a
+    depth all the same.
+    """
     try:
         AutoConfig.for_model(no_language_model).save_pretrained(tmp_path)
     except (ValueError, ImportError):  # transformers cannot make its configuration by default

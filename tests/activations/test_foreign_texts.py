@@ -1,4 +1,6 @@
-"""Other people's texts: read right, or refused with the name of the file, the row or the document."""
+"""Other people's texts: read right, or refused with the name of the file, the row or the
+document.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""Seeded text: prompts of any lengths, two sources of draws, nothing of what a model ships for chatting."""
+"""Seeded text: prompts of any lengths, two sources of draws, nothing of what a model ships for
+chatting.
+"""
 
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ def test_padding_in_front_of_a_short_prompt_changes_nothing(architecture):
 
 
 def test_equally_long_prompts_are_continued_as_continuations_are():
-    """Batch by batch, each with draws of its own: the same prompts in another batch go on otherwise."""
+    """Batch by batch, each with draws of its own: the same prompts in another batch go on
+    otherwise.
+    """
     lm, ids = tiny(), torch.tensor([[7, 8, 30], [9, 9, 9]] * 2)
     opened = torch.cat([torch.ones(4, 1, dtype=int), ids], 1)
     found = continuations(lm, opened, 1, tokens=6, seed=4, batch=2).tolist()

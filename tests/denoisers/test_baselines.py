@@ -63,7 +63,9 @@ def test_every_kind_is_trained_saved_and_as_sparse_as_asked(kind, most, tmp_path
 
 
 def test_draws_of_the_control_have_the_fitted_mean_and_covariance_and_nothing_else():
-    """Data of heavy tails: draws share their first two moments, whose errors are √(2/n) of a variance, and have a Gaussian's kurtosis."""
+    """Data of heavy tails: draws share their first two moments, whose errors are √(2/n) of a
+    variance, and have a Gaussian's kurtosis.
+    """
     generator = torch.Generator().manual_seed(0)
     mixed = torch.randn(5000, 4, generator=generator).pow(3)
     z = mixed @ torch.randn(4, 4, generator=generator) + 1
@@ -114,7 +116,9 @@ def test_denoiser_is_the_reconstruction_of_what_it_is_fed(trained):
 
 
 def test_an_sae_with_an_identity_decoder_is_the_naive_estimate():
-    """Latents ReLU(x) and ReLU(−x), decoded to x: nothing is left out, so what remains is what it was fed."""
+    """Latents ReLU(x) and ReLU(−x), decoded to x: nothing is left out, so what remains is what it
+    was fed.
+    """
     sae, eye = StandardSAE(StandardSAEConfig(d_in=4, d_sae=8)), torch.eye(4)
     with torch.no_grad():
         sae.W_enc.copy_(torch.cat([eye, -eye], 1))

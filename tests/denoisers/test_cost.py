@@ -1,4 +1,6 @@
-"""Every fitted denoiser carries what it cost, through saving and loading and into what is derived from it."""
+"""Every fitted denoiser carries what it cost, through saving and loading and into what is derived
+from it.
+"""
 
 from dataclasses import replace
 

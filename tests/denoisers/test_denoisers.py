@@ -52,7 +52,9 @@ def test_the_articles_size():
 
 
 def test_matched_mlps_have_the_numbers_of_parameters_that_they_match():
-    """At d = 640: the default UNet's, and those of the default SAE (encoder, decoder and two biases)."""
+    """At d = 640: the default UNet's, and those of the default SAE (encoder, decoder and two
+    biases).
+    """
     preset = get_preset("default")
     unet = preset.recipes["unet"].size
     sae = preset.sae.latents * (2 * 640 + 1) + 640
@@ -112,7 +114,9 @@ TIME = torch.tensor([500.0])
 
 
 def by_hand(k):
-    """Latents read x₀, x₁, −x₀ and x₀ + x₁ − 10; they write to the dimensions 10, 20, 30 and 40 in turn."""
+    """Latents read x₀, x₁, −x₀ and x₀ + x₁ − 10; they write to the dimensions 10, 20, 30 and 40 in
+    turn.
+    """
     network = SparseDenoiser(2, 4, k).eval()
     with torch.no_grad():
         network.encoder.weight.copy_(torch.tensor([[1.0, 0], [0, 1], [-1, 0], [1, 1]]))
@@ -123,7 +127,8 @@ def by_hand(k):
 
 
 def test_a_sparse_forward_by_hand():
-    """x = (4, 2), b_dec = (1, 0): pre-activations 3, 2, −3, −5. k = 1 keeps the 3, k = 2 the 2 too; the third largest is below 0."""
+    """x = (4, 2), b_dec = (1, 0): pre-activations 3, 2, −3, −5. k = 1 keeps the 3, k = 2 the 2 too;
+    the third largest is below 0."""
     x = torch.tensor([[4.0, 2.0]])
     assert by_hand(1)(x, TIME).tolist() == [[31.0, 0.0]]
     assert by_hand(2)(x, TIME).tolist() == by_hand(3)(x, TIME).tolist() == [[71.0, 0.0]]

@@ -1,4 +1,6 @@
-"""The protocol of fitted objects: which values it takes and gives, what a method lacks, folders, identity, and hooks."""
+"""The protocol of fitted objects: which values it takes and gives, what a method lacks, folders,
+identity, and hooks.
+"""
 
 import json
 
@@ -80,7 +82,9 @@ def test_raw_and_standardised_values_are_not_mistaken_for_each_other():
 
 
 def test_likelihoods_are_those_of_the_raw_activation():
-    """Scaling one raw dimension by 10 makes every density ten times less, log 10 / d per dimension."""
+    """Scaling one raw dimension by 10 makes every density ten times less, log 10 / d per
+    dimension.
+    """
     h, documents = activations()
     scale = torch.ones(D)
     scale[3] = 10

@@ -24,7 +24,9 @@ def data():
 
 
 def test_one_dimension_by_hand():
-    """λ = 4, σ = ½: x = z/2 + ε/2, E[z | x] = Cov(z, x)/Var(x) x = 2/(1 + ¼) x = 1.6 x; error λ − 2·1.6 = 0.8."""
+    """λ = 4, σ = ½: x = z/2 + ε/2, E[z | x] = Cov(z, x)/Var(x) x = 2/(1 + ¼) x = 1.6 x; error λ −
+    2·1.6 = 0.8.
+    """
     model = GaussianDenoiser(torch.zeros(1), torch.eye(1), torch.tensor([4.0]), 2)
     assert model(torch.tensor([[1.0]]), 0.5).item() == pytest.approx(1.6)
     assert model.expected_mse(0.5, torch.tensor([4.0], dtype=torch.double)) == pytest.approx(0.8)
@@ -80,7 +82,9 @@ def test_projection_on_all_components_returns_its_input(data):
 
 
 def test_parameters_by_hand():
-    """d = 3: a mean and six covariances; with k = 1 a mean, one axis with its variance, and one variance for the rest."""
+    """d = 3: a mean and six covariances; with k = 1 a mean, one axis with its variance, and one
+    variance for the rest.
+    """
     components = PrincipalComponents(torch.zeros(3), torch.eye(3), torch.tensor([3.0, 2.0, 1.0]))
     assert components.gaussian().parameters == 9 and components.probabilistic(1).parameters == 7
 

@@ -1,4 +1,6 @@
-"""`MetaModel` against closed forms: solvers, projection, likelihood; hidden units; several layers; checkpoints and their misuse."""
+"""`MetaModel` against closed forms: solvers, projection, likelihood; hidden units; several layers;
+checkpoints and their misuse.
+"""
 
 import json
 import math
@@ -52,7 +54,9 @@ def covariance(model):
 
 
 def exact(objective, normaliser=None):
-    """A meta-model whose network is the Gaussian's own optimal prediction: a linear skip over a silent network."""
+    """A meta-model whose network is the Gaussian's own optimal prediction: a linear skip over a
+    silent network.
+    """
     inner = MLPDenoiser(3, 8, 16, 1, zero_init=True)
     network = LinearSkip.over(gaussian(), inner, objective).eval()
     return unscaled(network, 3, objective, normaliser)
@@ -160,7 +164,9 @@ def test_impossible_projections_are_refused(options, message):
 
 @pytest.mark.parametrize("objective, tolerance", [("flow_velocity", 0.01), ("ddpm_epsilon", 0.02)])
 def test_log_likelihood_agrees_with_the_closed_form(objective, tolerance):
-    """Of the raw activation, so the logarithm of the standard deviations comes in; smoothed at σ₀, as documented."""
+    """Of the raw activation, so the logarithm of the standard deviations comes in; smoothed at σ₀,
+    as documented.
+    """
     scale, z = torch.tensor([[1.0, 10.0, 100.0]]), gaussian().sample(50, generator(6))
     model = exact(objective, Normaliser(torch.zeros(1, 3), scale))
     x = smoothed(z, generator(7))
@@ -474,7 +480,9 @@ def test_an_epoch_is_read_where_there_is_no_final(published):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub whose one repository is a folder: what is asked for is copied from it, the rest is not."""
+    """A Hub whose one repository is a folder: what is asked for is copied from it, the rest is
+    not.
+    """
 
     def of(repository):
         def download(name, revision, allow_patterns):

@@ -1,4 +1,6 @@
-"""Mixtures of Gaussians against hand calculation, torch.distributions, Tweedie's formula, sampling and known clusters."""
+"""Mixtures of Gaussians against hand calculation, torch.distributions, Tweedie's formula, sampling
+and known clusters.
+"""
 
 import math
 
@@ -79,7 +81,9 @@ def test_one_component_is_the_gaussian():
 
 
 def test_two_components_in_one_dimension_by_hand():
-    """½ N(−1, 1) + ½ N(1, 1) at σ = ½: x | k ~ N(±½, ½), so r₂/r₁ = exp(2x), E_k[z | x] = ±1 + (x ∓ ½) = x ± ½, E[z | x] = x + ½ tanh x."""
+    """½ N(−1, 1) + ½ N(1, 1) at σ = ½: x | k ~ N(±½, ½), so r₂/r₁ = exp(2x), E_k[z | x] = ±1 + (x ∓
+    ½) = x ± ½, E[z | x] = x + ½ tanh x.
+    """
     means, x = (torch.tensor([-1.0]), torch.tensor([1.0])), torch.tensor([[-1.0], [0.0], [0.7]])
     parts = tuple(full_gaussian(mean, torch.eye(1), torch.ones(1)) for mean in means)
     two = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
@@ -108,7 +112,9 @@ def test_posterior_mean_is_tweedies(mixture, x, sigma):
 
 @pytest.fixture(scope="module")
 def many():
-    """Forty components in thirty dimensions with steep spectra, and draws from them, one of them far from all."""
+    """Forty components in thirty dimensions with steep spectra, and draws from them, one of them
+    far from all.
+    """
     g, components = generator(9), []
     for _ in range(40):
         basis = torch.linalg.qr(torch.randn(30, 30, generator=g, dtype=torch.double))[0]
@@ -139,7 +145,9 @@ def every_joint(mixture, x, sigma):
 
 @pytest.mark.parametrize("sigma", [SMOOTHING, 0.2, 0.5, 0.8, 0.95])
 def test_passing_over_what_is_negligible_changes_nothing(many, sigma):
-    """Against every component computed for every row. The row far from all, whose log-densities lie thousands apart, overflows nothing."""
+    """Against every component computed for every row. The row far from all, whose log-densities lie
+    thousands apart, overflows nothing.
+    """
     mixture, drawn = many
     x = noised(drawn, sigma, seed=10)
     joint = every_joint(mixture, x, sigma)
@@ -165,7 +173,9 @@ def test_little_noise_leaves_few_rows_to_compute_and_never_one_that_counts(many)
 
 
 def test_no_denoiser_beats_it_on_its_own_samples(single):
-    """Not the component alone, and not the Gaussian of the same mean and covariance, the best linear method."""
+    """Not the component alone, and not the Gaussian of the same mean and covariance, the best
+    linear method.
+    """
     z = single.sample(20_000, generator(2))
     x = 0.6 * z + 0.4 * torch.randn(z.shape, generator=generator(3))
     methods = (single, PrincipalComponents.fit(z).gaussian(), single.components[0])
@@ -174,7 +184,9 @@ def test_no_denoiser_beats_it_on_its_own_samples(single):
 
 
 def test_samples_come_from_the_density(mixture, single):
-    """Mean and variances by torch.distributions, and the mean log-density of its samples, which is minus the entropy."""
+    """Mean and variances by torch.distributions, and the mean log-density of its samples, which is
+    minus the entropy.
+    """
     z, exact = single.sample(100_000, generator(4)).double(), reference(mixture, 0.0)
     assert torch.allclose(z.mean(0), exact.mean, atol=0.02)
     assert torch.allclose(z.var(0), exact.variance, rtol=0.03)
@@ -194,7 +206,9 @@ def test_probabilistic_pca_of_all_components_is_the_gaussian():
 
 
 def test_moments_and_prior_by_hand():
-    """Clusters {0, 2} and {10, 14}: scatters 2 and 8, within (2 + 8)/4 = 2.5; with ν = 2 variances 7/4 and 13/4. No cluster has number 1."""
+    """Clusters {0, 2} and {10, 14}: scatters 2 and 8, within (2 + 8)/4 = 2.5; with ν = 2 variances
+    7/4 and 13/4. No cluster has number 1.
+    """
     z, label = torch.tensor([[0.0], [10.0], [2.0], [14.0]]), torch.tensor([0, 2, 0, 2])
     fitted = ClusterMoments.of(z, label).mixture(prior=2)
     assert [c.mean_d.item() for c in fitted.components] == [1, 12]
@@ -203,7 +217,9 @@ def test_moments_and_prior_by_hand():
 
 
 def test_a_component_of_one_token_has_the_covariance_within_components():
-    """Its own scatter is nothing: ν/(1 + ν) of the covariance within, here (2·1 + 0)/3 on the axis of the pair."""
+    """Its own scatter is nothing: ν/(1 + ν) of the covariance within, here (2·1 + 0)/3 on the axis
+    of the pair.
+    """
     z, label = torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]]), torch.tensor([0, 0, 1])
     fitted = ClusterMoments.of(z, label).mixture(prior=3)
     assert fitted.components[1].eigenvalues_d.max().item() == pytest.approx(3 / 4 * 2 / 3)
@@ -229,7 +245,9 @@ def test_fit_finds_the_clusters_and_beats_the_gaussian():
 
 
 def test_em_moves_what_kmeans_put_in_the_wrong_cluster():
-    """A narrow group inside a wide one's reach: k-means cuts halfway between the means, the more probable component reaches further."""
+    """A narrow group inside a wide one's reach: k-means cuts halfway between the means, the more
+    probable component reaches further.
+    """
     narrow = torch.randn(3000, 4, generator=generator(7)) * 0.1
     wide = torch.randn(3000, 4, generator=generator(8)) * 2 + 2
     z, held_out = torch.cat([narrow[:2500], wide[:2500]]), torch.cat([narrow[2500:], wide[2500:]])
@@ -246,8 +264,9 @@ def test_too_few_activations_are_refused():
 
 
 def test_tokens_are_assigned_by_density_and_not_by_density_per_dimension():
-    """Of 4,000 tokens in 20 dimensions 200 lie apart. By the mean over dimensions the large component, 19 times as likely
-    beforehand, would swallow them."""
+    """Of 4,000 tokens in 20 dimensions 200 lie apart. By the mean over dimensions the large
+    component, 19 times as likely beforehand, would swallow them.
+    """
     z = torch.randn(4400, 20, generator=generator())
     apart = torch.arange(len(z)) % 20 == 0
     z[apart] += 2.2

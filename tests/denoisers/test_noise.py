@@ -1,4 +1,6 @@
-"""Noise processes: the two parametrisations, the grids, and reading one network on the other objective."""
+"""Noise processes: the two parametrisations, the grids, and reading one network on the other
+objective.
+"""
 
 import numpy as np
 import pytest
@@ -43,7 +45,9 @@ def test_grids_have_100_rising_levels_inside_the_ends():
 
 @pytest.mark.parametrize("process", [FlowMatching(), DDPM()])
 def test_a_perfect_network_gives_the_clean_activation(process):
-    """A network that knows z and ε predicts the target exactly, so the estimate must be z: at any σ, for either objective."""
+    """A network that knows z and ε predicts the target exactly, so the estimate must be z: at any
+    σ, for either objective.
+    """
     z, noise = torch.randn(6, 4), torch.randn(6, 4)
     for sigma in (0.03, 0.4, 0.9):
         x = (1 - sigma) * z + sigma * noise
@@ -52,7 +56,9 @@ def test_a_perfect_network_gives_the_clean_activation(process):
 
 
 def test_one_estimate_read_through_either_objective_is_the_same():
-    """A velocity network and an ε network that hold the same posterior mean, 0.6 x here, give the same clean estimate of the same x."""
+    """A velocity network and an ε network that hold the same posterior mean, 0.6 x here, give the
+    same clean estimate of the same x.
+    """
     x = torch.randn(6, 4)
 
     def velocity(own_x, time):
@@ -69,7 +75,9 @@ def test_one_estimate_read_through_either_objective_is_the_same():
 
 
 def test_loss_weights_are_those_of_the_objective():
-    """A wrong estimate's error in velocity or ε, computed from the definitions, equals weight × its squared error in z."""
+    """A wrong estimate's error in velocity or ε, computed from the definitions, equals weight × its
+    squared error in z.
+    """
     z, noise = torch.randn(6, 4, dtype=torch.double), torch.randn(6, 4, dtype=torch.double)
     wrong = z + 0.1
     for level in FlowMatching().grid()[::25]:
@@ -126,7 +134,9 @@ def test_logit_normal_levels_have_the_density_they_are_named_for():
 
 
 def test_weights_of_a_density_do_what_drawing_from_it_does():
-    """The mean of any function of the level is the same, here of σ and of |σ − ½|, which tells the middle from the ends."""
+    """The mean of any function of the level is the same, here of σ and of |σ − ½|, which tells the
+    middle from the ends.
+    """
     density, middle = DENSITIES["logit_normal"], (torch.arange(1000) + 0.5) / 1000
     assert density.weights.mean().item() == pytest.approx(1, abs=1e-5)
     for of in (lambda s: s, lambda s: (s - 0.5).abs()):
@@ -137,7 +147,9 @@ def test_weights_of_a_density_do_what_drawing_from_it_does():
 
 
 def test_a_ddpm_time_between_training_levels_is_the_one_whose_noise_it_has():
-    """Log-linear both ways, so a fractional time comes back; halfway, s²/a² is the geometric mean of its neighbours'."""
+    """Log-linear both ways, so a fractional time comes back; halfway, s²/a² is the geometric mean
+    of its neighbours'.
+    """
     process = DDPM()
     for time in (0.5, 3.25, 40.75, 500.5, 998.5):
         a, s = (value.double() for value in process.at_time(torch.tensor([time])))

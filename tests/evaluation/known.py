@@ -27,6 +27,8 @@ def tokens_of(z: torch.Tensor, documents: np.ndarray) -> Tokens:
 
 
 def unscaled(network, d, objective="flow_velocity", normaliser=None):
-    """A meta-model of a network, whose raw activations are standardised ones unless a normaliser says otherwise."""
+    """A meta-model of a network, whose raw activations are standardised ones unless a normaliser
+    says otherwise.
+    """
     normaliser = normaliser or Normaliser(torch.zeros(1, d), torch.ones(1, d))
     return MetaModel(network, objective, Origin(normaliser, "toy@1", (1,), "toy"))

@@ -37,7 +37,9 @@ def test_mix_finds_the_linear_optimum(z):
 
 
 def test_floors_by_hand():
-    """Losses 1.2 and 1.5: above a floor of 0.6 the reduction is 1 − 0.6/0.9; it is 47 % where (1.2 − E) = 0.53 (1.5 − E)."""
+    """Losses 1.2 and 1.5: above a floor of 0.6 the reduction is 1 − 0.6/0.9; it is 47 % where (1.2
+    − E) = 0.53 (1.5 − E).
+    """
     counts = np.array([[10.0, 20, 10, 10, 5]])
     losses = Losses(np.array([0.5]), {"m": 1.2 * counts, "b": 1.5 * counts}, counts)
     found = floor_rows(losses, "m", "b", steps=2)
@@ -73,7 +75,9 @@ def test_mix_gives_all_weight_to_a_perfect_further_term(z):
 
 
 def test_mix_is_never_worse_than_its_terms_on_the_tokens_it_was_fitted_to(z):
-    """Also where two terms differ by rounding alone: their weights must not grow to make use of it."""
+    """Also where two terms differ by rounding alone: their weights must not grow to make use of
+    it.
+    """
     scaled = z * torch.tensor([3.0, 1.0, 1.0, 0.3, 0.1])
     gaussian, levels = PrincipalComponents.fit(scaled).gaussian(), FlowMatching().grid()[::9]
     projection = Projection(torch.zeros(5), torch.eye(5)[:, :2], "mean_estimate")
@@ -116,7 +120,9 @@ def estimate(mlp=1.2, gated=1.1, mixture=1.05, gaussian=1.5, e=(1.0, 0.0, 5.0)):
 
 
 def test_reduction_over_the_estimated_floor_by_hand():
-    """Above 1 the losses are 0.2, 0.1, 0.05 of 0.5; the interval of E is cut at 1.05, the lowest loss."""
+    """Above 1 the losses are 0.2, 0.1, 0.05 of 0.5; the interval of E is cut at 1.05, the lowest
+    loss.
+    """
     found = estimate()
     assert (found["lowest_loss"], found["cut_ci95"], found["possible"]) == (1.05, [0.0, 1.05], True)
     assert [row["method"] for row in found["rows"]] == ["mlp", "gated_mlp", "mixture"]

@@ -51,7 +51,8 @@ def test_two_thousand_resamples_the_same_every_time():
 
 @pytest.mark.parametrize("effect", [0.05, 0.3])
 def test_intervals_cover_with_few_unequal_documents(effect):
-    """20 documents, sizes over a factor of 70, an effect of its own for each: 95 % intervals must hold the truth that often.
+    """20 documents, sizes over a factor of 70, an effect of its own for each: 95 % intervals must
+    hold the truth that often.
 
     Percentiles of resampled documents do not, which is why they are not used.
     """
@@ -91,7 +92,9 @@ def test_what_has_no_interval_is_refused():
 
 
 def test_groups_are_resampled_each_for_itself():
-    """Equal ones too: were they drawn alike, the difference of two groups with the same values would have no spread."""
+    """Equal ones too: were they drawn alike, the difference of two groups with the same values
+    would have no spread.
+    """
     seen = []
     bootstrap_interval(lambda w: seen.append(w) or (w @ np.arange(12.0)), (5, 7))
     assert seen[0].shape == (2001, 12)

@@ -1,4 +1,6 @@
-"""Replacing a block's output while the language model reads: against transformers' own loss, closed forms and sums by hand."""
+"""Replacing a block's output while the language model reads: against transformers' own loss, closed
+forms and sums by hand.
+"""
 
 import math
 
@@ -42,7 +44,9 @@ def test_the_identity_leaves_the_loss_bit_for_bit(architecture, dtype):
 
 @pytest.mark.parametrize("architecture", SIZES)
 def test_the_loss_is_that_of_transformers_labels(architecture):
-    """Its `labels=` is a mean over all labels but −100; those of <bos> and of the first token behind it are left out."""
+    """Its `labels=` is a mean over all labels but −100; those of <bos> and of the first token
+    behind it are left out.
+    """
     lm = tiny(architecture)
     spliced = SplicedModel(lm, 1, WINDOWS, PLAIN, batch_tokens=24)
     for one, loss in zip(WINDOWS, spliced().loss_w):

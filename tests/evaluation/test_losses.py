@@ -58,7 +58,9 @@ def test_all_methods_see_the_same_tokens_and_noise_and_what_slow_ones_see_is_par
 
 
 def test_every_level_draws_noise_of_its_own(tokens):
-    """A method that gives x back has the error σ (ε − z): over σ it is the velocity itself, the same at all levels for the same draws."""
+    """A method that gives x back has the error σ (ε − z): over σ it is the velocity itself, the
+    same at all levels for the same draws.
+    """
     losses = evaluate({"x": Scaled(1.0)}, tokens, "flow_velocity", per_level=50, seed=0)
     assert len(np.unique(losses.curve("x").round(9))) == 100
     assert losses.mean("x") == pytest.approx(2, rel=0.02)
@@ -70,7 +72,9 @@ def test_every_document_gets_its_share(tokens):
 
 
 def test_masked_tokens_are_left_out_of_the_same_draws(tokens):
-    """With them and without add up to all; what is left has the loss of its own tokens, not that of others drawn in their place."""
+    """With them and without add up to all; what is left has the loss of its own tokens, not that of
+    others drawn in their place.
+    """
     methods, mask = {"a": Scaled(0.3), "zero": Scaled(0.0)}, np.arange(3000) % 7 != 0
     options = {"objective": "flow_velocity", "per_level": 3000, "seed": 0}
     masks = (None, mask, ~mask)
@@ -128,7 +132,9 @@ def test_a_method_against_itself_is_reduced_by_exactly_nothing(tokens):
 
 
 def test_rows_by_hand():
-    """Five documents of 2, 1, 1, 1, 1 tokens at two levels: means over tokens, and over documents."""
+    """Five documents of 2, 1, 1, 1, 1 tokens at two levels: means over tokens, and over
+    documents.
+    """
     method = np.array([[4.0, 2, 2, 2, 2], [1, 1, 1, 1, 1]])
     counts = np.array([[2.0, 1, 1, 1, 1], [2, 1, 1, 1, 1]])
     losses = Losses(np.array([0.01, 0.5]), {"m": method, "b": 2 * method}, counts)
@@ -146,7 +152,9 @@ def test_rows_by_hand():
 
 
 def test_a_floor_is_a_loss_per_token_in_the_interval_too():
-    """Where every document's loss lies half as far above the floor as the baseline's does, whatever its length, the interval is ½ alone."""
+    """Where every document's loss lies half as far above the floor as the baseline's does, whatever
+    its length, the interval is ½ alone.
+    """
     counts_d, theirs_d = np.array([10.0, 300, 20, 4, 77]), np.array([1.5, 2.0, 1.1, 3.0, 1.7])
     floor = 0.6
     ours_d = floor + (theirs_d - floor) / 2
@@ -177,7 +185,9 @@ def test_the_interval_of_a_loss_holds_its_mean_and_no_document_is_counted_that_h
 
 @pytest.mark.parametrize("objective", GRID)
 def test_the_closed_form_is_met_within_its_monte_carlo_error(tokens, objective):
-    """Documents of unlike power, which is no Monte-Carlo error; a loss that is off by a tenth is noticed."""
+    """Documents of unlike power, which is no Monte-Carlo error; a loss that is off by a tenth is
+    noticed.
+    """
     unlike = tokens.altered(tokens.z * torch.from_numpy(1 + 0.3 * DOCUMENTS).float()[:, None])
     gaussian = PrincipalComponents.fit(unlike.z).gaussian()
     zs = []

@@ -1,4 +1,6 @@
-"""`mmlib.evaluate`: rows for methods and for anyone's function, on one standardisation and the same noise."""
+"""`mmlib.evaluate`: rows for methods and for anyone's function, on one standardisation and the same
+noise.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""What notebooks 01 to 03 made is loaded by name, checked against the store; what is missing names its notebook; stores of texts."""
+"""What notebooks 01 to 03 made is loaded by name, checked against the store; what is missing names
+its notebook; stores of texts.
+"""
 
 from dataclasses import replace
 

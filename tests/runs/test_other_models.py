@@ -1,4 +1,6 @@
-"""Another language model and another corpus, from local folders, through notebook 01 as a user would run it."""
+"""Another language model and another corpus, from local folders, through notebook 01 as a user
+would run it.
+"""
 
 import json
 import subprocess
@@ -125,7 +127,9 @@ TEXTS = {
 @pytest.mark.notebooks
 @pytest.mark.parametrize(("design", "texts"), list(zip(DESIGNS, TEXTS)))
 def test_notebook_01_describes_any_design_and_the_smallest_corpora(design, texts, tmp_path):
-    """A hyperplane in which one variance is 0; fewer dimensions, rows, blocks and positions than any real one has."""
+    """A hyperplane in which one variance is 0; fewer dimensions, rows, blocks and positions than
+    any real one has.
+    """
     options = DESIGNS[design]
     layer = 1 if "LayerNorm" in design else 0
     model, folder = tiny_lm.saved(tmp_path / "model", **options), tmp_path / "texts"
@@ -171,8 +175,10 @@ def fitted(run):
 
 @pytest.fixture(scope="module")
 def applied(tmp_path_factory):
-    """Parameters of the applications: a GPT-2 with random weights that reads the packaged texts by the packaged tokenizer,
-    with what notebooks 01 to 03 leave for its run, and a meta-model in a folder of its own."""
+    """Parameters of the applications: a GPT-2 with random weights that reads the packaged texts by
+    the packaged tokenizer, with what notebooks 01 to 03 leave for its run, and a meta-model in a
+    folder of its own.
+    """
     embedded = llm.load_language_model(EMBEDDED, cache=runs.DATA / "models")
     folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
     embedded.tokenizer.save_pretrained(folder)
@@ -188,7 +194,9 @@ def applied(tmp_path_factory):
 
 @pytest.mark.notebooks
 def test_a_model_narrower_than_any_pca_at_this_preset_has_its_fidelity_measured(tmp_path):
-    """32 wide: what costs the language model nothing is undetermined, and PCA has one k all the same."""
+    """32 wide: what costs the language model nothing is undetermined, and PCA has one k all the
+    same.
+    """
     model, folder = tiny_lm.saved(tmp_path / "model"), tmp_path / "texts"
     folder.mkdir()
     for i, text in enumerate(tiny_lm.texts(60)):
@@ -228,14 +236,18 @@ def test_applications_read_another_model_with_a_meta_model_from_a_folder(
 
 
 def rows_in(name, table, content):
-    """The rows of one table of a results file, which is keyed; `content` is what holds the table."""
+    """The rows of one table of a results file, which is keyed; `content` is what holds the
+    table.
+    """
     entry = runs.tables()[name][table]
     return runs.rows_of(content[entry.get("to", "rows")], *entry["key"])
 
 
 @pytest.fixture
 def streamed(model_folder, tmp_path):
-    """A run of the smoke preset on a stream of so many documents, and its options on the command line."""
+    """A run of the smoke preset on a stream of so many documents, and its options on the command
+    line.
+    """
 
     def make(n, **parameters):
         rng, folder = np.random.default_rng(1), tmp_path / "texts"
@@ -267,7 +279,9 @@ def row_bytes(rows):
 
 
 def test_the_command_line_extracts_by_several_processes_and_trains_live(streamed):
-    """From a stream of 260 documents: a store of the first 200, by two processes; then live batches that leave out what it holds out."""
+    """From a stream of 260 documents: a store of the first 200, by two processes; then live batches
+    that leave out what it holds out.
+    """
     run, same = streamed(260, layer=2)
     two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     shown = command("extract", *same, "--layers", "2", launcher=two)

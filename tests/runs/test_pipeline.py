@@ -74,7 +74,9 @@ def test_results_that_no_run_wrote_anew_are_refused(compared, tmp_path):
 
 @pytest.fixture
 def finished(own_root, monkeypatch):
-    """A repository of two notebooks, and a data folder in which the first has run at the default preset."""
+    """A repository of two notebooks, and a data folder in which the first has run at the default
+    preset.
+    """
     monkeypatch.setattr(plan, "NOTEBOOKS", {"04_b": ("main", ()), "11_c": ("applications", ())})
     (own_root / "notebooks").mkdir()
     own = own_root / "data" / "results" / "default"

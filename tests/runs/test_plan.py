@@ -122,8 +122,9 @@ def test_a_full_disk_is_refused_with_both_numbers(own_root, monkeypatch):
 
 @pytest.fixture
 def timed(own_root, monkeypatch):
-    """A repository whose notebooks were timed on another machine, which is known to be twice as fast in float32, and
-    one on a machine of which no speed is known."""
+    """A repository whose notebooks were timed on another machine, which is known to be twice as
+    fast in float32, and one on a machine of which no speed is known.
+    """
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     other = {
@@ -144,7 +145,9 @@ def timed(own_root, monkeypatch):
 
 
 def test_minutes_are_those_of_another_machine_by_the_rates_of_both(timed, monkeypatch, capsys):
-    """Without bfloat16 units the language model takes six times as long, float32 twice; each in its share."""
+    """Without bfloat16 units the language model takes six times as long, float32 twice; each in its
+    share.
+    """
     here, there = {"float32": 100.0, "bfloat16": 2.0, "disk": 100.0}, timed[0]["rates"]
     assert plan.slower_by(FIRST, there, here) == pytest.approx(0.9 * 6 + 0.1 * 2)
     assert plan.slower_by(FIRST, here, here) == 1.0

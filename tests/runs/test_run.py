@@ -1,4 +1,6 @@
-"""Parameters and names of runs, the errors a user meets first, and results by key: rows with names, schemas, a migration that loses nothing."""
+"""Parameters and names of runs, the errors a user meets first, and results by key: rows with names,
+schemas, a migration that loses nothing.
+"""
 
 import ast
 import copy
@@ -65,8 +67,9 @@ def test_departures_from_the_preset_name_the_run():
 
 @pytest.mark.parametrize("name", ["model", "corpus", "meta_model"])
 def test_no_two_values_give_one_name_of_a_run(name, tmp_path, monkeypatch):
-    """Folders of one last part, seen from two places, with odd letters, of more letters than a file's name may have; ids of
-    the Hub; and streams of both."""
+    """Folders of one last part, seen from two places, with odd letters, of more letters than a
+    file's name may have; ids of the Hub; and streams of both.
+    """
     found = {}
     for place in ("a", "c"):
         for folder in ("b", "a/b", "b c", "b$c", "b+seed1", "b" * 200, "gpt2", "mlp2"):
@@ -160,7 +163,9 @@ def test_a_parameter_of_one_notebook_names_its_results_and_leaves_the_runs_data(
 def test_every_notebook_begins_its_run_first_and_refuses_parameters_that_it_does_not_declare(
     path, monkeypatch
 ):
-    """Its own parameters and its own call, in a moment; a kernel would import for ten seconds first."""
+    """Its own parameters and its own call, in a moment; a kernel would import for ten seconds
+    first.
+    """
     declared, *others = plan.code_of(path)
     body = ast.parse("\n".join(others[:2])).body  # imports may have a cell of their own
     (at,) = (

@@ -1,4 +1,6 @@
-"""Trials of a sweep: skipped where their outcomes are there, computed again where the configuration differs."""
+"""Trials of a sweep: skipped where their outcomes are there, computed again where the configuration
+differs.
+"""
 
 from dataclasses import replace
 
@@ -121,7 +123,9 @@ def test_a_trained_recipe_is_a_trial(sweep, store, tmp_path):
 
 
 def test_a_trial_in_other_coordinates_is_trained_in_them(store, tmp_path):
-    """Doubling z and training on that is what a store of doubled spread would do if nothing standardised it."""
+    """Doubling z and training on that is what a store of doubled spread would do if nothing
+    standardised it.
+    """
     doubled = RecipeTrial("doubled", RECIPE, store, 0, "doubled", lambda z_nd: 2 * z_nd)
     raw = store.read(store.rows("test"))
     plain = RecipeTrial("plain", RECIPE, store)
@@ -153,7 +157,9 @@ def test_the_gaussian_of_a_trial_is_the_one_of_its_training_documents(store, tmp
 
 
 def test_validation_rows_of_the_smallest_batch_give_every_batch_the_same_noise(store, tmp_path):
-    """At a learning rate of nothing the weights stay, so the validation loss differs by its rows and noise alone."""
+    """At a learning rate of nothing the weights stay, so the validation loss differs by its rows
+    and noise alone.
+    """
 
     def loss(batch, rows):
         still = replace(TINY, batch=batch, lr=0.0, weight_decay=0.0)

@@ -250,8 +250,9 @@ def scaled(losses=(3, 2, 1), some=None, everything=None, narrow=(4, 3.5, 3.2), e
 
 
 def edited(areas, mixture=-0.1):
-    """So many comparisons cheaper, dearer and neither, and one without a common level, towards a concept that plain addition
-    raises, and as many towards one that it does not."""
+    """So many comparisons cheaper, dearer and neither, and one without a common level, towards a
+    concept that plain addition raises, and as many towards one that it does not.
+    """
     intervals = ([-0.2, -0.1], [0.1, 0.2], [-0.1, 0.1], None)
     each = [interval for interval, n in zip(intervals, (*areas, 1)) for _ in range(n)]
 
@@ -398,7 +399,9 @@ def test_scaling_needs_laws_that_describe_their_cells(no_law):
 
 
 def test_a_share_of_the_reducible_loss_is_a_choice_of_floor():
-    """Losses 1.2, 1.1 and 1.05 over 1.5: above a floor of 1 the reductions are 60, 80 and 90 %; the floor ends at 1.05 at most."""
+    """Losses 1.2, 1.1 and 1.05 over 1.5: above a floor of 1 the reductions are 60, 80 and 90 %; the
+    floor ends at 1.05 at most.
+    """
     losses = {"mlp": 1.2, "gated_mlp": 1.1, "mixture": 1.05, "gaussian": 1.5, "mean": 1.6}
     rows = [row for row in COMPARISON["rows"] if row["objective"] == "ddpm_epsilon"]
     rows += [loss(method, "flow_velocity", value) for method, value in losses.items()]

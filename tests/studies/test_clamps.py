@@ -1,4 +1,6 @@
-"""Reading one token again under changes gives what reading the whole text gives; margins and effects by hand."""
+"""Reading one token again under changes gives what reading the whole text gives; margins and
+effects by hand.
+"""
 
 import numpy as np
 import pytest

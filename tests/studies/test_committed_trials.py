@@ -1,4 +1,5 @@
-"""Committed trials are recognised as done, all of them, and what changes recomputes the trials that it touches and no others.
+"""Committed trials are recognised as done, all of them, and what changes recomputes the trials that
+it touches and no others.
 
 No store is needed: a trial is known by the identity of one, which the committed files hold.
 """
@@ -88,7 +89,9 @@ def recipe_store():
 
 
 def recipe_trials():
-    """Planned with the outcomes that are committed: what comes later follows from what earlier parts found."""
+    """Planned with the outcomes that are committed: what comes later follows from what earlier
+    parts found.
+    """
     trials = {}
     run = runs.start(preset="default", seed=0)
     sweep = Sweep(run, "recipes", "21_recipes")

@@ -1,4 +1,6 @@
-"""Distinct-n, repetition, fronts and the area between them, against values by hand; measures of concepts."""
+"""Distinct-n, repetition, fronts and the area between them, against values by hand; measures of
+concepts.
+"""
 
 import numpy as np
 import pytest
@@ -116,7 +118,9 @@ def test_reaches_are_compared_prompt_by_prompt():
 
 
 def test_areas_and_reaches_are_covered_where_the_best_strengths_are_near_ties():
-    """A maximum over noisy means is no smooth function of the prompts: of 20 samples of 40 prompts, with the noise of notebook 11, most intervals hold the truth."""
+    """A maximum over noisy means is no smooth function of the prompts: of 20 samples of 40 prompts,
+    with the noise of notebook 11, most intervals hold the truth.
+    """
     ours = (np.array([-0.01, 0.05, 0.10, 0.12]), np.array([0.7, 0.75, 0.94, 1.84]))
     theirs = (np.array([0, 0.06, 0.10, 0.10]), np.array([0, 0.05, 0.5, 1.9]))
     rng, inside = np.random.default_rng(0), {"area": 0, "reach": 0}

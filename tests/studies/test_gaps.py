@@ -14,7 +14,9 @@ DOCUMENTS = np.repeat(np.arange(6), (50, 50, 80, 100, 120, 200))
 
 
 class Remembering:
-    """The posterior mean if only the remembered activations existed: perfect on them, and wrong on others."""
+    """The posterior mean if only the remembered activations existed: perfect on them, and wrong on
+    others.
+    """
 
     parameters = 0
 
@@ -65,7 +67,9 @@ def test_seen_and_unseen_documents_are_resampled_each_for_themselves():
 
 
 def test_an_easier_set_of_documents_is_not_taken_for_memory():
-    """Unseen activations of half the variance: the loss falls, for the control as well, and the excess is none."""
+    """Unseen activations of half the variance: the loss falls, for the control as well, and the
+    excess is none.
+    """
     z = torch.randn(2, 600, 8, generator=torch.Generator().manual_seed(1))
     same = {"control": standard_normal(8), "model": standard_normal(8)}
     seen, unseen = (losses_of(same, part) for part in (z[0], 0.7 * z[1]))

@@ -1,4 +1,6 @@
-"""What needs a GPU, with tiny networks on a CPU: what is measured on which documents, FLOP by hand, batches that do not fit, wrong calls."""
+"""What needs a GPU, with tiny networks on a CPU: what is measured on which documents, FLOP by hand,
+batches that do not fit, wrong calls.
+"""
 
 import json
 import math
@@ -155,7 +157,9 @@ def test_every_row_is_finite_positive_and_says_what_it_divides(monkeypatch, tmp_
 
 @pytest.mark.parametrize("workload", [MLP, SHARED], ids=lambda workload: workload.name)
 def test_flop_of_the_mlp_by_hand(workload):
-    """Two per weight in each of three products; none gives the gradient of the network's inputs; what knows the level alone is shared."""
+    """Two per weight in each of three products; none gives the gradient of the network's inputs;
+    what knows the level alone is shared.
+    """
     d, m, f, blocks = 16, 32, 64, 2
     # into the network; up, gate and down; out of it
     of_rows = 2 * d * m + blocks * 3 * 3 * m * f + 3 * m * d

@@ -22,7 +22,9 @@ def halves(firing):
 
 
 def bursts(n, m, rng):
-    """Latents that are independent of each other but stay on or off for 10 tokens at a time, each beginning somewhere else."""
+    """Latents that are independent of each other but stay on or off for 10 tokens at a time, each
+    beginning somewhere else.
+    """
     columns = np.repeat(rng.random((m, n // 10)) < 0.2, 10, axis=1)
     return torch.from_numpy(np.stack([np.roll(column, rng.integers(10)) for column in columns], 1))
 
@@ -54,7 +56,9 @@ def test_a_planted_pair_is_found_and_named_by_its_side():
 
 
 def test_shares_without_each_document():
-    """One pair of latents agrees in the last of 5 documents alone, so it is outside the band unless that one is left out."""
+    """One pair of latents agrees in the last of 5 documents alone, so it is outside the band unless
+    that one is left out.
+    """
     rng, document = np.random.default_rng(2), np.repeat([3, 4, 7, 8, 9], 1000)
     firing = torch.from_numpy(rng.random((5000, 2)) < 0.3)
     firing[document == 9, 1] = firing[document == 9, 0]
@@ -67,7 +71,9 @@ def test_shares_without_each_document():
 
 
 def test_the_jackknifes_interval_by_hand():
-    """Without each of three documents 0.4, 0.5, 0.6: standard error √(2/3 · 0.02), and t of two degrees is 4.303."""
+    """Without each of three documents 0.4, 0.5, 0.6: standard error √(2/3 · 0.02), and t of two
+    degrees is 4.303.
+    """
     found = _jackknife(np.array([0.5, 0.4, 0.5, 0.6]))
     assert found["value"] == 0.5
     expected = [0.5 - 4.303 * np.sqrt(0.04 / 3), 0.5 + 4.303 * np.sqrt(0.04 / 3)]
@@ -75,14 +81,18 @@ def test_the_jackknifes_interval_by_hand():
 
 
 def test_shifting_keeps_rates_and_runs():
-    """The null of a column with itself shifted is its autocorrelation: a constant pattern of period 2 has 0 or its rate, nothing between."""
+    """The null of a column with itself shifted is its autocorrelation: a constant pattern of period
+    2 has 0 or its rate, nothing between.
+    """
     column = torch.arange(1000) % 2 == 0
     null = paired(torch.stack([column, column], 1), seed=0).null_sp
     assert set(null.round(6).ravel()) == {0.0, 0.5}
 
 
 def test_made_independent_keeps_each_column_and_nothing_between_them():
-    """Two columns that always agree: afterwards each has its values in its order around the end, and the pair is inside the band."""
+    """Two columns that always agree: afterwards each has its values in its order around the end,
+    and the pair is inside the band.
+    """
     column = torch.rand(5000, generator=torch.Generator().manual_seed(0)) < 0.2
     both = torch.stack([column, column], 1)
     apart = made_independent(both, seed=3)
@@ -92,7 +102,9 @@ def test_made_independent_keeps_each_column_and_nothing_between_them():
 
 
 def test_mutual_information_by_hand():
-    """Two coins that always agree share ln 2; that are independent, nothing; p = ½, ¼ with joint ¼: ¼ ln 2 + ¼ ln(2/3) + ½ ln(4/3)."""
+    """Two coins that always agree share ln 2; that are independent, nothing; p = ½, ¼ with joint ¼:
+    ¼ ln 2 + ¼ ln(2/3) + ½ ln(4/3).
+    """
     half, quarter = np.array([0.5]), np.array([0.25])
     assert mutual_information(half, half, half)[0] == pytest.approx(np.log(2))
     assert mutual_information(quarter, half, half)[0] == pytest.approx(0, abs=1e-12)
@@ -109,7 +121,9 @@ def test_independent_gaussians():
 
 
 def test_a_mixture_of_radii_has_heavy_tails_and_squares_that_go_together():
-    """Radius 1 or 3 with equal chance: E r² = 5, E r⁴ = 41. Kurtosis 3·41/25 − 3; corr of squares (41/25 − 1)/(3·41/25 − 1)."""
+    """Radius 1 or 3 with equal chance: E r² = 5, E r⁴ = 41. Kurtosis 3·41/25 − 3; corr of squares
+    (41/25 − 1)/(3·41/25 − 1).
+    """
     generator = torch.Generator().manual_seed(0)
     radius = 1 + 2 * (torch.rand(40_000, 1, generator=generator) < 0.5)
     found = gaussianity(radius * torch.randn(40_000, 40, generator=generator), seed=0)

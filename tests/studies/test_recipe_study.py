@@ -1,4 +1,6 @@
-"""The study of recipes: tuning gives everyone as many trials, times are read off the log, and parts depend on each other as they say."""
+"""The study of recipes: tuning gives everyone as many trials, times are read off the log, and parts
+depend on each other as they say.
+"""
 
 from dataclasses import replace
 
@@ -43,7 +45,9 @@ def test_the_next_rate_is_beyond_the_edge_or_towards_the_better_neighbour(losses
 
 
 def test_everyone_gets_as_many_trials_and_the_edge_is_left_behind():
-    """Two parabolas in log rate: one has its best inside the grid, the other two octaves above it."""
+    """Two parabolas in log rate: one has its best inside the grid, the other two octaves above
+    it.
+    """
     asked = []
 
     def train(name, rate):
@@ -214,7 +218,9 @@ def planned(run, store, size=None, parts=PARTS):
 
 @pytest.mark.parametrize("size", [None, RecipeStudySize(steps=40, batch=512)])
 def test_no_two_cells_share_a_name_so_that_a_rerun_finds_them_all(run, make_store, size):
-    """Every trial of the whole study, the speeds too: a name with two configurations would be trained anew each time."""
+    """Every trial of the whole study, the speeds too: a name with two configurations would be
+    trained anew each time.
+    """
     store = ActivationStore(make_store(d=64, dtype="float32")[0])
     train, size = planned(run, store, size).train, size or SIZES["smoke"]
     kinds = {"published", "shared", "gated", "linear", "unet", "speed"}
@@ -254,7 +260,9 @@ def test_a_compiler_that_fails_is_a_reason_not_an_error(run, store, monkeypatch)
 
 
 def test_neighbours_are_found_where_they_are_and_not_where_they_are_not():
-    """Dimensions 2i and 2i + 1 share half their variance: half of the pairs side by side correlate by 0.5, and none a row apart."""
+    """Dimensions 2i and 2i + 1 share half their variance: half of the pairs side by side correlate
+    by 0.5, and none a row apart.
+    """
     generator = torch.Generator().manual_seed(0)
     alone = torch.randn(20_000, 24, generator=generator)
     shared = torch.randn(20_000, 12, generator=generator).repeat_interleave(2, dim=1)

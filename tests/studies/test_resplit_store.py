@@ -47,7 +47,9 @@ def test_it_is_copied_once_for_a_split(make_store, tmp_path):
     "change", [{"dtype": "float32"}, {"window": 7}, {"rows": (3002, 500, 700)}]
 )
 def test_a_copy_of_other_numbers_is_not_taken_for_one_of_these(make_store, tmp_path, change):
-    """Same model, corpus, layer, titles and splits, as when a store is extracted again with other settings."""
+    """Same model, corpus, layer, titles and splits, as when a store is extracted again with other
+    settings.
+    """
     place = tmp_path / "other"
     resplit_store(ActivationStore(make_store()[0]), SPLITS, place).close()
     again = ActivationStore(make_store(**change)[0])

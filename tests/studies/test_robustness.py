@@ -68,7 +68,9 @@ def test_outliers_have_three_times_the_median_norm_of_training_documents(make_st
 
 
 def test_reductions_with_and_without_outliers_agree_with_the_comparison():
-    """All tokens: what `evaluate` says. Without: what is left of the same draws when outliers are dropped from them."""
+    """All tokens: what `evaluate` says. Without: what is left of the same draws when outliers are
+    dropped from them.
+    """
     z, documents = normal(400), np.repeat(np.arange(6), (20, 20, 60, 80, 100, 120))
     outlier = np.zeros(400, dtype=bool)
     outlier[10:20] = True
@@ -89,7 +91,9 @@ def test_reductions_with_and_without_outliers_agree_with_the_comparison():
 
 
 def test_outliers_count_to_their_own_documents():
-    """One document is nothing but outliers: it is missing without them, and the others are whole."""
+    """One document is nothing but outliers: it is missing without them, and the others are
+    whole.
+    """
     z, documents = normal(100), np.repeat(np.arange(10), 10)
     everything, without = reductions(z, documents, outlier=documents == 3, tokens=100)
     assert (everything["documents"], without["documents"]) == (10, 9)
@@ -170,7 +174,9 @@ def test_only_what_was_chosen_is_tried_again():
 
 
 def test_an_sae_that_copies_its_input_is_mixed_to_the_mean_model(store):
-    """Its estimate is x times a number, so the mix is the least-squares multiple of x: (1 − σ)/((1 − σ)² + σ²) for unit variance."""
+    """Its estimate is x times a number, so the mix is the least-squares multiple of x: (1 − σ)/((1
+    − σ)² + σ²) for unit variance.
+    """
 
     class Copy(torch.nn.Linear):
         cfg = SimpleNamespace(metadata=SimpleNamespace(train_seconds=None, train_activations=None))

@@ -1,4 +1,6 @@
-"""The power law: known constants recovered, the envelope by hand, honest intervals, and extrapolations that are called what they are."""
+"""The power law: known constants recovered, the envelope by hand, honest intervals, and
+extrapolations that are called what they are.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ TRUTH = scaling.PowerLaw(0.9, 0.3, 0.4)
 
 
 def grid(noise, seed, truth=TRUTH):
-    """Runs of five sizes and five budgets: at each compute one that is on the law and others above it."""
+    """Runs of five sizes and five budgets: at each compute one that is on the law and others above
+    it.
+    """
     rng = np.random.default_rng(seed)
     compute = np.concatenate([np.geomspace(1e11, 1e14, 13), np.geomspace(1e11, 1e14, 12)])
     waste = np.concatenate([np.zeros(13), rng.uniform(0.02, 0.2, 12)])
@@ -42,7 +46,9 @@ def test_fit_agrees_with_a_general_least_squares_solver():
 
 
 def test_envelope_by_hand():
-    """Runs 3, 4 and 5 are matched by the cheaper run 2; run 6 is cheaper than run 0, but not by a quarter; run 7 is run 0 once more."""
+    """Runs 3, 4 and 5 are matched by the cheaper run 2; run 6 is cheaper than run 0, but not by a
+    quarter; run 7 is run 0 once more.
+    """
     compute = [4.0, 1.0, 2.0, 3.0, 3.1, 2.0, 3.5, 4.0]
     loss = [1.0, 3.0, 2.0, 2.5, 2.0, 2.2, 1.5, 1.0]
     assert scaling.lower_envelope(compute, loss).tolist() == [1, 2, 0]
@@ -59,7 +65,9 @@ def test_runs_are_chosen_by_one_loss_and_fitted_on_the_other():
 
 
 def test_the_bootstrap_chooses_runs_by_one_loss_and_fits_the_other():
-    """Three costly runs are the worst by the loss that chooses and the best by the one that is fitted: no resample may have them."""
+    """Three costly runs are the worst by the loss that chooses and the best by the one that is
+    fitted: no resample may have them.
+    """
     compute = np.concatenate([np.geomspace(1e11, 1e14, 13), [2e14, 4e14, 8e14]])
     fitted = np.concatenate([TRUTH(compute[:13]), [0.3, 0.2, 0.1]])
     chosen_by = np.concatenate([TRUTH(compute[:13]), [9.0, 9.0, 9.0]])
@@ -78,7 +86,9 @@ def test_too_few_points_are_refused():
 
 
 def test_intervals_hold_the_truth_at_least_as_often_as_they_say():
-    """Percentile intervals over runs, in 40 simulations; one of exactly 95 % holds it 34 times or more (but for one case in a hundred)."""
+    """Percentile intervals over runs, in 40 simulations; one of exactly 95 % holds it 34 times or
+    more (but for one case in a hundred).
+    """
     held = {"e": 0, "alpha": 0}
     for seed in range(40):
         compute, loss = grid(0.005, seed)
@@ -102,7 +112,9 @@ def test_the_compute_of_a_loss_by_hand():
 
 
 def reached(law, loss, others=10 * [None]):
-    """The extrapolation to a loss from runs of up to 10¹² FLOP, with resamples like the law or others."""
+    """The extrapolation to a loss from runs of up to 10¹² FLOP, with resamples like the law or
+    others.
+    """
     return scaling.extrapolation(law, [other or law for other in others], loss, 1e12)
 
 
@@ -128,7 +140,9 @@ def test_a_loss_that_may_never_be_reached_is_not_to_be_believed():
 
 
 def test_an_impossible_end_of_a_floor_is_said_to_be_so():
-    """0.5 and 1 under losses 1.2 and 1.5; an end at 1.3 is above a loss that was reached, by a run or by what it is compared with."""
+    """0.5 and 1 under losses 1.2 and 1.5; an end at 1.3 is above a loss that was reached, by a run
+    or by what it is compared with.
+    """
     found = scaling.over_floor({"value": 1.0, "ci95": [0.5, 1.3]}, 1.2, 1.5)
     assert [row["is"] for row in found] == ["E", "lower end of E", "upper end of E"]
     assert [row["floor"] for row in found] == [1.0, 0.5, 1.3]

@@ -1,4 +1,6 @@
-"""Steered generation: what it must leave alone, what reaches later blocks and tokens, and repairs against closed forms."""
+"""Steered generation: what it must leave alone, what reaches later blocks and tokens, and repairs
+against closed forms.
+"""
 
 import copy
 
@@ -89,7 +91,9 @@ def test_a_wrong_repair_is_refused_and_leaves_no_hook_and_settings_as_shipped(wr
 
 @pytest.mark.parametrize("architecture", SIZES)
 def test_the_cache_holds_the_edited_stream(architecture):
-    """Greedy text by `generate` with a cache is that of whole forward passes in which every position from the last of the prompt on is edited."""
+    """Greedy text by `generate` with a cache is that of whole forward passes in which every
+    position from the last of the prompt on is edited.
+    """
     lm, strength = tiny(architecture), 4.0
     steering = Steering(NORMALISER, DIRECTION, strength)
     with shipped_settings_off(lm.model), llm.edited_block(lm.model, 1, steering):

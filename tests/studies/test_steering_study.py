@@ -1,4 +1,6 @@
-"""The study of steering: what is combined, what is skipped, and what is read off prompts that are known."""
+"""The study of steering: what is combined, what is skipped, and what is read off prompts that are
+known.
+"""
 
 from dataclasses import replace
 
@@ -41,7 +43,9 @@ def test_every_repair_has_its_opponents_and_every_file_its_name(name):
 
 
 def said(cell, strength):
-    """Plain addition: one of the concept and two of cost a strength. SDEdit: three quarters of each, and 0.1 of cost alone; by the mixture dearer."""
+    """Plain addition: one of the concept and two of cost a strength. SDEdit: three quarters of
+    each, and 0.1 of cost alone; by the mixture dearer.
+    """
     noise = 0.01 * np.random.default_rng(0).normal(size=SIZE.prompts)
     shares = {"unsteered": (0, 0), "additive": (1, 0)}
     shares |= {"sdedit": (0.75, 0.1), "sdedit_mixture": (0.75, 0.5)}

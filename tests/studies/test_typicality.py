@@ -1,4 +1,6 @@
-"""Typicality: areas under ROC curves against closed forms and scikit-learn, denoising losses by hand, shifts that do what they say."""
+"""Typicality: areas under ROC curves against closed forms and scikit-learn, denoising losses by
+hand, shifts that do what they say.
+"""
 
 import math
 
@@ -59,7 +61,9 @@ def test_the_area_of_a_shifted_normal_is_its_closed_form(shift):
 
 @pytest.mark.parametrize("scale, shift", [(0.8, 0), (1.2, 0), (1, 1.5)])
 def test_mahalanobis_against_another_gaussian_is_a_noncentral_integral(scale, shift):
-    """P(c² χ²_d(δ²) > χ²_d), the shift in standard deviations along the widest axis; the score itself is a χ² over d."""
+    """P(c² χ²_d(δ²) > χ²_d), the shift in standard deviations along the widest axis; the score
+    itself is a χ² over d.
+    """
     model = gaussian(6)
     z_nd, other_nd = drawn_of(model, 4000, 1, 2)
     scores = score.mahalanobis(model, z_nd)
@@ -102,7 +106,9 @@ def test_documents_of_one_set_alone_are_weighed_where_they_are():
 
 
 def test_intervals_point_the_right_way_and_cover():
-    """Twelve and fifteen documents, each with an effect of its own: 95 % intervals hold the truth about that often."""
+    """Twelve and fifteen documents, each with an effect of its own: 95 % intervals hold the truth
+    about that often.
+    """
     effect, shift, truth = 0.5, 1.0, scipy.stats.norm.cdf(1.0 / math.sqrt(2 * (1 + 0.5**2)))
     rng, covered, trials = np.random.default_rng(0), 0, 150
     documents, others = np.repeat(np.arange(12), 10), np.repeat(np.arange(15), 10)
@@ -263,7 +269,9 @@ def test_tokens_are_those_of_the_positions_asked_for():
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_store_is_read_again_to_the_bit_and_by_no_other_model(split, tmp_path):
-    """In bfloat16, with windows of many lengths in several blocks and batches, in which other shapes would round otherwise."""
+    """In bfloat16, with windows of many lengths in several blocks and batches, in which other
+    shapes would round otherwise.
+    """
     lm = tiny(dtype=torch.bfloat16)
     letters = (np.random.default_rng(i).integers(60, 120, 30 + 7 * i) for i in range(12))
     texts = [Document(str(i), "".join(map(chr, some))) for i, some in enumerate(letters)]

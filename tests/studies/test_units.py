@@ -1,4 +1,6 @@
-"""What units read and what clamping them writes: against linear algebra, removed weights and numpy."""
+"""What units read and what clamping them writes: against linear algebra, removed weights and
+numpy.
+"""
 
 import numpy as np
 import pytest

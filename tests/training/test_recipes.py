@@ -1,4 +1,6 @@
-"""From names to meta-models: recipes of the run, folders, and what is refused; and random weights for a trained architecture."""
+"""From names to meta-models: recipes of the run, folders, and what is refused; and random weights
+for a trained architecture.
+"""
 
 from dataclasses import replace
 

@@ -124,7 +124,9 @@ def test_divergence_names_the_step(store, tmp_path):
 
 
 def test_a_training_that_does_not_learn_is_stopped_unless_told_otherwise(store, tmp_path):
-    """Weights that hardly move keep the loss of the beginning, which is above the mean predictor's."""
+    """Weights that hardly move keep the loss of the beginning, which is above the mean
+    predictor's.
+    """
     stuck = {"lr": 1e-9, "log_every": 20, "save_every": 1000, "keep": ()}
     message = "at step [45]\\d\\d of 1000: for 250 steps it has been above"
     with pytest.raises(TrainingDiverged, match=message):
@@ -134,7 +136,9 @@ def test_a_training_that_does_not_learn_is_stopped_unless_told_otherwise(store, 
 
 
 def test_one_denoiser_is_trained_on_several_layers(make_store, tmp_path):
-    """Rows of all layers in each batch; the trained network does better at each layer than the mean alone."""
+    """Rows of all layers in each batch; the trained network does better at each layer than the mean
+    alone.
+    """
     stores = [
         ActivationStore(make_store(layer=layer, seed=layer, dtype="float32", d=4)[0])
         for layer in (0, 2)
@@ -275,7 +279,9 @@ def test_learning_rate_by_hand():
 def test_a_small_network_approaches_but_never_beats_the_gaussian_on_gaussian_data(
     make_store, tmp_path, objective
 ):
-    """The optimal denoiser of Gaussian data is known in closed form: a trained network must end just above its loss."""
+    """The optimal denoiser of Gaussian data is known in closed form: a trained network must end
+    just above its loss.
+    """
     store = ActivationStore(make_store(rows=(20_000, 5000, 10), d=4, dtype="float32")[0])
     steps = {"steps": 400, "validate_every": 400}
     settings = Training(objective, batch=512, lr=3e-3, bf16=False, ema=0.98, **steps)
@@ -285,13 +291,16 @@ def test_a_small_network_approaches_but_never_beats_the_gaussian_on_gaussian_dat
     optimum = PrincipalComponents.fit(z).gaussian().expected_loss(objective, z)
     tokens = tokens_of(z, torch.zeros(len(z), dtype=int).numpy())
     losses = evaluate({"mlp": model}, tokens, objective, per_level=2000, seed=0)
-    # ε divided by a vanishing signal is what a short training gets wrong; the objective's own weight forgives it
+    # ε divided by a vanishing signal is what a short training gets wrong; the objective's own
+    # weight forgives it
     most = {"flow_velocity": 1.10, "ddpm_epsilon": 1.25}[objective]
     assert 0.98 * optimum < losses.mean("mlp") < most * optimum
 
 
 def test_the_saved_model_reproduces_the_last_logged_validation_loss(store, tmp_path):
-    """It is saved with the averaged weights, which that loss is of, and not with those of the last step."""
+    """It is saved with the averaged weights, which that loss is of, and not with those of the last
+    step.
+    """
     model, log = run(store, tmp_path, lr=0.05, ema=0.9)
     again = MetaModel.from_pretrained(tmp_path)
     z, generator = held_out(model, store), step_generator(0, 2**31)
@@ -318,7 +327,9 @@ def test_validation_has_the_same_noise_at_every_step_and_seed(store, tmp_path):
 
 
 def test_validation_reads_rows_of_all_documents(store, tmp_path):
-    """Five documents of a thousand rows, of which it reads 512: wherever one is unlike the others, the loss tells."""
+    """Five documents of a thousand rows, of which it reads 512: wherever one is unlike the others,
+    the loss tells.
+    """
     z = torch.randn(5000, store.d, generator=torch.Generator().manual_seed(1))
     (plain,) = validation_losses(store, tmp_path / "plain", z, steps=4)
     for document in range(5):

@@ -1,6 +1,8 @@
-"""The ledger: what the article and the paper say, what was measured for it here, and the verdict that follows.
+"""The ledger: what the article and the paper say, what was measured for it here, and the verdict
+that follows.
 
-Every verdict is computed from results/, by the rules below; each statement's definition names the measure.
+Every verdict is computed from results/, by the rules below; each statement's definition names the
+measure.
 
 - *Reproduced*: a claimed number lies in an interval at most ten points wide; or the whole interval is on the side of a claimed bound.
 - *Exceeded*: the whole interval is above a claimed number. *Artefact*: what is claimed is found, and so it is of a control that needs no
@@ -9,13 +11,16 @@ Every verdict is computed from results/, by the rules below; each statement's de
   depends on a choice that the statement leaves open (a noise level, a floor, an envelope), or the control that would tell is missing.
 - *Not comparable*: measured, but in other units or at another scale than the statement's. *Not tested here*: with the reason.
 
-Δ LM loss has one test for our recipe and for its controls (one Gaussian, a mixture). *Lower than SAEs*: the reduction's interval is above 0
-over each of the SAEs (mixed with its input, mixed with the Gaussian too, trained to denoise), by Δ summed over σ, which the noisiest
-dominates, and by the mean of the reductions at each σ. *47 % better*: the reduction over the mixed SAE by that sum; undecided where single
-σ, that mean or another SAE have an unlike verdict. Either is an artefact where a control passes the same test.
+Δ LM loss has one test for our recipe and for its controls (one Gaussian, a mixture). *Lower than
+SAEs*: the reduction's interval is above 0 over each of the SAEs (mixed with its input, mixed with
+the Gaussian too, trained to denoise), by Δ summed over σ, which the noisiest dominates, and by the
+mean of the reductions at each σ. *47 % better*: the reduction over the mixed SAE by that sum;
+undecided where single σ, that mean or another SAE have an unlike verdict. Either is an artefact
+where a control passes the same test.
 
-Controls of the applications: for hidden units, dictionaries that no diffusion model made (plain dimensions, neurons of the block, the SAE
-before TopK); for steering, one step of a mixture of Gaussians.
+Controls of the applications: for hidden units, dictionaries that no diffusion model made (plain
+dimensions, neurons of the block, the SAE before TopK); for steering, one step of a mixture of
+Gaussians.
 """
 
 from mmlib_studies.claims.ledger import as_table, in_words, ledger

@@ -21,12 +21,14 @@ EDIT = ("concept", "direction", "{intervention}@{sigma}")  # names of an edit's 
 
 
 def dependent(*place: str, control: str, budget: str | None = None) -> Callable[[dict], Measured]:
-    """More than twice as many pairs as by chance lie outside the band of independence, and more than of the control.
+    """More than twice as many pairs as by chance lie outside the band of independence, and more
+    than of the control.
 
     Args:
         place: where the measure stands, in the results and in their control alike.
         control: what that is, in words.
-        budget: where the same measure of what had the control's budget stands; None: the control had the budget of what is measured.
+        budget: where the same measure of what had the control's budget stands; None: the control
+            had the budget of what is measured.
     """
 
     def measure(results: dict) -> Measured:
@@ -52,9 +54,11 @@ def dependent(*place: str, control: str, budget: str | None = None) -> Callable[
 
 
 def probing(results: dict) -> Measured:
-    """Paired difference of the mean AUC, hidden units of the paper's MLP less SAE latents, each the best of its own units.
+    """Paired difference of the mean AUC, hidden units of the paper's MLP less SAE latents, each the
+    best of its own units.
 
-    An artefact unless they are ahead of units that no diffusion model made too, by their paired differences.
+    An artefact unless they are ahead of units that no diffusion model made too, by their paired
+    differences.
     """
     over = {other: row["all"] for other, row in results["differences"]["mlp"].items()}
     found = results["dictionaries"]
@@ -77,9 +81,11 @@ _DICTIONARIES = {
 
 
 def steering(results: dict) -> Measured:
-    """The area between the fronts of plain addition and of SDEdit, concept against fluency, up to the level that both reach.
+    """The area between the fronts of plain addition and of SDEdit, concept against fluency, up to
+    the level that both reach.
 
-    Of the first concept and the first σ that the run lists. An artefact where one step of the mixture saves something too.
+    Of the first concept and the first σ that the run lists. An artefact where one step of the
+    mixture saves something too.
     """
     concept, sigma = next(iter(results["directions"])), results["sigmas"][0]
     areas = results["areas"][concept]
@@ -89,9 +95,10 @@ def steering(results: dict) -> Measured:
     low, high = (-end for end in reversed(row["ci95"]))
     reach = row["reach"]
     note = (
-        f"{concept}, SDEdit from σ = {sigma}: area between fronts up to a change of {row['up_to']:.2f} in VADER's score, "
-        f"{-row['mean_difference']:.2f} nats per token in the mean; reach {reach['difference']:+.2f} "
-        f"[{reach['ci95'][0]:+.2f}, {reach['ci95'][1]:+.2f}]; intervals over prompts"
+        f"{concept}, SDEdit from σ = {sigma}: area between fronts up to a change of "
+        f"{row['up_to']:.2f} in VADER's score, {-row['mean_difference']:.2f} nats per token in the "
+        f"mean; reach {reach['difference']:+.2f} [{reach['ci95'][0]:+.2f}, "
+        f"{reach['ci95'][1]:+.2f}]; intervals over prompts"
     ).replace("-", "−")
     unit = "nats per token × VADER"
     saved = Measured(-row["area"], (low, high), unit, ahead((low, high)), note)
@@ -99,10 +106,12 @@ def steering(results: dict) -> Measured:
 
 
 def steering_elsewhere(results: dict) -> Measured:
-    """The share of directions, concepts and σ at which SDEdit is cheaper than plain addition, by the interval of the area between fronts.
+    """The share of directions, concepts and σ at which SDEdit is cheaper than plain addition, by
+    the interval of the area between fronts.
 
-    Of those alone where plain addition raises the concept: its interval is above 0 at some strength. Reproduced where that is more than half of
-    them, an artefact unless SDEdit by the mixture is shown to cost more wherever it was tried; not where more are dearer than cheaper.
+    Of those alone where plain addition raises the concept: its interval is above 0 at some
+    strength. Reproduced where that is more than half of them, an artefact unless SDEdit by the
+    mixture is shown to cost more wherever it was tried; not where more are dearer than cheaper.
     """
 
     def place(row: dict) -> tuple[str, str]:
@@ -133,18 +142,22 @@ def steering_elsewhere(results: dict) -> Measured:
     intervals = [row["area"]["ci95"] for row in projections]
     alike = sum(interval is not None and interval[1] >= 0 for interval in intervals)
     note = (
-        f"{cheaper} of {compared} cheaper and {dearer} dearer ({by_sigma}) at equal concept, where plain addition raises it; {len(found) - compared} further, where "
-        f"it does not or no level is reached by both, tell nothing; reach higher in {reach.get('higher', 0)} and lower in {reach.get('lower', 0)} of all; SDEdit by a mixture of Gaussians "
-        f"not shown to cost more at equal concept in {alike} of {len(projections)} tried"
+        f"{cheaper} of {compared} cheaper and {dearer} dearer ({by_sigma}) at equal concept, where "
+        f"plain addition raises it; {len(found) - compared} further, where it does not or no level "
+        f"is reached by both, tell nothing; reach higher in {reach.get('higher', 0)} and lower in "
+        f"{reach.get('lower', 0)} of all; SDEdit by a mixture of Gaussians not shown to cost more "
+        f"at equal concept in {alike} of {len(projections)} tried"
     )
     verdict = of_most(cheaper, dearer, compared)
     return with_control(Measured(cheaper / compared, None, "%", verdict, note), alike > 0)
 
 
 def detection(results: dict) -> Measured:
-    """The share of sets on which our recipe's denoising loss tells better than the mixture's likelihood, by paired intervals.
+    """The share of sets on which our recipe's denoising loss tells better than the mixture's
+    likelihood, by paired intervals.
 
-    Reproduced where that is more than half of them, not where more are told worse than better; as corrected for the number of sets by Holm.
+    Reproduced where that is more than half of them, not where more are told worse than better; as
+    corrected for the number of sets by Holm.
     """
     counts = {
         name: [found.get(kind, 0) for kind in ("better", "worse", "neither")]

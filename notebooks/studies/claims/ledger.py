@@ -8,10 +8,12 @@ from mmlib_studies.claims.statements import CLAIMS
 
 
 def ledger(results: Callable[[str], dict | None], preset: str) -> list[dict]:
-    """One row a claim: source, statement, definition, value, ci95, unit, verdict, preset, notebook, results.
+    """One row a claim: source, statement, definition, value, ci95, unit, verdict, preset, notebook,
+    results.
 
     Args:
-        results: content of the results file of a name, or None where this run has none: such claims are not tested.
+        results: content of the results file of a name, or None where this run has none: such claims
+            are not tested.
     """
     rows = []
     for claim in CLAIMS:

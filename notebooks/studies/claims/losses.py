@@ -34,7 +34,9 @@ SAES, CONTROLS = ("sae", "sae_gaussian", "denoising_sae"), ("gaussian", "mixture
 
 
 def primary(name: str) -> Callable[[dict], Measured]:
-    """A primary definition of notebook 04; an artefact where the mean alone is above the claim too."""
+    """A primary definition of notebook 04; an artefact where the mean alone is above the claim
+    too.
+    """
 
     def measure(results: dict) -> Measured:
         row = results["primaries"][name]
@@ -47,7 +49,9 @@ def primary(name: str) -> Callable[[dict], Measured]:
 
 
 def beats(method: str, objective: str, baselines: tuple[str, ...]) -> Callable[[dict], Measured]:
-    """The reductions over all of several baselines are above nothing; the smallest is quoted. An artefact unless that over a mixture is too."""
+    """The reductions over all of several baselines are above nothing; the smallest is quoted. An
+    artefact unless that over a mixture is too.
+    """
 
     def measure(results: dict) -> Measured:
         by_baseline = results["reductions"][objective][method]
@@ -70,7 +74,9 @@ def fresh(results: dict) -> Measured:
 
 
 def reducible(scaling: dict, comparison: dict) -> Measured:
-    """The paper's MLP over the full Gaussian, of what lies above the law's E: the interval is that of E, which any verdict then rests on."""
+    """The paper's MLP over the full Gaussian, of what lies above the law's E: the interval is that
+    of E, which any verdict then rests on.
+    """
     found = claimed.over_the_estimate(comparison, scaling)["rows"]
     rows = {row["method"]: {**row, "value": row["reduction"]} for row in found}
     note = ", ".join(
@@ -96,7 +102,9 @@ def _at_each_sigma(results: dict) -> list[dict]:
 
 
 def _lm_loss_note(results: dict) -> str:
-    """What stands beside the sum over σ: each σ, their mean, the SAE trained to denoise, the controls; and what was not measured."""
+    """What stands beside the sum over σ: each σ, their mean, the SAE trained to denoise, the
+    controls; and what was not measured.
+    """
     rows, alone = _summed(results), _at_each_sigma(results)
     parts = [f"{percent(row['value'])} at σ = {row['sigmas'][0]}" for row in alone]
     if (mean := rows["gated_mlp", "sae"].get("mean_reduction")) is not None:
@@ -152,7 +160,9 @@ def better_fidelity(results: dict) -> Measured:
 
 
 def density(results: dict) -> Measured:
-    """Over the full Gaussian; an artefact unless ours is above a mixture of Gaussians too, by the paired interval."""
+    """Over the full Gaussian; an artefact unless ours is above a mixture of Gaussians too, by the
+    paired interval.
+    """
     ours, mixture = (results["rows"][name]["over_gaussian"] for name in ("gated_mlp", "mixture"))
     over = results["rows"]["gated_mlp"]["over_mixture"]
     note = (
@@ -164,7 +174,9 @@ def density(results: dict) -> Measured:
 
 
 def elsewhere(results: dict) -> Measured:
-    """The highest of all reductions of the velocity loss by a diffusion MLP over the Gaussian; undecided where they have unlike verdicts."""
+    """The highest of all reductions of the velocity loss by a diffusion MLP over the Gaussian;
+    undecided where they have unlike verdicts.
+    """
     wanted = ("flow_velocity", "gaussian", "all")
     rows = [
         row

@@ -27,7 +27,9 @@ def every(verdicts: set[str]) -> str:
 
 
 def ahead(interval: tuple[float, float], *controls: tuple[float, float]) -> str:
-    """The verdict on "the value is above 0"; an artefact unless the margin over each control is too."""
+    """The verdict on "the value is above 0"; an artefact unless the margin over each control is
+    too.
+    """
     if interval[0] > 0:
         return REPRODUCED if all(low > 0 for low, _ in controls) else ARTEFACT
     return NOT if interval[1] < 0 else UNDECIDED
@@ -40,7 +42,9 @@ def with_control(measured: Measured, control: bool) -> Measured:
 
 
 def of_most(yes: int, no: int, of: int) -> str:
-    """The verdict on "most of them do": reproduced where more than half do, not where more do not."""
+    """The verdict on "most of them do": reproduced where more than half do, not where more do
+    not.
+    """
     return REPRODUCED if 2 * yes > of else NOT if no > yes else UNDECIDED
 
 

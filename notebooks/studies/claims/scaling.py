@@ -1,4 +1,6 @@
-"""Statements about scaling: whether the loss follows a power law of compute, and with which exponent."""
+"""Statements about scaling: whether the loss follows a power law of compute, and with which
+exponent.
+"""
 
 from mmlib.runs.run import rows_of
 from mmlib_studies.claims.rules import INCOMPARABLE, NOT, REPRODUCED, UNDECIDED, Measured, percent
@@ -11,7 +13,8 @@ WORST_RESIDUAL = 0.05  # of a law that describes its points
 def _describes(law: dict) -> list[str]:
     """Why a fitted law is no description of its points; empty where it is one.
 
-    That its exponent is above 0 says nothing, since only such are sought: its interval must stay away from both ends of the search.
+    That its exponent is above 0 says nothing, since only such are sought: its interval must stay
+    away from both ends of the search.
     """
     reasons, (low, high) = [], law["alpha"]["ci95"]
     if law["at_the_edge"]:
@@ -24,10 +27,12 @@ def _describes(law: dict) -> list[str]:
 
 
 def power_law(results: dict) -> Measured:
-    """Every width's loss, and that of the lower envelope, falls with each budget; and the law describes its points.
+    """Every width's loss, and that of the lower envelope, falls with each budget; and the law
+    describes its points.
 
-    Both for the cells below the loss of the mean alone, which was decided after their losses had been seen, and for all cells: where the two
-    differ, that choice decides and the statement is undecided.
+    Both for the cells below the loss of the mean alone, which was decided after their losses had
+    been seen, and for all cells: where the two differ, that choice decides and the statement is
+    undecided.
     """
     rows = sorted(rows_of(results["trials"], "name"), key=lambda row: row["compute"])
     lines = [
@@ -53,6 +58,8 @@ def power_law(results: dict) -> Measured:
 
 
 def published_exponent(results: dict) -> Measured:
-    """Ours beside theirs, of another language model, other data and another scale: neither confirms nor contradicts."""
+    """Ours beside theirs, of another language model, other data and another scale: neither confirms
+    nor contradicts.
+    """
     alpha = results["laws"][results["extrapolated"]]["alpha"]
     return Measured(alpha["value"], alpha["ci95"], "exponent α", INCOMPARABLE)

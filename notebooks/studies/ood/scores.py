@@ -1,8 +1,10 @@
-"""How typical is an activation: scores of tokens, and how well a score tells two sets of tokens apart.
+"""How typical is an activation: scores of tokens, and how well a score tells two sets of tokens
+apart.
 
-A score is the larger the less typical it takes a token to be. That direction is fixed before any data are seen: where a shifted set is
-*more* typical by a score than the reference is, its AUROC lies below one half and is reported so. Noise is a function of (seed, σ, draw,
-token), so every method meets the same, in whatever company a token is scored.
+A score is the larger the less typical it takes a token to be. That direction is fixed before any
+data are seen: where a shifted set is *more* typical by a score than the reference is, its AUROC
+lies below one half and is reported so. Noise is a function of (seed, σ, draw, token), so every
+method meets the same, in whatever company a token is scored.
 """
 
 import html
@@ -33,7 +35,9 @@ SHADE = 0.6  # of the colour map, for a token above all: black type stays legibl
 
 
 def token_noise(tokens: Tokens, sigma: float, draw: int, seed: int) -> Tensor:
-    """Standard normal noise (n, d): that of a token is a function of (seed, σ, draw, document, position)."""
+    """Standard normal noise (n, d): that of a token is a function of (seed, σ, draw, document,
+    position).
+    """
     rows = []
     for document, position in zip(tokens.document, tokens.position):
         rng = np.random.default_rng([seed, round(sigma * 1e9), draw, int(document), int(position)])
@@ -48,7 +52,9 @@ def denoising_losses(
     draws: int,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """‖(z − ẑ)/σ‖²/d, the velocity loss of each token at each σ, mean over the draws: (n, sigmas) of each denoiser, on the same noise."""
+    """‖(z − ẑ)/σ‖²/d, the velocity loss of each token at each σ, mean over the draws: (n, sigmas)
+    of each denoiser, on the same noise.
+    """
     levels, all_n = [Level(sigma, 1 / sigma**2) for sigma in sigmas], np.arange(len(tokens))
     totals = {name: np.zeros((len(tokens), len(sigmas))) for name in denoisers}
     for number in range(draws):
@@ -64,7 +70,9 @@ def denoising_losses(
 
 
 def mahalanobis(gaussian: GaussianDenoiser, z_nd: Tensor) -> np.ndarray:
-    """(z − μ)ᵀ Σ⁻¹ (z − μ)/d, (n,): on the Gaussian's own draws a χ² of d degrees of freedom over d. Its order is that of −log density."""
+    """(z − μ)ᵀ Σ⁻¹ (z − μ)/d, (n,): on the Gaussian's own draws a χ² of d degrees of freedom over
+    d. Its order is that of −log density.
+    """
     scores_nd = (z_nd - gaussian.mean_d) @ gaussian.basis_dd
     return (scores_nd.square() / gaussian.eigenvalues_d).mean(1, dtype=torch.double).numpy()
 
@@ -79,14 +87,18 @@ def residual(reconstruct: Denoiser, z_nd: Tensor) -> np.ndarray:
 def surprise(
     density: GaussianDenoiser | GaussianMixtureDenoiser, tokens: Tokens, seed: int
 ) -> np.ndarray:
-    """−log p(x) of activations smoothed at σ₀ (see `mmlib.denoisers.noise`), nats per dimension, (n,)."""
+    """−log p(x) of activations smoothed at σ₀ (see `mmlib.denoisers.noise`), nats per dimension,
+    (n,).
+    """
     x_nd = (1 - SMOOTHING) * tokens.z + SMOOTHING * token_noise(tokens, SMOOTHING, 0, seed)
     parts = [density.log_density(part_nd, SMOOTHING) for part_nd in x_nd.split(AT_ONCE)]
     return -torch.cat(parts).numpy()
 
 
 class NeighbourDistance:
-    """Distance of z to the tenth nearest of some training activations (Sun et al. 2022, without their scaling to unit length)."""
+    """Distance of z to the tenth nearest of some training activations (Sun et al. 2022, without
+    their scaling to unit length).
+    """
 
     def __init__(self, z_train_nd: Tensor):
         neighbours = NearestNeighbors(n_neighbors=NEIGHBOUR, algorithm="brute")
@@ -110,7 +122,9 @@ def checked(name: str, scores: np.ndarray) -> np.ndarray:
 
 
 def ranks_among(scores_n: np.ndarray, known_m: np.ndarray) -> np.ndarray:
-    """Share of the known scores that a score is above, ties counted half, (n,): 0.95 where 5 % of them are larger."""
+    """Share of the known scores that a score is above, ties counted half, (n,): 0.95 where 5 % of
+    them are larger.
+    """
     known_m = np.sort(known_m)
     below_n, up_to_n = (np.searchsorted(known_m, scores_n, side) for side in ("left", "right"))
     return (below_n + up_to_n) / 2 / len(known_m)
@@ -165,15 +179,19 @@ class Separation:
         return float(self.auroc(np.ones(sum(self.groups))))
 
     def row(self) -> dict:
-        """`auroc` and its 95 % interval by document, cut to [0, 1]; it has no width where every pair of documents is told apart wholly."""
+        """`auroc` and its 95 % interval by document, cut to [0, 1]; it has no width where every
+        pair of documents is told apart wholly.
+        """
         low, high = bootstrap_interval(self.auroc, self.groups)
         return {"auroc": self.value(), "ci95": [max(0.0, low), min(1.0, high)]}
 
 
 def difference(ours: Separation, theirs: Separation) -> dict:
-    """AUROC of one score less that of another on the same tokens, its interval, and the p-value of no difference.
+    """AUROC of one score less that of another on the same tokens, its interval, and the p-value of
+    no difference.
 
-    The p-value is that of the same test that the interval inverts, see `mmlib.evaluation.intervals`.
+    The p-value is that of the same test that the interval inverts, see
+    `mmlib.evaluation.intervals`.
     """
 
     def statistic(weights_rd: np.ndarray) -> np.ndarray:
@@ -193,7 +211,8 @@ def by_document(scores_n: np.ndarray, document_n: np.ndarray) -> tuple[np.ndarra
 
 
 def coloured_text(strings: Sequence[str], share_n: np.ndarray, title: Callable[[int], str]) -> str:
-    """HTML of a text whose tokens are the darker the less typical they are; nothing in the tokens is taken for HTML.
+    """HTML of a text whose tokens are the darker the less typical they are; nothing in the tokens
+    is taken for HTML.
 
     Args:
         share_n: from 0 to 1.

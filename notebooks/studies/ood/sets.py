@@ -1,7 +1,8 @@
-"""Sets of tokens that are to be told from the reference: other texts, a damaged language model, altered activations.
+"""Sets of tokens that are to be told from the reference: other texts, a damaged language model,
+altered activations.
 
-All sets of texts are windows of one length, read behind the opening token and scored at the same positions, so that nothing can be told
-by the position.
+All sets of texts are windows of one length, read behind the opening token and scored at the same
+positions, so that nothing can be told by the position.
 """
 
 import ast
@@ -40,7 +41,8 @@ from mmlib_studies.ood.sizes import TypicalitySize
 CODE_PACKAGE = "gensim"  # pinned in requirements.txt, so its source is a fixed text
 
 
-NEWS_FILE = "lee_background.cor"  # Lee, Pincombe and Welsh 2005: 300 items of news of the Australian Broadcasting Corporation
+# Lee, Pincombe and Welsh 2005: 300 items of news of the Australian Broadcasting Corporation
+NEWS_FILE = "lee_background.cor"
 
 
 # one article of the Bulgarian Wikipedia
@@ -100,7 +102,9 @@ PROMPTS = {  # the same ten openings in each language
 
 
 def lower_cased_letters(text: str) -> str:
-    """As the editors of 20 Newsgroups left it: lower-cased, everything but letters turned into single spaces."""
+    """As the editors of 20 Newsgroups left it: lower-cased, everything but letters turned into
+    single spaces.
+    """
     return re.sub("[^a-z]+", " ", text.lower()).strip()
 
 
@@ -110,7 +114,9 @@ def shuffled_words(text: str, seed: int) -> str:
 
 
 def joined_sentences(sentences: Sequence[str], characters: int, seed: int) -> list[Document]:
-    """Documents of at least so many characters, from sentences in random order; what is left over is dropped."""
+    """Documents of at least so many characters, from sentences in random order; what is left over
+    is dropped.
+    """
     documents, text = [], ""
     for i in np.random.default_rng(seed).permutation(len(sentences)):
         text += (" " if text else "") + sentences[i]
@@ -121,7 +127,9 @@ def joined_sentences(sentences: Sequence[str], characters: int, seed: int) -> li
 
 
 def news() -> list[Document]:
-    """Items of the Australian Broadcasting Corporation's news that install with gensim, longest first."""
+    """Items of the Australian Broadcasting Corporation's news that install with gensim, longest
+    first.
+    """
     from gensim.test.utils import datapath
 
     lines = Path(datapath(NEWS_FILE)).read_text(encoding="utf-8").splitlines()
@@ -130,7 +138,9 @@ def news() -> list[Document]:
 
 
 def bulgarian() -> Document:
-    """The one article of the Bulgarian Wikipedia that installs with gensim, cleaned as the English ones are."""
+    """The one article of the Bulgarian Wikipedia that installs with gensim, cleaned as the English
+    ones are.
+    """
     from gensim.corpora.wikicorpus import extract_pages, filter_wiki
     from gensim.test.utils import datapath
     from gensim.utils import open as open_compressed
@@ -142,7 +152,9 @@ def bulgarian() -> Document:
 
 
 def python_code(n: int) -> list[Document]:
-    """Source files of an installed package, as Python prints their syntax trees: no comments, no docstrings. The n longest."""
+    """Source files of an installed package, as Python prints their syntax trees: no comments, no
+    docstrings. The n longest.
+    """
     root = Path(str(files(CODE_PACKAGE)))
     documents = []
     for path in sorted(root.rglob("*.py")):
@@ -159,9 +171,11 @@ def python_code(n: int) -> list[Document]:
 def prompted_samples(
     lm: LanguageModel, prompts: Sequence[str], tokens: int, seed: int, cache: Path
 ) -> list[Document]:
-    """What the language model writes after each prompt, at temperature 1: documents of `tokens` tokens, the prompt's included.
+    """What the language model writes after each prompt, at temperature 1: documents of `tokens`
+    tokens, the prompt's included.
 
-    Its <eos> is never drawn, so that none ends early. They are drawn once and kept in `cache`/prompted.
+    Its <eos> is never drawn, so that none ends early. They are drawn once and kept in
+    `cache`/prompted.
     """
     asked = [lm.identity, str(lm.model.dtype), lm.device_name, list(prompts), tokens, seed]
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
@@ -181,7 +195,8 @@ def prompted_samples(
 def written_texts(
     lm: LanguageModel, size: TypicalitySize, seed: int, cache: Path
 ) -> tuple[list[Document], list[Document]]:
-    """What the language model makes of `PROMPTS`: (three texts of each in English, one of each in French, German and Spanish).
+    """What the language model makes of `PROMPTS`: (three texts of each in English, one of each in
+    French, German and Spanish).
 
     Args:
         size: `windows`, at most so many of either kind, of `length` tokens.
@@ -202,14 +217,17 @@ def written_texts(
 def _continued(
     lm: LanguageModel, prompts: Sequence[str], tokens: int, seed: int
 ) -> list[list[int]]:
-    """Token ids of each prompt and what follows it, `tokens` together, without the opening token."""
+    """Token ids of each prompt and what follows it, `tokens` together, without the opening
+    token.
+    """
     ids = [part.tolist() for part in tokenize([Document(prompt, prompt) for prompt in prompts], lm)]
     new = generate(lm, ids, tokens - min(map(len, ids)), seed)
     return [(prompt + following)[:tokens] for prompt, following in zip(ids, new)]
 
 
 def equal_windows(windows: Sequence[Window], length: int, n: int, seed: int) -> list[Window]:
-    """At most n windows of `length` tokens: the first so many of longer ones; shorter ones are left out. Documents take turns.
+    """At most n windows of `length` tokens: the first so many of longer ones; shorter ones are left
+    out. Documents take turns.
 
     Raises:
         ValueError: no more than one document has one.
@@ -262,10 +280,12 @@ def read_tokens(
 
 
 def difference_from_store(lm: LanguageModel, store: ActivationStore, split: str) -> float:
-    """‖read again − stored‖ / ‖stored‖ over a block of windows that holds the split's first, standardised.
+    """‖read again − stored‖ / ‖stored‖ over a block of windows that holds the split's first,
+    standardised.
 
-    The windows are read in the batches of the extraction, so it is 0 on the machine that wrote the store, up to the number of threads;
-    in batches of another shape a bfloat16 model rounds otherwise, by 1 % and more.
+    The windows are read in the batches of the extraction, so it is 0 on the machine that wrote the
+    store, up to the number of threads; in batches of another shape a bfloat16 model rounds
+    otherwise, by 1 % and more.
     """
     by_split = {one: stored_windows(store, one) for one in dict.fromkeys(store.splits)}
     batch_tokens, first = int(store.attributes["batch_tokens"]), by_split[split][0].document
@@ -282,10 +302,12 @@ def difference_from_store(lm: LanguageModel, store: ActivationStore, split: str)
 
 @contextmanager
 def perturbed(model: PreTrainedModel, layer: int, relative: float, seed: int) -> Iterator[None]:
-    """Within the context, noise is added to every matrix of blocks 0 … layer; afterwards they are as before, bit for bit.
+    """Within the context, noise is added to every matrix of blocks 0 … layer; afterwards they are
+    as before, bit for bit.
 
     Args:
-        relative: expected norm of the noise over the norm of the matrix, before rounding to the model's dtype.
+        relative: expected norm of the noise over the norm of the matrix, before rounding to the
+            model's dtype.
     Raises:
         ValueError: the model has no such block.
     """
@@ -309,7 +331,9 @@ def perturbed(model: PreTrainedModel, layer: int, relative: float, seed: int) ->
 
 
 def steered(z_nd: Tensor, direction_d: Tensor, strength: float) -> Tensor:
-    """z with a vector along `direction_d` (of z-space) added, of length strength · √d; √d is the length of a usual z. (n, d)."""
+    """z with a vector along `direction_d` (of z-space) added, of length strength · √d; √d is the
+    length of a usual z. (n, d).
+    """
     return z_nd + strength * z_nd.shape[1] ** 0.5 * direction_d / direction_d.norm()
 
 
@@ -319,7 +343,8 @@ def noised(z_nd: Tensor, strength: float, seed: int) -> Tensor:
 
 
 def noised_alike(z_nd: Tensor, gaussian: GaussianDenoiser, strength: float, seed: int) -> Tensor:
-    """μ + √(1 − s²)(z − μ) + s ε, (n, d), with ε from the Gaussian's covariance: data with that mean and covariance keep both.
+    """μ + √(1 − s²)(z − μ) + s ε, (n, d), with ε from the Gaussian's covariance: data with that
+    mean and covariance keep both.
 
     What is lost is structure beyond them, to which the Gaussian is blind.
 
@@ -335,7 +360,9 @@ def noised_alike(z_nd: Tensor, gaussian: GaussianDenoiser, strength: float, seed
 
 
 def independent_tokens(z_nd: Tensor, documents: int) -> Tokens:
-    """Draws of a model as tokens: they are independent, so they are dealt out to so many equal documents."""
+    """Draws of a model as tokens: they are independent, so they are dealt out to so many equal
+    documents.
+    """
     number = np.arange(len(z_nd))
     document = number * documents // len(z_nd)
     return Tokens(z_nd, document, number - np.searchsorted(document, document))

@@ -1,10 +1,14 @@
-"""What clamping a unit does to the language model: not whether the unit goes with a concept, but whether the model uses it.
+"""What clamping a unit does to the language model: not whether the unit goes with a concept, but
+whether the model uses it.
 
-At one token of each of some negative examples of a task, the residual stream is changed as if a unit had the mean value that it has on
-positive examples, and the model reads on from there. Measured is the *margin*: the mean log-odds of the next token between the tokens that
-speak for the positive class and those that speak against it, which are the `SIGNATURE` tokens whose mean probability rises and falls
-most from negative to positive examples that were not held out. Log-odds between tokens are differences of logits, so no other token enters.
-The unit of effects is the *gap*, the difference of the mean margins of the two classes: 1 makes a negative example like a positive one.
+At one token of each of some negative examples of a task, the residual stream is changed as if a
+unit had the mean value that it has on positive examples, and the model reads on from there.
+Measured is the *margin*: the mean log-odds of the next token between the tokens that speak for the
+positive class and those that speak against it, which are the `SIGNATURE` tokens whose mean
+probability rises and falls most from negative to positive examples that were not held out. Log-odds
+between tokens are differences of logits, so no other token enters. The unit of effects is the
+*gap*, the difference of the mean margins of the two classes: 1 makes a negative example like a
+positive one.
 """
 
 import copy
@@ -30,8 +34,10 @@ ROWS = 32  # predictions over the whole vocabulary held in memory
 
 
 def obstacle(lm: LanguageModel, layer: int) -> str | None:
-    """Why units of this language model cannot be clamped: its logits are more than a product with a matrix, so that margins are not
-    differences of them, or its neurons are not where they are looked for. None where they can."""
+    """Why units of this language model cannot be clamped: its logits are more than a product with a
+    matrix, so that margins are not differences of them, or its neurons are not where they are
+    looked for. None where they can.
+    """
     head, config = lm.model.get_output_embeddings(), lm.model.config.get_text_config()
     scales = ("final_logit_softcapping", "logit_scale", "logits_scaling")
     more = [name for name in scales if getattr(config, name, None) not in (None, 1)]
@@ -60,7 +66,9 @@ def unembedding(lm: LanguageModel) -> Tensor:
 def last_states(
     lm: LanguageModel, windows: Sequence[Window], positions: Sequence[np.ndarray], batch_tokens: int
 ) -> Tensor:
-    """Last hidden states, normed, at chosen positions of windows, (n, m), one window after another."""
+    """Last hidden states, normed, at chosen positions of windows, (n, m), one window after
+    another.
+    """
     found: list[Tensor] = [torch.empty(0)] * len(windows)
     for batch in batches_of(list(windows), batch_tokens):
         ids_bt = padded([windows[i] for i in batch], lm.opening_token).to(lm.model.device)
@@ -80,7 +88,8 @@ def _float32(matrix_vm: Tensor) -> Tensor:
 def signature(
     lm: LanguageModel, states_em: Tensor, label_e: np.ndarray, count: int = SIGNATURE
 ) -> tuple[Tensor, list[int], list[int]]:
-    """What to multiply a last hidden state with to have the margin, (m,), and the tokens for and against the positive class.
+    """What to multiply a last hidden state with to have the margin, (m,), and the tokens for and
+    against the positive class.
 
     Args:
         states_em: last hidden states at examples that are not held out.
@@ -96,7 +105,8 @@ def signature(
 
 
 class LastToken:
-    """A text that a language model has read up to its last token, which it reads again and again under changes of one block.
+    """A text that a language model has read up to its last token, which it reads again and again
+    under changes of one block.
 
     Args:
         layer: the block.
@@ -137,7 +147,9 @@ class LastToken:
         return seen[0]
 
     def changed(self, change_kd: Tensor) -> Tensor:
-        """Last hidden states (k, m) when each of these changes, raw, is added to the block's output at the token."""
+        """Last hidden states (k, m) when each of these changes, raw, is added to the block's output
+        at the token.
+        """
 
         def add(h_ktd: Tensor) -> Tensor:
             return h_ktd + change_kd[:, None].to(h_ktd)
@@ -146,7 +158,9 @@ class LastToken:
             return self._read(len(change_kd))
 
     def neurons_clamped(self, units: Sequence[int], values: Sequence[float]) -> Tensor:
-        """The block's outputs (k, d) when one neuron of its MLP, another in each row, is set to a value."""
+        """The block's outputs (k, d) when one neuron of its MLP, another in each row, is set to a
+        value.
+        """
         rows = torch.arange(len(units))
 
         def put(hidden: Tensor) -> Tensor:
@@ -165,8 +179,9 @@ def scaled(change_nd: Tensor, norm: float) -> Tensor:
 
 
 def effect_over_tasks(effect_t: Sequence[float], gap_t: Sequence[float]) -> dict:
-    """Σ effect / Σ gap over tasks, in which tasks of a large gap weigh more, and the mean of effect / gap, in which all weigh alike; each with a
-    95 % interval that resamples tasks."""
+    """Σ effect / Σ gap over tasks, in which tasks of a large gap weigh more, and the mean of effect
+    / gap, in which all weigh alike; each with a 95 % interval that resamples tasks.
+    """
     effect, gap = np.asarray(effect_t, float), np.asarray(gap_t, float)
     mean, mean_interval = mean_with_interval(effect / gap)
     return {
@@ -179,10 +194,12 @@ def effect_over_tasks(effect_t: Sequence[float], gap_t: Sequence[float]) -> dict
 
 
 def taking_turns(controls: int, at_once: int, examples: int) -> np.ndarray:
-    """Which controls are clamped at which example, (controls, examples): `at_once` at each, and all equally often as far as that divides.
+    """Which controls are clamped at which example, (controls, examples): `at_once` at each, and all
+    equally often as far as that divides.
 
     Raises:
-        ValueError: there are fewer controls than should be clamped at once, or some would have no example.
+        ValueError: there are fewer controls than should be clamped at once, or some would have no
+            example.
     """
     if not 0 < at_once <= controls <= at_once * examples:
         asked = f"{controls} controls, {at_once} at each of {examples} examples"

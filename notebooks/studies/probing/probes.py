@@ -1,11 +1,15 @@
-"""One-unit probes: how well a single unit of a dictionary tells two classes, the unit chosen on other examples than those it is judged on.
+"""One-unit probes: how well a single unit of a dictionary tells two classes, the unit chosen on
+other examples than those it is judged on.
 
-As published (arXiv 2602.06964, after Kantamneni et al. 2025): units are ranked by the difference of class means, a logistic regression
-is cross-validated on each of the first `KEEP` alone, the unit with the best mean AUC over the folds is taken, and its AUC on held-out
-examples is the result. Three things differ. Units are standardised before they are ranked, so that none is preferred for its
-scale. Folds, and what is held out, respect groups. And no regression is run: that of one unit orders examples as the unit does, or in
-reverse where the class mean is lower. (At slope 0 and the best intercept, the derivative of the penalised likelihood is in proportion to
-the difference of class means; the likelihood is concave, so the best slope has its sign.) The AUC is the unit's own, with that sign.
+As published (arXiv 2602.06964, after Kantamneni et al. 2025): units are ranked by the difference of
+class means, a logistic regression is cross-validated on each of the first `KEEP` alone, the unit
+with the best mean AUC over the folds is taken, and its AUC on held-out examples is the result.
+Three things differ. Units are standardised before they are ranked, so that none is preferred for
+its scale. Folds, and what is held out, respect groups. And no regression is run: that of one unit
+orders examples as the unit does, or in reverse where the class mean is lower. (At slope 0 and the
+best intercept, the derivative of the penalised likelihood is in proportion to the difference of
+class means; the likelihood is concave, so the best slope has its sign.) The AUC is the unit's own,
+with that sign.
 """
 
 from collections.abc import Sequence
@@ -35,13 +39,17 @@ STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def auc(high_pu: np.ndarray, low_nu: np.ndarray) -> np.ndarray:
-    """Share of pairs (one of each class) in which the first class is higher, ties counting half: (u,) from (p, u) and (n, u)."""
+    """Share of pairs (one of each class) in which the first class is higher, ties counting half:
+    (u,) from (p, u) and (n, u).
+    """
     pairs = mannwhitneyu(high_pu, low_nu, axis=0, method="asymptotic").statistic
     return pairs / (len(high_pu) * len(low_nu))
 
 
 def mean_difference(units_eu: np.ndarray, label_e: np.ndarray) -> np.ndarray:
-    """Difference of class means in standard deviations of all examples, (u,); 0 for a unit that never varies."""
+    """Difference of class means in standard deviations of all examples, (u,); 0 for a unit that
+    never varies.
+    """
     spread_u = units_eu.std(0)
     difference_u = units_eu[label_e].mean(0) - units_eu[~label_e].mean(0)
     return np.divide(difference_u, spread_u, out=np.zeros_like(difference_u), where=spread_u > 0)
@@ -52,7 +60,8 @@ class Probe:
     """A unit chosen for a task."""
 
     unit: int
-    sign: int  # +1 if the unit is higher on the positive class of the examples it was chosen on, else −1
+    # +1 if the unit is higher on the positive class of the examples it was chosen on, else −1
+    sign: int
     cv_auc: float  # mean over folds
     auc: float  # on the examples held out
 
@@ -61,7 +70,8 @@ class TaskProbes:
     """One-unit probes of one dictionary on one task.
 
     Args:
-        units_nu: the dictionary's units at every example of the pool, rows as the task numbers them.
+        units_nu: the dictionary's units at every example of the pool, rows as the task numbers
+            them.
         seed: of the folds.
     Raises:
         ValueError: no fold has both classes on both sides.
@@ -75,7 +85,9 @@ class TaskProbes:
         self.folds = task_folds(task, folds, seed)
 
     def cv_auc(self, units: np.ndarray) -> np.ndarray:
-        """Mean over folds of the AUC of each of these units, signed by the class means of the other folds."""
+        """Mean over folds of the AUC of each of these units, signed by the class means of the other
+        folds.
+        """
         values_eu, scores = self.fit_eu[:, units], []
         for rest, fold in self.folds:
             label = self.label_e[fold]
@@ -85,7 +97,8 @@ class TaskProbes:
         return np.mean(scores, 0)
 
     def best(self, candidates: np.ndarray | None = None, keep: int = KEEP) -> Probe:
-        """The best unit by cross-validation among those of the largest class-mean difference, and its AUC on held-out examples.
+        """The best unit by cross-validation among those of the largest class-mean difference, and
+        its AUC on held-out examples.
 
         Args:
             candidates: indices of the units to choose from; None: all.
@@ -126,7 +139,9 @@ def task_folds(task: Task, folds: int, seed: int) -> list[tuple[np.ndarray, np.n
 
 
 def random_candidates(units: int, count: int, draws: int, seed: int) -> list[np.ndarray]:
-    """So many draws of `count` different units out of `units`; one draw of all where there are no more."""
+    """So many draws of `count` different units out of `units`; one draw of all where there are no
+    more.
+    """
     if units <= count:
         return [np.arange(units)]
     generators = (np.random.default_rng([seed, draw]) for draw in range(draws))
@@ -139,14 +154,17 @@ def _area(score_e: np.ndarray, label_e: np.ndarray) -> float:
 
 
 def mean_difference_auc(z_nd: np.ndarray, task: Task) -> float:
-    """Held-out AUC of one direction that is fitted, not chosen: the difference of the class means, each
-    dimension divided by its standard deviation over the examples that were not held out."""
+    """Held-out AUC of one direction that is fitted, not chosen: the difference of the class means,
+    each dimension divided by its standard deviation over the examples that were not held out.
+    """
     (rows, label), (held, held_label) = task.side(False), task.side(True)
     return _area(z_nd[held] @ mean_difference(z_nd[rows], label), held_label)
 
 
 def dense_auc(z_nd: np.ndarray, task: Task, seed: int, folds: int = FOLDS) -> float:
-    """Held-out AUC of a logistic regression on all dimensions, its penalty chosen by cross-validation: a ceiling for linear probes."""
+    """Held-out AUC of a logistic regression on all dimensions, its penalty chosen by
+    cross-validation: a ceiling for linear probes.
+    """
     (rows, label), (held, held_label) = task.side(False), task.side(True)
     mean_d, std_d = z_nd[rows].mean(0), z_nd[rows].std(0) + 1e-6
 
@@ -161,7 +179,9 @@ def dense_auc(z_nd: np.ndarray, task: Task, seed: int, folds: int = FOLDS) -> fl
 
 
 def mean_over_tasks(value_t: Sequence[float], minus_t: Sequence[float] | None = None) -> dict:
-    """Mean over tasks of a value, or of its paired difference to another, with a 95 % interval that resamples tasks."""
+    """Mean over tasks of a value, or of its paired difference to another, with a 95 % interval that
+    resamples tasks.
+    """
     value = np.asarray(value_t, float) - (0 if minus_t is None else np.asarray(minus_t, float))
     mean, interval = mean_with_interval(value)
     return {"mean": mean, "ci95": interval, "tasks": len(value)}

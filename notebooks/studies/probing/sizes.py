@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ProbingSize:
-    """One-unit probes of the meta-model's hidden units and of their opponents, and what clamping a unit does; see notebook 12."""
+    """One-unit probes of the meta-model's hidden units and of their opponents, and what clamping a
+    unit does; see notebook 12.
+    """
 
     posts: int = 120  # of each newsgroup
     post_words: int = 40  # read of each

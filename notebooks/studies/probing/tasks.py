@@ -1,9 +1,11 @@
-"""Binary tasks for probes, made of texts that install with packages: examples carry marks, and two marks make a task.
+"""Binary tasks for probes, made of texts that install with packages: examples carry marks, and two
+marks make a task.
 
-An example is one token at which activations are read: the last token of a post's opening words or of a sentence of a review, each followed by
-words that ask what it was about, or of a carrier sentence that ends with a word of a relation; a word of a text in one of four languages; or a
-token in running text. A *group* is what must not be divided between fit and test: a post, a sentence, all words that relations tie together,
-texts with one opening, a document.
+An example is one token at which activations are read: the last token of a post's opening words or
+of a sentence of a review, each followed by words that ask what it was about, or of a carrier
+sentence that ends with a word of a relation; a word of a text in one of four languages; or a token
+in running text. A *group* is what must not be divided between fit and test: a post, a sentence, all
+words that relations tie together, texts with one opening, a document.
 """
 
 import re
@@ -29,7 +31,8 @@ LANGUAGES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}
 
 
 FUNCTION_WORDS = frozenset(
-    "a an and are as at be been but by for from had has have he her his in into is it its not of on or she such that the their them then there "
+    "a an and are as at be been but by for from had has have he her his in into is it its not of "
+    "on or she such that the their them then there "
     "these they this to was were which who will with would".split()
 )
 
@@ -46,7 +49,9 @@ class Example:
 
 @dataclass(frozen=True, eq=False)  # equal to itself alone, so that what follows can be kept by it
 class Task:
-    """Two classes of examples, equally many on each side; numbers of rows are those of the examples it was made from."""
+    """Two classes of examples, equally many on each side; numbers of rows are those of the examples
+    it was made from.
+    """
 
     name: str
     source: str
@@ -63,7 +68,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Definition:
-    """A task's name and the marks of its classes: negative are examples of the source with `negative`, but without `positive`."""
+    """A task's name and the marks of its classes: negative are examples of the source with
+    `negative`, but without `positive`.
+    """
 
     name: str
     source: str
@@ -93,7 +100,9 @@ def post_examples(
 def relation_examples(
     families: Mapping[str, Sequence[tuple[str, str]]], share: float, seed: int
 ) -> tuple[list[Document], list[Example]]:
-    """Each word at the end of each carrier sentence, marked as first or second word of its families; tied words are one group."""
+    """Each word at the end of each carrier sentence, marked as first or second word of its
+    families; tied words are one group.
+    """
     marks: dict[str, set[str]] = {}
     for family, pairs in families.items():
         for word, place in (item for pair in pairs for item in zip(pair, ("first", "second"))):
@@ -109,7 +118,9 @@ def relation_examples(
 
 
 def tied(pairs: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """The number of each word's group: words of one pair are in one, and so are pairs that share a word."""
+    """The number of each word's group: words of one pair are in one, and so are pairs that share a
+    word.
+    """
     words = list(dict.fromkeys(word for pair in pairs for word in pair))
     number = {word: i for i, word in enumerate(words)}
     ends = np.array([[number[a], number[b]] for a, b in pairs]).T
@@ -139,9 +150,11 @@ def token_examples(pieces: Sequence[str], group: str, held_out: bool) -> list[Ex
 def language_examples(
     texts: Sequence[tuple[Sequence[str], str]], share: float, seed: int
 ) -> list[Example]:
-    """One for each token of texts (pieces, language and opening: "fr 3"); whole words are marked as such and with the language.
+    """One for each token of texts (pieces, language and opening: "fr 3"); whole words are marked as
+    such and with the language.
 
-    Texts that go on from one opening, translated, are one group: what they are about does not tell the languages apart.
+    Texts that go on from one opening, translated, are one group: what they are about does not tell
+    the languages apart.
     """
     marked = [
         (f"opening {opening}", {"word", language} if "word" in marks else ())
@@ -165,8 +178,9 @@ def _divided(
 def token_marks(pieces: Sequence[str]) -> list[frozenset[str]]:
     """What can be read off a text about each of its tokens.
 
-    A *word* here is a token that is one whole word behind a space. Quotation marks and brackets are forgotten at the end of a line. The
-    first and the last token, whose neighbours are not known, carry no mark.
+    A *word* here is a token that is one whole word behind a space. Quotation marks and brackets are
+    forgotten at the end of a line. The first and the last token, whose neighbours are not known,
+    carry no mark.
 
     Args:
         pieces: the text as tokens, spaces included.
@@ -215,7 +229,9 @@ def _of_word(before: str, word: str, after: str) -> dict[str, object]:
 
 
 def _enclosed(pieces: Sequence[str]) -> list[dict[str, bool]]:
-    """Whether each token stands between quotation marks or brackets; tokens that hold such a mark do not."""
+    """Whether each token stands between quotation marks or brackets; tokens that hold such a mark
+    do not.
+    """
     quoted, depth, inside = False, 0, []
     for piece in pieces:
         within = not re.search(r'["“”()\n]', piece)
@@ -253,8 +269,10 @@ TOKEN_TASKS = tuple(
 
 
 def definitions(labels: Iterable[str], families: Iterable[str]) -> list[Definition]:
-    """All tasks: posts of one label against the others; second against first words of a relation, and against second words of
-    the other relations; praise against blame; `TOKEN_TASKS`; and words of one language against those of three others."""
+    """All tasks: posts of one label against the others; second against first words of a relation,
+    and against second words of the other relations; praise against blame; `TOKEN_TASKS`; and words
+    of one language against those of three others.
+    """
     names = list(families)
     return [
         *(Definition(label, "posts", label, "post") for label in sorted(labels)),
@@ -272,7 +290,8 @@ def definitions(labels: Iterable[str], families: Iterable[str]) -> list[Definiti
 def make_tasks(
     examples: Sequence[Example], wanted: Iterable[Definition], per_class: int, least: int, seed: int
 ) -> tuple[list[Task], list[str]]:
-    """Balanced tasks: on each side equally many of each class, at most `per_class`, drawn at random.
+    """Balanced tasks: on each side equally many of each class, at most `per_class`, drawn at
+    random.
 
     Returns:
         (tasks, names of those with fewer than `least` examples of a class on a side).

@@ -1,9 +1,12 @@
-"""Dictionaries of units: what reads numbers off activations, what setting one of them changes, and where in text it is largest.
+"""Dictionaries of units: what reads numbers off activations, what setting one of them changes, and
+where in text it is largest.
 
-A *unit* is a dimension, a principal component, a latent of an SAE, a neuron of the language model's block, a hidden unit of a denoiser
-("meta-neuron"), a direction, or a component of a mixture of Gaussians. To *clamp* a unit is to set it to a value. What that writes into
-the residual stream is the direction times the change for whatever is linear, and for a meta-neuron the change of the denoiser's
-one-step estimate from the same noisy activation. `top_contexts` finds the tokens at which a unit is largest, for `as_html` to show.
+A *unit* is a dimension, a principal component, a latent of an SAE, a neuron of the language model's
+block, a hidden unit of a denoiser ("meta-neuron"), a direction, or a component of a mixture of
+Gaussians. To *clamp* a unit is to set it to a value. What that writes into the residual stream is
+the direction times the change for whatever is linear, and for a meta-neuron the change of the
+denoiser's one-step estimate from the same noisy activation. `top_contexts` finds the tokens at
+which a unit is largest, for `as_html` to show.
 """
 
 import html
@@ -41,14 +44,18 @@ Write = Callable[[Tensor, int, float], Tensor]
 
 @dataclass(frozen=True)
 class Units:
-    """A dictionary: how its units are read off standardised activations, and what clamping one writes, if that is defined."""
+    """A dictionary: how its units are read off standardised activations, and what clamping one
+    writes, if that is defined.
+    """
 
     read: Read
     write: Write | None = None
 
 
 def directions(matrix_ud: Tensor, mean_d: Tensor | None = None) -> Units:
-    """Coordinates along orthonormal or other unit vectors: raw dimensions, principal components, random directions."""
+    """Coordinates along orthonormal or other unit vectors: raw dimensions, principal components,
+    random directions.
+    """
     centre_d = torch.zeros(matrix_ud.shape[1]) if mean_d is None else mean_d
 
     def write(z_nd: Tensor, unit: int, value: float) -> Tensor:
@@ -74,8 +81,10 @@ def random_directions(count: int, d: int, seed: int) -> Units:
 
 
 def random_silu(count: int, d: int, seed: int) -> Units:
-    """Random features silu(w·z) (v·z), as a gated MLP's hidden units are at z, with w and v drawn from N(0, I/d): what nonlinear features of
-    that form, without training, find by chance. They are no near-even functions of z, as an untrained network's units behind a norm are."""
+    """Random features silu(w·z) (v·z), as a gated MLP's hidden units are at z, with w and v drawn
+    from N(0, I/d): what nonlinear features of that form, without training, find by chance. They are
+    no near-even functions of z, as an untrained network's units behind a norm are.
+    """
     drawn_2ud = torch.randn(2, count, d, generator=torch.Generator().manual_seed(seed)) / d**0.5
     return Units(lambda z_nd: nn.functional.silu(z_nd @ drawn_2ud[0].T) * (z_nd @ drawn_2ud[1].T))
 
@@ -98,7 +107,8 @@ def sae_inputs(sae: SAE) -> Units:
 
 
 def mixture_components(mixture: GaussianMixtureDenoiser, sigma: float) -> Units:
-    """Of each component of a mixture, the logarithms of its density and of its probability given the activation, (n, 2 k).
+    """Of each component of a mixture, the logarithms of its density and of its probability given
+    the activation, (n, 2 k).
 
     Args:
         sigma: of the level at which both are taken; the activation itself is not noised.
@@ -115,9 +125,11 @@ def mixture_components(mixture: GaussianMixtureDenoiser, sigma: float) -> Units:
 
 
 def meta_neurons(model: MetaModel, sigma: float, seed: int) -> Units:
-    """Hidden units of a denoiser, of all its blocks one after another, on activations noised to σ, one draw of noise.
+    """Hidden units of a denoiser, of all its blocks one after another, on activations noised to σ,
+    one draw of noise.
 
-    Their clamping, `write`, needs hidden units that are whole rows: it is None for a UNet, whose are images.
+    Their clamping, `write`, needs hidden units that are whole rows: it is None for a UNet, whose
+    are images.
     """
 
     def read(z_nd: Tensor) -> Tensor:
@@ -200,8 +212,8 @@ def mlp_output(model: PreTrainedModel, layer: int) -> nn.Module:
     }
     if len(found) != 1:
         raise ValueError(
-            f"block {layer} of {type(model).__name__}: expected one matrix named {', '.join(DOWN)} outside attention, "
-            f"found {sorted(found) or 'none'}"
+            f"block {layer} of {type(model).__name__}: expected one matrix named {', '.join(DOWN)} "
+            f"outside attention, found {sorted(found) or 'none'}"
         )
     return next(iter(found.values()))
 
@@ -214,7 +226,8 @@ def neurons_in_windows(
     positions: Sequence[np.ndarray],
     batch_tokens: int,
 ) -> np.ndarray:
-    """The neurons of a block's MLP at chosen positions of windows, (n, f) float32, one window after another.
+    """The neurons of a block's MLP at chosen positions of windows, (n, f) float32, one window after
+    another.
 
     Args:
         positions: of each window, in the window.
@@ -240,13 +253,16 @@ def neurons_in_windows(
 
 
 def density(units_nu: np.ndarray) -> np.ndarray:
-    """Share of activations at which each unit is above a tenth of its largest absolute value, (u,); 0 for one that is always 0."""
+    """Share of activations at which each unit is above a tenth of its largest absolute value, (u,);
+    0 for one that is always 0.
+    """
     size_nu = np.abs(units_nu)
     return (size_nu > 0.1 * size_nu.max(0)).mean(0)
 
 
 def selectivity(units_nu: np.ndarray) -> np.ndarray:
-    """How few activations carry each unit, (u,): (1 − (Σ|a|/n)²/(Σa²/n))/(1 − 1/n), 1 if one does, 0 if all do alike (Vinje and Gallant 2000).
+    """How few activations carry each unit, (u,): (1 − (Σ|a|/n)²/(Σa²/n))/(1 − 1/n), 1 if one does,
+    0 if all do alike (Vinje and Gallant 2000).
 
     0 for a unit that is always 0.
     """
@@ -258,14 +274,18 @@ def selectivity(units_nu: np.ndarray) -> np.ndarray:
 
 
 def paired_correlation(first_nu: np.ndarray, second_nu: np.ndarray) -> np.ndarray:
-    """Correlation of each unit with itself, read in another way at the same activations: (u,); 0 for one that never varies."""
+    """Correlation of each unit with itself, read in another way at the same activations: (u,); 0
+    for one that never varies.
+    """
     first, second = (values_nu - values_nu.mean(0) for values_nu in (first_nu, second_nu))
     norms_u = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
     return (first * second).sum(0) / norms_u.clip(1e-12)
 
 
 def nearest(units_nu: np.ndarray, others_nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each unit the other dictionary's unit with the largest absolute correlation, and that correlation: (u,), (u,)."""
+    """For each unit the other dictionary's unit with the largest absolute correlation, and that
+    correlation: (u,), (u,).
+    """
 
     def whitened(values: np.ndarray) -> Tensor:
         centred = torch.from_numpy(values - values.mean(0))
@@ -281,7 +301,8 @@ def nearest(units_nu: np.ndarray, others_nm: np.ndarray) -> tuple[np.ndarray, np
 def matched(
     density_u: np.ndarray, unit: int, count: int, seed: int, exclude: Sequence[int] = ()
 ) -> np.ndarray:
-    """Units of about the density of one of them: `count` drawn at random from the 10 × `count` nearest, itself and `exclude` left out.
+    """Units of about the density of one of them: `count` drawn at random from the 10 × `count`
+    nearest, itself and `exclude` left out.
 
     Raises:
         ValueError: the dictionary has too few.
@@ -295,7 +316,9 @@ def matched(
 
 
 def pieces_of(lm: LanguageModel, token_ids: Sequence[int]) -> list[str]:
-    """The text of each token, spaces included: what a token adds to the text of the one before it."""
+    """The text of each token, spaces included: what a token adds to the text of the one before
+    it.
+    """
     ids = [int(i) for i in token_ids]
     alone = lm.tokenizer.batch_decode([[i] for i in ids])
     both = lm.tokenizer.batch_decode([ids[i - 1 : i + 1] for i in range(1, len(ids))])
@@ -313,14 +336,16 @@ def top_contexts(
     count: int,
     reach: int,
 ) -> list[dict]:
-    """Where a unit is largest, one place a window, largest first: the tokens around it, and the unit at each.
+    """Where a unit is largest, one place a window, largest first: the tokens around it, and the
+    unit at each.
 
     Args:
         values_n: the unit at every token of the windows, one window after another.
         pieces: of the windows' tokens, see `pieces_of`.
         reach: tokens before it, and half as many behind it.
     Returns:
-        Dictionaries of `pieces`, `values` (from 0, the unit's median and below, to 1, its largest) and `at`, the place of the token among them.
+        Dictionaries of `pieces`, `values` (from 0, the unit's median and below, to 1, its largest)
+        and `at`, the place of the token among them.
     Raises:
         ValueError: as many values as tokens were expected.
     """

@@ -1,7 +1,9 @@
-"""Trials of recipes: which rate to try next, when a loss was reached, and what remains of a difference over seeds.
+"""Trials of recipes: which rate to try next, when a loss was reached, and what remains of a
+difference over seeds.
 
-An outcome is what `study.RecipeStudy` keeps of a trial: `loss`, the plain loss on validation documents, `seconds`, `setup_seconds` and
-the `log` of its validation losses; or `diverged` in place of losses.
+An outcome is what `study.RecipeStudy` keeps of a trial: `loss`, the plain loss on validation
+documents, `seconds`, `setup_seconds` and the `log` of its validation losses; or `diverged` in place
+of losses.
 """
 
 import math
@@ -15,7 +17,9 @@ NEVER = math.inf
 
 
 def further_rate(losses: dict[float, float]) -> float:
-    """The next rate to try: twice beyond the edge where the best is there, else halfway (in ratio) to its better neighbour."""
+    """The next rate to try: twice beyond the edge where the best is there, else halfway (in ratio)
+    to its better neighbour.
+    """
     rates, best = sorted(losses), min(losses, key=losses.get)
     i = rates.index(best)
     if at_edge(losses):
@@ -32,7 +36,8 @@ def at_edge(losses: dict[float, float]) -> bool:
 def tune(
     rates: Sequence[float], most: int, names: Sequence[str], train: Callable[[str, float], dict]
 ) -> dict[str, dict[float, dict]]:
-    """Outcomes of several networks by rate. While any has its best at the edge, every one gets another trial: all have as many.
+    """Outcomes of several networks by rate. While any has its best at the edge, every one gets
+    another trial: all have as many.
 
     Args:
         most: further trials of each.
@@ -79,14 +84,18 @@ def whole_time(outcome: dict) -> float:
 
 
 def time_to(outcome: dict, target: float) -> float | None:
-    """Seconds of set-up and training to the first entry of the log at the target or below it; None if there is none."""
+    """Seconds of set-up and training to the first entry of the log at the target or below it; None
+    if there is none.
+    """
     log = outcome["log"]
     reached = np.flatnonzero(np.less_equal(log["validation_loss"], target))
     return outcome["setup_seconds"] + log["seconds"][reached[0]] if len(reached) else None
 
 
 def seconds_a_step(outcome: dict) -> float:
-    """The median over intervals of the log, which start-up, compilation and a busy moment leave alone."""
+    """The median over intervals of the log, which start-up, compilation and a busy moment leave
+    alone.
+    """
     return float(np.median(np.diff(outcome["log"]["seconds"]) / np.diff(outcome["log"]["step"])))
 
 
@@ -118,7 +127,8 @@ def losses_of(outcomes: Sequence[dict]) -> dict:
 
 
 def paired(outcomes: Sequence[dict], references: Sequence[dict]) -> dict:
-    """The spread of the differences in loss, seed by seed; and whether none diverged and all are negative: lower with every seed.
+    """The spread of the differences in loss, seed by seed; and whether none diverged and all are
+    negative: lower with every seed.
 
     Seeds with which the reference or the other diverged are left out of the spread, and counted.
     """
@@ -133,9 +143,11 @@ def paired(outcomes: Sequence[dict], references: Sequence[dict]) -> dict:
 
 
 def ratios(ours: Sequence[dict], theirs: Sequence[dict], targets: Sequence[float]) -> dict:
-    """Times of ours to the targets over times of theirs, seed by seed; `ratio` only where every one of ours comes there.
+    """Times of ours to the targets over times of theirs, seed by seed; `ratio` only where every one
+    of ours comes there.
 
-    One of theirs that never comes there counts with its whole time, so that the ratio is an upper bound.
+    One of theirs that never comes there counts with its whole time, so that the ratio is an upper
+    bound.
     """
     times, others = (
         [time_to(outcome, target) for outcome, target in zip(outcomes, targets, strict=True)]

@@ -1,6 +1,8 @@
-"""What the study of recipes is about to do: trials by part, how many are left, and about how many minutes they take on this machine.
+"""What the study of recipes is about to do: trials by part, how many are left, and about how many
+minutes they take on this machine.
 
-Later parts depend on what earlier ones find, so guesses stand in for outcomes that are not there yet.
+Later parts depend on what earlier ones find, so guesses stand in for outcomes that are not there
+yet.
 """
 
 import math
@@ -13,7 +15,9 @@ from mmlib_studies.recipes.study import PARTS, RecipeStudy
 
 
 def plan(run: Run, store: ActivationStore, size: RecipeStudySize | None = None) -> list[dict]:
-    """Parts of the study with their trials, how many are left, and about how many minutes those take; None where nothing tells."""
+    """Parts of the study with their trials, how many are left, and about how many minutes those
+    take; None where nothing tells.
+    """
     trials: dict[str, Trial] = {}
 
     def ask(trial: Trial) -> dict:
@@ -33,7 +37,9 @@ def plan(run: Run, store: ActivationStore, size: RecipeStudySize | None = None) 
 
 
 def guess(trial: Trial, size: RecipeStudySize) -> dict:
-    """An outcome to plan with: a loss that falls with the activations, is best at the middle rate, and lower for ours. Nothing else rests on it."""
+    """An outcome to plan with: a loss that falls with the activations, is best at the middle rate,
+    and lower for ours. Nothing else rests on it.
+    """
     recipe = trial.configuration["recipe"]
     training, unet = recipe["training"], "channels" in recipe["size"]
     rates = size.unet_rates if unet else size.rates

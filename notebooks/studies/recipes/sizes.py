@@ -7,7 +7,9 @@ from mmlib.denoisers.networks import MLPSize
 
 @dataclass(frozen=True)
 class RecipeStudySize:
-    """Lengths are multiples of the tuning's `steps`; the paper's own settings are the preset's `published`."""
+    """Lengths are multiples of the tuning's `steps`; the paper's own settings are the preset's
+    `published`.
+    """
 
     mlp: MLPSize = MLPSize(layers=3, d_model=640, d_mlp=1280)  # 11.5 million parameters at d = 640
     large: MLPSize = MLPSize()  # the published ratios of widths: 44 million

@@ -1,9 +1,10 @@
 """The study of recipes: its parts, and which of them depend on the outcome of which.
 
-Everything is chosen and measured on validation documents. A loss is the plain objective's, on the evaluation grid, the same
-tokens and noise for all; a time to a loss is read from the log of the training, whose validation losses are on fixed rows, levels and
-noise of their own, the same for all networks of the MLP's kind. Seconds are of training alone, reading and averaging included, and of what
-was fitted before it; measuring validation losses is in nobody's.
+Everything is chosen and measured on validation documents. A loss is the plain objective's, on the
+evaluation grid, the same tokens and noise for all; a time to a loss is read from the log of the
+training, whose validation losses are on fixed rows, levels and noise of their own, the same for all
+networks of the MLP's kind. Seconds are of training alone, reading and averaging included, and of
+what was fitted before it; measuring validation losses is in nobody's.
 """
 
 import re
@@ -22,11 +23,13 @@ OURS = "gated"  # fixed before this study: the recipe that notebook 03 had then
 
 RIVALS = ("published", OURS)
 
-MARGIN = 0.05  # published settings that end further above the target than this share have no further seeds
+# published settings that end further above the target than this share have no further seeds
+MARGIN = 0.05
 
 LOGIT_NORMAL = {"density": "logit_normal"}
 
-ABLATIONS = {  # of our recipe: what differs in its training, its network (deeper, wider), or what it adds to
+# of our recipe: what differs in its training, its network (deeper, wider), or what it adds to
+ABLATIONS = {
     "16 levels": {"training": {"levels": 16}},
     "shorter averaging": {"training": {"ema": 0.97}},
     "deeper and narrower": {"shape": (2.0, 0.5)},
@@ -45,7 +48,8 @@ BEST_ABLATIONS = 3  # that are repeated with the other seeds
 
 
 class RecipeStudy:
-    """The parts of the study, each an attribute that trains what is missing when it is first asked for. Later ones ask for earlier ones.
+    """The parts of the study, each an attribute that trains what is missing when it is first asked
+    for. Later ones ask for earlier ones.
 
     Args:
         options: `size` and `ask` of `Trainings`.
@@ -72,7 +76,9 @@ class RecipeStudy:
 
     @cached_property
     def batches(self) -> dict[str, dict[int, dict]]:
-        """Outcomes of the published architecture and of ours by batch, each for as many seconds, at the best rate."""
+        """Outcomes of the published architecture and of ours by batch, each for as many seconds, at
+        the best rate.
+        """
         found = {variant: {} for variant in RIVALS}
         for variant, tried in found.items():
             for batch in (self.size.batch, *self.size.batches):
@@ -89,7 +95,9 @@ class RecipeStudy:
 
     @cached_property
     def published_long(self) -> dict:
-        """The published architecture for six minutes: `trials` by rate at that length, `rate`, the best, and its `outcomes`, seed by seed."""
+        """The published architecture for six minutes: `trials` by rate at that length, `rate`, the
+        best, and its `outcomes`, seed by seed.
+        """
         best, batch = best_of(self.rates["published"]), best_of(self.batches["published"])
 
         def train(_, rate: float, seed: int | None = None) -> dict:
@@ -103,10 +111,12 @@ class RecipeStudy:
         return {"trials": trials, "rate": rate, "batch": batch, "outcomes": outcomes}
 
     def shortest(self, lengths: tuple[float, ...], targets: list[float]) -> dict:
-        """Ours at the shortest of the lengths, at its best rate and batch, at which every seed comes to its target, else at the longest.
+        """Ours at the shortest of the lengths, at its best rate and batch, at which every seed
+        comes to its target, else at the longest.
 
         Returns:
-            length, outcomes, seed by seed, and tried: outcomes of the first seeds at all lengths that were tried.
+            length, outcomes, seed by seed, and tried: outcomes of the first seeds at all lengths
+                that were tried.
         """
         rate, batch, tried = best_of(self.rates[OURS]), best_of(self.batches[OURS]), {}
         for length in lengths:
@@ -128,7 +138,9 @@ class RecipeStudy:
 
     @cached_property
     def published_settings(self) -> list[dict]:
-        """Outcomes of the published settings; of one seed alone where that ends far above the target: then only its time counts."""
+        """Outcomes of the published settings; of one seed alone where that ends far above the
+        target: then only its time counts.
+        """
         settings = watched(self.published.training)
         recipe, outcomes = replace(self.published, training=settings), []
         for seed in self.all_seeds:
@@ -149,7 +161,9 @@ class RecipeStudy:
 
     @cached_property
     def large(self) -> dict[str, dict[float, dict]]:
-        """The published architecture and ours with the published ratios of widths, by rate, one seed."""
+        """The published architecture and ours with the published ratios of widths, by rate, one
+        seed.
+        """
         how = {"label": "large", "length": self.size.large_length, "size": self.size.large}
         found = {variant: {} for variant in RIVALS}
         for variant, tried in found.items():
@@ -186,7 +200,9 @@ class RecipeStudy:
 
     @cached_property
     def unet_widths(self) -> dict[tuple, dict]:
-        """Outcomes by (channels, rate): the reference at its rates; narrower UNets also at twice its best rate, wider ones at half."""
+        """Outcomes by (channels, rate): the reference at its rates; narrower UNets also at twice
+        its best rate, wider ones at half.
+        """
         best, reference = best_of(self.unet_rates), self.train.reference
         found = {(reference, rate): outcome for rate, outcome in self.unet_rates.items()}
         for other in (one for one in self.size.unet_channels if one != reference):
@@ -196,14 +212,18 @@ class RecipeStudy:
 
     @cached_property
     def unet_heights(self) -> dict[int | None, dict]:
-        """Outcomes of the best UNet by height of the image; None: the height that it has by itself."""
+        """Outcomes of the best UNet by height of the image; None: the height that it has by
+        itself.
+        """
         channels, rate = best_of(self.unet_widths)
         heights = (None, *other_heights(self.train.store.d, self.size.unet_heights))
         return {height: self.unet(rate, channels, height=height) for height in heights}
 
     @cached_property
     def unet_orders(self) -> dict[str, list[dict]]:
-        """Outcomes of the best UNet on the best image, with dimensions in their natural order, and permuted: another permutation with each seed."""
+        """Outcomes of the best UNet on the best image, with dimensions in their natural order, and
+        permuted: another permutation with each seed.
+        """
         (channels, rate), height = best_of(self.unet_widths), best_of(self.unet_heights)
         train = partial(self.unet, rate, channels, height=height)
         seeds = range(self.seed, self.seed + self.size.permutations)
@@ -226,7 +246,9 @@ class RecipeStudy:
             return {"skipped": f"torch.compile does not work here: {why}"}
 
     def tried(self) -> dict[str, list[dict]]:
-        """Every training by whose loss or time a setting of the published architecture or of ours was chosen, once each, with the first seed."""
+        """Every training by whose loss or time a setting of the published architecture or of ours
+        was chosen, once each, with the first seed.
+        """
         long = self.published_long["trials"].values()
         ours = [outcomes[0] for outcomes in self.ours_long["tried"].values()]
         found = {}

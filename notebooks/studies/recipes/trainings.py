@@ -1,4 +1,6 @@
-"""What the study of recipes trains: networks of the paper's kind and UNets, as trials of one sweep."""
+"""What the study of recipes trains: networks of the paper's kind and UNets, as trials of one
+sweep.
+"""
 
 import json
 import time
@@ -36,7 +38,9 @@ LOGGED = ("step", "seconds", "loss", "validation_loss")  # of a training's log
 
 
 def watched(training: Training, entries: int = 40) -> Training:
-    """The same training with its validation loss measured about so many times, at equal distances, and no state to resume from."""
+    """The same training with its validation loss measured about so many times, at equal distances,
+    and no state to resume from.
+    """
     every = max(1, training.steps // entries)
     never = every * (training.steps // every + 1)
     return replace(training, log_every=every, validate_every=every, save_every=never)
@@ -70,7 +74,8 @@ class Trainings:
         Args:
             measured: on validation documents, once it is trained; else its log is all that counts.
         Raises:
-            ValueError: the name is another trial's, which would have each of the two trained anew whenever it is asked for.
+            ValueError: the name is another trial's, which would have each of the two trained anew
+                whenever it is asked for.
         """
         if self.named.setdefault(wanted.name, wanted) != wanted:
             raise ValueError(f"two trials are called {wanted.name}: expected a name each")
@@ -101,7 +106,9 @@ class Trainings:
         return self.size.tokens if objective == "flow_velocity" else self.size.tokens_unet
 
     def loss(self, denoiser: Denoiser, objective: str) -> float:
-        """The plain loss of a denoiser on validation documents: the same tokens and noise for all of an objective."""
+        """The plain loss of a denoiser on validation documents: the same tokens and noise for all
+        of an objective.
+        """
         drawn = {"per_level": self.tokens(objective), "seed": self.seed}
         return compare.evaluate({"it": denoiser}, self.validation, objective, **drawn).mean("it")
 
@@ -124,7 +131,10 @@ class Trainings:
         training: dict | None = None,
         linear_skip: bool | None = None,
     ) -> RecipeTrial:
-        """A network of the paper's kind, on a Gaussian if the variant or the argument says so. `length` counts in lengths of the tuning, at the batch's own number of steps for that; `steps` overrules."""
+        """A network of the paper's kind, on a Gaussian if the variant or the argument says so.
+        `length` counts in lengths of the tuning, at the batch's own number of steps for that;
+        `steps` overrules.
+        """
         batch, seed = batch or self.size.batch, self.seed if seed is None else seed
         steps = max(2, round(length * self.steps_for(variant, batch))) if steps is None else steps
         levels = None if variant == "published" else self.size.levels
@@ -137,7 +147,9 @@ class Trainings:
         return self.of(name, Recipe(network, settings, linear_skip=linear_skip), seed)
 
     def speed(self, trial: RecipeTrial, label: str) -> float:
-        """Seconds a step of a trial's recipe, whatever its rate and seed, from a short training of its own."""
+        """Seconds a step of a trial's recipe, whatever its rate and seed, from a short training of
+        its own.
+        """
         steps, rate = self.size.speed_steps, self.size.rates[0]
         training = watched(replace(trial.recipe.training, steps=steps, lr=rate), 8)
         short = self.of(f"speed-{label}", replace(trial.recipe, training=training), self.seed)
@@ -163,7 +175,9 @@ class Trainings:
         height: int | None = None,
         order: int | None = None,
     ) -> RecipeTrial:
-        """The article's UNet, for as many seconds as the reference. `order`: number of a random permutation of the dimensions."""
+        """The article's UNet, for as many seconds as the reference. `order`: number of a random
+        permutation of the dimensions.
+        """
         size, seed = self.size, self.seed if seed is None else seed
         layout = UNetSize(channels, layers_per_block=1, height=height)
         plain = UNetSize(self.reference, layers_per_block=1)
@@ -188,7 +202,9 @@ class Trainings:
 def _logged(
     wanted: RecipeTrial, evaluate: Callable[[RecipeTrial, MetaModel], dict], folder: Path
 ) -> dict:
-    """What training gives, and with it the seconds of what was fitted before and the log; a training that diverged is an outcome too."""
+    """What training gives, and with it the seconds of what was fitted before and the log; a
+    training that diverged is an outcome too.
+    """
     began = time.perf_counter()
     gaussian = wanted.gaussian()
     setup_seconds = round(time.perf_counter() - began, 4) if gaussian else 0.0

@@ -1,4 +1,6 @@
-"""What steering aims at: labelled texts that give the direction, and a measure of the concept that never saw them."""
+"""What steering aims at: labelled texts that give the direction, and a measure of the concept that
+never saw them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -40,13 +42,15 @@ class Concept:
 
 
 def concept(name: str, sign: int, *, posts: int, cache: Path) -> Concept:
-    """ "sentiment" (film reviews, measured by VADER), or the name of a newsgroup (its posts against others', measured by a probe on words).
+    """ "sentiment" (film reviews, measured by VADER), or the name of a newsgroup (its posts against
+    others', measured by a probe on words).
 
     Args:
-        posts: of the newsgroup, and as many of all others, for the direction; as many again, other ones, for the probe; and what is left of as
-            many again to judge the probe on.
+        posts: of the newsgroup, and as many of all others, for the direction; as many again, other
+            ones, for the probe; and what is left of as many again to judge the probe on.
     Raises:
-        ValueError: the sign is neither 1 nor −1, or there is no such newsgroup, or it has too few posts.
+        ValueError: the sign is neither 1 nor −1, or there is no such newsgroup, or it has too few
+            posts.
     """
     if sign not in (1, -1):
         raise ValueError(f"sign {sign}: expected 1 or -1")
@@ -74,15 +78,17 @@ def concept(name: str, sign: int, *, posts: int, cache: Path) -> Concept:
 
 
 def measure_auc(wanted: Concept, shortened: Callable[[str], str]) -> dict:
-    """How well a concept's measure tells texts that it was not made from, as they are and shortened to what a continuation holds: AUC of each.
+    """How well a concept's measure tells texts that it was not made from, as they are and shortened
+    to what a continuation holds: AUC of each.
 
     Raises:
         ValueError: the texts to judge it on are all of one class.
     """
     if len(set(wanted.judged_positive_n)) < 2:
         raise ValueError(
-            f"{int(wanted.judged_positive_n.sum())} of {len(wanted.judged)} texts have the concept {wanted.name!r}: expected both classes; "
-            "lower the number of posts, so that some are left to judge the measure on"
+            f"{int(wanted.judged_positive_n.sum())} of {len(wanted.judged)} texts have the concept "
+            f"{wanted.name!r}: expected both classes; lower the number of posts, so that some are "
+            "left to judge the measure on"
         )
     texts = [document.text for document in wanted.judged]
     whole, short = (
@@ -93,7 +99,9 @@ def measure_auc(wanted: Concept, shortened: Callable[[str], str]) -> dict:
 
 
 def vader_compound(texts: Sequence[str]) -> np.ndarray:
-    """Sentiment from −1 to 1 by VADER's lexicon and rules (Hutto and Gilbert 2014), which never saw the direction or its sentences."""
+    """Sentiment from −1 to 1 by VADER's lexicon and rules (Hutto and Gilbert 2014), which never saw
+    the direction or its sentences.
+    """
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     analyser = SentimentIntensityAnalyzer()
@@ -101,7 +109,9 @@ def vader_compound(texts: Sequence[str]) -> np.ndarray:
 
 
 def text_probe(texts: Sequence[str], positive_n: Sequence[bool]) -> Measure:
-    """Probability of a topic by logistic regression on words' TF-IDF, fitted to texts that the direction was not made from."""
+    """Probability of a topic by logistic regression on words' TF-IDF, fitted to texts that the
+    direction was not made from.
+    """
     probe = make_pipeline(
         TfidfVectorizer(token_pattern=r"[a-z]{2,}", sublinear_tf=True, min_df=2),
         LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000),
@@ -112,7 +122,9 @@ def text_probe(texts: Sequence[str], positive_n: Sequence[bool]) -> Measure:
 def _posts_of(
     newsgroup: str, posts: int, cache: Path
 ) -> tuple[list[Document], list[Document], list[Document]]:
-    """Three sets of posts that share none: in each, so many of the newsgroup and as many of the others; the third may hold fewer."""
+    """Three sets of posts that share none: in each, so many of the newsgroup and as many of the
+    others; the third may hold fewer.
+    """
     everything = load_documents(NEWSGROUPS, cache=cache)  # in an order drawn at random
     parts = [
         [d for d in everything if (d.label == newsgroup) == inside] for inside in (True, False)
@@ -124,6 +136,7 @@ def _posts_of(
         )
     if len(parts[0]) < 2 * posts:
         raise ValueError(
-            f"newsgroup {newsgroup!r} has {len(parts[0])} posts, {2 * posts} were asked for; there are {known}: lower `posts` of the size"
+            f"newsgroup {newsgroup!r} has {len(parts[0])} posts, {2 * posts} were asked for; there "
+            f"are {known}: lower `posts` of the size"
         )
     return tuple([d for part in parts for d in part[i * posts : (i + 1) * posts]] for i in range(3))

@@ -1,14 +1,17 @@
-"""Steering: a direction is added to a block's output while text is generated, and the edit may be repaired.
+"""Steering: a direction is added to a block's output while text is generated, and the edit may be
+repaired.
 
-Everything is in standardised activations z, where the edit is z → z + s v: s is the strength, v a direction (d,). For v the difference
-of two classes' means, s = 1 carries one class's mean to the other's, in z as in raw activations. Any other direction is given that
-difference's length, so that equal strengths are edits of equal length.
+Everything is in standardised activations z, where the edit is z → z + s v: s is the strength, v a
+direction (d,). For v the difference of two classes' means, s = 1 carries one class's mean to the
+other's, in z as in raw activations. Any other direction is given that difference's length, so that
+equal strengths are edits of equal length.
 
-An edit applies where a new token is about to be made: at the last position of the prompt and at every generated one. Under
-`generate` with a cache that is the last position of each call; what later blocks keep in their caches is the edited stream's.
+An edit applies where a new token is about to be made: at the last position of the prompt and at
+every generated one. Under `generate` with a cache that is the last position of each call; what
+later blocks keep in their caches is the edited stream's.
 
-A *repair* maps the edited z + s v back towards activations that occur: what is compared here. Those that add noise take
-x = (1 − σ)(z + s v) + σ ε with the same ε for all.
+A *repair* maps the edited z + s v back towards activations that occur: what is compared here. Those
+that add noise take x = (1 − σ)(z + s v) + σ ε with the same ε for all.
 """
 
 import copy
@@ -65,13 +68,16 @@ def mean_difference(z_nd: Tensor, positive_n: np.ndarray) -> Tensor:
     positive = torch.from_numpy(np.asarray(positive_n, dtype=bool))
     if positive.all() or not positive.any():
         raise ValueError(
-            f"{int(positive.sum())} of {len(positive)} texts are positive: a direction needs both classes"
+            f"{int(positive.sum())} of {len(positive)} texts are positive: a direction needs both "
+            "classes"
         )
     return z_nd[positive].mean(0) - z_nd[~positive].mean(0)
 
 
 def probe_direction(z_nd: Tensor, positive_n: np.ndarray, seed: int) -> Tensor:
-    """Weights (d,) of scikit-learn's logistic regression on z, regularised as 5-fold cross-validation says, as long as the mean difference."""
+    """Weights (d,) of scikit-learn's logistic regression on z, regularised as 5-fold
+    cross-validation says, as long as the mean difference.
+    """
     probe = LogisticRegressionCV(
         Cs=PROBE_STRENGTHS,
         cv=5,
@@ -87,10 +93,11 @@ def probe_direction(z_nd: Tensor, positive_n: np.ndarray, seed: int) -> Tensor:
 def sae_direction(
     decoder_md: Tensor, latents_nm: Tensor, z_nd: Tensor, positive_n: np.ndarray, seed: int
 ) -> tuple[Tensor, int, float]:
-    """Decoder row of the latent that tells the classes best, as long as the mean difference; its index; its AUC, by Mann and Whitney.
+    """Decoder row of the latent that tells the classes best, as long as the mean difference; its
+    index; its AUC, by Mann and Whitney.
 
-    The latent is chosen on one half of the texts of each class, drawn at random, and its AUC is on the other: the best of thousands looks
-    better than it is where it was chosen.
+    The latent is chosen on one half of the texts of each class, drawn at random, and its AUC is on
+    the other: the best of thousands looks better than it is where it was chosen.
 
     Args:
         decoder_md: the dictionary, a row a latent.
@@ -102,7 +109,8 @@ def sae_direction(
     classes = [rng.permutation(np.flatnonzero(positive == value)) for value in (True, False)]
     if min(map(len, classes)) < 2:
         raise ValueError(
-            f"{len(classes[0])} texts are positive and {len(classes[1])} are not: a latent is chosen on half of each and judged on the other"
+            f"{len(classes[0])} texts are positive and {len(classes[1])} are not: a latent is "
+            "chosen on half of each and judged on the other"
         )
 
     def auc(half: int, columns: slice | list[int]) -> np.ndarray:
@@ -153,7 +161,8 @@ def posterior_mean(method: Denoiser, sigma: float) -> Repair:
 
 
 def projected_by(method: Denoiser, sigma: float, steps: int) -> Repair:
-    """SDEdit from σ by any denoiser, from the same noise as `projected`: what differs is who estimates.
+    """SDEdit from σ by any denoiser, from the same noise as `projected`: what differs is who
+    estimates.
 
     See `mmlib.denoisers.noise.sdedit`.
     """
@@ -186,7 +195,8 @@ def projected(
 def with_bf16_weights(meta_model: MetaModel) -> MetaModel:
     """A copy whose linear layers are in bfloat16, for `bf16=True`.
 
-    Autocast alone would convert them anew at every evaluation, which takes longer than using them where rows are few.
+    Autocast alone would convert them anew at every evaluation, which takes longer than using them
+    where rows are few.
     """
     copied = copy.deepcopy(meta_model)
     for module in copied.network.modules():
@@ -197,14 +207,16 @@ def with_bf16_weights(meta_model: MetaModel) -> MetaModel:
 
 @dataclass(eq=False)
 class Steering:
-    """An edit for `edited_block`: the direction is added at the last position of each call, then repaired.
+    """An edit for `edited_block`: the direction is added at the last position of each call, then
+    repaired.
 
     At strength 0 it does nothing.
 
     Args:
         direction_d: in z.
         seed: of the repair's noise, which is the same for every repair that draws as much of it.
-        batch: number of the batch of prompts; batches share no noise, and the first has the seed's own.
+        batch: number of the batch of prompts; batches share no noise, and the first has the seed's
+            own.
     """
 
     normaliser: Normaliser
@@ -229,8 +241,9 @@ class Steering:
         if repaired_nd.shape != z_nd.shape or not repaired_nd.isfinite().all():
             odd = int((~repaired_nd.isfinite()).sum())
             raise ValueError(
-                f"the repair gives shape {tuple(repaired_nd.shape)} with {odd} values that are not finite, at strength {self.strength}: "
-                f"expected finite values of shape {tuple(z_nd.shape)}; lower the strength, or mend the repair"
+                f"the repair gives shape {tuple(repaired_nd.shape)} with {odd} values that are not "
+                f"finite, at strength {self.strength}: expected finite values of shape "
+                f"{tuple(z_nd.shape)}; lower the strength, or mend the repair"
             )
         return self.normaliser.inverse(repaired_nd)
 
@@ -252,7 +265,8 @@ def neutral_openings(
     neutral: Callable[[str], bool],
     seed: int,
 ) -> Tensor:
-    """Prompts (n, 1 + tokens): the opening token and the first tokens of a sentence of a split's documents, which take turns in random order.
+    """Prompts (n, 1 + tokens): the opening token and the first tokens of a sentence of a split's
+    documents, which take turns in random order.
 
     Args:
         neutral: refuses openings that have the concept already.
@@ -273,17 +287,20 @@ def neutral_openings(
         if len(chosen) == n:
             return torch.tensor(list(chosen.values()))
     raise ValueError(
-        f"{len(chosen)} neutral openings of {tokens} tokens in the {split} documents: {n} were asked for"
+        f"{len(chosen)} neutral openings of {tokens} tokens in the {split} documents: {n} were "
+        "asked for"
     )
 
 
 def edited_places(
     lm: LanguageModel, layer: int, prompt_ids_bt: Tensor, new_ids_bt: Tensor, places: int
 ) -> Tensor:
-    """Raw activations of unsteered continuations where edits would apply, (b · places, d), prompt by prompt.
+    """Raw activations of unsteered continuations where edits would apply, (b · places, d), prompt
+    by prompt.
 
     Args:
-        places: how many of each continuation, evenly spread from the last prompt position to the one before the last token.
+        places: how many of each continuation, evenly spread from the last prompt position to the
+            one before the last token.
     """
     last = prompt_ids_bt.shape[1] - 1
     columns = last + np.linspace(0, new_ids_bt.shape[1] - 1, places).round().astype(int)
@@ -295,8 +312,9 @@ def edited_places(
 def diffusion_losses(
     judge: Denoiser, z_nd: Tensor, sigmas: Sequence[float], seed: int
 ) -> np.ndarray:
-    """Velocity loss per dimension of a judge on each activation, averaged over noise levels, (n,); the same noise for as many
-    activations at the same levels."""
+    """Velocity loss per dimension of a judge on each activation, averaged over noise levels, (n,);
+    the same noise for as many activations at the same levels.
+    """
     generator, rows_n = torch.Generator().manual_seed(seed), np.arange(len(z_nd))
     found = token_losses(
         {"judge": judge},
@@ -312,8 +330,9 @@ def geometry(z_nd: Tensor, edited_nd: Tensor, repaired_nd: Tensor) -> dict[str, 
     """What a repair left of an edit, for each activation, (n,).
 
     Returns:
-        repair_over_edit: ‖repaired − edited‖/‖edited − z‖; cosine: of repaired − z with the edit; along: the part of the edit's length that is left
-        along it, ⟨repaired − z, edit⟩/‖edit‖².
+        repair_over_edit: ‖repaired − edited‖/‖edited − z‖; cosine: of repaired − z with the edit;
+            along: the part of the edit's length that is left along it, ⟨repaired − z,
+            edit⟩/‖edit‖².
     """
     edit_nd, change_nd = edited_nd - z_nd, repaired_nd - z_nd
     length_n, inner_n = edit_nd.norm(dim=1), (change_nd * edit_nd).sum(1)

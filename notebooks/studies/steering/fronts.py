@@ -1,15 +1,20 @@
-"""Concept against fluency: what steered continuations say, what they cost, and the area between two interventions' fronts.
+"""Concept against fluency: what steered continuations say, what they cost, and the area between two
+interventions' fronts.
 
-An intervention is measured at several strengths. Its *front* is the path (c₀, f₀), (c₁, f₁), …, by strength: c is how much more of the
-concept its continuations have than unsteered ones of the same prompts, f how many nats per token less likely they are under the
-unsteered language model. It begins with the repair alone, of activations that were not edited: for plain addition that is (0, 0).
-Between strengths the path is straight. The cost at a level of the concept is read where the path first reaches it; a path that turns
-back, since too strong an edit leaves no text to express anything, is not read beyond. Between two fronts lies the integral of the
-difference of their costs from 0 to the highest level that both reach. Prompts are the independent units of all intervals.
+An intervention is measured at several strengths. Its *front* is the path (c₀, f₀), (c₁, f₁), …, by
+strength: c is how much more of the concept its continuations have than unsteered ones of the same
+prompts, f how many nats per token less likely they are under the unsteered language model. It
+begins with the repair alone, of activations that were not edited: for plain addition that is (0,
+0). Between strengths the path is straight. The cost at a level of the concept is read where the
+path first reaches it; a path that turns back, since too strong an edit leaves no text to express
+anything, is not read beyond. Between two fronts lies the integral of the difference of their costs
+from 0 to the highest level that both reach. Prompts are the independent units of all intervals.
 
-A cost at a level is infinite where the level is not reached, since no strength buys it. So its interval is the percentile interval of
-resampled prompts, infinite costs included: its upper end is infinite where more than 2½ % of the resamples do not get there. (An interval of
-those alone that do would be one given that the level is reached, and too cheap.) The studentised intervals of everything else need finite values.
+A cost at a level is infinite where the level is not reached, since no strength buys it. So its
+interval is the percentile interval of resampled prompts, infinite costs included: its upper end is
+infinite where more than 2½ % of the resamples do not get there. (An interval of those alone that do
+would be one given that the level is reached, and too cheap.) The studentised intervals of
+everything else need finite values.
 """
 
 from collections.abc import Sequence
@@ -22,7 +27,8 @@ AREA_LEVELS = 21  # of the concept at which costs are compared, by the trapezoid
 
 
 def distinct(continuations: Sequence[Sequence[int]], n: int) -> float:
-    """Distinct n-grams as a share of all n-grams of all continuations (Li et al. 2016): low where they all say the same.
+    """Distinct n-grams as a share of all n-grams of all continuations (Li et al. 2016): low where
+    they all say the same.
 
     Raises:
         ValueError: none is n tokens long.
@@ -34,7 +40,9 @@ def distinct(continuations: Sequence[Sequence[int]], n: int) -> float:
 
 
 def repetition(continuations: Sequence[Sequence[int]], n: int) -> np.ndarray:
-    """Share of each continuation's n-grams that stood in it before (Welleck et al. 2020, seq-rep-n), (b,)."""
+    """Share of each continuation's n-grams that stood in it before (Welleck et al. 2020,
+    seq-rep-n), (b,).
+    """
     return np.array([1 - distinct([ids], n) for ids in continuations])
 
 
@@ -60,7 +68,8 @@ def cost_at(level, concept_s: np.ndarray, cost_s: np.ndarray) -> np.ndarray:
 def area_between(
     ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """∫ (our cost − their cost) d concept from 0 to the highest level that both paths reach, (…); 0 where they have none in common.
+    """∫ (our cost − their cost) d concept from 0 to the highest level that both paths reach, (…); 0
+    where they have none in common.
 
     Args:
         ours, theirs: (concept, cost), each (…, strengths).
@@ -87,8 +96,8 @@ class Front:
         odd = [int((~np.isfinite(values)).sum()) for values in (concept_sn, cost_sn)]
         if concept_sn.shape != cost_sn.shape or any(odd):
             raise ValueError(
-                f"concept {concept_sn.shape} and cost {cost_sn.shape} with {odd[0]} and {odd[1]} values that are not finite: expected equal "
-                "shapes and finite values"
+                f"concept {concept_sn.shape} and cost {cost_sn.shape} with {odd[0]} and {odd[1]} "
+                "values that are not finite: expected equal shapes and finite values"
             )
         self.concept_ns, self.cost_ns = concept_sn.T, cost_sn.T
 
@@ -109,8 +118,9 @@ class Front:
         return float(self.path()[0].max())
 
     def cost(self, level: float) -> dict:
-        """Cost at a level of the concept, None where it is not reached; its 95 % percentile interval, an end that is infinite being None; and
-        `reached`, the share of resamples of the prompts that get there.
+        """Cost at a level of the concept, None where it is not reached; its 95 % percentile
+        interval, an end that is infinite being None; and `reached`, the share of resamples of the
+        prompts that get there.
 
         Raises:
             ValueError: too few prompts for an interval.
@@ -123,7 +133,8 @@ class Front:
         return {"cost": value, "ci95": ends, "reached": float(np.isfinite(costs_r[1:]).mean())}
 
     def area_to(self, other: "Front") -> dict:
-        """Area between this front and another (negative: this one is cheaper), up to which level, and their mean distance.
+        """Area between this front and another (negative: this one is cheaper), up to which level,
+        and their mean distance.
 
         All are None where no level above 0 is reached by both.
 
@@ -139,7 +150,8 @@ class Front:
         return {"area": area, "ci95": [low, high], "up_to": top, "mean_difference": area / top}
 
     def reach_less(self, other: "Front") -> dict:
-        """How much higher a level of the concept this front reaches than another, with its interval, paired by prompt.
+        """How much higher a level of the concept this front reaches than another, with its
+        interval, paired by prompt.
 
         Raises:
             ValueError: the fronts are of unlike numbers of prompts.

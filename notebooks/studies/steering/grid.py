@@ -1,9 +1,11 @@
-"""Steering along several directions, at several strengths and σ: which combinations are generated, and what is read off them.
+"""Steering along several directions, at several strengths and σ: which combinations are generated,
+and what is read off them.
 
-A *combination* is a concept, a direction, an intervention and a σ, continued at each of its strengths: one trial, one small file. Prompts are
-neutral by every concept's measure, so the unsteered continuations and those of the repairs alone are the same for all concepts and
-directions, and are generated once. One concept along one direction has every intervention at every strength and σ; elsewhere it is a
-fraction of them, see `combinations`.
+A *combination* is a concept, a direction, an intervention and a σ, continued at each of its
+strengths: one trial, one small file. Prompts are neutral by every concept's measure, so the
+unsteered continuations and those of the repairs alone are the same for all concepts and directions,
+and are generated once. One concept along one direction has every intervention at every strength and
+σ; elsewhere it is a fraction of them, see `combinations`.
 """
 
 import hashlib
@@ -46,7 +48,8 @@ class Combination:
     """One trial of the study.
 
     Args:
-        concept, direction: None for what no concept enters: no steering, or a repair of activations that were not edited.
+        concept, direction: None for what no concept enters: no steering, or a repair of activations
+            that were not edited.
         strengths: in differences of class means; 0 where there is no direction.
     """
 
@@ -74,10 +77,13 @@ class Combination:
 
 
 def combinations(size: GridSize) -> list[Combination]:
-    """What is generated: every intervention for the first concept along the difference of means, and a fraction of that elsewhere.
+    """What is generated: every intervention for the first concept along the difference of means,
+    and a fraction of that elsewhere.
 
-    Other concepts along the difference of means have `fraction_strengths`, and SDEdit at `fraction_sigmas`; one step of the mixture is at the
-    last of these. Other directions have plain addition and SDEdit alone: at those σ for the first concept in both senses, at the last for others.
+    Other concepts along the difference of means have `fraction_strengths`, and SDEdit at
+    `fraction_sigmas`; one step of the mixture is at the last of these. Other directions have plain
+    addition and SDEdit alone: at those σ for the first concept in both senses, at the last for
+    others.
     """
     (first, _), last = size.concepts[0], size.fraction_sigmas[-1:]
     found = [
@@ -137,7 +143,8 @@ class Findings:
     """What the outcomes say, concept by concept; everything is paired by prompt.
 
     Args:
-        outcomes: of all combinations, by name: rows with `said` (concept → value of each prompt) and `log_likelihood`.
+        outcomes: of all combinations, by name: rows with `said` (concept → value of each prompt)
+            and `log_likelihood`.
     """
 
     def __init__(self, cells: Sequence[Combination], outcomes: dict[str, dict]):
@@ -157,7 +164,9 @@ class Findings:
         )
 
     def path(self, cell: Combination) -> list[dict]:
-        """The combination's outcomes by strength, after the repair alone; for plain addition that is no steering."""
+        """The combination's outcomes by strength, after the repair alone; for plain addition that
+        is no steering.
+        """
         alone = replace(cell, concept=None, direction=None)
         if cell.intervention == ADDITIVE:
             alone = alone.by(UNSTEERED)
@@ -169,7 +178,8 @@ class Findings:
         return Front(*(np.stack(values) for values in zip(*changes)))
 
     def rows(self) -> list[dict]:
-        """Change and cost of every combination at every strength, with intervals, and how varied the texts are.
+        """Change and cost of every combination at every strength, with intervals, and how varied
+        the texts are.
 
         Strength 0 is the repair alone.
         """
@@ -183,8 +193,10 @@ class Findings:
         return found
 
     def against_addition(self) -> list[dict]:
-        """Of every repair: the area to plain addition's front along the same direction, how much higher a level it reaches, and the cost of
-        half of plain addition's reach, beside that of plain addition itself; None where that has no reach."""
+        """Of every repair: the area to plain addition's front along the same direction, how much
+        higher a level it reaches, and the cost of half of plain addition's reach, beside that of
+        plain addition itself; None where that has no reach.
+        """
         found = []
         for cell in self.repairs:
             ours, plain = self.front(cell), self.front(cell.by(ADDITIVE))
@@ -208,7 +220,9 @@ class Findings:
         return found
 
     def at_equal_strength(self) -> list[dict]:
-        """Of every repair at every strength: change and cost less those of plain addition of as much."""
+        """Of every repair at every strength: change and cost less those of plain addition of as
+        much.
+        """
         return [
             {**cell.facts, **step}
             for cell in self.repairs
@@ -216,7 +230,9 @@ class Findings:
         ]
 
     def projections(self) -> list[dict]:
-        """Of SDEdit by the meta-model less SDEdit by the mixture, at the same σ: the area, the reach, and the rest at equal strength."""
+        """Of SDEdit by the meta-model less SDEdit by the mixture, at the same σ: the area, the
+        reach, and the rest at equal strength.
+        """
         found = []
         for other in (cell for cell in self.cells if cell.intervention == "sdedit_mixture"):
             ours = other.by("sdedit", other.sigma)
@@ -227,7 +243,9 @@ class Findings:
 
 
 def weights_digest(module: torch.nn.Module) -> str:
-    """What tells two trainings of one recipe apart: the first twelve digits of the SHA-256 of all weights."""
+    """What tells two trainings of one recipe apart: the first twelve digits of the SHA-256 of all
+    weights.
+    """
     found = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         weights = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
@@ -236,7 +254,9 @@ def weights_digest(module: torch.nn.Module) -> str:
 
 
 def verdict(interval: Sequence[float] | None) -> str:
-    """ "higher", "lower" or "undecided", by whether an interval leaves out 0; "not compared" where there is none."""
+    """ "higher", "lower" or "undecided", by whether an interval leaves out 0; "not compared" where
+    there is none.
+    """
     if interval is None:
         return "not compared"
     return "higher" if interval[0] > 0 else "lower" if interval[1] < 0 else "undecided"

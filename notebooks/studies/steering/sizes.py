@@ -1,4 +1,6 @@
-"""How much is steered: notebook 11 looks at a few interventions closely, notebook 25 at a grid of them."""
+"""How much is steered: notebook 11 looks at a few interventions closely, notebook 25 at a grid of
+them.
+"""
 
 from dataclasses import dataclass
 

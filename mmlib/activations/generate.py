@@ -33,18 +33,10 @@ from transformers.generation.streamers import BaseStreamer
 from mmlib.activations.lm import PROGRESS, LanguageModel, edited_block, evaluation_mode
 
 BATCH = 40  # both 40 and 200 documents, those of the presets, are whole batches
-
-
 TIMED_TOKENS = 8  # drawn and thrown away, to say how long the rest will take
-
-
 # predictions whose logits are taken to float32 at a time, see `mmlib.evaluation.lm_loss`
 LOGIT_ROWS = 8
-
-
 SCORED_AT_ONCE = 16  # continuations in one forward pass
-
-
 PROBE_TOKENS, PROBE_STEPS = 8, 4  # of the pass that asks whether `generate` is faithful
 
 

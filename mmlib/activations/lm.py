@@ -35,11 +35,7 @@ from mmlib.files import bf16_pays
 # of one block: the residual stream (batch, tokens, d), or a tuple or list that begins with it, as
 # some architectures give
 BlockOutput = Tensor | tuple | list
-
-
 DTYPES = ("bfloat16", "float32", "float16")
-
-
 # of tqdm, where tokens are counted
 BAR = "{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left"
 PROGRESS = {"bar_format": BAR, "mininterval": 2}
@@ -78,9 +74,7 @@ class LanguageModel:
         return self.model.config.get_text_config().hidden_size
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens. The name of a control token in a text,
-        such as "<s>", is plain text.
-        """
+        """Token ids of each text; the name of a control token in it, "<s>", is plain text."""
         if not texts:
             return []
         options = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)

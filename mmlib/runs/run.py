@@ -21,7 +21,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmlib.files import provenance, read_json, require, require_writable, write_json
+from mmlib.files import (
+    provenance,
+    read_json,
+    require,
+    require_writable,
+    whole_number,
+    write_json,
+)
 
 if TYPE_CHECKING:  # configs bring torch, and paths alone are read without it
     from mmlib.runs.presets import Preset
@@ -79,9 +86,7 @@ class Run:
 
     @property
     def cache(self) -> Path:
-        """Converted language models, fetched and sampled texts, shared by all runs
-        (git-ignored).
-        """
+        """Converted language models, fetched and sampled texts, for all runs (git-ignored)."""
         return DATA / "models"
 
     @property
@@ -184,9 +189,7 @@ def start(
         preset: sizes: "smoke" (its numbers mean nothing), "default", or "gpu".
         seed: of everything random but the split of the documents.
         model: Hub id or local folder of a causal language model of transformers.
-        corpus: a folder of .txt files, a text file with a document for each paragraph,
-            "newsgroups", "self" (samples of the language model), or "hf:NAME@CONFIG:SPLIT", a
-            streamed dataset.
+        corpus: see `mmlib.activations.corpora.load_documents`.
         layer: the output of that block, from 0.
         writes: whether results or figures will be written.
         own: parameters that this notebook alone takes, such as `meta_model`; one that is not None
@@ -194,8 +197,7 @@ def start(
     Raises:
         ValueError: a parameter that the notebook does not declare was passed by papermill, or a
             value is impossible; the message lists what is allowed.
-        OSError: no results or figures can be written where they belong: better now than in the last
-            cell.
+        OSError: no results or figures can be written where they belong.
     """
     allowed = ("preset", "seed", "model", "corpus", "layer", *own)
     if unknown := sorted(set(_injected_names()) - set(allowed)):
@@ -205,8 +207,7 @@ def start(
     from mmlib.runs.presets import get_preset
 
     base = get_preset(preset)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed {seed!r}: expected an integer of 0 or more")
+    whole_number("seed", seed)
     for key, value in {"model": model, "corpus": corpus, **own}.items():
         if value is not None and not (isinstance(value, str) and value.strip()):
             raise ValueError(
@@ -222,10 +223,7 @@ def start(
     }
     if layer is not None:
         # takes seconds to import; drawing figures does not need it
-        from mmlib.activations.lm import (
-            count_blocks,
-            resolve_layer,
-        )
+        from mmlib.activations.lm import count_blocks, resolve_layer
 
         blocks = count_blocks(changes.get("model", base.model), DATA / "models")
         if resolve_layer(layer, blocks) == resolve_layer(base.layer, blocks):
@@ -264,9 +262,7 @@ def _label(key: str, value: str | int) -> str:
 
 
 def _option(key: str, value: str | int) -> str:
-    """A parameter as papermill takes it: -r where -p would make a number or truth value of a
-    text.
-    """
+    """A parameter for papermill: -r where -p would make a number or truth value of a text."""
     numeric = not isinstance(value, int) and re.fullmatch(NOT_TEXT, value, re.IGNORECASE)
     return f"{'-r' if numeric else '-p'} {key} {shlex.quote(str(value))}"
 
@@ -395,8 +391,7 @@ def keyed_results(name: str, content: dict) -> dict:
     Args:
         name: of the file, such as "loss_comparison" or "gpu/budgets".
     Raises:
-        ValueError: a list of rows has no entry in the table: nothing in results/ is found by its
-            place in a list.
+        ValueError: a list of rows has no entry in the table: nothing is found by its place.
     """
     return _keyed(name, content, ()) if name in tables() else content
 
@@ -452,8 +447,7 @@ def check(name: str, content: dict) -> None:
     """Check a results file against `results/schema/NAME.schema.json`, where there is one.
 
     Raises:
-        ValueError: it does not fit; the message names file and path, what is there and what is
-            expected.
+        ValueError: it does not fit; the message names file, path, and what is expected there.
     """
     path = SCHEMA / f"{name}.schema.json"
     if not path.exists():

@@ -30,7 +30,7 @@ from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import MixtureSize, fit_mixture
 from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.sae import SAEDenoiser, SAESize, train_sae
-from mmlib.files import bf16_pays, default_device, free_memory
+from mmlib.files import bf16_pays, default_device, free_memory, whole_number
 from mmlib.training.recipe import Recipe, Training, new_model
 from mmlib.training.train import train
 
@@ -80,8 +80,7 @@ def fit(
         method: "gaussian" (full covariance), "pca", "mixture" (of full Gaussians), "sae" (TopK, by
             SAELens), "mlp" (the paper's denoiser), "gated_mlp" (ours); or the size of one:
             `PCASize`, `MixtureSize`, `SAESize`, or any `Recipe`.
-        groups: an id for each row, (n,), numbers or strings, such as its document: no document is
-            in training and in validation.
+        groups: an id for each row, (n,), such as its document; none is in both splits.
         seed: of the split, of k-means and weights, of batches and noise.
         minutes: about so long; steps, or components of a mixture, are cut to it.
         steps: of a network or an SAE, in place of what the number of rows suggests.
@@ -94,8 +93,7 @@ def fit(
     Returns:
         A `Fitted`: denoise, log_likelihood, sample, project, features, save.
     Raises:
-        TypeError, ValueError: h, groups or an option cannot be used; the message says what was
-            expected.
+        TypeError, ValueError: h, groups or an option cannot be used; the message says why.
         MemoryError: the method needs more memory than there is.
 
     >>> h = 3 + 2 * torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
@@ -150,8 +148,7 @@ def _check_options(
         raise ValueError(f"method {method!r}: expected {', '.join(NAMES)}, or the size of one")
     if not 0 < validation < 1:
         raise ValueError(f"validation = {validation}: expected a share between 0 and 1")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed {seed!r}: expected an integer of 0 or more")
+    whole_number("seed", seed)
     for name, value in (("minutes", minutes), ("steps", steps)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} = {value}: expected more than 0")
@@ -359,8 +356,7 @@ class Budget:
     """What fits of n rows of width d to a device take there, about.
 
     Args:
-        flops: floating-point operations a second; None: measured, of closed forms on the CPU and of
-            training on the device.
+        flops: operations a second; None: measured, on the CPU for closed forms, else on the device.
     """
 
     def __init__(self, n: int, d: int, device: str, flops: float | None = None):

@@ -44,16 +44,10 @@ from mmlib.files import (
 from mmlib.training.recipe import Training, learning_rate
 
 STATE, LOG, DONE = "state.json", "log.jsonl", "done.json"  # of a training's folder
-
-
 VALIDATION_ROWS = 1024  # at most
-
-
 # likewise: a slow network has small batches, and would spend a tenth of its training's time on
 # validation
 VALIDATION_BATCHES = 8
-
-
 CODE = (  # what decides the outcome of a training, besides its settings and its source
     "training/train",
     "training/recipe",

@@ -167,7 +167,8 @@ def test_every_notebook_begins_its_run_first_and_refuses_parameters_that_it_does
     first.
     """
     declared, *others = plan.code_of(path)
-    body = ast.parse("\n".join(others[:2])).body  # imports may have a cell of their own
+    start = next(i for i, code in enumerate(others) if "runs.start(" in code)
+    body = ast.parse("\n".join(others[: start + 1])).body  # imports may have cells of their own
     (at,) = (
         i
         for i, node in enumerate(body)

@@ -210,6 +210,10 @@ def test_directions_find_a_planted_one_and_share_a_length():
     row, best, auc = steer.sae_direction(decoder, latents, z, positive, 0)
     assert best == 3 and auc > 0.98 and probe.argmax() == 3
     assert torch.allclose(torch.stack([probe.norm(), row.norm()]), length)
+    three, facts = steer.three_directions(z, latents, positive, decoder, 0)
+    assert torch.equal(three["probe"], probe) and torch.equal(three["sae_decoder"], row)
+    assert (facts["texts"], facts["sae_latent"], facts["sae_auc"]) == (60, best, auc)
+    assert facts["length_z"] == length.item() and facts["cosines"]["mean_difference"] > 0.999
     with pytest.raises(ValueError, match="length 0"):
         steer.as_long(torch.zeros(16), probe)
 

@@ -123,6 +123,37 @@ def sae_direction(
     return direction_d, best, float(auc(1, [best])[0])
 
 
+def three_directions(
+    z_nd: Tensor, latents_nm: Tensor, positive_n: np.ndarray, decoder_md: Tensor, seed: int
+) -> tuple[dict[str, Tensor], dict]:
+    """A concept's direction found in three ways, by name, and facts about them.
+
+    The facts: how many texts, the mean difference's length, the SAE's latent and its AUC, and the
+    cosine of each direction with the mean difference.
+
+    Args:
+        decoder_md: the dictionary, a row a latent.
+        latents_nm: mean activity of each latent on each text.
+    """
+    mean = mean_difference(z_nd, positive_n)
+    by_sae, latent, auc = sae_direction(decoder_md, latents_nm, z_nd, positive_n, seed)
+    directions = {
+        "mean_difference": mean,
+        "sae_decoder": by_sae,
+        "probe": probe_direction(z_nd, positive_n, seed),
+    }
+    cosines = {
+        key: torch.cosine_similarity(mean, value, 0).item() for key, value in directions.items()
+    }
+    return directions, {
+        "texts": len(z_nd),
+        "length_z": mean.norm().item(),
+        "sae_latent": latent,
+        "sae_auc": auc,
+        "cosines": cosines,
+    }
+
+
 def as_long(direction_d: Tensor, other_d: Tensor) -> Tensor:
     """The direction with the other's length.
 

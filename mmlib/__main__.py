@@ -23,7 +23,7 @@ from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
 
-from mmlib.files import any_terminal
+from mmlib.files import CheckpointError, any_terminal
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {}
 
@@ -40,7 +40,7 @@ def command(example: str) -> Callable[[Callable], Callable]:
             given = _parser(name, function, example).parse_args(arguments)
             try:
                 function(**vars(given))
-            except (OSError, ValueError, TypeError, MemoryError) as error:
+            except (OSError, ValueError, TypeError, MemoryError, CheckpointError) as error:
                 sys.exit(str(error))
 
         COMMANDS[name] = run

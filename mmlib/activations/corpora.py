@@ -88,6 +88,8 @@ def load_documents(
         ValueError: the corpus is unknown or holds no text, or lacks an argument that it needs.
         OSError: the corpus cannot be fetched.
     """
+    if limit is not None and corpus != SELF:
+        limit = whole_number("limit", limit, 1)
     if corpus == SELF:
         source = _sampled(*_needed(corpus, lm=lm, limit=limit, cache=cache), seed, tokens)
     else:
@@ -249,9 +251,8 @@ def _wikipedia() -> Iterator[Document]:
 def _text_files(path: Path) -> Iterator[Document]:
     expected = f"expected UTF-8 text, a folder of {' or '.join(TEXTS)} files or one such file"
     if path.is_dir():
-        inside = [
-            file for file in sorted(path.rglob("*")) if file.is_file() and file.name[0] != "."
-        ]
+        hidden = [file for file in path.rglob("*") if "/." in f"/{file.relative_to(path)}"]
+        inside = sorted(file for file in {*path.rglob("*")} - {*hidden} if file.is_file())
         texts = [file for file in inside if file.suffix.lower() in TEXTS]
         if others := [file.name for file in inside if file not in set(texts)]:
             told = f"{len(others)} other files ({', '.join(others[:3])}{' …' if len(others) > 3 else ''})"

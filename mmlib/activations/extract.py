@@ -30,6 +30,7 @@ from mmlib.activations.corpora import (
     SPLITS,
     Document,
     corpus_identity,
+    folded,
     overlap,
     split_documents,
     told,
@@ -178,6 +179,7 @@ def plan_extraction(
     layers = [resolve_layer(one, blocks) for one in (layer if several else [layer])]
     if not layers or len(set(layers)) < len(layers):
         raise ValueError(f"layers {layers}: expected at least one, and each once")
+    _refuse_shared_texts(documents, splits)
     order = sorted(range(len(documents)), key=lambda i: SPLITS.index(splits[i]))
     token_ids = tokenize([documents[i] for i in order], lm, document_tokens)
     lm.require_room(1 + max((int(ids.max()) for ids in token_ids if len(ids)), default=0), window)
@@ -187,6 +189,17 @@ def plan_extraction(
     ]
     dtype = str(stream.dtype).removeprefix("torch.")
     return Plan(rows, token_ids, layers, stream.shape[-1], dtype, window, batch_tokens)
+
+
+def _refuse_shared_texts(documents: Sequence[Document], splits: Sequence[str]) -> None:
+    first: dict[str, int] = {}
+    for i, document in enumerate(documents):
+        at = first.setdefault(folded(document.text), i)
+        if splits[at] != splits[i] and document.text.strip():
+            raise ValueError(
+                f"{document.title!r} ({splits[i]}) has the text of {documents[at].title!r} "
+                f"({splits[at]}): give both one split, or leave splits= out"
+            )
 
 
 def describe(lm: LanguageModel, corpus: str, plan: Plan, *, created_by: str, seed: int = 0) -> dict:

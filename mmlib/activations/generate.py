@@ -233,7 +233,10 @@ def generate(
         ValueError: transformers' `generate` does not give this architecture's own logits, or not
             behind padding.
     """
+    if not prompts:
+        raise ValueError("no prompts: expected at least one, which may be empty")
     width, eos = max(map(len, prompts)), lm.tokenizer.eos_token_id
+    lm.require_room(0, 1 + width + tokens)
     padding = [width - len(ids) for ids in prompts]
     _require_faithful_steps(lm, any(padding))
     opened = [[lm.opening_token] * (1 + n) + list(ids) for n, ids in zip(padding, prompts)]
@@ -288,6 +291,7 @@ def continuations(
         ValueError: transformers' `generate` does not give this architecture's own logits, or the
             architecture has no cache to steer with.
     """
+    lm.require_room(0, prompt_ids_bt.shape[1] + tokens)
     _require_faithful_steps(lm)
     drawn = []
     for i, part_bt in enumerate(prompt_ids_bt.to(lm.model.device).split(batch)):

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -187,13 +188,13 @@ def resolve_layer(layer: int | None, n_blocks: int) -> int:
         ValueError: the model has no such block.
     """
     if layer is None:
-        return n_blocks // 2 - 1
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_blocks:
+        return max(0, n_blocks // 2 - 1)
+    if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer < n_blocks:
         raise ValueError(
             f"layer {layer!r}: this model has {n_blocks} blocks, expected an integer from 0 to "
             f"{n_blocks - 1}"
         )
-    return layer
+    return int(layer)
 
 
 def residual_blocks(model: PreTrainedModel) -> nn.ModuleList:

@@ -2,6 +2,7 @@
 one is converted once from its package.
 """
 
+import json
 import os
 import tempfile
 from contextlib import suppress
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import (
+    CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     cached_file,
@@ -167,13 +169,21 @@ def require_complete(name: str, loading: dict) -> None:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """XXH3-128 of parameters and buffers as they compute, by name. A model's name does not pin
+    """XXH3-128 of settings, parameters and buffers as they compute. A model's name does not pin
     its weights: two may share it.
     """
-    digest = xxhash.xxh3_128()
+    config = getattr(model, "config", None)
+    digest = xxhash.xxh3_128(_settings(config.to_dict()) if config else b"")
     for name, weight in sorted(model.state_dict().items()):
         _update(digest, name, weight)
     return digest.hexdigest()
+
+
+def _settings(config: dict) -> bytes:
+    """What of a configuration decides values, such as the norms' ε or the activation."""
+    passing = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+    kept = {key: value for key, value in config.items() if key not in passing}
+    return json.dumps(kept, sort_keys=True, default=str).encode()
 
 
 def _update(digest: xxhash.xxh3_128, name: str, weight: Tensor) -> None:
@@ -183,11 +193,12 @@ def _update(digest: xxhash.xxh3_128, name: str, weight: Tensor) -> None:
 
 
 def weights_id(folder: str, model: PreTrainedModel) -> str:
-    """Hash of the checkpoint's tensors by name, as they are in its files: the same whatever type
+    """Hash of the checkpoint's settings and tensors, as they are in its files: the same whatever type
     they are loaded in, and wherever the files are.
     """
-    digest = xxhash.xxh3_128()
     optional = dict(_raise_exceptions_for_missing_entries=False)
+    settings = json.loads(Path(cached_file(folder, CONFIG_NAME)).read_text(encoding="utf-8"))
+    digest = xxhash.xxh3_128(_settings(settings))
     files = [cached_file(folder, SAFE_WEIGHTS_NAME, **optional)]
     if files == [None]:
         index = cached_file(folder, SAFE_WEIGHTS_INDEX_NAME, **optional)

@@ -125,10 +125,19 @@ class Tokens:
     document: np.ndarray
     position: np.ndarray
 
+    def __post_init__(self):
+        if not len(self.z) == len(self.document) == len(self.position):
+            raise ValueError(
+                f"{len(self.z)} activations, {len(self.document)} documents and "
+                f"{len(self.position)} positions: expected as many of each"
+            )
+
     def __len__(self) -> int:
         return len(self.z)
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Tokens":
+        if not isinstance(rows, slice):
+            rows = np.asarray(row_numbers(rows, len(self), "these tokens"))
         return Tokens(self.z[rows], self.document[rows], self.position[rows])
 
     def altered(self, z: Tensor) -> "Tokens":
@@ -400,6 +409,8 @@ def row_numbers(rows, n: int, where: object) -> range | np.ndarray:
         IndexError: there are no such rows, a mask has another length, or these are no row numbers.
     """
     if isinstance(rows, slice):
+        if (rows.step or 1) < 1:
+            raise IndexError(f"{rows} of {where}: expected a slice that goes forwards")
         rows = range(rows.start or 0, n if rows.stop is None else rows.stop, rows.step or 1)
     if isinstance(rows, range) and rows.step == 1:
         start, stop = rows.start, rows.stop

@@ -307,10 +307,10 @@ def _configuration(folder: Path) -> tuple[dict, list[int], str]:
         kwargs = config["glp_kwargs"]
         denoiser, trace = kwargs["denoiser_config"], kwargs["tracedict_config"]
         sizes = {name: denoiser.get(name) for name in SIZES}
-        layers = trace["layers"]
+        layers = [int(layer) for layer in trace["layers"]]
     except yaml.YAMLError as error:
         raise CheckpointError(f"{folder}/config.yaml is no YAML ({error})") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{folder}/config.yaml lacks {error}: expected glp_kwargs with denoiser_config and "
             "tracedict_config"
@@ -332,7 +332,7 @@ def _configuration(folder: Path) -> tuple[dict, list[int], str]:
             f"{folder}/config.yaml: layers {layers} of a network for "
             f"{sizes['multi_layer_n_layers']} layers"
         )
-    return sizes, [int(layer) for layer in layers], str(config.get("model_name", "unknown"))
+    return sizes, layers, str(config.get("model_name") or "")
 
 
 def _weights_file(folder: Path, checkpoint: str) -> Path:

@@ -269,6 +269,8 @@ class Fitted:
             d, documents = other.d, other.documents
         elif isinstance(other, LanguageModel):
             language_model, d = other.identity, other.width
+        elif other is not None:
+            raise TypeError(f"{type(other).__name__}: expected a store or a LanguageModel of mmlib")
         self.origin.check(
             "this model", language_model=language_model, layer=layer, d=d, documents=documents
         )

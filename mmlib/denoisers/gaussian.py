@@ -5,6 +5,7 @@ For z ~ N(μ, Σ) and x = (1 − σ) z + σ ε the posterior mean is E[z | x] = 
 squared error on data with that mean and covariance.
 """
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+import xxhash
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from mmlib.activations.store import ActivationStore
+from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.denoisers.noise import Level, noise_process
 from mmlib.files import read_sealed, write_sealed, written_whole
 
@@ -152,13 +154,35 @@ def cost_of(name: str, denoiser) -> dict:
     return {name: kind(getattr(denoiser, name)) for name, kind in kinds.items()}
 
 
+def activations_id(store: ActivationStore) -> str:
+    """Digest of what decides a store's values: weights, token ids, windows, types, layer."""
+    keys = ("model", "weights", "model_dtype", "tokenizer", "token_ids", "window", "opening_token")
+    known = {key: store.attributes.get(key) for key in keys}
+    known |= {"dtype": store.dtype, "layer": store.layer, "documents": store.documents}
+    return xxhash.xxh3_128_hexdigest(json.dumps(known, sort_keys=True).encode())
+
+
+def check_fit(known: str, store: ActivationStore, what: Path) -> None:
+    """Refuse a fit of other activations than a store's, though of the same documents.
+
+    Raises:
+        StoreError: `known` is not the store's `activations_id`.
+    """
+    if known != activations_id(store):
+        raise StoreError(
+            f"{what} was fitted to other activations than {store.path} holds, of another language "
+            "model, layer, window or type: run the notebooks again from 02"
+        )
+
+
 class SavedFit:
     """A fit in safetensors; subclasses have `names`, give `tensors()` and are made `of_tensors`."""
 
     names: ClassVar[tuple[str, ...]]  # of the tensors
 
-    def save(self, path: Path, documents: str) -> None:
-        """Write it, with the identity of the documents it was fitted to.
+    def save(self, path: Path, documents: str, activations: str = "") -> None:
+        """Write it, with the identity of the documents it was fitted to, and of their activations,
+        `activations_id`; "" where nobody knows them.
 
         What it cost, and the file's digest, are in JSON beside it: fits of the same data have the
         same weights, byte for byte.
@@ -168,19 +192,21 @@ class SavedFit:
         with written_whole(path) as partial:
             save_file(self.tensors(), partial, {"documents": documents})
         names = ("parameters", "train_seconds", "train_activations")
-        write_sealed(beside, {name: getattr(self, name) for name in names}, [path])
+        facts = {"activations": activations, **{name: getattr(self, name) for name in names}}
+        write_sealed(beside, facts, [path])
 
     @classmethod
     def load(cls, path: Path, store: ActivationStore) -> "SavedFit":
         """Read what `save` wrote.
 
         Raises:
-            StoreError: it was fitted to another store's documents.
+            StoreError: it was fitted to another store's documents or activations.
             CheckpointError: it is damaged, or the JSON beside it.
         """
         cost = read_cost(path)
         with safe_open(path, "pt") as file:
             store.check_documents(file.metadata()["documents"], path)
+            check_fit(read_sealed(path.with_suffix(".json"))["activations"], store, path)
             tensors = {name: file.get_tensor(name) for name in cls.names}
         return cls.of_tensors(tensors, **cost)
 

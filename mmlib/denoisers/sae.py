@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mmlib.activations.store import ActivationStore
-from mmlib.denoisers.gaussian import GaussianDenoiser, clean_input
+from mmlib.denoisers.gaussian import GaussianDenoiser, check_fit, clean_input
 from mmlib.denoisers.noise import Denoiser, Level
 from mmlib.files import CheckpointError, bf16_pays, read_sealed, write_sealed
 
@@ -146,15 +146,15 @@ def drawn_batches(gaussian: GaussianDenoiser, batch: int, seed: int) -> Iterator
         yield gaussian.sample(batch, generator)
 
 
-def save_sae(sae: "SAE", folder: Path, documents: str) -> None:
+def save_sae(sae: "SAE", folder: Path, documents: str, activations: str = "") -> None:
     """Write SAELens's inference format (cfg.json and safetensors), with the identity of the
-    documents it was trained on, and last their digests.
+    documents it was trained on; last the digests, and the activations' `activations_id`.
     """
     (folder / DIGESTS).unlink(missing_ok=True)
     sae.cfg.metadata.documents = documents
     # one in training, or one that was loaded
     getattr(sae, "save_inference_model", sae.save_model)(folder)
-    write_sealed(folder / DIGESTS, {}, sorted(folder.glob("*")))
+    write_sealed(folder / DIGESTS, {"activations": activations}, sorted(folder.glob("*")))
 
 
 def read_sae(folder: Path) -> "SAE":
@@ -194,10 +194,11 @@ def load_sae(folder: Path, store: ActivationStore) -> "SAE":
     """Read what `save_sae` wrote.
 
     Raises:
-        StoreError: it was trained on another store's documents.
+        StoreError: it was trained on another store's documents or activations.
     """
     sae = read_sae(folder)
     store.check_documents(sae.cfg.metadata.documents, folder)
+    check_fit(read_sealed(folder / DIGESTS)["activations"], store, folder)
     return sae
 
 

@@ -102,13 +102,14 @@ def load(
     Args:
         source: a folder that `save` wrote, or what the module's head lists; or the id of a Hub
             repository.
-        layer: of a network of several layers, the one that is meant.
+        layer: of a network of several layers, the one that is meant; compared with any other's.
         standardise: the statistics that a PCA, a mixture or an SAE of a notebook was fitted with,
             which such files do not hold: the store, or another fitted object. Others' SAEs that
             name their block read raw activations, and take none.
     Raises:
         FileNotFoundError: there is nothing of the kind.
         CheckpointError: it is damaged or incomplete, or lacks its standardisation.
+        StoreError: it is of another layer, or of other documents than `standardise`.
 
     >>> import tempfile, torch, mmlib
     >>> model = mmlib.fit(torch.randn(200, 4), "gaussian", progress=False)
@@ -118,8 +119,11 @@ def load(
     ('FittedGaussian', 4)
     """
     path = Path(source)
+    own = (path / "model.json").exists() or (path / "meta_model.json").exists()
+    if own and standardise is not None:
+        raise CheckpointError(f"{path} holds its own standardisation: leave standardise= out")
     if (path / "model.json").exists():
-        return _load_own(path)
+        return _load_own(path).check(layer=layer)
     if (path / "cfg.json").exists():
         sae = read_sae(path)
         known = sae.cfg.metadata
@@ -134,9 +138,9 @@ def load(
         else:
             origin = _origin_of(standardise, known.documents or "", path)
         denoiser = SAEDenoiser(sae, "mean_estimate")
-        return FittedSAE(denoiser, origin, Cost.of(denoiser))
+        return FittedSAE(denoiser, origin, Cost.of(denoiser)).check(layer=layer)
     if path.is_file() and path.suffix == ".safetensors":
-        return _load_file(path, standardise)
+        return _load_file(path, standardise).check(layer=layer)
     if path.is_dir() and not any((path / n).exists() for n in ("meta_model.json", "config.yaml")):
         raise FileNotFoundError(
             f"{path} holds no model.json, meta_model.json, config.yaml or cfg.json: expected a "
@@ -156,9 +160,9 @@ def _origin_of(
         )
     if isinstance(given, ActivationStore):
         origin = Origin.of(given)
-        origin.check(str(path), documents=documents)
     else:
         origin = given.origin if isinstance(given, Fitted) else Origin(given)
+    replace(origin, documents=documents).check(str(path), documents=origin.documents)
     return replace(origin, documents=documents)
 
 

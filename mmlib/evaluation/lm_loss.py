@@ -104,14 +104,15 @@ class SplicedModel:
         self.ends_w = np.cumsum(self.lengths_w)
         ids = (self._ids(batch) for batch in self.batches)
         self.outputs = [read_blocks(lm.model, [layer], ids_bt)[layer] for ids_bt in ids]
-        self.h_nd = self._rows()  # raw, in the language model's dtype, one window after another
+        self.h_nd = self._rows()  # raw, in the stream's own dtype, one window after another
 
     def rows(self, i: int) -> slice:
         """Where the tokens of window i stand among the n of all windows."""
         return slice(int(self.ends_w[i] - self.lengths_w[i]), int(self.ends_w[i]))
 
     def _rows(self) -> Tensor:
-        h_nd = torch.empty(int(self.ends_w[-1]), self.lm.width, dtype=self.lm.model.dtype)
+        stream = hidden(self.outputs[0])
+        h_nd = torch.empty(int(self.ends_w[-1]), stream.shape[-1], dtype=stream.dtype)
         for batch, output in zip(self.batches, self.outputs):
             output_btd = hidden(output).cpu()
             for row, i in enumerate(batch):
@@ -128,7 +129,7 @@ class SplicedModel:
 
         Args:
             replacement: maps raw activations (n, d), float32, of all windows one after another, to
-                those put in their places, which are rounded to the language model's dtype; None:
+                those put in their places, which are rounded to the stream's dtype; None:
                 nothing is replaced.
         Raises:
             ValueError: it gives another shape, or a value that is not finite.

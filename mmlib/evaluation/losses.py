@@ -133,7 +133,7 @@ class TokenLosses:
             methods: left out: all.
             mask: which tokens count, (n,) bool; none are drawn in place of the others.
         Raises:
-            ValueError: one method saw every 2nd draw, another every 3rd.
+            ValueError: one method saw every 2nd draw, another every 3rd; or it is no such mask.
         """
         methods = list(self.loss if methods is None else methods)
         stride = max((self.every[name] for name in methods), default=1)
@@ -141,6 +141,10 @@ class TokenLosses:
             raise ValueError(
                 f"{', '.join(odd)} saw every {self.every[odd[0]]}th draw, another method every "
                 f"{stride}th: expected the first to divide the second"
+            )
+        if mask is not None and (mask.dtype, mask.shape) != (bool, document_n.shape):
+            raise ValueError(
+                f"mask of type {mask.dtype} and shape {mask.shape}: expected bool, {document_n.shape}"
             )
         rows_ln, document_n = self.rows_ln[:, ::stride], document_n - document_n.min()
         n_documents = int(document_n.max()) + 1

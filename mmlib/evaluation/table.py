@@ -20,6 +20,7 @@ from mmlib.evaluation.losses import (
     spread_draws,
     token_losses,
 )
+from mmlib.files import whole_number
 
 OBJECTIVES = {"velocity": "flow_velocity", "epsilon": "ddpm_epsilon"}
 # of groups, or of rows, that are resampled: the interval's arithmetic grows with their square
@@ -82,6 +83,7 @@ def evaluate(
     """
     if isinstance(levels, bool) or levels not in range(1, LEVELS + 1) or LEVELS % levels:
         raise ValueError(f"levels = {levels!r}: expected a number that divides {LEVELS}")
+    rows, seed = whole_number("rows", rows, 1), whole_number("seed", seed)
     given = rows_of(h, groups, splits=("test",))
     methods, statistics, stated = _comparable(methods, standardise, baseline)
     z_nd = _standardised(given, methods, statistics)
@@ -123,7 +125,7 @@ def _comparable(
     """
     if not methods:
         raise ValueError("no methods: expected at least one, by name")
-    fits = {name: method for name, method in methods.items() if isinstance(method, Fitted)}
+    fits = {name: method for name, method in methods.items() if _origin(method)}
     if standardise is not None:
         statistics, stated = normaliser_of(standardise), "as given"
     elif fits:
@@ -142,7 +144,7 @@ def _comparable(
             )
     everyone = dict(methods)
     if baseline == "gaussian" and baseline not in methods:
-        known = [fit for fit in fits.values() if fit.components is not None]
+        known = [fit for fit in fits.values() if getattr(fit, "components", None) is not None]
         if not known:
             raise ValueError(
                 "no fitted object among the methods knows its Gaussian: add one, mmlib.fit(h, "
@@ -152,6 +154,12 @@ def _comparable(
     elif baseline is not None and baseline not in methods:
         raise ValueError(f"baseline {baseline!r}: expected one of {', '.join(methods)}")
     return everyone, statistics, stated
+
+
+def _origin(method: Denoiser) -> Origin | None:
+    """What a fitted object or a meta-model was fitted to; None of any other function."""
+    origin = getattr(method, "origin", None)
+    return origin if isinstance(origin, Origin) else None
 
 
 def _same(one: Normaliser, other: Normaliser) -> bool:
@@ -168,9 +176,9 @@ def _standardised(given: Rows, methods: Mapping[str, Denoiser], statistics: Norm
     if given.h_nd.shape[1] != statistics.d:
         raise ValueError(f"h is {given.h_nd.shape[1]} wide: expected {statistics.d}")
     known = {"language_model": given.language_model or None, "documents": given.documents or None}
-    for method in methods.values():
-        if isinstance(method, Fitted):
-            method.check(layer=given.layer, **known)
+    for name, method in methods.items():
+        if origin := _origin(method):
+            origin.check(repr(name), layer=given.layer, **known)
     refuse_mistaken(given.h_nd, Origin(statistics), None)
     return statistics(given.h_nd)
 

@@ -25,8 +25,10 @@ from mmlib.activations.corpora import (
     corpus_identity,
     is_stream,
     load_documents,
+    overlap,
     split_documents,
     stream_documents,
+    told,
 )
 from mmlib.activations.extract import Plan, describe, plan_extraction, write_store
 from mmlib.activations.lm import LanguageModel, load_language_model
@@ -75,6 +77,7 @@ def prepare(
     splits = split_documents(
         documents, size.validation_documents, size.test_documents, size.split_seed
     )
+    print(told(overlap(documents, splits)), flush=True)
     at, tokens = layers or size.layer, size.document_tokens
     return plan_extraction(documents, splits, lm, at, size.window, tokens, size.batch_tokens)
 

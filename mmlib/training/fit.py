@@ -149,9 +149,10 @@ def _check_options(
     if not 0 < validation < 1:
         raise ValueError(f"validation = {validation}: expected a share between 0 and 1")
     whole_number("seed", seed)
-    for name, value in (("minutes", minutes), ("steps", steps)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} = {value}: expected more than 0")
+    if steps is not None:
+        whole_number("steps", steps, 1)
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes = {minutes}: expected more than 0")
 
 
 def split_rows(

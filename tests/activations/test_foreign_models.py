@@ -18,8 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from mmlib.activations import lm as llm
 from mmlib.activations.corpora import Document
 from mmlib.activations.extract import extract, plan_extraction
-from mmlib.activations.generate import continuations, log_likelihoods
-from mmlib.activations.lm import load_language_model, read_residual_stream
+from mmlib.activations.generate import continuations, generate, log_likelihoods
+from mmlib.activations.lm import LanguageModel, load_language_model, read_residual_stream
 from mmlib.activations.store import StoreError
 
 IDS = torch.tensor([[0, 70, 71, 72]])
@@ -284,3 +284,34 @@ def test_the_name_of_a_control_token_in_a_text_is_text(tmp_path):
     ids = extract(lm, texts, tmp_path, layers=[1], progress=False).column("token_ids")
     assert not np.isin(ids, [0, 1, 2]).any()
     assert lm.tokenizer.decode(lm.encode([texts[0].text])[0]) == texts[0].text
+
+
+@pytest.mark.parametrize("setting", [{"rms_norm_eps": 1e-1}, {"hidden_act": "relu"}])
+def test_a_changed_setting_is_another_model(tmp_path, setting):
+    folder = tiny_lm.saved(tmp_path / "m")
+    before = load_language_model(str(folder), dtype="float32")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    after = load_language_model(str(folder), dtype="float32")
+    assert after.identity != before.identity
+    options = dict(layers=[1], progress=False)
+    extract(before, tiny_lm.documents(), tmp_path / "s", **options)
+    renamed = LanguageModel(after.model, after.tokenizer, before.identity)
+    with pytest.raises(StoreError, match="store of other .*weights"):
+        extract(renamed, tiny_lm.documents(), tmp_path / "s", **options)
+
+
+def test_generating_beyond_the_positions_is_refused():
+    lm, prompts = tiny_lm.language_model(max_position_embeddings=64), torch.zeros(1, 40).long()
+    for generated in (
+        lambda: generate(lm, [[70] * 39], 30, 0),
+        lambda: continuations(lm, prompts, 1, tokens=30, seed=0),
+    ):
+        with pytest.raises(ValueError, match="windows of 70 tokens .* knows 64 positions"):
+            generated()
+
+
+def test_a_text_in_two_given_splits_is_refused(tmp_path):
+    texts = [*tiny_lm.documents(3), Document("copy", tiny_lm.documents(3)[0].text.upper())]
+    with pytest.raises(ValueError, match=r"'copy' \(test\) has the text of 'd0' \(train\)"):
+        extract(tiny_lm.language_model(), texts, tmp_path, splits=["train"] * 3 + ["test"])

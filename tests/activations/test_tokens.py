@@ -7,7 +7,14 @@ import torch
 from safetensors.torch import save_file
 
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import Normaliser, group_numbers, matrix, rows_of
+from mmlib.activations.tokens import (
+    Normaliser,
+    Tokens,
+    group_numbers,
+    matrix,
+    row_numbers,
+    rows_of,
+)
 
 VALUES = torch.arange(12.0).view(4, 3)
 
@@ -140,3 +147,14 @@ def test_activations_are_standardised_by_layer_and_back():
     ):
         with pytest.raises(ValueError, match=said):
             normaliser(values)
+
+
+def test_rows_of_tokens_are_numbers_or_a_mask_and_go_forwards():
+    tokens = Tokens(torch.arange(8.0).view(4, 2), np.arange(4), np.arange(4))
+    asked = np.array([0, 0, 1, 1], dtype=np.uint8)  # torch would take it for a mask
+    assert len(tokens[asked]) == 4 and tokens[asked].document.tolist() == [0, 0, 1, 1]
+    assert torch.equal(tokens[asked].z, tokens.z[[0, 0, 1, 1]])
+    with pytest.raises(IndexError, match="goes forwards"):
+        row_numbers(slice(None, None, -1), 4, "these")
+    with pytest.raises(ValueError, match="4 activations, 3 documents"):
+        Tokens(tokens.z, np.arange(3), np.arange(4))

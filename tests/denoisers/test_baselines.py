@@ -6,7 +6,7 @@ from sae_lens import StandardSAE, StandardSAEConfig
 
 import mmlib
 from mmlib.activations.tokens import Normaliser
-from mmlib.denoisers.gaussian import PrincipalComponents, clean_input
+from mmlib.denoisers.gaussian import PrincipalComponents, activations_id, clean_input
 from mmlib.denoisers.sae import (
     SAEDenoiser,
     SAESize,
@@ -57,7 +57,7 @@ def test_every_kind_is_trained_saved_and_as_sparse_as_asked(kind, most, tmp_path
     def batch(n=256):
         return (raw(n) - mean) / std
 
-    save_sae(train(batch, kind), tmp_path / kind, store.documents)
+    save_sae(train(batch, kind), tmp_path / kind, store.documents, activations_id(store))
     quality = sae_quality(load_sae(tmp_path / kind, store), batch(2000))
     assert 1 < quality["l0"] <= most and quality["fvu"] < 0.6
 

@@ -15,7 +15,7 @@ from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import CheckpointError, Origin
 from mmlib.denoisers.fitted import Cost, Fitted, FittedNetwork, Unsupported
-from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.gaussian import PrincipalComponents, activations_id
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser
 from mmlib.denoisers.noise import SMOOTHING, checked_sigma
@@ -205,7 +205,7 @@ def test_a_folder_of_other_things_is_not_written_to(tmp_path):
 def test_what_notebooks_wrote_is_loaded_with_a_standardisation(store, tmp_path):
     z = Normaliser.of(store)(store.read(store.rows("train")))
     components = PrincipalComponents.fit(z)
-    components.save(tmp_path / "pca.safetensors", store.documents)
+    components.save(tmp_path / "pca.safetensors", store.documents, activations_id(store))
     with pytest.raises(CheckpointError, match="pass standardise="):
         mmlib.load(tmp_path / "pca.safetensors")
     gaussian = mmlib.load(tmp_path / "pca.safetensors", standardise=store)

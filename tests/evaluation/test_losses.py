@@ -6,7 +6,7 @@ import torch
 from known import Scaled, tokens_of
 
 from mmlib.denoisers.gaussian import PrincipalComponents, standard_normal
-from mmlib.denoisers.noise import Level
+from mmlib.denoisers.noise import Level, noise_process
 from mmlib.evaluation.losses import (
     DocumentLosses,
     Losses,
@@ -17,6 +17,7 @@ from mmlib.evaluation.losses import (
     loss_rows,
     reduction_interval,
     reduction_rows,
+    spread_draws,
     token_losses,
     velocity_loss,
 )
@@ -203,3 +204,15 @@ def test_the_closed_form_is_met_within_its_monte_carlo_error(tokens, objective):
     assert 0.5 < np.sqrt(np.mean(np.square(zs))) < 1.5 and max(map(abs, zs)) < 3, zs
     losses.sums["gaussian"] *= 1.1
     assert closed_form_check(losses, gaussian, objective, unlike)["z"] > 3
+
+
+@pytest.mark.parametrize("wrong", [np.ones(6, int), np.ones(7, bool)])
+def test_a_mask_that_is_none_is_refused(wrong):
+    losses = token_losses(
+        {"zero": lambda x, sigma: 0 * x},
+        torch.ones(6, 2),
+        noise_process("flow_velocity").grid()[:2],
+        spread_draws(torch.ones(6, 2), "flow_velocity", 6, 0),
+    )
+    with pytest.raises(ValueError, match="expected bool"):
+        losses.by_document(np.zeros(6, int), mask=wrong)

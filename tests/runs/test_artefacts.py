@@ -12,7 +12,7 @@ from mmlib.activations.corpora import Document
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import Origin
-from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.gaussian import PrincipalComponents, activations_id
 from mmlib.denoisers.mixture import MixtureSize, fit_mixture
 from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
@@ -44,12 +44,14 @@ def made(run):
     """The same run with all its fits."""
     store = ActivationStore(run.store)
     z_nd = Normaliser.of(store)(store.read(store.rows("train")))
-    PrincipalComponents.fit(z_nd).save(run.shared / "pca.safetensors", store.documents)
+    PrincipalComponents.fit(z_nd).save(
+        run.shared / "pca.safetensors", store.documents, activations_id(store)
+    )
     mixture, _ = fit_mixture(z_nd, z_nd[:100], MixtureSize((2,), (32.0,), 0, 100), seed=0)
-    mixture.save(run.shared / "mixture.safetensors", store.documents)
+    mixture.save(run.shared / "mixture.safetensors", store.documents, activations_id(store))
     sae = train_sae(iter([z_nd[:32]] * 2), store.d, SAESize(8, 2, 1, 32), seed=0)
     for folder in ("sae", "sae_grid/small"):
-        save_sae(sae, run.data / folder, store.documents)
+        save_sae(sae, run.data / folder, store.documents, activations_id(store))
     for seed, (name, recipe) in enumerate(run.preset.recipes.items()):
         for folder in (name, f"{name}/half"):
             new_model(recipe, Origin.of(store), seed).save_pretrained(run.data / folder)

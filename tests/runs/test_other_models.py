@@ -20,7 +20,7 @@ from mmlib.activations.pretrained import EMBEDDED
 from mmlib.activations.store import ActivationStore, StoreError, verify
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import Origin
-from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.gaussian import PrincipalComponents, activations_id
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
@@ -155,18 +155,18 @@ def fitted(run):
     store = ActivationStore(run.store)
     z = Normaliser.of(store)(store.read(store.rows("train")))
     components = PrincipalComponents.fit(z)
-    components.save(run.shared / "pca.safetensors", store.documents)
+    components.save(run.shared / "pca.safetensors", store.documents, activations_id(store))
     size = SAESize(latents=32, k=4, steps=10, batch=64)
     sae = train_sae((z[i::10] for i in range(10)), store.d, size, seed=0)
-    save_sae(sae, run.data / "sae", store.documents)
+    save_sae(sae, run.data / "sae", store.documents, activations_id(store))
     parts = tuple(
         full_gaussian(z[half].mean(0), *torch.linalg.eigh(torch.cov(z[half].T))[::-1])
         for half in (slice(0, None, 2), slice(1, None, 2))
     )
     mixture = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
-    mixture.save(run.shared / "mixture.safetensors", store.documents)
+    mixture.save(run.shared / "mixture.safetensors", store.documents, activations_id(store))
     for name in run.preset.sae_grid:
-        save_sae(sae, run.data / "sae_grid" / name, store.documents)
+        save_sae(sae, run.data / "sae_grid" / name, store.documents, activations_id(store))
     for name, recipe in run.preset.recipes.items():
         model = new_model(recipe, Origin.of(store), 1, components.gaussian())
         model.save_pretrained(run.data / name)

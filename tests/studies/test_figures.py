@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.text import Text
 
-from mmlib.plots import set_style
+from mmlib.plots import SMALLEST, TEXT_WIDTH, set_style
 from mmlib.runs.run import ROOT
 from mmlib_studies import figures
 from mmlib_studies.figures.ood import COLUMNS, passage_lines
@@ -68,6 +68,23 @@ def test_the_gallery_shows_every_figure_once_with_the_notebook_of_its_results():
         name: figures.NOTEBOOKS.get(entry.results[0], "31_figures")
         for name, entry in figures.FIGURES.items()
     }
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_every_figure_fits_the_page_in_a_type_that_is_read_there(name):
+    figure = figures.draw(name, read)
+    sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text().strip()]
+    assert min(sizes) >= SMALLEST
+    image = (ROOT / "figures" / f"{name}.png").read_bytes()
+    width = int.from_bytes(image[16:20]) / plt.rcParams["savefig.dpi"]  # of the header, in pixels
+    assert width <= 1.02 * TEXT_WIDTH
+
+
+def test_every_line_of_a_legend_is_drawn():
+    figure = figures.draw("unet_recipes", read)
+    (legend,) = figure.legends
+    drawn = {line.get_label() for ax in figure.axes for line in ax.lines if len(line.get_xdata())}
+    assert {text.get_text() for text in legend.get_texts()} <= drawn
 
 
 @pytest.mark.parametrize("name", ["baselines", "unet_recipes", "gpu"])

@@ -9,7 +9,7 @@ from mmlib import plots
 _REAL = "0.5"  # colour of real activations, which no model has
 
 _SAMPLED = {  # label, colour, marker, dashes
-    "real": ("real (test)", _REAL, ".", "-"),
+    "real": ("real (test)", _REAL, ".", ":"),
     "gaussian": (plots.LABELS["gaussian"], plots.BLUE, "x", "--"),
     "gated_mlp": (plots.LABELS["gated_mlp"], plots.RED, "+", "-"),
 }

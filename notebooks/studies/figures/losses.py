@@ -26,8 +26,11 @@ def loss_by_noise(result: dict) -> Figure:
         plots.curve(ratios, sigma, loss / gaussian, colour=colour, **style)
     ends = {"color": plots.BLACK, "mfc": "white", "ms": 5, "ls": "", "clip_on": False, "zorder": 5}
     losses.plot((0, 1), (1, 1), marker="D", label="limits of the best loss", **ends)
-    losses.set(title="velocity loss per dimension", ylim=(0.6, 2.2))
-    ratios.set(title="the same, as a share of the full Gaussian's", ylim=(0.5, 1.3))
+    least, most = min(map(np.min, compared.values())), np.max(compared["mean"])
+    losses.set(title="velocity loss per dimension", ylim=(0.9 * least, 1.1 * most))
+    shares = {name: loss / gaussian for name, loss in compared.items()}
+    least, most = min(map(np.min, shares.values())), np.max(shares["mean"])
+    ratios.set(title="the same, as a share of the full Gaussian's", ylim=(0.9 * least, 1.05 * most))
     plots.percent_axis(ratios.yaxis)
     for ax in (losses, ratios):
         ax.set(xlim=(0, 1), xlabel="noise level σ")
@@ -50,12 +53,16 @@ def reductions(result: dict, replication: dict | None = None) -> Figure:
     _primary(figure.add_subplot(grid[0, :]), result["primaries"], seeds)
     baselines = [name for name in found["flow_velocity"]["mlp"] if name not in plots.NAIVE]
     first = None
-    for column, method in enumerate(("unet", "mlp", "gated_mlp")):
+    methods = ("unet", "mlp", "gated_mlp")
+    shown = [
+        found[o][m][b]["ci95"][1] for o in plots.OBJECTIVES for m in methods for b in baselines
+    ]
+    for column, method in enumerate(methods):
         first = ax = figure.add_subplot(grid[1, column], sharey=first)
         for y, baseline in enumerate(baselines):
             for objective, beside in zip(plots.OBJECTIVES, (-0.17, 0.17)):
                 _reduction(ax, found[objective][method][baseline], objective, y + beside)
-        _reduction_axis(ax, 0.6)
+        _reduction_axis(ax, max(0.6, 0.05 + max(shown)))
         ax.set(title=f"{plots.LABELS[method]} over")
         plots.height_axis(ax, [plots.LABELS[baseline] for baseline in baselines])
         ax.set_ylim(top=-0.7)
@@ -118,18 +125,22 @@ def floors(result: dict, scaling: dict | None = None) -> Figure:
         scaling: results of notebook 06, whose E is marked.
     """
     figure, ax = plots.panels(1, 1, 3.0)
+    ends = {}  # words at the right → height of the curve's end
     for found in result["floors"].values():
         floor, values, intervals = plots.columns(found["rows"], "floor", "reduction", "ci95")
         share = np.divide(floor, found["lowest_loss_seen"])
         colour, dashes = plots.LINES[found["method"]]
         style = {"dashes": dashes, "marker": plots.LOSSES[found["objective"]][1], "ms": 3.5}
         plots.curve(ax, share, values, intervals, colour=colour, band={"alpha": 0.25}, **style)
-        place = {"va": "center", "annotation_clip": False}
-        plots.note(ax, _over(found), (1, values[-1]), (3, 0), **place)
+        ends[_over(found)] = float(np.clip(values[-1], -1, 1))  # or words would leave the figure
     ax.axhline(0, color=plots.BLACK, lw=0.8)
     ax.axhline(claimed.CLAIM, color=plots.BLACK, lw=1, ls="--", label="claimed 47 %")
     ax.set(xlabel="assumed best possible loss, as a share of the lowest loss seen", xlim=(0, 1))
     ax.set(ylabel="reduction above the floor", ylim=(-1, 1.05))
+    y = np.inf
+    for text in sorted(ends, key=ends.get, reverse=True):
+        y = min(ends[text], y - 0.14)  # words do not touch
+        plots.note(ax, text, (1, y), (3, 0), va="center", annotation_clip=False)
     for objective, label in plots.OBJECTIVES.items():
         ax.plot([], [], marker=plots.LOSSES[objective][1], color="0.4", ms=3.5, label=label)
     if scaling is not None:

@@ -23,7 +23,8 @@ def training(result: dict) -> Figure:
                 ax.axhline(references[method], lw=1, **style)
             ax.set(xscale="log", xlabel=label)
         losses = [entry["loss"] for name in names for entry in result[name]["log"]]
-        top = (1.15 if "unet" in names else 1.35) * references["mean"]
+        ends = [result[name]["log"][-1]["loss"] for name in names]
+        top = max((1.15 if "unet" in names else 1.35) * references["mean"], 1.1 * max(ends))
         row[0].set(ylim=(0.95 * min(references["gaussian"], *losses), top))
         row[0].set(ylabel=f"{plots.OBJECTIVES[result[names[0]]['objective']]} per dimension")
         sizes = [f"{result[name]['parameters'] / 1e6:.1f} M parameters" for name in names]

@@ -24,6 +24,7 @@ from mmlib.denoisers.gaussian import PrincipalComponents, activations_id
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
+from mmlib.runs import results
 from mmlib.runs import run as runs
 from mmlib.runs.artefacts import live_source
 from mmlib.training.recipe import new_model
@@ -239,8 +240,8 @@ def rows_in(name, table, content):
     """The rows of one table of a results file, which is keyed; `content` is what holds the
     table.
     """
-    entry = runs.tables()[name][table]
-    return runs.rows_of(content[entry.get("to", "rows")], *entry["key"])
+    entry = results.tables()[name][table]
+    return results.rows_of(content[entry.get("to", "rows")], *entry["key"])
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from mmlib import files
 from mmlib.__main__ import COMMANDS
-from mmlib.runs import pipeline, plan
+from mmlib.runs import pipeline, plan, results
 from mmlib.runs import run as runs
 
 MAIN = ["01", "02", "03", "04", "05", "07", "08", "09", "31"]
@@ -139,7 +139,7 @@ def timed(own_root, monkeypatch):
     took = {"minutes": 7.0, "peak_gib": 1.0}
     unknown = {"processor": "Quipu", "cores": 2, "notebooks": dict.fromkeys(["05_b"], took)}
     unknown["notebooks"]["04_compare_losses"] = took
-    content = runs.keyed_results("run_times", {"machines": [other, unknown]})
+    content = results.keyed_results("run_times", {"machines": [other, unknown]})
     files.write_json(plan.times_file("smoke", own_root), content)
     return [other, unknown]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import product
 
 from mmlib.evaluation import claim as claimed
-from mmlib.runs.run import rows_of
+from mmlib.runs.results import rows_of
 from mmlib_studies.claims.rules import (
     ARTEFACT,
     EXCEEDED,

@@ -11,6 +11,7 @@ MODULES = (
     "mmlib.denoisers.noise",
     "mmlib.denoisers.saved",
     "mmlib.evaluation.table",
+    "mmlib.training.budget",
     "mmlib.training.fit",
 )
 

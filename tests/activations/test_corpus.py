@@ -18,8 +18,8 @@ from letters import Letters, tiny
 from scipy import stats
 from transformers import GenerationConfig
 
-from mmlib.activations import corpora
 from mmlib.activations import generate as sampled
+from mmlib.activations import labelled
 from mmlib.activations.corpora import (
     Document,
     corpus_identity,
@@ -107,7 +107,7 @@ def pip(monkeypatch):
         "20newsgroups-test.tab": head + "".join(lines[40:]),
     }
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
-    monkeypatch.setattr(corpora, "SHA256", digests)
+    monkeypatch.setattr(labelled, "SHA256", digests)
     calls = []
 
     def run(command, **options):
@@ -254,14 +254,14 @@ def test_self_corpus_keeps_the_ids_and_the_numbering(lm, tmp_path, capsys):
 
 
 def test_reviews_are_balanced_sentences():
-    sentences = corpora.review_sentences()
+    sentences = labelled.review_sentences()
     assert Counter(label for _, label in sentences) == {"pos": 100, "neg": 100}
     assert sentences[0] == ("simplistic , silly and tedious .", "neg")
     assert not any("__label__" in text or not text for text, _ in sentences)
 
 
 def test_relations_have_fourteen_families_of_different_pairs():
-    families = corpora.relation_families()
+    families = labelled.relation_families()
     first = [("Athens", "Greece"), ("Baghdad", "Iraq")]
     assert len(families) == 14 and families["capital-common-countries"][:2] == first
     assert all(len(pairs) == len(set(pairs)) >= 20 for pairs in families.values())
@@ -271,9 +271,9 @@ def test_relations_have_fourteen_families_of_different_pairs():
 @pytest.mark.parametrize(
     "read, line, message",
     [
-        (corpora.review_sentences, "good film", "line 1: begins with 'good'"),
-        (corpora.relation_families, "a b c", "line 1: 'a b c' has 3 words, expected four"),
-        (corpora.relation_families, "a b c d", "line 1: 'a b c d' stands before any family"),
+        (labelled.review_sentences, "good film", "line 1: begins with 'good'"),
+        (labelled.relation_families, "a b c", "line 1: 'a b c' has 3 words, expected four"),
+        (labelled.relation_families, "a b c d", "line 1: 'a b c d' stands before any family"),
     ],
 )
 def test_damaged_lines_are_named(monkeypatch, tmp_path, read, line, message):

@@ -21,16 +21,15 @@ from safetensors.torch import save_file
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import STATISTICS, CheckpointError, Origin, read_weights
-from mmlib.denoisers.fitted import (
+from mmlib.denoisers.fitted import Cost, Fitted
+from mmlib.denoisers.gaussian import PrincipalComponents, Projection, read_cost
+from mmlib.denoisers.kinds import (
     KINDS,
-    Cost,
-    Fitted,
     FittedGaussian,
     FittedMixture,
     FittedNetwork,
     FittedSAE,
 )
-from mmlib.denoisers.gaussian import PrincipalComponents, Projection, read_cost
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
 from mmlib.denoisers.sae import SAEDenoiser, read_sae, save_sae

@@ -20,8 +20,9 @@ from torch import Tensor
 from mmlib.activations.batches import spread_rows
 from mmlib.activations.tokens import Normaliser, Values, rows_of
 from mmlib.denoisers.checkpoints import Origin
-from mmlib.denoisers.fitted import KINDS, Cost, Fitted, normaliser_of
+from mmlib.denoisers.fitted import Cost, Fitted, normaliser_of
 from mmlib.denoisers.gaussian import PrincipalComponents
+from mmlib.denoisers.kinds import KINDS
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import MixtureSize, fit_mixture
 from mmlib.denoisers.sae import SAEDenoiser, SAESize, train_sae

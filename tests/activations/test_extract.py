@@ -257,7 +257,7 @@ def test_extract_draws_splits_and_refuses_what_cannot_be(lm, tmp_path):
         (dict(splits=["train"]), "1 splits .* for 30 documents: expected one of train, validation"),
         (dict(splits=["dev"] * 30), r"30 splits \['dev'\] for 30 documents"),
         (dict(validation=20, test=10), "30 documents cannot give 20 for validation and 10"),
-        (dict(layers=[7]), "layer 7: this model has 3 blocks"),
+        (dict(layers=[7]), "layer 7: expected an integer from 0 to 2"),
         (dict(layers=[1, 1]), "and each once"),
     ):
         with pytest.raises(ValueError, match=message):

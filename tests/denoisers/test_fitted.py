@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from letters import tiny
 from toy_fits import D, activations, fitted
 
 import mmlib
@@ -14,8 +15,9 @@ from mmlib.activations.lm import edited_block
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import CheckpointError, Origin
-from mmlib.denoisers.fitted import Cost, Fitted, FittedNetwork, Unsupported
+from mmlib.denoisers.fitted import Cost, Fitted, Unsupported
 from mmlib.denoisers.gaussian import PrincipalComponents, activations_id
+from mmlib.denoisers.kinds import FittedNetwork
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser
 from mmlib.denoisers.noise import SMOOTHING, checked_sigma
@@ -255,7 +257,8 @@ def hooked(kind="mixture", sigma=0.3, steps=2, **options):
     return fitted(kind).hook(sigma, steps=steps, **options)
 
 
-H_BTD = HELD_OUT[:12].view(2, 6, D)
+H_BTD = HELD_OUT[:12].view(2, 6, D).clone()
+H_BTD[1, 0] = H_BTD[0, 0]  # of the token that opens both
 
 
 def test_a_hook_replaces_activations_by_their_projections():
@@ -265,14 +268,40 @@ def test_a_hook_replaces_activations_by_their_projections():
     assert torch.equal(edited[:, 0], H_BTD[:, 0].bfloat16()), "the opening token is left as it is"
     assert not torch.equal(edited[:, 1:], H_BTD[:, 1:].bfloat16())
     every = hooked(seed=5, keep_opening=False)(H_BTD)
-    wanted = fitted("mixture").project(HELD_OUT[:12], sigma=0.3, seed=5, steps=2).view(2, 6, D)
-    assert torch.allclose(every, wanted, atol=1e-4)
+    wanted = fitted("mixture").project(H_BTD.flatten(0, 1), sigma=0.3, seed=5, steps=2)
+    assert torch.allclose(every, wanted.view(2, 6, D), atol=1e-4)
     assert edit(H_BTD[:, :1]).ne(H_BTD[:, :1]).any(), "one newest token is edited"
+
+
+@pytest.mark.parametrize(
+    "padding, keep_opening, kept",
+    [([0, 2], True, [1, 3]), ([0, 2], False, [0, 2]), (0, True, [1, 1]), (None, False, [0, 0])],
+)
+def test_a_hook_knows_the_opening_token_behind_padding(padding, keep_opening, kept):
+    """Row 1 begins with two positions of padding; or the texts begin without an opening token."""
+    h_btd = HELD_OUT[:12].view(2, 6, D)
+    edited = hooked(padding=padding, keep_opening=keep_opening)(h_btd)
+    assert edited.eq(h_btd).all(-1).sum(1).tolist() == kept
+
+
+def test_a_hook_refuses_rows_whose_opening_token_it_does_not_know():
+    from mmlib.activations.generate import generate
+
+    with pytest.raises(ValueError, match="begin with different activations.* give padding="):
+        hooked()(HELD_OUT[:12].view(2, 6, D))
+    with pytest.raises(ValueError, match="padding of 3 rows: the batch has 2"):
+        hooked(padding=[0, 2, 1])(H_BTD)
+    lm, prompts = tiny(hidden_size=D, head_dim=6), [[5, 6, 7], [8]]
+    generate(lm, prompts, 2, 0)
+    with edited_block(lm.model, 1, hooked()), pytest.raises(ValueError, match="give padding="):
+        generate(lm, prompts, 2, 0)
+    with edited_block(lm.model, 1, hooked(padding=[0, 2])):
+        generate(lm, prompts, 2, 0)
 
 
 def test_a_hook_may_edit_first_and_reconstruct():
     edit = hooked("pca", None, before=lambda h_nd: h_nd + 1, keep_opening=False)
-    wanted = fitted("pca").reconstruct(HELD_OUT[:12] + 1)
+    wanted = fitted("pca").reconstruct(H_BTD.flatten(0, 1) + 1)
     assert torch.allclose(edit(H_BTD).flatten(0, 1), wanted, atol=1e-3)
 
 

@@ -194,7 +194,7 @@ def test_every_notebook_begins_its_run_first_and_refuses_parameters_that_it_does
     "parameters, message",
     [
         ({"sed": 1, "stepz": 3}, "unknown parameter sed, stepz: this notebook takes preset, seed"),
-        ({"layer": 99}, "layer 99: this model has 18 blocks, expected an integer from 0 to 17"),
+        ({"layer": 99}, "layer 99: expected an integer from 0 to 17"),
         ({"layer": 17}, "activations is missing: run notebooks/01_extract_activations.ipynb first"),
     ],
 )

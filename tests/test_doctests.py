@@ -6,6 +6,7 @@ from importlib import import_module
 import pytest
 
 MODULES = (
+    "mmlib.activations.arrays",
     "mmlib.activations.tokens",
     "mmlib.denoisers.fitted",
     "mmlib.denoisers.noise",

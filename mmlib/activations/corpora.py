@@ -104,6 +104,30 @@ def stream_documents(corpus: str) -> Iterator[Document]:
     return (document for document in _source(corpus, None) if document.text.strip())
 
 
+def without_held_out(
+    documents: Iterable[Document], held_out: Sequence[Document]
+) -> Iterator[Document]:
+    """A stream to train on: without documents that are held out, and without copies of their texts,
+    also with other white space or case. At 1, 10, 100, … copies it says how many there were.
+    """
+    titles = {document.title for document in held_out}
+    texts, copies, said_at = {folded(document.text) for document in held_out}, 0, 1
+    for document in documents:
+        if document.title in titles:
+            continue
+        if folded(document.text) not in texts:
+            yield document
+            continue
+        copies += 1
+        if copies == said_at:
+            said_at *= 10
+            print(
+                f"left out of training so far: {copies:,} copies of held-out texts, at last "
+                f"{document.title}",
+                flush=True,
+            )
+
+
 def corpus_identity(corpus: str, documents: Iterable[Document]) -> str:
     """Name and hash that pin the documents: "wikipedia@9f2c…"."""
     digest = hashlib.sha256()

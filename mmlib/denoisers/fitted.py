@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmlib.activations.arrays import Values, matrix
 from mmlib.activations.edit import Edit
 from mmlib.activations.lm import LanguageModel
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import Normaliser, Values, matrix
-from mmlib.denoisers.checkpoints import Origin, refuse_mistaken
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin, activations_of, refuse_mistaken
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.noise import Denoiser, checked_sigma, sdedit
 from mmlib.files import whole_number
@@ -253,8 +254,8 @@ class Fitted:
         d: int | None = None,
         documents: str | None = None,
     ) -> "Fitted":
-        """Refuse activations that it was not fitted to: another language model, layer or width, or
-        other documents. Gives itself.
+        """Refuse activations that it was not fitted to: another language model, layer or width,
+        other documents, or of a store the same with another window or type. Gives itself.
 
         Args:
             other: a store or a language model; or name what is to be compared.
@@ -268,9 +269,8 @@ class Fitted:
             language_model, d = other.identity, other.width
         elif other is not None:
             raise TypeError(f"{type(other).__name__}: expected a store or a LanguageModel of mmlib")
-        self.origin.check(
-            "this model", language_model=language_model, layer=layer, d=d, documents=documents
-        )
+        known = {"language_model": language_model, "layer": layer, "d": d, "documents": documents}
+        self.origin.check("this model", **known, activations=activations_of(other))
         return self
 
     def hook(

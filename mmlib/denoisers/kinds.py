@@ -5,7 +5,7 @@ do of the protocol in `mmlib.denoisers.fitted`.
 import torch
 from torch import Tensor
 
-from mmlib.activations.tokens import Values
+from mmlib.activations.arrays import Values
 from mmlib.denoisers.fitted import AT_ONCE, Cost, Fitted, Unsupported, seeded
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,8 +101,7 @@ def train_sae(
         batches: standardised activations, each (size.batch, d).
     Returns:
         The SAE in evaluation mode, on the CPU; `encode` gives latents (n, latents), `decode`
-        activations (n, d). One of kind "batchtopk" encodes a batch as a whole until it is saved and
-        loaded.
+        activations (n, d).
     Raises:
         ValueError: unknown kind.
     """
@@ -134,7 +134,16 @@ def train_sae(
     trained = SAETrainer(config, sae, batches).fit().eval().to("cpu")
     trained.cfg.metadata.train_seconds = time.perf_counter() - began
     trained.cfg.metadata.train_activations = size.steps * size.batch
-    return trained
+    return _as_saved(trained) if size.kind == "batchtopk" else trained
+
+
+def _as_saved(trained: "SAE") -> "SAE":
+    """A BatchTopK SAE as SAELens saves it, with one threshold: in training what it makes of an
+    activation depends on the rest of the batch.
+    """
+    with TemporaryDirectory() as folder:
+        trained.save_inference_model(folder)
+        return read_sae(Path(folder))
 
 
 def drawn_batches(gaussian: GaussianDenoiser, batch: int, seed: int) -> Iterator[Tensor]:

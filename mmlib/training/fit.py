@@ -17,9 +17,10 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from mmlib.activations.arrays import Values, rows_of
 from mmlib.activations.batches import spread_rows
-from mmlib.activations.tokens import Normaliser, Values, rows_of
-from mmlib.denoisers.checkpoints import Origin
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin, activations_of
 from mmlib.denoisers.fitted import Cost, Fitted, normaliser_of
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.kinds import KINDS
@@ -94,6 +95,7 @@ def fit(
         rows.language_model or language_model,
         () if layer is None else (layer,),
         rows.documents,
+        activations_of(h),
     )
     budget = Budget(n, d, device or default_device())
     size, remarks = budget.within(with_steps(sized(method, n, d), steps), minutes)

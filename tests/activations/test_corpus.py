@@ -25,6 +25,7 @@ from mmlib.activations.corpora import (
     corpus_identity,
     load_documents,
     split_documents,
+    without_held_out,
 )
 from mmlib.activations.generate import sample_token_ids
 
@@ -50,6 +51,18 @@ def test_split_is_seeded_stratified_and_by_document(wikipedia):
     longest = np.argsort(-lengths)
     for first in range(0, 100, 12):  # every stretch of lengths gives to the test split
         assert "test" in [splits[i] for i in longest[first : first + 12]]
+
+
+def test_a_stream_leaves_out_what_is_held_out_and_copies_of_it(capsys):
+    held_out = [Document("c[1]", "One text.")]
+    copies = [Document(f"c[{i}]", "  one  TEXT.") for i in range(2, 14)]
+    others = [Document("c[0]", "another"), Document("c[20]", "one text")]
+    stream = [others[0], *held_out, *copies, others[1]]
+    assert list(without_held_out(iter(stream), held_out)) == others
+    said = re.findall(
+        r"so far: (\d+) copies of held-out texts, at last (\S+)", capsys.readouterr().out
+    )
+    assert said == [("1", "c[2]"), ("10", "c[11]")]
 
 
 def test_too_few_documents():

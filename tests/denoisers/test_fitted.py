@@ -3,6 +3,7 @@ identity, and hooks.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from mmlib.denoisers.kinds import FittedNetwork
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser
 from mmlib.denoisers.noise import SMOOTHING, checked_sigma
-from mmlib.denoisers.sae import save_sae
+from mmlib.denoisers.sae import SAESize, save_sae
+from mmlib.files import sealed
 
 KINDS = ("gaussian", "pca", "mixture", "sae", "network")
 HELD_OUT = activations(200, seed=1)[0]
@@ -198,6 +200,19 @@ def test_a_save_that_was_interrupted_leaves_nothing_that_loads(tmp_path, monkeyp
         mmlib.load(folder)
 
 
+def test_a_fit_of_former_code_does_not_say_its_activations_and_is_loaded(store, tmp_path):
+    folder = mmlib.fit(store, "gaussian", progress=False).save(tmp_path / "model")
+    content = json.loads((folder / "model.json").read_text())
+    del content["identity"]["activations"], content["digest"]
+    (folder / "model.json").write_bytes(sealed(content))
+    assert mmlib.load(folder).check(store).origin.activations == ()
+
+
+def test_a_source_that_is_nothing_says_what_is_expected():
+    with pytest.raises(FileNotFoundError, match="^nosuch is no folder .* what model.save, save_p"):
+        mmlib.load("nosuch")
+
+
 def test_a_folder_of_other_things_is_not_written_to(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds other things"):
@@ -250,7 +265,42 @@ def test_activations_of_another_origin_are_refused(store, make_store):
             model.check(**{name: value})
     with pytest.raises(StoreError, match="was fitted to documents"):
         model.check(ActivationStore(make_store(corpus="other")[0]))
+    with pytest.raises(StoreError, match="toy@1 layer 1 .* these activations are of toy@2 layer"):
+        model.check(language_model="toy@2")
     fitted("gaussian").check(language_model="any@1", layer=7)  # of a plain tensor nothing is known
+
+
+@pytest.mark.parametrize("other", [{"window": 128}, {"dtype": "bfloat16"}], ids=str)
+def test_activations_of_the_same_documents_with_another_window_or_type_are_refused(
+    make_store, tmp_path, other
+):
+    """By fits of a store, meta-models and files of notebooks, saved and loaded or not; a fit of old,
+    which does not know its activations, takes them.
+    """
+    store = ActivationStore(make_store(dtype="float32")[0])
+    network = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "flow_velocity", store)
+    network.save_pretrained(tmp_path / "network")
+    sae = mmlib.fit(store, SAESize(16, 2, steps=2, batch=64), progress=False)
+    save_sae(sae.sae, tmp_path / "sae", store.documents, activations_id(store))
+    saved = sae.save(tmp_path / "fit")
+    checks = (
+        network.check_store,
+        MetaModel.from_pretrained(tmp_path / "network").check_store,
+        sae.check,
+        mmlib.load(saved).check,
+        mmlib.load(tmp_path / "network").check,
+        lambda one: mmlib.load(tmp_path / "sae", standardise=one),
+        lambda one: mmlib.evaluate({"sae": sae}, one, rows=5, baseline=None, progress=False),
+    )
+    for check in checks:
+        check(store)
+    former = MetaModel.from_pretrained(tmp_path / "network")
+    former.origin = replace(former.origin, activations=())
+    remade = ActivationStore(make_store(**{"dtype": "float32", **other})[0])
+    former.check_store(remade)
+    for check in checks:
+        with pytest.raises(StoreError, match="other activations of these documents: their window"):
+            check(remade)
 
 
 def hooked(kind="mixture", sigma=0.3, steps=2, **options):

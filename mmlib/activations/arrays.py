@@ -1,5 +1,5 @@
-"""Raw activations as people have them: tensors, arrays, lists, HDF5 datasets, files and stores as one
-matrix of rows, and each row's document. The rest is refused in words.
+"""Raw activations as people have them: tensors, arrays, lists, HDF5 datasets, files and stores as
+one matrix of rows, and each row's document. The rest is refused in words.
 
 Only torch.load(weights_only=True) unpickles anything.
 """

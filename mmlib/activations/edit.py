@@ -12,10 +12,10 @@ class Edit:
     """An edit of single activations; h (batch, tokens, d) → the same shape. A fitted object makes
     one: `edit = model.hook(sigma=0.5)`.
 
-        with edited_block(lm.model, 6, edit): …                                        # mmlib.activations.lm
-        handle = gpt2.transformer.h[6].register_forward_hook(edit.forward_hook)        # transformers
-        hooked.run_with_hooks(ids, fwd_hooks=[("blocks.6.hook_resid_post", edit)])     # TransformerLens
-        with lm.trace(text): block.output[0][:] = edit(block.output[0])                # nnsight
+        with edited_block(lm.model, 6, edit): …  # mmlib.activations.lm
+        gpt2.transformer.h[6].register_forward_hook(edit.forward_hook)  # transformers
+        hooked.run_with_hooks(ids, fwd_hooks=[("blocks.6.hook_resid_post", edit)])  # TransformerLens
+        with lm.trace(text): block.output[0][:] = edit(block.output[0])  # nnsight
 
     Args:
         edited: gives raw activations (n, d) in place of raw ones, (n, d) float32 on the CPU.

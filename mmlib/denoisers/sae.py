@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mmlib.activations.store import ActivationStore
-from mmlib.denoisers.gaussian import GaussianDenoiser, check_fit, clean_input
+from mmlib.denoisers.gaussian import check_fit, clean_input
 from mmlib.denoisers.noise import Denoiser, Level
 from mmlib.files import CheckpointError, bf16_pays, read_sealed, write_sealed
 
@@ -146,15 +146,6 @@ def _as_saved(trained: "SAE") -> "SAE":
         return read_sae(Path(folder))
 
 
-def drawn_batches(gaussian: GaussianDenoiser, batch: int, seed: int) -> Iterator[Tensor]:
-    """Endless draws from a Gaussian, each (batch, d): what `train_sae` takes for activations that
-    are known to have no features.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield gaussian.sample(batch, generator)
-
-
 def save_sae(sae: "SAE", folder: Path, documents: str, activations: str = "") -> None:
     """Write SAELens's inference format (cfg.json and safetensors), with the identity of the
     documents it was trained on; last the digests, and the activations' `activations_id`.
@@ -209,39 +200,6 @@ def load_sae(folder: Path, store: ActivationStore) -> "SAE":
     store.check_documents(sae.cfg.metadata.documents, folder)
     check_fit(read_sealed(folder / DIGESTS)["activations"], store, folder)
     return sae
-
-
-@torch.inference_mode()
-def sae_quality(sae: "SAE", z_nd: Tensor) -> dict[str, float]:
-    """How well an SAE reconstructs clean activations.
-
-    Returns:
-        fvu: fraction of variance unexplained, Σ‖z − ẑ‖² / Σ‖z‖² (the training mean of z is 0); l0:
-            active latents per activation; dead: fraction of latents that fire on none of these
-            activations; frequency: list, each latent's share of activations.
-    """
-    error, fired = 0.0, torch.zeros(sae.cfg.d_sae)
-    for part_nd in z_nd.split(2048):
-        latents = sae.encode(part_nd)
-        error += (sae.decode(latents) - part_nd).double().square().sum().item()
-        fired += (latents > 0).sum(0)
-    return {
-        "fvu": error / z_nd.double().square().sum().item(),
-        "l0": fired.double().sum().item() / len(z_nd),
-        "dead": (fired == 0).double().mean().item(),
-        "frequency": (fired / len(z_nd)).tolist(),
-    }
-
-
-@torch.inference_mode()
-def frequent_firing(sae: "SAE", z_nd: Tensor, count: int) -> Tensor:
-    """Whether the SAE's most frequent latents fire, (n, count), most frequent first; fewer where
-    fewer fire somewhere and not everywhere.
-    """
-    firing_nm = torch.cat([sae.encode(part_nd) > 0 for part_nd in z_nd.split(2048)])
-    tokens_m = firing_nm.sum(0)
-    tokens_m[tokens_m == len(z_nd)] = 0
-    return firing_nm[:, tokens_m.topk(min(count, int((tokens_m > 0).sum()))).indices]
 
 
 class SAEDenoiser:

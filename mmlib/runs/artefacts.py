@@ -246,8 +246,8 @@ def live_source(
     identity of that source.
 
     A corpus of known size is read epoch after epoch, its training documents only; a streamed one
-    (`hf:…`) once, without the documents that the store holds out and copies of them. Each of several processes reads
-    every batch whole, so more of them train no faster on what is read.
+    (`hf:…`) once, without the documents that the store holds out and without copies of them. Each
+    of several processes reads every batch whole, so more of them train no faster on what is read.
 
     Raises:
         StoreError: the store is of another language model, of other documents than the corpus has

@@ -10,14 +10,12 @@ from mmlib.denoisers.gaussian import PrincipalComponents, activations_id, clean_
 from mmlib.denoisers.sae import (
     SAEDenoiser,
     SAESize,
-    drawn_batches,
-    frequent_firing,
     load_sae,
-    sae_quality,
     save_sae,
     train_sae,
 )
 from mmlib.files import CheckpointError, StoreError
+from mmlib_studies.saes import drawn_batches, frequent_firing, sae_quality
 
 
 def sparse_batches():

@@ -274,8 +274,8 @@ def test_activations_of_another_origin_are_refused(store, make_store):
 def test_activations_of_the_same_documents_with_another_window_or_type_are_refused(
     make_store, tmp_path, other
 ):
-    """By fits of a store, meta-models and files of notebooks, saved and loaded or not; a fit of old,
-    which does not know its activations, takes them.
+    """By fits of a store, meta-models and files of notebooks, saved and loaded or not; a fit of
+    former code, which does not know its activations, takes them.
     """
     store = ActivationStore(make_store(dtype="float32")[0])
     network = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "flow_velocity", store)

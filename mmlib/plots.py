@@ -66,8 +66,6 @@ LINES = {  # colour and dashes: told apart in grey too
     "ppca_k64": (SKY, (1, 1)),
 }
 
-TABLES_ONLY = ("pca_k64_naive", "pca_k64_mixed", "ppca_k64")  # too many curves tell nothing
-
 OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
 
 MARKERS = {"flow_velocity": "o", "ddpm_epsilon": "s"}

@@ -1,8 +1,10 @@
 """Extraction by a tiny random-weight model: windows, blocks, stores, and batches without one."""
 
+import re
 import shutil
 import threading
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -138,6 +140,18 @@ def test_a_store_says_what_its_values_depend_on(lm, tmp_path):
     told = {"model": "tiny@0", "seed": 3, "window": 16, "created_by": "a test"}
     assert {key: known[key] for key in told} == told
     assert known["tokenizer"].startswith("Letters@") and "torch" in known["packages"]
+
+
+def test_the_digest_of_its_code_is_of_all_rooms_that_decide_a_stores_values():
+    """All that `extract` imports in its wing, but those whose outcome has a digest of its own."""
+    folder, rooms, todo = Path(extraction.__file__).parent, set(), ["extract"]
+    while todo:
+        rooms.add(room := todo.pop())
+        found = re.findall(
+            r"^from mmlib.activations.(\w+)", (folder / f"{room}.py").read_text(), re.M
+        )
+        todo += {*found} - rooms
+    assert rooms - {"corpora", "labelled", "generate"} == set(extraction.CODE)
 
 
 def test_a_document_without_tokens_has_no_rows(lm, tmp_path):

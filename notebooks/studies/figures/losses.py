@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from mmlib import plots
 from mmlib.evaluation import claim as claimed
 
+_LIGHT = ("pca_k64_naive", "pca_k64_mixed", "ppca_k64")  # too many curves tell nothing
 _COLOURS = dict(zip(plots.OBJECTIVES, (plots.BLUE, plots.RED)))
 
 
@@ -19,7 +20,7 @@ def loss_by_noise(result: dict) -> Figure:
         for method, (colour, dashes) in plots.LINES.items():
             if method in curves["loss"] and method != "pca_k64_naive":
                 light = {"lw": 0.7, "alpha": 0.7, "zorder": 1}
-                style = light if method in plots.TABLES_ONLY else {"lw": 1.3}
+                style = light if method in _LIGHT else {"lw": 1.3}
                 style |= {"colour": colour, "dashes": dashes, "label": plots.LABELS[method]}
                 plots.curve(ax, curves["sigma"], curves["loss"][method], **style)
         ax.set(yscale="log", xlabel="noise level σ", ylabel=f"{label} per dimension")

@@ -162,14 +162,16 @@ def require(path: Path, notebook: str) -> Path:
     return Path(path)
 
 
-def whole_number(name: str, value, least: int = 0) -> int:
+def whole_number(name: str, value, least: int = 0, most: int | None = None) -> int:
     """An argument that counts something, checked at the door.
 
     Raises:
-        ValueError: it is no integer, or below `least`.
+        ValueError: it is no integer, below `least`, or above `most`.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} {value!r}: expected an integer of {least} or more")
+    integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not integer or value < least or (most is not None and value > most):
+        allowed = f"of {least} or more" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} {value!r}: expected an integer {allowed}")
     return int(value)
 
 

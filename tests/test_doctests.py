@@ -6,11 +6,13 @@ from importlib import import_module
 import pytest
 
 MODULES = (
+    "mmlib.activations.arrays",
     "mmlib.activations.tokens",
     "mmlib.denoisers.fitted",
     "mmlib.denoisers.noise",
     "mmlib.denoisers.saved",
     "mmlib.evaluation.table",
+    "mmlib.training.budget",
     "mmlib.training.fit",
 )
 

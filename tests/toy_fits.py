@@ -11,7 +11,7 @@ import mmlib
 from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.sae import SAESize
-from mmlib.training.fit import PCASize
+from mmlib.training.budget import PCASize
 from mmlib.training.recipe import Recipe, Training
 
 D = 12

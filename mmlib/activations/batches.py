@@ -277,8 +277,8 @@ def streamed_batches(
     They come in the order of the stream but for the mixing buffer.
 
     Args:
-        documents: all are used, so leave out what is held out; read again from the first if `start`
-            is not 0.
+        documents: all are used, so leave out what is held out, see `corpora.without_held_out`; read
+            again from the first if `start` is not 0.
         plan: of a store from the same language model; gives layers, window and batch shape.
         document_tokens: read only so many tokens of each document.
     Returns:

@@ -65,7 +65,9 @@ from mmlib.activations.writer import (
 from mmlib.files import code_digest, require_disk, whole_number
 
 BATCH_TOKENS = 4096  # positions in one forward pass, unless told otherwise
-CODE = ("windows", "lm", "pretrained", "corpora", "writer")  # what decides the bytes of a store
+# What decides the bytes of a store, given its texts, split and token ids. These have digests of
+# their own, so corpora, labelled and generate are not among them.
+CODE = ("windows", "lm", "pretrained", "extract", "tokens", "store", "writer")
 
 
 @dataclass(frozen=True)

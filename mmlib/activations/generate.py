@@ -30,14 +30,21 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from mmlib.activations.lm import PROGRESS, LanguageModel, edited_block, evaluation_mode
+from mmlib.activations.lm import (
+    PROBE_TOKENS,
+    PROGRESS,
+    LanguageModel,
+    edited_block,
+    evaluation_mode,
+)
 
 BATCH = 40  # both 40 and 200 documents, those of the presets, are whole batches
 TIMED_TOKENS = 8  # drawn and thrown away, to say how long the rest will take
-# predictions whose logits are taken to float32 at a time, see `mmlib.evaluation.lm_loss`
+# predictions whose logits are taken to float32 at a time: they stay in the cache, which is eight
+# times as fast as a window
 LOGIT_ROWS = 8
 SCORED_AT_ONCE = 16  # continuations in one forward pass
-PROBE_TOKENS, PROBE_STEPS = 8, 4  # of the pass that asks whether `generate` is faithful
+PROBE_STEPS = 4  # of the pass that asks whether `generate` is faithful
 
 
 @contextmanager
@@ -159,7 +166,7 @@ def _require_faithful_steps(lm: LanguageModel, padded: bool = False) -> None:
     if model in _FAITHFUL[padded]:
         return
     words, padding = model.config.get_text_config().vocab_size, [0, 3 * padded]
-    ids_bt = (torch.arange(2 * PROBE_TOKENS, device=model.device) * 7 % words).view(2, -1)
+    ids_bt = (torch.arange(PROBE_TOKENS, device=model.device) * 7 % words).view(2, -1)
     options = {"output_logits": True, "return_dict_in_generate": True, "do_sample": False}
     name = f"{type(model).__name__} cannot generate"
     name += " behind prompts of several lengths" if padded else ""
@@ -413,9 +420,12 @@ def log_likelihoods(lm: LanguageModel, prompt_ids_bt: Tensor, new_ids_bt: Tensor
         ids_bt = ids_bt.to(lm.model.device)
         with evaluation_mode(lm.model), compact_logits(lm.model):
             logits_nv = lm.model(input_ids=ids_bt, **options).logits[:, predicting].flatten(0, 1)
-        parts = zip(logits_nv.split(LOGIT_ROWS), ids_bt[:, -n_new:].flatten().split(LOGIT_ROWS))
-        losses_n = torch.cat(
-            [cross_entropy(logits.float(), target, reduction="none") for logits, target in parts]
-        )
+        losses_n = torch.cat(list(prediction_losses(logits_nv, ids_bt[:, -n_new:].flatten())))
         found.append(-losses_n.double().view(-1, n_new).mean(1).cpu())
     return torch.cat(found).numpy()
+
+
+def prediction_losses(logits_nv: Tensor, target_n: Tensor) -> Iterator[Tensor]:
+    """Of the predictions of tokens (n,), nats in float32, a few rows at a time."""
+    for logits_mv, target_m in zip(logits_nv.split(LOGIT_ROWS), target_n.split(LOGIT_ROWS)):
+        yield cross_entropy(logits_mv.float(), target_m, reduction="none")

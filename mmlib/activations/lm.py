@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ from mmlib.activations.pretrained import (
     require_complete,
     weights_id,
 )
-from mmlib.files import bf16_pays
+from mmlib.files import bf16_pays, whole_number
 
 # of one block: the residual stream (batch, tokens, d), or a tuple or list that begins with it, as
 # some architectures give
@@ -189,12 +188,7 @@ def resolve_layer(layer: int | None, n_blocks: int) -> int:
     """
     if layer is None:
         return max(0, n_blocks // 2 - 1)
-    if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer < n_blocks:
-        raise ValueError(
-            f"layer {layer!r}: this model has {n_blocks} blocks, expected an integer from 0 to "
-            f"{n_blocks - 1}"
-        )
-    return int(layer)
+    return whole_number("layer", layer, most=n_blocks - 1)
 
 
 def residual_blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -244,7 +238,7 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-PROBE_TOKENS = 16
+PROBE_TOKENS = 16  # of a pass that asks what a model does
 
 
 def require_causal(model: PreTrainedModel, layer: int) -> Tensor:
@@ -252,8 +246,7 @@ def require_causal(model: PreTrainedModel, layer: int) -> Tensor:
     padding of its batch.
 
     The later half of a few tokens is changed; what block `layer` gives at the earlier ones must
-    stay. Experts may round otherwise in batches of other sizes, so the median element of a token
-    may move by a little.
+    stay, see `moved_by`.
 
     Returns:
         What the block gives, (1, tokens, d): its width and dtype are those of the residual stream.
@@ -273,16 +266,24 @@ def require_causal(model: PreTrainedModel, layer: int) -> Tensor:
             f"{type(model).__name__} cannot read {PROBE_TOKENS} token ids ({cause_of(error)}): "
             "expected a causal language model"
         ) from error
-    before, after = given[:, :half].float(), other[:, :half].float()
-    moved_bt = ((after - before).abs() / before.abs().clamp(min=1e-6)).median(-1).values
-    moved = moved_bt.max().item()
-    if moved > max(1e-4, 16 * torch.finfo(given.dtype).eps):  # NaN is refused where it is stored
+    if moved := moved_by(given[:, :half], other[:, :half]):
         raise ValueError(
             f"{type(model).__name__} is not causal: its tokens see later ones (other later tokens "
             f"move the output of block {layer} by {100 * moved:.1f} %). Expected a causal language "
             "model, which reads padding on the right without harm"
         )
     return given
+
+
+def moved_by(before: Tensor, after: Tensor) -> float:
+    """By which share of itself the median element of an activation (…, d) is another, at most; 0
+    where rounding may do that: experts round otherwise in batches of other sizes.
+    """
+    eps = torch.finfo(before.dtype).eps
+    before, after = before.float(), after.float()
+    moved_bt = ((after - before).abs() / before.abs().clamp(min=1e-6)).median(-1).values
+    moved = moved_bt.max().item()
+    return moved if moved > max(1e-4, 16 * eps) else 0.0  # NaN is refused where it is stored
 
 
 class _LastBlockReached(Exception):
@@ -412,39 +413,3 @@ def edited_block(
 def hidden(output: BlockOutput) -> Tensor:
     """The residual stream (batch, tokens, d) in what a block gives."""
     return output[0] if isinstance(output, tuple | list) else output
-
-
-class Edit:
-    """An edit of single activations, wherever hooks are placed; h (batch, tokens, d) → the same
-    shape. A fitted object makes one: `edit = model.hook(sigma=0.5)`.
-
-        with edited_block(lm.model, 6, edit): …                                        # above
-        handle = gpt2.transformer.h[6].register_forward_hook(edit.forward_hook)        # transformers
-        hooked.run_with_hooks(ids, fwd_hooks=[("blocks.6.hook_resid_post", edit)])     # TransformerLens
-        with lm.trace(text): block.output[0][:] = edit(block.output[0])                # nnsight
-
-    Args:
-        edited: gives raw activations (n, d) in place of raw ones, (n, d) float32 on the CPU.
-        keep_opening: leave the first of several tokens as it is: the opening token's activation is
-            no text's.
-    """
-
-    def __init__(self, edited: Callable[[Tensor], Tensor], keep_opening: bool = True):
-        self.edited, self.keep_opening = edited, keep_opening
-
-    def __call__(self, hidden_btd: Tensor, hook: object = None) -> Tensor:
-        """The edited stream, of the same shape, dtype and device.
-
-        Args:
-            hook: TransformerLens names the place of the hook; it is passed over.
-        """
-        first = int(self.keep_opening and hidden_btd.shape[1] > 1)
-        edited_btd = hidden_btd[:, first:]
-        edited_nd = self.edited(edited_btd.detach().flatten(0, 1).float().cpu())
-        edited_btd = edited_nd.view(edited_btd.shape).to(hidden_btd)
-        return torch.cat([hidden_btd[:, :first], edited_btd], 1)
-
-    def forward_hook(self, module: nn.Module, inputs: tuple, output: BlockOutput) -> BlockOutput:
-        """For `register_forward_hook` of a block of transformers."""
-        edited_btd = self(hidden(output))
-        return (edited_btd, *output[1:]) if isinstance(output, tuple | list) else edited_btd

@@ -3,21 +3,16 @@ Nothing is unpickled.
 
 `Origin` is what every fit carries beside its weights: the activations it is of. `fetched` brings a
 folder or a repository of the Hub, `load_network` fills a network, `model_card` writes the page that
-lies beside the weights. `read` reads the checkpoints of the paper's authors (arXiv 2602.06964) as
-they are: config.yaml, rep_statistics.pt (mean and var of the activations, by layer if there are
-several), and final.safetensors or epochs in checkpoints/. Their parameter names are the names in
-`MLPDenoiser`, after "model.".
+lies beside the weights. Checkpoints of the paper's authors are read in `mmlib.denoisers.published`.
 """
 
 import math
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -26,7 +21,7 @@ from torch import Tensor, nn
 
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
-from mmlib.denoisers.networks import MLPDenoiser
+from mmlib.denoisers.gaussian import activations_id
 from mmlib.files import CheckpointError
 
 STATISTICS = "normaliser.safetensors"
@@ -52,12 +47,14 @@ class Origin:
         language_model: its identity, "name@hash"; "" if unknown.
         layers: block indices, in the normaliser's order; none if unknown.
         documents: identity of the documents and of their split; "" if unknown.
+        activations: `activations_id` of each layer's store, in the same order; none if unknown.
     """
 
     normaliser: Normaliser
     language_model: str = ""
     layers: tuple[int, ...] = ()
     documents: str = ""
+    activations: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, *stores: ActivationStore) -> "Origin":
@@ -75,7 +72,8 @@ class Origin:
                     "were expected"
                 )
         layers = tuple(store.layer for store in stores)
-        return cls(Normaliser.of(*stores), first.model, layers, first.documents)
+        activations = tuple(map(activations_id, stores))
+        return cls(Normaliser.of(*stores), first.model, layers, first.documents, activations)
 
     @classmethod
     def read(cls, folder: Path, identity: Mapping) -> "Origin":
@@ -87,8 +85,9 @@ class Origin:
         """
         numbers = read_weights(folder / STATISTICS)
         normaliser = Normaliser(numbers["mean"], numbers["std"])
-        layers = tuple(identity["layers"])
-        return cls(normaliser, identity["language_model"], layers, identity["documents"])
+        layers, activations = (tuple(identity.get(x, ())) for x in ("layers", "activations"))
+        known = identity["language_model"], layers, identity["documents"], activations
+        return cls(normaliser, *known)
 
     def write(self, folder: Path) -> Path:
         """Write the statistics; the path of their file."""
@@ -103,12 +102,14 @@ class Origin:
             "language_model": self.language_model,
             "layers": list(self.layers),
             "documents": self.documents,
+            "activations": list(self.activations),
         }
 
     def at(self, layer: int) -> "Origin":
         """Of one of its layers."""
-        normaliser = self.normaliser.at(self.layers.index(layer))
-        return replace(self, normaliser=normaliser, layers=(layer,))
+        i = self.layers.index(layer)
+        one = {"layers": (layer,), "activations": self.activations[i : i + 1]}
+        return replace(self, normaliser=self.normaliser.at(i), **one)
 
     @property
     def d(self) -> int:
@@ -123,32 +124,74 @@ class Origin:
         layer: int | None = None,
         d: int | None = None,
         documents: str | None = None,
+        activations: Sequence[str] = (),
     ) -> None:
-        """Refuse activations that the fit was not made for; what is None here or unknown to the fit
-        is not compared.
+        """Refuse activations that the fit was not made for; what is None or empty here or unknown
+        to the fit is not compared.
 
         Raises:
-            StoreError: they are of another language model, layer, width or of other documents; the
-                message has both.
+            StoreError: they are of another language model, layer, width or of other documents, or
+                of these with another window or type; the message has both.
         """
-        pinned = "@" in self.language_model  # published checkpoints name no revision
-        theirs = language_model if pinned else (language_model or "").partition("@")[0]
         differs = (
-            (self.language_model and language_model and self.language_model != theirs)
+            (language_model and not _same_model(self.language_model, language_model))
             or (self.layers and layer is not None and layer not in self.layers)
             or (d is not None and d != self.d)
         )
         if differs:
             theirs = _place(language_model, [] if layer is None else [layer], d)
             raise StoreError(
-                f"{what} was trained on {_place(self.language_model, self.layers, self.d)}, the "
-                f"store holds {theirs}: extract or train again with the same model and layer"
+                f"{what} was trained on {_place(self.language_model, self.layers, self.d)}, these "
+                f"activations are of {theirs}: extract or train again with the same model and layer"
             )
         if self.documents and documents and self.documents != documents:
             raise StoreError(
                 f"{what} was fitted to documents {self.documents}, these are {documents}: its "
                 "training documents may be among them"
             )
+        if self.activations and not {*activations} <= {*self.activations}:
+            raise StoreError(
+                f"{what} was fitted to other activations of these documents: their window, type, "
+                "weights or token ids were others. Extract with the same settings, or train again"
+            )
+
+    def check_store(self, what: str, store: ActivationStore, same_documents: bool = True) -> None:
+        """`check` with all that a store says of itself.
+
+        Args:
+            same_documents: refuse other documents, and any where the fit does not name its own.
+        """
+        self.check(what, language_model=store.model, layer=store.layer, d=store.d)
+        if same_documents:
+            store.check_documents(self.documents, what)
+        if self.documents == store.documents:
+            self.check(what, activations=activations_of(store))
+
+
+def activations_of(values: object) -> tuple[str, ...]:
+    """`activations_id` of a store; none of anything else, of which it is not known."""
+    return (activations_id(values),) if isinstance(values, ActivationStore) else ()
+
+
+# what TransformerLens, and with it many an SAE, calls a model otherwise than its authors do
+ALIASES = {"gpt2-small": "gpt2"}
+
+
+def _same_model(ours: str, theirs: str) -> bool:
+    """Whether two names may be of one language model. Fits of others pin no weights; they are
+    compared by the name without its case, and by the owner where both say one.
+    """
+    if not ours or "@" in ours:
+        return ours in ("", theirs)
+    our_owner, our_name = _named(ours)
+    their_owner, their_name = _named(theirs.partition("@")[0])
+    return our_name == their_name and (our_owner == their_owner or not (our_owner and their_owner))
+
+
+def _named(model: str) -> tuple[str, str]:
+    """Owner, if any, and name of a language model, in the letters that all spellings share."""
+    owner, _, name = model.casefold().rpartition("/")
+    return owner, re.sub(r"[-_.]", "", ALIASES.get(name, name))
 
 
 def _place(language_model: str | None, layers: Sequence[int], d: int | None) -> str:
@@ -212,9 +255,8 @@ def fetched(source: str | Path, revision: str | None = None, extra: tuple[str, .
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
-            f"{source} is no folder, so meta_model.json cannot be read, and no Hub repository "
-            f"within reach ({type(error).__name__}): run notebooks/03_train_meta_model.ipynb "
-            "first, or check the name"
+            f"{source} is no folder and no Hub repository within reach ({type(error).__name__}): "
+            "expected what model.save, save_pretrained or the paper's authors wrote; check the name"
         ) from error
 
 
@@ -272,120 +314,6 @@ def load_network(kind: type[nn.Module], folder: Path) -> nn.Module:
     return network
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML as data: tags that ask for Python objects (OmegaConf writes its paths so) become None,
-    and nothing is constructed.
-    """
-
-
-_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
-
-
-SIZES = ("d_input", "d_model", "d_mlp", "n_layers", "multi_layer_n_layers")
-
-
-def read(folder: Path, checkpoint: str = "final") -> tuple[MLPDenoiser, str, Origin]:
-    """What `MetaModel` is made of: network, objective, and the origin as far as it is known.
-
-    Args:
-        checkpoint: "final", or the latest epoch if there is no final one; or a name in
-            checkpoints/.
-    Raises:
-        CheckpointError: a file is missing or damaged, or the parts do not fit each other; the
-            message names it.
-    """
-    sizes, layers, language_model = _configuration(folder)
-    network = MLPDenoiser(**sizes).eval()
-    path = _weights_file(folder, checkpoint)
-    weights = {key.removeprefix("model."): w.float() for key, w in read_weights(path).items()}
-    fill(network, weights, path)
-    normaliser = _statistics(folder / "rep_statistics.pt", layers, sizes["d_input"])
-    return network, "flow_velocity", Origin(normaliser, language_model, tuple(layers))
-
-
-def _configuration(folder: Path) -> tuple[dict, list[int], str]:
-    try:
-        config = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), _PlainLoader)
-        kwargs = config["glp_kwargs"]
-        denoiser, trace = kwargs["denoiser_config"], kwargs["tracedict_config"]
-        sizes = {name: denoiser.get(name) for name in SIZES}
-        layers = [int(layer) for layer in trace["layers"]]
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"{folder}/config.yaml is no YAML ({error})") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder}/config.yaml lacks {error}: expected glp_kwargs with denoiser_config and "
-            "tracedict_config"
-        ) from error
-    for name, known in (("retain", ("output",)), ("layer_prefix", ("layers", "h", "blocks"))):
-        found = trace.get(name, known[0])
-        if str(found).split(".")[-1] not in known:
-            raise CheckpointError(
-                f"{folder}/config.yaml: tracedict_config.{name} is {found!r}, expected it to be or "
-                f"end in {' or '.join(known)}: activations here are outputs of whole blocks"
-            )
-    if any(isinstance(value, str) for value in sizes.values()):
-        raise CheckpointError(
-            f"{folder}/config.yaml: sizes {sizes} are no numbers; resolve the file's ${{…}} "
-            "references first"
-        )
-    if sizes["multi_layer_n_layers"] is not None and len(layers) < 2:
-        raise CheckpointError(
-            f"{folder}/config.yaml: layers {layers} of a network for "
-            f"{sizes['multi_layer_n_layers']} layers"
-        )
-    return sizes, layers, str(config.get("model_name") or "")
-
-
-def _weights_file(folder: Path, checkpoint: str) -> Path:
-    epochs = sorted(
-        folder.glob("checkpoints/*.safetensors"),
-        key=lambda path: int(re.sub(r"\D", "", path.stem) or -1),
-    )
-    if checkpoint != "final":
-        path = folder / "checkpoints" / f"{checkpoint}.safetensors"
-        if path not in epochs:
-            there = ", ".join(sorted(epoch.stem for epoch in epochs)) or "none"
-            raise CheckpointError(f"{path} is missing: there are {there}")
-        return path
-    final = folder / "final.safetensors"
-    latest = [path for path in epochs if path.stem.startswith("epoch_")]
-    if not final.exists() and not latest:
-        raise CheckpointError(
-            f"{folder} holds neither {final.name} nor checkpoints/epoch_….safetensors"
-        )
-    return final if final.exists() else latest[-1]
-
-
-def _statistics(path: Path, layers: list[int], d: int) -> Normaliser:
-    """Of these layers: a row for each, or rows of all layers of the language model from which
-    theirs are taken.
-    """
-    if not path.exists():
-        raise CheckpointError(
-            f"{path} is missing: without the activations' mean and variance the weights mean "
-            "nothing"
-        )
-    try:
-        numbers: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
-        mean_ld, var_ld = (numbers[name].float().reshape(-1, d) for name in ("mean", "var"))
-    except (KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path}: expected tensors mean and var of {len(layers)} × {d} numbers ({error})"
-        ) from error
-    if len(mean_ld) > max(layers) and len(mean_ld) > len(layers):
-        mean_ld, var_ld = mean_ld[layers], var_ld[layers]
-    if not len(mean_ld) == len(var_ld) == len(layers):
-        raise CheckpointError(
-            f"{path} has statistics of {len(mean_ld)} layers, config.yaml names layers {layers}"
-        )
-    if not (mean_ld.isfinite().all() and var_ld.isfinite().all() and (var_ld > 0).all()):
-        raise CheckpointError(
-            f"{path}: a mean or variance is not finite, or a variance not positive"
-        )
-    return Normaliser(mean_ld, var_ld.sqrt())
-
-
 USE = """import torch
 
 from mmlib.denoisers.meta_model import MetaModel
@@ -404,7 +332,8 @@ def model_card(facts: Mapping[str, object]) -> str:
             training) are listed as they are.
     """
     layers = ", ".join(str(layer) for layer in facts["layers"]) or "unknown"
-    known = ("network", "objective", "language_model", "layers", "documents", "d", "parameters")
+    known = ("network", "objective", "language_model", "layers", "documents", "activations")
+    known += ("d", "parameters")
     training = "".join(f"- {key}: {value}\n" for key, value in facts.items() if key not in known)
     return f"""---
 library_name: diffusers

@@ -11,7 +11,7 @@ be told apart by their scale (see `checkpoints.refuse_mistaken`), raw activation
 standardised ones in place of h are refused.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmlib.activations.lm import Edit, LanguageModel
+from mmlib.activations.arrays import Values, matrix
+from mmlib.activations.edit import Edit
+from mmlib.activations.lm import LanguageModel
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import Normaliser, Values, matrix
-from mmlib.denoisers.checkpoints import Origin, refuse_mistaken
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin, activations_of, refuse_mistaken
 from mmlib.denoisers.gaussian import PrincipalComponents
-from mmlib.denoisers.meta_model import MetaModel
-from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib.denoisers.noise import SMOOTHING, Denoiser, checked_sigma, sdedit, smoothed
-from mmlib.denoisers.sae import SAEDenoiser
+from mmlib.denoisers.noise import Denoiser, checked_sigma, sdedit
+from mmlib.files import whole_number
 
 AT_ONCE = 4096  # rows taken together
 SDEDIT_STEPS = 20  # the paper's
-SAMPLE_STEPS = 50
-FEATURE_SIGMA = 0.1  # at which a network's hidden units are read, the paper's
 
 
 class Unsupported(NotImplementedError):
@@ -81,6 +79,7 @@ class Fitted:
     """
 
     kind, title = "denoiser", "a denoiser"
+    of_clean = False  # made for clean activations: it reconstructs, and knows no noise
 
     def __init__(
         self,
@@ -194,8 +193,7 @@ class Fitted:
         Raises:
             Unsupported: the method has no distribution to draw from.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"n = {n!r}: expected a number of samples, 1 or more")
+        n = whole_number("n", n, 1)
         with torch.no_grad():
             return self.raw(self._sample(n, seeded(seed)))
 
@@ -256,8 +254,8 @@ class Fitted:
         d: int | None = None,
         documents: str | None = None,
     ) -> "Fitted":
-        """Refuse activations that it was not fitted to: another language model, layer or width, or
-        other documents. Gives itself.
+        """Refuse activations that it was not fitted to: another language model, layer or width,
+        other documents, or of a store the same with another window or type. Gives itself.
 
         Args:
             other: a store or a language model; or name what is to be compared.
@@ -271,9 +269,8 @@ class Fitted:
             language_model, d = other.identity, other.width
         elif other is not None:
             raise TypeError(f"{type(other).__name__}: expected a store or a LanguageModel of mmlib")
-        self.origin.check(
-            "this model", language_model=language_model, layer=layer, d=d, documents=documents
-        )
+        known = {"language_model": language_model, "layer": layer, "d": d, "documents": documents}
+        self.origin.check("this model", **known, activations=activations_of(other))
         return self
 
     def hook(
@@ -282,6 +279,7 @@ class Fitted:
         *,
         before: Callable[[Tensor], Tensor] | None = None,
         keep_opening: bool = True,
+        padding: Sequence[int] | int | None = None,
         seed: int = 0,
         steps: int = SDEDIT_STEPS,
     ) -> Edit:
@@ -296,6 +294,7 @@ class Fitted:
                 direction.
             keep_opening: leave the opening token's activation as it is: no model here was fitted to
                 it.
+            padding: positions of each row that are padding on its left, see `Edit`.
             steps: of Euler's method.
         Raises:
             Unsupported: σ for a method for clean activations, or none for another.
@@ -307,7 +306,7 @@ class Fitted:
         >>> block(torch.zeros(1, 6, 4)).shape
         torch.Size([1, 6, 4])
         """
-        if isinstance(self, FittedPCA) != (sigma is None):
+        if self.of_clean != (sigma is None):
             raise Unsupported(
                 f"{self.title} with sigma={sigma}: a method for clean activations takes "
                 "sigma=None, any other a noise level"
@@ -323,117 +322,13 @@ class Fitted:
                     return normaliser.inverse(self.denoiser(z_nd, 0.0))
                 return normaliser.inverse(self._project(z_nd, sigma, generator, steps))
 
-        return Edit(edited, keep_opening)
+        return Edit(edited, keep_opening, padding)
 
     def save(self, folder: str | Path) -> Path:
         """Write it to a folder, that `mmlib.load` reads; see `mmlib.denoisers.saved`."""
         from mmlib.denoisers.saved import save
 
         return save(self, Path(folder))
-
-
-class FittedGaussian(Fitted):
-    """A full-covariance Gaussian: no linear method denoises better."""
-
-    kind, title = "gaussian", "a Gaussian"
-
-    def _log_density(self, z_nd: Tensor, generator: torch.Generator) -> Tensor:
-        parts = smoothed(z_nd, generator).split(AT_ONCE)
-        return torch.cat([self.denoiser.log_density(part, SMOOTHING) for part in parts])
-
-    def _sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.denoiser.sample(n, generator)
-
-    def _features(self, z_nd: Tensor) -> Tensor:
-        return self.components.scores(z_nd, self.d)
-
-
-class FittedMixture(FittedGaussian):
-    """A mixture of Gaussians with full covariances."""
-
-    kind, title = "mixture", "a mixture of Gaussians"
-    denoiser: GaussianMixtureDenoiser
-
-    def _features(self, z_nd: Tensor) -> Tensor:
-        return self.denoiser.responsibilities(z_nd, SMOOTHING).float()
-
-
-class FittedPCA(Fitted):
-    """The projection on the first principal components."""
-
-    kind, title = "pca", "a PCA"
-
-    def _project(
-        self, z_nd: Tensor, sigma: float, generator: torch.Generator, steps: int
-    ) -> Tensor:
-        raise Unsupported(
-            f"{self.title} was made for clean activations, so it has no projection from noise: use "
-            "reconstruct(h)"
-        )
-
-    def reconstruct(self, h: Values) -> Tensor:
-        """Raw activations (n, d) as the method rebuilds them, (n, d)."""
-        with torch.no_grad():
-            parts = self._z(h).split(AT_ONCE)
-            return self.raw(torch.cat([self.denoiser(part, 0.0) for part in parts]))
-
-    def _features(self, z_nd: Tensor) -> Tensor:
-        return self.components.scores(z_nd, self.denoiser.components_dk.shape[1])
-
-
-class FittedSAE(FittedPCA):
-    """A sparse autoencoder, trained on clean activations."""
-
-    kind, title = "sae", "an SAE"
-    denoiser: SAEDenoiser
-
-    @property
-    def sae(self):
-        """The `SAE` of SAELens."""
-        return self.denoiser.sae
-
-    def _features(self, z_nd: Tensor) -> Tensor:
-        return self.sae.encode(z_nd)
-
-
-class FittedNetwork(Fitted):
-    """A denoising network: a meta-model."""
-
-    kind, title = "network", "a network"
-    denoiser: MetaModel
-
-    @classmethod
-    def of(cls, model: MetaModel) -> "FittedNetwork":
-        """A meta-model of one layer under the common protocol."""
-        if len(model.layers) > 1:
-            raise ValueError(f"a meta-model of layers {list(model.layers)}: name one, layer=…")
-        return cls(model, model.origin, Cost.of(model))
-
-    def to(self, device: str) -> "FittedNetwork":
-        """Move the network."""
-        self.denoiser.to(device)
-        return self
-
-    def _log_density(self, z_nd: Tensor, generator: torch.Generator) -> Tensor:
-        found = self.denoiser.log_likelihood(z_nd, generator=generator).nats_per_dimension_n
-        return found + self._log_scale()  # it gives nats of the raw activation
-
-    def _sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.denoiser.sample(n, steps=SAMPLE_STEPS, generator=generator).clone()
-
-    def _project(
-        self, z_nd: Tensor, sigma: float, generator: torch.Generator, steps: int
-    ) -> Tensor:
-        options = {"sigma": sigma, "generator": generator, "steps": steps, "progress": False}
-        return self.denoiser.project(z_nd, **options).clone()
-
-    def _features(self, z_nd: Tensor) -> Tensor:
-        units = self.denoiser.neurons(z_nd, sigma=FEATURE_SIGMA, generator=seeded(0))
-        return torch.cat(list(units.values()), 1).clone()
-
-
-_KINDS = (FittedGaussian, FittedPCA, FittedMixture, FittedSAE, FittedNetwork)
-KINDS = {kind.kind: kind for kind in _KINDS}
 
 
 def normaliser_of(given: "Fitted | Normaliser | ActivationStore") -> Normaliser:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
-from mmlib.denoisers import checkpoints as published
+from mmlib.denoisers import published
 from mmlib.denoisers.checkpoints import (
     STATISTICS,
     CheckpointError,
@@ -140,13 +140,10 @@ class MetaModel:
             same_documents: also refuse other documents or another split of them: the store's test
                 documents may be this model's training ones.
         Raises:
-            StoreError: it holds another language model, layer or width, or other documents.
+            StoreError: it holds another language model, layer or width, other documents, or the
+                same with another window or type.
         """
-        self.at(self.layer).origin.check(
-            "this meta-model", language_model=store.model, layer=store.layer, d=store.d
-        )
-        if same_documents:
-            store.check_documents(self.documents, "this meta-model")
+        self.at(self.layer).origin.check_store("this meta-model", store, same_documents)
 
     def predict(self, x_nd: Tensor, time_u: Tensor) -> Tensor:
         """The network's prediction (n, d) at this layer."""
@@ -373,7 +370,7 @@ class MetaModel:
         cls, source: str | Path, *, revision: str | None = None, checkpoint: str = "final"
     ) -> "MetaModel":
         """Read what `save_pretrained` wrote, or a checkpoint of the paper's authors (see
-        `mmlib.denoisers.checkpoints`).
+        `mmlib.denoisers.published`).
 
         Args:
             source: a folder, or the id of a Hub repository.

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mmlib.activations.store import ActivationStore
-from mmlib.denoisers.gaussian import GaussianDenoiser, check_fit, clean_input
+from mmlib.denoisers.gaussian import check_fit, clean_input
 from mmlib.denoisers.noise import Denoiser, Level
 from mmlib.files import CheckpointError, bf16_pays, read_sealed, write_sealed
 
@@ -100,8 +101,7 @@ def train_sae(
         batches: standardised activations, each (size.batch, d).
     Returns:
         The SAE in evaluation mode, on the CPU; `encode` gives latents (n, latents), `decode`
-        activations (n, d). One of kind "batchtopk" encodes a batch as a whole until it is saved and
-        loaded.
+        activations (n, d).
     Raises:
         ValueError: unknown kind.
     """
@@ -134,16 +134,16 @@ def train_sae(
     trained = SAETrainer(config, sae, batches).fit().eval().to("cpu")
     trained.cfg.metadata.train_seconds = time.perf_counter() - began
     trained.cfg.metadata.train_activations = size.steps * size.batch
-    return trained
+    return _as_saved(trained) if size.kind == "batchtopk" else trained
 
 
-def drawn_batches(gaussian: GaussianDenoiser, batch: int, seed: int) -> Iterator[Tensor]:
-    """Endless draws from a Gaussian, each (batch, d): what `train_sae` takes for activations that
-    are known to have no features.
+def _as_saved(trained: "SAE") -> "SAE":
+    """A BatchTopK SAE as SAELens saves it, with one threshold: in training what it makes of an
+    activation depends on the rest of the batch.
     """
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield gaussian.sample(batch, generator)
+    with TemporaryDirectory() as folder:
+        trained.save_inference_model(folder)
+        return read_sae(Path(folder))
 
 
 def save_sae(sae: "SAE", folder: Path, documents: str, activations: str = "") -> None:
@@ -200,39 +200,6 @@ def load_sae(folder: Path, store: ActivationStore) -> "SAE":
     store.check_documents(sae.cfg.metadata.documents, folder)
     check_fit(read_sealed(folder / DIGESTS)["activations"], store, folder)
     return sae
-
-
-@torch.inference_mode()
-def sae_quality(sae: "SAE", z_nd: Tensor) -> dict[str, float]:
-    """How well an SAE reconstructs clean activations.
-
-    Returns:
-        fvu: fraction of variance unexplained, Σ‖z − ẑ‖² / Σ‖z‖² (the training mean of z is 0); l0:
-            active latents per activation; dead: fraction of latents that fire on none of these
-            activations; frequency: list, each latent's share of activations.
-    """
-    error, fired = 0.0, torch.zeros(sae.cfg.d_sae)
-    for part_nd in z_nd.split(2048):
-        latents = sae.encode(part_nd)
-        error += (sae.decode(latents) - part_nd).double().square().sum().item()
-        fired += (latents > 0).sum(0)
-    return {
-        "fvu": error / z_nd.double().square().sum().item(),
-        "l0": fired.double().sum().item() / len(z_nd),
-        "dead": (fired == 0).double().mean().item(),
-        "frequency": (fired / len(z_nd)).tolist(),
-    }
-
-
-@torch.inference_mode()
-def frequent_firing(sae: "SAE", z_nd: Tensor, count: int) -> Tensor:
-    """Whether the SAE's most frequent latents fire, (n, count), most frequent first; fewer where
-    fewer fire somewhere and not everywhere.
-    """
-    firing_nm = torch.cat([sae.encode(part_nd) > 0 for part_nd in z_nd.split(2048)])
-    tokens_m = firing_nm.sum(0)
-    tokens_m[tokens_m == len(z_nd)] = 0
-    return firing_nm[:, tokens_m.topk(min(count, int((tokens_m > 0).sum()))).indices]
 
 
 class SAEDenoiser:

@@ -21,19 +21,18 @@ from safetensors.torch import save_file
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import STATISTICS, CheckpointError, Origin, read_weights
-from mmlib.denoisers.fitted import (
+from mmlib.denoisers.fitted import Cost, Fitted
+from mmlib.denoisers.gaussian import PrincipalComponents, Projection, read_cost
+from mmlib.denoisers.kinds import (
     KINDS,
-    Cost,
-    Fitted,
     FittedGaussian,
     FittedMixture,
     FittedNetwork,
     FittedSAE,
 )
-from mmlib.denoisers.gaussian import PrincipalComponents, Projection, read_cost
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
-from mmlib.denoisers.sae import SAEDenoiser, read_sae, save_sae
+from mmlib.denoisers.sae import DIGESTS, SAEDenoiser, read_sae, save_sae
 from mmlib.files import read_sealed, write_sealed
 
 GAUSSIAN, WEIGHTS = "gaussian.safetensors", "weights.safetensors"
@@ -86,7 +85,7 @@ def _save_weights(model: Fitted, folder: Path) -> None:
         return model.denoiser.save_pretrained(folder)
     model.origin.write(folder)
     if isinstance(model, FittedSAE):
-        save_sae(model.sae, folder / "sae", model.origin.documents)
+        save_sae(model.sae, folder / "sae", model.origin.documents, *model.origin.activations)
     elif isinstance(model, FittedMixture):
         save_file(model.denoiser.tensors(), folder / WEIGHTS)
 
@@ -134,9 +133,11 @@ def load(
         if known.hook_name:
             as_they_are = Normaliser(torch.zeros(1, sae.cfg.d_in), torch.ones(1, sae.cfg.d_in))
             block = re.findall(r"\d+", known.hook_name)[-1]
-            origin = Origin(as_they_are, layers=(int(block),))
+            origin = Origin(as_they_are, known.model_name or "", layers=(int(block),))
         else:
-            origin = _origin_of(standardise, known.documents or "", path)
+            activations = read_sealed(path / DIGESTS)["activations"] if known.documents else ""
+            origin = _origin_of(standardise, known.documents or "", activations, path)
+            origin = _named(origin, known.model_name or "", path)
         denoiser = SAEDenoiser(sae, "mean_estimate")
         return FittedSAE(denoiser, origin, Cost.of(denoiser)).check(layer=layer)
     if path.is_file() and path.suffix == ".safetensors":
@@ -151,8 +152,17 @@ def load(
 
 
 def _origin_of(
-    given: "Fitted | Normaliser | ActivationStore | None", documents: str, path: Path
+    given: "Fitted | Normaliser | ActivationStore | None",
+    documents: str,
+    activations: str,
+    path: Path,
 ) -> Origin:
+    """The standardisation that was given, of the activations that a file says it was fitted to.
+
+    Raises:
+        CheckpointError: none was given.
+        StoreError: it is of others.
+    """
     if given is None:
         raise CheckpointError(
             f"{path} does not hold the mean and standard deviation that it was fitted with: pass "
@@ -162,15 +172,26 @@ def _origin_of(
         origin = Origin.of(given)
     else:
         origin = given.origin if isinstance(given, Fitted) else Origin(given)
-    replace(origin, documents=documents).check(str(path), documents=origin.documents)
-    return replace(origin, documents=documents)
+    theirs = replace(origin, documents=documents, activations=(activations,) if activations else ())
+    theirs.check(str(path), documents=origin.documents, activations=origin.activations)
+    return theirs
+
+
+def _named(origin: Origin, language_model: str, path: Path) -> Origin:
+    """The origin, if the language model that an SAE names, if any, may be its own."""
+    replace(origin, language_model=language_model).check(
+        str(path), language_model=origin.language_model
+    )
+    return origin if origin.language_model else replace(origin, language_model=language_model)
 
 
 def _load_file(path: Path, standardise: "Fitted | Normaliser | ActivationStore | None") -> Fitted:
     """What `PrincipalComponents.save` or `GaussianMixtureDenoiser.save` wrote."""
     cost, tensors = read_cost(path), read_weights(path)  # digests first
+    activations = read_sealed(path.with_suffix(".json")).get("activations", "")
     with safe_open(path, "pt") as file:
-        origin = _origin_of(standardise, (file.metadata() or {}).get("documents", ""), path)
+        documents = (file.metadata() or {}).get("documents", "")
+    origin = _origin_of(standardise, documents, activations, path)
     if set(tensors) == set(GaussianMixtureDenoiser.names):
         mixture = GaussianMixtureDenoiser.of_tensors(tensors, **cost)
         return FittedMixture(mixture, origin, Cost.of(mixture))

@@ -9,9 +9,6 @@ impossible, so the interval of E is cut at the lowest loss measured on the same 
 
 CLAIM = 0.47
 OBJECTIVE = "flow_velocity"  # what the law is of
-SHORT = {"mlp": "the paper's MLP", "gated_mlp": "our recipe", "mixture": "a mixture of Gaussians"}
-
-
 # no network: shown beside the primary definitions
 BESIDE = ("a mixture of Gaussians over the full Gaussian", "mixture", "gaussian")
 

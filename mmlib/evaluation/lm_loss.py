@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from mmlib.activations.generate import prediction_losses
 from mmlib.activations.lm import (
     BlockOutput,
     LanguageModel,
@@ -35,10 +35,6 @@ from mmlib.evaluation.intervals import bootstrap_interval, ratio_interval
 
 # positions in one forward pass: their logits take 0.5 GB where the vocabulary has 262,144 tokens
 BATCH_TOKENS = 1024
-# predictions whose logits are taken to float32 at a time: they stay in the cache, which is eight
-# times as fast as a window
-LOSS_ROWS = 8
-
 
 Replacement = Callable[[Tensor], Tensor]
 
@@ -176,8 +172,7 @@ class SplicedModel:
 def _summed_loss(logits_nv: Tensor, token_ids: np.ndarray) -> float:
     """Of the predictions of tokens (n,), nats."""
     target_n = torch.from_numpy(token_ids).long().to(logits_nv.device)
-    parts = zip(logits_nv.split(LOSS_ROWS), target_n.split(LOSS_ROWS))
-    losses = (cross_entropy(part.float(), target, reduction="none") for part, target in parts)
+    losses = prediction_losses(logits_nv, target_n)
     return sum(loss_m.double().sum().item() for loss_m in losses)
 
 

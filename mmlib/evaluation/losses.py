@@ -12,7 +12,7 @@ are over the drawn tokens and the 100 levels of the evaluation grid (`mmlib.deno
 tokens weigh equally, long documents weigh more. Documents are the independent units of all
 intervals (`mmlib.evaluation.intervals`).
 
-Samples, which have no loss, are judged by `frechet_distance` and `nearest_distances` to real ones.
+Samples, which have no loss, are judged by their `frechet_distance` to real ones.
 
 Letters of shapes: n tokens or draws, d dimensions, l levels, D or d documents (`sums_d`).
 """
@@ -24,13 +24,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.metrics import pairwise_distances_argmin_min
 from torch import Tensor
 from tqdm import tqdm
 
 from mmlib.activations.batches import spread_rows
 from mmlib.activations.tokens import Tokens
-from mmlib.denoisers.gaussian import GaussianDenoiser
 from mmlib.denoisers.noise import Denoiser, Level, noise_process
 from mmlib.evaluation.claim import CLAIM, verdict
 from mmlib.evaluation.intervals import ratio_interval
@@ -325,27 +323,7 @@ def reduction_interval(
     return 1 - high, 1 - low
 
 
-def loss_rows(losses: Losses, objective: str, budgets: Mapping[str, dict]) -> list[dict]:
-    """A row per method: loss with interval, without extreme levels, and the budget."""
-    inner = _without_extremes(losses)
-    rows = []
-    for method in losses.sums:
-        sums_d, counts_d = losses.by_document(method)
-        rows.append(
-            {
-                "objective": objective,
-                "method": method,
-                "loss": losses.mean(method),
-                "ci95": list(loss_interval(losses, method)),
-                **{f"loss_{key}": losses.mean(method, kept) for key, kept in inner.items()},
-                "loss_documents_equal": float((sums_d / counts_d).mean()),
-                **budgets[method],
-            }
-        )
-    return rows
-
-
-def _without_extremes(losses: Losses) -> dict[str, np.ndarray]:
+def without_extremes(losses: Losses) -> dict[str, np.ndarray]:
     """Which levels remain without the cleanest and without the noisiest, (levels,) each."""
     return {
         "without_sigma_below_0.05": losses.sigma_l >= LEAST_SIGMA,
@@ -357,7 +335,7 @@ def reduction_rows(
     losses: Losses, objective: str, methods: list[str], baselines: list[str]
 ) -> list[dict]:
     """1 − L_method / L_baseline with its paired interval, and the verdict on the claim."""
-    inner = _without_extremes(losses)
+    inner = without_extremes(losses)
     rows = []
     for method, baseline in product(methods, baselines):
         interval = list(reduction_interval(losses, method, baseline))
@@ -382,51 +360,6 @@ def reduction_rows(
     return rows
 
 
-def closed_form_check(
-    losses: Losses, gaussian: GaussianDenoiser, objective: str, tokens: Tokens
-) -> dict:
-    """The Gaussian's sampled loss (method "gaussian") beside its closed form on all test tokens,
-    exact over the noise.
-
-    The Monte-Carlo error comes of the noise and of which tokens are drawn, not of which documents
-    there are. So it is taken from how far each document's sampled loss departs from that document's
-    own closed form. Clusters are the tokens of one document at one level, for each level draws
-    anew; their departures have mean 0, and are not centred. Whole documents as clusters would not
-    do: with few and unequal ones z is bounded by the root of their effective number, or, with
-    departures centred, too often large.
-
-    Args:
-        tokens: all test tokens, as given to `evaluate`.
-    Returns:
-        sampled, closed_form, relative_difference, standard_error of the difference, z: the
-        difference in standard errors.
-    """
-    exact_ld = _expected_losses(gaussian, objective, tokens, losses.counts_ld.shape)
-    tokens_d = np.bincount(tokens.document - tokens.document.min())
-    sampled = losses.mean("gaussian")
-    exact = float((exact_ld.mean(0) * tokens_d).sum() / tokens_d.sum())
-    departure_ld = losses.sums["gaussian"] - losses.counts_ld * exact_ld
-    error = float(np.sqrt((departure_ld**2).sum()) / losses.counts_ld.sum())
-    return {
-        "sampled": sampled,
-        "closed_form": exact,
-        "relative_difference": sampled / exact - 1,
-        "standard_error": error,
-        "z": (sampled - exact) / error,
-    }
-
-
-def _expected_losses(
-    gaussian: GaussianDenoiser, objective: str, tokens: Tokens, shape: tuple[int, int]
-) -> np.ndarray:
-    """The Gaussian's loss, exact over the noise, (levels, documents); 0 without tokens."""
-    grid, exact_ld = noise_process(objective).grid(), np.zeros(shape)
-    document_n = tokens.document - tokens.document.min()
-    for document in np.unique(document_n):
-        exact_ld[:, document] = gaussian.expected_losses(grid, tokens.z[document_n == document])
-    return exact_ld
-
-
 def frechet_distance(a_nd: Tensor, b_nd: Tensor) -> float:
     """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½) (Dowson and Landau 1982), squared units
     of the inputs.
@@ -448,8 +381,3 @@ def frechet_distance(a_nd: Tensor, b_nd: Tensor) -> float:
     return float(
         (a_nd.mean(0) - b_nd.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     )
-
-
-def nearest_distances(queries_nd: Tensor, reference_nd: Tensor) -> np.ndarray:
-    """Euclidean distance of each query to its nearest reference row, (n,)."""
-    return pairwise_distances_argmin_min(queries_nd.numpy(), reference_nd.numpy())[1]

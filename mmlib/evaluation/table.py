@@ -7,9 +7,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mmlib.activations.arrays import Rows, Values, rows_of
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import Normaliser, Rows, Values, rows_of
-from mmlib.denoisers.checkpoints import Origin, refuse_mistaken
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.checkpoints import Origin, activations_of, refuse_mistaken
 from mmlib.denoisers.fitted import Fitted, normaliser_of
 from mmlib.denoisers.noise import LEVELS, Denoiser, noise_process
 from mmlib.evaluation.intervals import LEAST_DOCUMENTS
@@ -86,7 +87,7 @@ def evaluate(
     rows, seed = whole_number("rows", rows, 1), whole_number("seed", seed)
     given = rows_of(h, groups, splits=("test",))
     methods, statistics, stated = _comparable(methods, standardise, baseline)
-    z_nd = _standardised(given, methods, statistics)
+    z_nd = _standardised(given, activations_of(h), methods, statistics)
     per_level = min(rows, len(z_nd))
     group_n, unit = _units(given.group_n, len(z_nd), seed)
     table = pd.DataFrame(index=pd.Index(list(methods), name="method"))
@@ -171,14 +172,19 @@ def _same(one: Normaliser, other: Normaliser) -> bool:
     return bool(torch.stack([shift_ld, scale_ld]).abs().max() < 1e-4)
 
 
-def _standardised(given: Rows, methods: Mapping[str, Denoiser], statistics: Normaliser) -> Tensor:
+def _standardised(
+    given: Rows,
+    activations: tuple[str, ...],
+    methods: Mapping[str, Denoiser],
+    statistics: Normaliser,
+) -> Tensor:
     """z of the rows, which must be of what the methods were fitted to, and raw."""
     if given.h_nd.shape[1] != statistics.d:
         raise ValueError(f"h is {given.h_nd.shape[1]} wide: expected {statistics.d}")
     known = {"language_model": given.language_model or None, "documents": given.documents or None}
     for name, method in methods.items():
         if origin := _origin(method):
-            origin.check(repr(name), layer=given.layer, **known)
+            origin.check(repr(name), layer=given.layer, **known, activations=activations)
     refuse_mistaken(given.h_nd, Origin(statistics), None)
     return statistics(given.h_nd)
 

@@ -29,6 +29,7 @@ from mmlib.activations.corpora import (
     split_documents,
     stream_documents,
     told,
+    without_held_out,
 )
 from mmlib.activations.extract import Plan, describe, plan_extraction, write_store
 from mmlib.activations.lm import LanguageModel, load_language_model
@@ -245,8 +246,8 @@ def live_source(
     identity of that source.
 
     A corpus of known size is read epoch after epoch, its training documents only; a streamed one
-    (`hf:…`) once, without the documents that the store holds out. Each of several processes reads
-    every batch whole, so more of them train no faster on what is read.
+    (`hf:…`) once, without the documents that the store holds out and without copies of them. Each
+    of several processes reads every batch whole, so more of them train no faster on what is read.
 
     Raises:
         StoreError: the store is of another language model, of other documents than the corpus has
@@ -272,12 +273,11 @@ def live_source(
     identity = json.dumps([facts, code_digest("activations/batches", "runs/artefacts")])
     if not is_stream(size.corpus):
         return lambda start: live_batches(plan, lm, "train", batch, run.seed, start=start), identity
-    held_out = set(store.titles[store.splits != "train"])
+    titles = set(store.titles[store.splits != "train"])
+    held_out = [document for document in documents if document.title in titles]
 
     def stream(start: int) -> Iterator[Tensor]:
-        wanted = (
-            document for document in stream_documents(size.corpus) if document.title not in held_out
-        )
+        wanted = without_held_out(stream_documents(size.corpus), held_out)
         return streamed_batches(
             wanted, plan, lm, batch, run.seed, start=start, document_tokens=size.document_tokens
         )

@@ -20,7 +20,7 @@ from pathlib import Path
 from mmlib.files import any_terminal, processor, provenance, read_json, write_json, written_whole
 from mmlib.runs import plan
 from mmlib.runs import run as runs
-from mmlib.runs.run import keyed_results
+from mmlib.runs.results import keyed_results
 
 # glibc gives freed memory back at once, and every training step faults it in again, in the backward
 # pass's own heap too. Kept in one heap, in large pages, steps are faster, with the same bits.

@@ -123,14 +123,6 @@ def with_needs(notebooks: Sequence[str]) -> list[str]:
     return [notebook for notebook in NOTEBOOKS if notebook in found]
 
 
-def needs_line(notebook: str) -> str:
-    """What the head of a notebook says must have run before it."""
-    before = [name[:2] for name in with_needs([notebook]) if name != notebook]
-    if notebook in ("09_claims", "31_figures"):
-        return f"*Needs: {', '.join(before)} for a run of your own; in a clone the published results do.*"
-    return f"*Needs: {', '.join(before) or 'nothing, it is the first'}.*"
-
-
 def state_of(notebook: str, preset: str) -> dict[str, str]:
     """What decides the outcome of a notebook besides those before it: digest by file.
 

@@ -31,7 +31,8 @@ from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser, UNetDenoiser, count_parameters
 from mmlib.files import GPU_PACKAGES, default_device, provenance, write_json
-from mmlib.runs.run import ROOT, keyed_results
+from mmlib.runs.results import keyed_results
+from mmlib.runs.run import ROOT
 from mmlib.training.recipe import Training
 from mmlib.training.train import TrainingRun, step_generator
 

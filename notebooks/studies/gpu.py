@@ -35,7 +35,7 @@ from mmlib.evaluation.intervals import ratio_interval
 from mmlib.files import GPU_PACKAGES, default_device, provenance, read_json, write_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PCA_K, get_preset
-from mmlib.runs.run import keyed_results, rows_of
+from mmlib.runs.results import keyed_results, rows_of
 from mmlib.training.recipe import Recipe, Training, new_model
 from mmlib.training.train import train
 

@@ -38,7 +38,8 @@ from mmlib.files import (
 from mmlib.plots import LABELS
 from mmlib.runs import plan
 from mmlib.runs.presets import DEFAULT
-from mmlib.runs.run import ROOT, check
+from mmlib.runs.results import check
+from mmlib.runs.run import ROOT
 
 PAGES = {  # page: template
     "README.md": "README.md.j2",

@@ -1,6 +1,12 @@
-"""The study of samples beside real activations (notebook 05): its sizes."""
+"""The study of samples beside real activations (notebook 05): its sizes, and how near samples lie
+to real activations.
+"""
 
 from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import pairwise_distances_argmin_min
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -18,3 +24,8 @@ SIZES = {
     "default": SampleSize(),
     "gpu": SampleSize(drawn=20_000, steps=100, drawn_unet=5000, components_unet=64),
 }
+
+
+def nearest_distances(queries_nd: Tensor, reference_nd: Tensor) -> np.ndarray:
+    """Euclidean distance of each query to its nearest reference row, (n,)."""
+    return pairwise_distances_argmin_min(queries_nd.numpy(), reference_nd.numpy())[1]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmlib.files import read_json, write_json
-from mmlib.runs import run as results
+from mmlib.runs import results
 from mmlib_studies.claims import CLAIMS
 
 SEPARATOR = " → "  # of the keys of a path: names have dots and slashes in them

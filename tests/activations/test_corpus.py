@@ -18,13 +18,14 @@ from letters import Letters, tiny
 from scipy import stats
 from transformers import GenerationConfig
 
-from mmlib.activations import corpora
 from mmlib.activations import generate as sampled
+from mmlib.activations import labelled
 from mmlib.activations.corpora import (
     Document,
     corpus_identity,
     load_documents,
     split_documents,
+    without_held_out,
 )
 from mmlib.activations.generate import sample_token_ids
 
@@ -50,6 +51,18 @@ def test_split_is_seeded_stratified_and_by_document(wikipedia):
     longest = np.argsort(-lengths)
     for first in range(0, 100, 12):  # every stretch of lengths gives to the test split
         assert "test" in [splits[i] for i in longest[first : first + 12]]
+
+
+def test_a_stream_leaves_out_what_is_held_out_and_copies_of_it(capsys):
+    held_out = [Document("c[1]", "One text.")]
+    copies = [Document(f"c[{i}]", "  one  TEXT.") for i in range(2, 14)]
+    others = [Document("c[0]", "another"), Document("c[20]", "one text")]
+    stream = [others[0], *held_out, *copies, others[1]]
+    assert list(without_held_out(iter(stream), held_out)) == others
+    said = re.findall(
+        r"so far: (\d+) copies of held-out texts, at last (\S+)", capsys.readouterr().out
+    )
+    assert said == [("1", "c[2]"), ("10", "c[11]")]
 
 
 def test_too_few_documents():
@@ -107,7 +120,7 @@ def pip(monkeypatch):
         "20newsgroups-test.tab": head + "".join(lines[40:]),
     }
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
-    monkeypatch.setattr(corpora, "SHA256", digests)
+    monkeypatch.setattr(labelled, "SHA256", digests)
     calls = []
 
     def run(command, **options):
@@ -254,14 +267,14 @@ def test_self_corpus_keeps_the_ids_and_the_numbering(lm, tmp_path, capsys):
 
 
 def test_reviews_are_balanced_sentences():
-    sentences = corpora.review_sentences()
+    sentences = labelled.review_sentences()
     assert Counter(label for _, label in sentences) == {"pos": 100, "neg": 100}
     assert sentences[0] == ("simplistic , silly and tedious .", "neg")
     assert not any("__label__" in text or not text for text, _ in sentences)
 
 
 def test_relations_have_fourteen_families_of_different_pairs():
-    families = corpora.relation_families()
+    families = labelled.relation_families()
     first = [("Athens", "Greece"), ("Baghdad", "Iraq")]
     assert len(families) == 14 and families["capital-common-countries"][:2] == first
     assert all(len(pairs) == len(set(pairs)) >= 20 for pairs in families.values())
@@ -271,9 +284,9 @@ def test_relations_have_fourteen_families_of_different_pairs():
 @pytest.mark.parametrize(
     "read, line, message",
     [
-        (corpora.review_sentences, "good film", "line 1: begins with 'good'"),
-        (corpora.relation_families, "a b c", "line 1: 'a b c' has 3 words, expected four"),
-        (corpora.relation_families, "a b c d", "line 1: 'a b c d' stands before any family"),
+        (labelled.review_sentences, "good film", "line 1: begins with 'good'"),
+        (labelled.relation_families, "a b c", "line 1: 'a b c' has 3 words, expected four"),
+        (labelled.relation_families, "a b c d", "line 1: 'a b c d' stands before any family"),
     ],
 )
 def test_damaged_lines_are_named(monkeypatch, tmp_path, read, line, message):

@@ -1,8 +1,10 @@
 """Extraction by a tiny random-weight model: windows, blocks, stores, and batches without one."""
 
+import re
 import shutil
 import threading
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -140,6 +142,18 @@ def test_a_store_says_what_its_values_depend_on(lm, tmp_path):
     assert known["tokenizer"].startswith("Letters@") and "torch" in known["packages"]
 
 
+def test_the_digest_of_its_code_is_of_all_rooms_that_decide_a_stores_values():
+    """All that `extract` imports in its wing, but those whose outcome has a digest of its own."""
+    folder, rooms, todo = Path(extraction.__file__).parent, set(), ["extract"]
+    while todo:
+        rooms.add(room := todo.pop())
+        found = re.findall(
+            r"^from mmlib.activations.(\w+)", (folder / f"{room}.py").read_text(), re.M
+        )
+        todo += {*found} - rooms
+    assert rooms - {"corpora", "labelled", "generate"} == set(extraction.CODE)
+
+
 def test_a_document_without_tokens_has_no_rows(lm, tmp_path):
     documents, splits = [Document("empty", ""), *DOCUMENTS], ["train", *SPLITS]
     plan = plan_extraction(documents, splits, lm, 1, window=16)
@@ -257,7 +271,7 @@ def test_extract_draws_splits_and_refuses_what_cannot_be(lm, tmp_path):
         (dict(splits=["train"]), "1 splits .* for 30 documents: expected one of train, validation"),
         (dict(splits=["dev"] * 30), r"30 splits \['dev'\] for 30 documents"),
         (dict(validation=20, test=10), "30 documents cannot give 20 for validation and 10"),
-        (dict(layers=[7]), "layer 7: this model has 3 blocks"),
+        (dict(layers=[7]), "layer 7: expected an integer from 0 to 2"),
         (dict(layers=[1, 1]), "and each once"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -44,7 +44,7 @@ def test_a_forward_pass_is_resumed_at_a_block_and_the_model_is_afterwards_as_bef
 @pytest.mark.parametrize("layer", [99, 18, -1, 2.0, True])
 def test_impossible_layer_lists_what_is_allowed(layer):
     assert llm.resolve_layer(None, 18) == 8 and llm.resolve_layer(0, 18) == 0
-    with pytest.raises(ValueError, match="18 blocks, expected an integer from 0 to 17"):
+    with pytest.raises(ValueError, match="expected an integer from 0 to 17"):
         llm.resolve_layer(layer, 18)
 
 

@@ -1,5 +1,6 @@
 """The store: bits kept, statistics, splits, shuffled batches, and all that must be refused."""
 
+import json
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from mmlib.activations.batches import multi_layer_batches, shuffled_batches, spr
 from mmlib.activations.store import ActivationStore, StoreError, verify
 from mmlib.activations.tokens import Normaliser, RunningMoments, as_float, from_numpy
 from mmlib.activations.writer import DocumentRows, Layout, StoreWriter
+from mmlib.files import sealed
 
 BITS = {"bfloat16": torch.int16, "float16": torch.int16, "float32": torch.int32}
 ATTRIBUTES = {"model": "m", "corpus": "c"}
@@ -515,13 +517,20 @@ def test_other_version_layer_model_and_split_are_refused(make_store):
     path, _ = make_store()
     store, manifest = ActivationStore(path), path / "manifest.json"
     text = manifest.read_text().replace('"format_version": 4', '"format_version": 5')
+    content = json.loads(text)
+    del content["digest"]
+    later = sealed(content).decode()
     for use, message in (
         (lambda: ActivationStore(path, 5), r"holds layers \[1\], not layer 5"),
         (lambda: store.rows("dev"), "expected one of"),
         (lambda: store.check_source(model="gpt2", d=8), "of toy@1, 8 wide, not of gpt2, 8 wide"),
         (lambda: store.check_source(model="toy@1", d=16), "8 wide, not of toy@1, 16 wide"),
         (lambda: ActivationStore(path / "part-00000.h5"), "is a file: expected the folder of a st"),
-        (lambda: manifest.write_text(text) and ActivationStore(path), "version 5: this code reads"),
+        (
+            lambda: manifest.write_text(later) and ActivationStore(path),
+            "version 5: this code reads",
+        ),
+        (lambda: manifest.write_text(text) and ActivationStore(path), "is damaged or was changed"),
     ):
         with pytest.raises(StoreError, match=message):
             use()

@@ -10,14 +10,12 @@ from mmlib.denoisers.gaussian import PrincipalComponents, activations_id, clean_
 from mmlib.denoisers.sae import (
     SAEDenoiser,
     SAESize,
-    drawn_batches,
-    frequent_firing,
     load_sae,
-    sae_quality,
     save_sae,
     train_sae,
 )
 from mmlib.files import CheckpointError, StoreError
+from mmlib_studies.saes import drawn_batches, frequent_firing, sae_quality
 
 
 def sparse_batches():
@@ -57,9 +55,13 @@ def test_every_kind_is_trained_saved_and_as_sparse_as_asked(kind, most, tmp_path
     def batch(n=256):
         return (raw(n) - mean) / std
 
-    save_sae(train(batch, kind), tmp_path / kind, store.documents, activations_id(store))
-    quality = sae_quality(load_sae(tmp_path / kind, store), batch(2000))
+    trained, z = train(batch, kind), batch(2000)
+    save_sae(trained, tmp_path / kind, store.documents, activations_id(store))
+    loaded = load_sae(tmp_path / kind, store)
+    quality = sae_quality(loaded, z)
     assert 1 < quality["l0"] <= most and quality["fvu"] < 0.6
+    assert torch.allclose(trained(z), loaded(z), atol=1e-5), "as before it was saved"
+    assert loaded.cfg.metadata.train_activations == trained.cfg.metadata.train_activations
 
 
 def test_draws_of_the_control_have_the_fitted_mean_and_covariance_and_nothing_else():
@@ -156,6 +158,10 @@ def test_an_sae_of_someone_else_reads_raw_activations_of_the_block_it_names(
         model.check(layer=2)
     with pytest.raises(CheckpointError, match="leave standardise= out"):
         mmlib.load(folder, standardise=Normaliser(torch.ones(1, 4), torch.ones(1, 4)))
+    for name in ("gpt2@9f2c", "openai-community/GPT2@9f2c"):
+        model.check(language_model=name)
+    with pytest.raises(StoreError, match="trained on gpt2 layer 3 .* are of gpt2-medium@9f2c"):
+        model.check(language_model="gpt2-medium@9f2c")
     again = mmlib.load(model.save(folder.parent / "mine"))
     assert torch.equal(again.reconstruct(h), model.reconstruct(h)) and again.origin.layers == (3,)
 
@@ -181,6 +187,27 @@ def test_an_sae_of_other_activations_is_refused_with_the_words(
     folder, _ = foreign(metadata, **settings)
     with pytest.raises(CheckpointError, match=message):
         mmlib.load(folder)
+
+
+@pytest.mark.parametrize(
+    "name, same, other",
+    [
+        ("gpt2-small", "gpt2", "gpt2-medium"),
+        ("google/gemma-2-2b", "gemma-2-2b", "mine/gemma-2-2b"),
+        ("gemma-3-270m", "gemma3-270m", "gemma3-1b"),
+    ],
+)
+def test_an_sae_of_someone_else_is_compared_by_its_language_models_name(foreign, name, same, other):
+    """Where it names no block too."""
+    h = 5 + 3 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    folder, _ = foreign({"model_name": name})
+    ours, theirs = (
+        mmlib.fit(h, "gaussian", language_model=f"{one}@9f2c", progress=False)
+        for one in (same, other)
+    )
+    assert mmlib.load(folder, standardise=ours).origin.language_model == f"{same}@9f2c"
+    with pytest.raises(StoreError, match=f"was trained on {name} .* are of {other}@9f2c"):
+        mmlib.load(folder, standardise=theirs)
 
 
 @pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])

@@ -3,10 +3,12 @@ identity, and hooks.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from letters import tiny
 from toy_fits import D, activations, fitted
 
 import mmlib
@@ -14,12 +16,14 @@ from mmlib.activations.lm import edited_block
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
 from mmlib.denoisers.checkpoints import CheckpointError, Origin
-from mmlib.denoisers.fitted import Cost, Fitted, FittedNetwork, Unsupported
+from mmlib.denoisers.fitted import Cost, Fitted, Unsupported
 from mmlib.denoisers.gaussian import PrincipalComponents, activations_id
+from mmlib.denoisers.kinds import FittedNetwork
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import MLPDenoiser
 from mmlib.denoisers.noise import SMOOTHING, checked_sigma
-from mmlib.denoisers.sae import save_sae
+from mmlib.denoisers.sae import SAESize, save_sae
+from mmlib.files import sealed
 
 KINDS = ("gaussian", "pca", "mixture", "sae", "network")
 HELD_OUT = activations(200, seed=1)[0]
@@ -196,6 +200,19 @@ def test_a_save_that_was_interrupted_leaves_nothing_that_loads(tmp_path, monkeyp
         mmlib.load(folder)
 
 
+def test_a_fit_of_former_code_does_not_say_its_activations_and_is_loaded(store, tmp_path):
+    folder = mmlib.fit(store, "gaussian", progress=False).save(tmp_path / "model")
+    content = json.loads((folder / "model.json").read_text())
+    del content["identity"]["activations"], content["digest"]
+    (folder / "model.json").write_bytes(sealed(content))
+    assert mmlib.load(folder).check(store).origin.activations == ()
+
+
+def test_a_source_that_is_nothing_says_what_is_expected():
+    with pytest.raises(FileNotFoundError, match="^nosuch is no folder .* what model.save, save_p"):
+        mmlib.load("nosuch")
+
+
 def test_a_folder_of_other_things_is_not_written_to(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds other things"):
@@ -248,14 +265,50 @@ def test_activations_of_another_origin_are_refused(store, make_store):
             model.check(**{name: value})
     with pytest.raises(StoreError, match="was fitted to documents"):
         model.check(ActivationStore(make_store(corpus="other")[0]))
+    with pytest.raises(StoreError, match="toy@1 layer 1 .* these activations are of toy@2 layer"):
+        model.check(language_model="toy@2")
     fitted("gaussian").check(language_model="any@1", layer=7)  # of a plain tensor nothing is known
+
+
+@pytest.mark.parametrize("other", [{"window": 128}, {"dtype": "bfloat16"}], ids=str)
+def test_activations_of_the_same_documents_with_another_window_or_type_are_refused(
+    make_store, tmp_path, other
+):
+    """By fits of a store, meta-models and files of notebooks, saved and loaded or not; a fit of
+    former code, which does not know its activations, takes them.
+    """
+    store = ActivationStore(make_store(dtype="float32")[0])
+    network = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "flow_velocity", store)
+    network.save_pretrained(tmp_path / "network")
+    sae = mmlib.fit(store, SAESize(16, 2, steps=2, batch=64), progress=False)
+    save_sae(sae.sae, tmp_path / "sae", store.documents, activations_id(store))
+    saved = sae.save(tmp_path / "fit")
+    checks = (
+        network.check_store,
+        MetaModel.from_pretrained(tmp_path / "network").check_store,
+        sae.check,
+        mmlib.load(saved).check,
+        mmlib.load(tmp_path / "network").check,
+        lambda one: mmlib.load(tmp_path / "sae", standardise=one),
+        lambda one: mmlib.evaluate({"sae": sae}, one, rows=5, baseline=None, progress=False),
+    )
+    for check in checks:
+        check(store)
+    former = MetaModel.from_pretrained(tmp_path / "network")
+    former.origin = replace(former.origin, activations=())
+    remade = ActivationStore(make_store(**{"dtype": "float32", **other})[0])
+    former.check_store(remade)
+    for check in checks:
+        with pytest.raises(StoreError, match="other activations of these documents: their window"):
+            check(remade)
 
 
 def hooked(kind="mixture", sigma=0.3, steps=2, **options):
     return fitted(kind).hook(sigma, steps=steps, **options)
 
 
-H_BTD = HELD_OUT[:12].view(2, 6, D)
+H_BTD = HELD_OUT[:12].view(2, 6, D).clone()
+H_BTD[1, 0] = H_BTD[0, 0]  # of the token that opens both
 
 
 def test_a_hook_replaces_activations_by_their_projections():
@@ -265,14 +318,40 @@ def test_a_hook_replaces_activations_by_their_projections():
     assert torch.equal(edited[:, 0], H_BTD[:, 0].bfloat16()), "the opening token is left as it is"
     assert not torch.equal(edited[:, 1:], H_BTD[:, 1:].bfloat16())
     every = hooked(seed=5, keep_opening=False)(H_BTD)
-    wanted = fitted("mixture").project(HELD_OUT[:12], sigma=0.3, seed=5, steps=2).view(2, 6, D)
-    assert torch.allclose(every, wanted, atol=1e-4)
+    wanted = fitted("mixture").project(H_BTD.flatten(0, 1), sigma=0.3, seed=5, steps=2)
+    assert torch.allclose(every, wanted.view(2, 6, D), atol=1e-4)
     assert edit(H_BTD[:, :1]).ne(H_BTD[:, :1]).any(), "one newest token is edited"
+
+
+@pytest.mark.parametrize(
+    "padding, keep_opening, kept",
+    [([0, 2], True, [1, 3]), ([0, 2], False, [0, 2]), (0, True, [1, 1]), (None, False, [0, 0])],
+)
+def test_a_hook_knows_the_opening_token_behind_padding(padding, keep_opening, kept):
+    """Row 1 begins with two positions of padding; or the texts begin without an opening token."""
+    h_btd = HELD_OUT[:12].view(2, 6, D)
+    edited = hooked(padding=padding, keep_opening=keep_opening)(h_btd)
+    assert edited.eq(h_btd).all(-1).sum(1).tolist() == kept
+
+
+def test_a_hook_refuses_rows_whose_opening_token_it_does_not_know():
+    from mmlib.activations.generate import generate
+
+    with pytest.raises(ValueError, match="begin with different activations.* give padding="):
+        hooked()(HELD_OUT[:12].view(2, 6, D))
+    with pytest.raises(ValueError, match="padding of 3 rows: the batch has 2"):
+        hooked(padding=[0, 2, 1])(H_BTD)
+    lm, prompts = tiny(hidden_size=D, head_dim=6), [[5, 6, 7], [8]]
+    generate(lm, prompts, 2, 0)
+    with edited_block(lm.model, 1, hooked()), pytest.raises(ValueError, match="give padding="):
+        generate(lm, prompts, 2, 0)
+    with edited_block(lm.model, 1, hooked(padding=[0, 2])):
+        generate(lm, prompts, 2, 0)
 
 
 def test_a_hook_may_edit_first_and_reconstruct():
     edit = hooked("pca", None, before=lambda h_nd: h_nd + 1, keep_opening=False)
-    wanted = fitted("pca").reconstruct(HELD_OUT[:12] + 1)
+    wanted = fitted("pca").reconstruct(H_BTD.flatten(0, 1) + 1)
     assert torch.allclose(edit(H_BTD).flatten(0, 1), wanted, atol=1e-3)
 
 

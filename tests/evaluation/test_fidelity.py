@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmlib.evaluation.losses import frechet_distance, nearest_distances
+from mmlib.evaluation.losses import frechet_distance
+from mmlib_studies.samples import nearest_distances
 
 
 def test_frechet_of_axis_aligned_gaussians():

@@ -10,17 +10,16 @@ from mmlib.denoisers.noise import Level, noise_process
 from mmlib.evaluation.losses import (
     DocumentLosses,
     Losses,
-    closed_form_check,
     evaluate,
     grid_losses,
     loss_interval,
-    loss_rows,
     reduction_interval,
     reduction_rows,
     spread_draws,
     token_losses,
     velocity_loss,
 )
+from mmlib_studies.verdict import closed_form_check, loss_rows
 
 DOCUMENTS = np.repeat(np.arange(6), (50, 100, 200, 400, 750, 1500))
 GRID = ("flow_velocity", "ddpm_epsilon")

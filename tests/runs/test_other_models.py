@@ -3,6 +3,7 @@ would run it.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -24,6 +25,7 @@ from mmlib.denoisers.gaussian import PrincipalComponents, activations_id
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
+from mmlib.runs import results
 from mmlib.runs import run as runs
 from mmlib.runs.artefacts import live_source
 from mmlib.training.recipe import new_model
@@ -239,8 +241,8 @@ def rows_in(name, table, content):
     """The rows of one table of a results file, which is keyed; `content` is what holds the
     table.
     """
-    entry = runs.tables()[name][table]
-    return runs.rows_of(content[entry.get("to", "rows")], *entry["key"])
+    entry = results.tables()[name][table]
+    return results.rows_of(content[entry.get("to", "rows")], *entry["key"])
 
 
 @pytest.fixture
@@ -278,9 +280,9 @@ def row_bytes(rows):
     return Counter(row.view(torch.int16).numpy().tobytes() for row in rows)
 
 
-def test_the_command_line_extracts_by_several_processes_and_trains_live(streamed):
+def test_the_command_line_extracts_by_several_processes_and_trains_live(streamed, tmp_path):
     """From a stream of 260 documents: a store of the first 200, by two processes; then live batches
-    that leave out what it holds out.
+    that leave out what it holds out, also where it comes again.
     """
     run, same = streamed(260, layer=2)
     two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -291,6 +293,13 @@ def test_the_command_line_extracts_by_several_processes_and_trains_live(streamed
     store = ActivationStore(run.store, 2)
     assert len(store.titles) == 200 and verify(store.path) == []
 
+    file = tmp_path / "texts" / "train.jsonl"
+    lines = file.read_text().splitlines()
+    held_out = [
+        int(re.findall(r"\d+", title)[-1]) for title in store.titles[store.splits != "train"]
+    ]
+    again = [json.dumps({"text": json.loads(lines[i])["text"].title()}) for i in held_out]
+    file.write_text("\n".join([*lines, *again, ""]))
     batches, identity = live_source(run, [store], 64)
     seen = []
     with pytest.raises(StoreError, match="the stream of documents ended after"):

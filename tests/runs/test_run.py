@@ -19,7 +19,7 @@ from papermill.cli import _resolve_type
 import mmlib_studies
 from mmlib import files
 from mmlib.activations import corpora, pretrained
-from mmlib.runs import plan
+from mmlib.runs import plan, results
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PRESETS
 from mmlib_studies import generalisation, replication, robustness, samples
@@ -194,7 +194,7 @@ def test_every_notebook_begins_its_run_first_and_refuses_parameters_that_it_does
     "parameters, message",
     [
         ({"sed": 1, "stepz": 3}, "unknown parameter sed, stepz: this notebook takes preset, seed"),
-        ({"layer": 99}, "layer 99: this model has 18 blocks, expected an integer from 0 to 17"),
+        ({"layer": 99}, "layer 99: expected an integer from 0 to 17"),
         ({"layer": 17}, "activations is missing: run notebooks/01_extract_activations.ipynb first"),
     ],
 )
@@ -293,9 +293,9 @@ def test_every_preset_is_consistent(name):
     ],
 )
 def test_rows_are_found_by_name_and_come_back(fields, rows, found):
-    keyed = runs.keyed(rows, *fields)
+    keyed = results.keyed(rows, *fields)
     assert {key: list(inner) for key, inner in keyed.items()} == found
-    assert runs.rows_of(keyed, *fields) == rows
+    assert results.rows_of(keyed, *fields) == rows
     assert "method" not in str(keyed), "a field that is a name on its own leaves the row"
 
 
@@ -308,17 +308,17 @@ def test_rows_are_found_by_name_and_come_back(fields, rows, found):
 )
 def test_rows_that_cannot_be_named_are_refused(rows, error, words):
     with pytest.raises(error, match=re.escape(words)):
-        runs.keyed(rows, "a")
+        results.keyed(rows, "a")
 
 
 def test_rows_of_one_key_are_refused_below_the_outermost_name_too():
     with pytest.raises(ValueError, match="two rows of x . 1: a, b do not tell them apart"):
-        runs.keyed([{"a": "x", "b": 1}, {"a": "x", "b": 1}], "a", "b")
+        results.keyed([{"a": "x", "b": 1}, {"a": "x", "b": 1}], "a", "b")
 
 
 def test_nothing_in_results_is_found_by_its_place():
     with pytest.raises(ValueError, match="scaling.json: more is a list of rows: name its key"):
-        runs.keyed_results("scaling", {"more": [{"a": 1}]})
+        results.keyed_results("scaling", {"more": [{"a": 1}]})
 
 
 def with_intervals(content):
@@ -333,9 +333,9 @@ def with_intervals(content):
 @pytest.mark.parametrize("name", FILES)
 def test_committed_results_are_keyed_and_fit_their_schema_intervals_and_source(name):
     content = files.read_json(FILES[name])
-    assert (runs.SCHEMA / f"{name}.schema.json").exists()
-    runs.check(name, content)
-    assert runs.keyed_results(name, content) == content
+    assert (results.SCHEMA / f"{name}.schema.json").exists()
+    results.check(name, content)
+    assert results.keyed_results(name, content) == content
     for row in with_intervals(content):
         assert row["ci95"][0] <= row["value"] <= row["ci95"][1]
     facts = content["provenance"]
@@ -348,12 +348,12 @@ def test_what_does_not_fit_a_schema_is_named_with_file_and_path():
     content["losses"]["flow_velocity"]["mean"]["value"] = "1.5"
     message = r"loss_comparison.json .* at losses.flow_velocity.mean.value: '1.5'"
     with pytest.raises(ValueError, match=message):
-        runs.check("loss_comparison", content)
+        results.check("loss_comparison", content)
     del content["losses"]["flow_velocity"]["mean"]["value"]
     with pytest.raises(ValueError, match="at losses.flow_velocity.mean: 'value' is a required"):
-        runs.check("loss_comparison", content)
+        results.check("loss_comparison", content)
     content = files.read_json(FILES["steering_study"])
-    runs.check("steering_study", content | {"strengths": tuple(content["strengths"])})
+    results.check("steering_study", content | {"strengths": tuple(content["strengths"])})
 
 
 @pytest.mark.parametrize("table", ["reductions", "reductions_common_subset"])
@@ -361,11 +361,11 @@ def test_what_is_undetermined_is_a_result_too(table):
     """As `Effects.reduction` gives it, where a baseline may have cost nothing."""
     content = copy.deepcopy(files.read_json(FILES["lm_loss"]))
     unknown = dict.fromkeys(("value", "ci95", "mean_reduction", "mean_ci95"))
-    for row in runs.rows_of(content[table], "method", "baseline", "sigmas"):
+    for row in results.rows_of(content[table], "method", "baseline", "sigmas"):
         place = content[table][row["method"]][row["baseline"]]
         for key in place:
             place[key] |= unknown | {"verdict": "undetermined", "mean_verdict": "undetermined"}
-    runs.check("lm_loss", content)
+    results.check("lm_loss", content)
 
 
 def test_every_file_that_a_notebook_writes_has_a_schema_and_its_cell():
@@ -373,7 +373,7 @@ def test_every_file_that_a_notebook_writes_has_a_schema_and_its_cell():
     for path in NOTEBOOKS:
         source = "".join(plan.code_of(path))
         found |= dict.fromkeys(re.findall(r'run\.write\(\s*"(\w+)"', source), path)
-    assert len(found) == 17 and set(found) <= set(runs.tables())
+    assert len(found) == 17 and set(found) <= set(results.tables())
     assert all(runs.cell_that_writes(name, path) for name, path in found.items())
     assert runs.cell_that_writes("recipes/one-trial", found["recipes"]) is None
 
@@ -397,7 +397,7 @@ OLD = {
 @pytest.fixture(scope="module")
 def migration():
     """The script that brought former results here, as a module."""
-    return SimpleNamespace(**runpy.run_path(str(runs.SCHEMA / "migrate.py")))
+    return SimpleNamespace(**runpy.run_path(str(results.SCHEMA / "migrate.py")))
 
 
 def test_a_migration_keeps_every_leaf(migration, capsys):
@@ -407,7 +407,7 @@ def test_a_migration_keeps_every_leaf(migration, capsys):
     assert fresh["losses"]["mlp"] == {"value": 1.1, "ci95": [1.0, 1.2]}
     assert fresh["reductions"]["o"]["mlp"]["mean"] == {"value": 0.1, "role": "paper"}
     assert "'equal': 9, 'keys': 5, 'added': 1" in capsys.readouterr().out.splitlines()[-1]
-    assert runs.keyed_results("replication", new["replication"]) == new["replication"]
+    assert results.keyed_results("replication", new["replication"]) == new["replication"]
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_a_migration_keeps_every_leaf(migration, capsys):
     ],
 )
 def test_a_leaf_that_a_migration_changed_or_lost_is_named(migration, change, words):
-    new = runs.keyed_results("scaling", OLD["scaling"])
+    new = results.keyed_results("scaling", OLD["scaling"])
     for name, row in change.pop("trials", {}).items():
         new["trials"][name].update(row)
     with pytest.raises(ValueError, match=words):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from mmlib.runs.run import keyed_results
+from mmlib.runs.results import keyed_results
 from mmlib_studies import claims, scaling
 from mmlib_studies.claims import as_table, in_words, ledger, losses
 from mmlib_studies.claims import scaling as of_scaling

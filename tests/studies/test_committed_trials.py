@@ -12,7 +12,7 @@ import pytest
 from mmlib.files import read_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import get_preset
-from mmlib.runs.run import rows_of
+from mmlib.runs.results import rows_of
 from mmlib.runs.sweep import Sweep, as_json
 from mmlib_studies import replication, robustness, scaling
 from mmlib_studies.recipes.plan import plan

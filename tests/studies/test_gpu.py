@@ -18,7 +18,7 @@ from mmlib.evaluation import losses
 from mmlib.files import read_json
 from mmlib.runs import run as runs
 from mmlib.runs.presets import PCA_K
-from mmlib.runs.run import keyed_results, rows_of
+from mmlib.runs.results import keyed_results, rows_of
 from mmlib.training.recipe import Recipe, Training
 from mmlib_studies import benchmarks
 from mmlib_studies import gpu as gpu_study

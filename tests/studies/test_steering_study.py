@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.runs.run import keyed_results
+from mmlib.runs.results import keyed_results
 from mmlib.runs.sweep import Sweep
 from mmlib_studies import figures
 from mmlib_studies.steering import grid as steering_study

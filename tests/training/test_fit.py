@@ -9,8 +9,9 @@ import mmlib
 from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.networks import MLPSize, UNetSize
 from mmlib.denoisers.sae import SAESize
-from mmlib.training import fit as fits
-from mmlib.training.fit import Budget, PCASize, row_batches, sized, split_rows, with_steps
+from mmlib.training import budget
+from mmlib.training.budget import Budget, PCASize, sized, with_steps
+from mmlib.training.fit import row_batches, split_rows
 from mmlib.training.recipe import Recipe, Training
 
 H, DOCUMENTS = activations()
@@ -128,6 +129,9 @@ SKIP = Recipe(MLPSize(), Training("flow_velocity", 2, 64, 1e-4), linear_skip=Tru
         ({"minutes": 0}, "minutes = 0: expected more than 0"),
         ({"steps": 5}, "has steps, this method has none"),
         ({"groups": ["a"] * 7}, "an id for each of 1,500 rows"),
+        ({"groups": np.ma.masked_less(np.arange(1500), 5)}, "groups has masked values"),
+        ({"h": np.ma.masked_less(H.numpy(), 0)}, "h has masked values"),
+        ({"h": list(np.ma.masked_less(H.numpy(), 0))}, "choose whole rows first, or fill them"),
         ({"h": H[:10]}, "9 rows for training and 1 for validation: expected at least 20 and 5"),
         ({"h": torch.randn(60, 60)}, "54 rows for training, of 60 dimensions"),
         ({"h": torch.randn(60, 60), "method": SKIP}, "a covariance needs more rows than"),
@@ -162,18 +166,18 @@ def test_sizes_follow_rows_and_width():
     mlp, gated = (sized(name, 10**6, 640) for name in ("mlp", "gated_mlp"))
     assert mlp.size == MLPSize() and mlp.training.steps == 800
     assert gated.size == MLPSize(layers=2, d_mlp=3840, gated_skip=True)
-    assert sized("mlp", 600, 8).training.steps == fits.FEWEST_STEPS
+    assert sized("mlp", 600, 8).training.steps == budget.FEWEST_STEPS
     assert with_steps(mlp, 7).training.steps == 7 and with_steps(sae, 7).steps == 7
 
 
 def test_a_mixture_too_large_for_the_memory_is_replaced_with_a_sentence(monkeypatch):
-    monkeypatch.setattr(fits, "free_memory", lambda: 64 * 10**9)
+    monkeypatch.setattr(budget, "free_memory", lambda: 64 * 10**9)
     plan = Budget(200_000, 2048, "cpu", flops=1e11)
     size, (remark,) = plan.within(sized("mixture", 200_000, 2048), None)
     assert size.components == (64, 128)
     assert "256 components with full covariances take 4.3 GB at d = 2,048" in remark
     assert "128 are fitted instead" in remark
-    monkeypatch.setattr(fits, "free_memory", lambda: 3 * 10**9)
+    monkeypatch.setattr(budget, "free_memory", lambda: 3 * 10**9)
     with pytest.raises(MemoryError, match="give fewer rows"):
         plan.within(MixtureSize((8,)), None)
     small = Budget(1000, 8, "cpu", flops=1e11)
@@ -182,7 +186,7 @@ def test_a_mixture_too_large_for_the_memory_is_replaced_with_a_sentence(monkeypa
 
 @pytest.mark.parametrize("method", ["mixture", "sae", "mlp"])
 def test_minutes_cut_the_work(method, monkeypatch):
-    monkeypatch.setattr(fits, "free_memory", lambda: 64 * 10**9)
+    monkeypatch.setattr(budget, "free_memory", lambda: 64 * 10**9)
     plan = Budget(200_000, 640, "cpu", flops=1e11)
     size = sized(method, 200_000, 640)
     assert plan.seconds(size) > 120
@@ -202,7 +206,7 @@ def test_memory_and_minutes_rise_with_the_work(monkeypatch):
         assert plan.seconds(small) < plan.seconds(large)
         assert plan.memory(small) <= plan.memory(large)
     unet = Recipe(UNetSize(), Training("ddpm_epsilon", 5, 8, 1e-3))
-    assert plan.seconds(unet) > 0 and fits.free_memory() > 0 and fits.speed("cpu") > 1e8
+    assert plan.seconds(unet) > 0 and budget.free_memory() > 0 and budget.speed("cpu") > 1e8
 
 
 def test_batches_depend_on_the_seed_and_the_step_alone():

@@ -45,7 +45,7 @@ def test_a_meta_model_that_does_not_fit_the_store_is_refused(run, store, tmp_pat
     with pytest.raises(StoreError, match="was fitted to documents other@1"):
         chosen_meta_model(run, str(tmp_path / "elsewhere"), store)
     saved(tmp_path / "deeper", store, 0, layers=(7,))
-    with pytest.raises(StoreError, match="layer 7 .* the store holds toy@1 layer 1"):
+    with pytest.raises(StoreError, match="layer 7 .* these activations are of toy@1 layer 1"):
         chosen_meta_model(run, str(tmp_path / "deeper"), store)
 
 

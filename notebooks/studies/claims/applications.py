@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mmlib.runs.run import rows_of
+from mmlib.runs.results import rows_of
 from mmlib_studies.claims.rules import (
     ARTEFACT,
     BY_CHANCE,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import product
 
 from mmlib.evaluation import claim as claimed
-from mmlib.runs.run import rows_of
+from mmlib.runs.results import rows_of
 from mmlib_studies.claims.rules import (
     ARTEFACT,
     EXCEEDED,
@@ -21,6 +21,7 @@ from mmlib_studies.claims.rules import (
     with_control,
 )
 
+SHORT = {"gated_mlp": "our recipe", "mixture": "a mixture of Gaussians"}
 ROBUSTNESS = (  # names of the levels of its reductions
     "group",
     "{corpus}-layer{layer}-seed{training_seed}",
@@ -80,8 +81,8 @@ def reducible(scaling: dict, comparison: dict) -> Measured:
     found = claimed.over_the_estimate(comparison, scaling)["rows"]
     rows = {row["method"]: {**row, "value": row["reduction"]} for row in found}
     note = ", ".join(
-        f"{claimed.SHORT[name]} {percent(rows[name]['value'], 1)}"
-        for name in ("gated_mlp", "mixture")
+        f"{SHORT[name]} {percent(rows[name]['value'], 1)}"
+        for name in SHORT
         if rows[name]["value"] is not None
     )
     measured = reduction(rows["mlp"], note and f"{note}; a choice of floor")

@@ -2,7 +2,7 @@
 exponent.
 """
 
-from mmlib.runs.run import rows_of
+from mmlib.runs.results import rows_of
 from mmlib_studies.claims.rules import INCOMPARABLE, NOT, REPRODUCED, UNDECIDED, Measured, percent
 
 # exponents among which the law of notebook 06 is sought (`mmlib_studies.scaling.ALPHAS`)

@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
-from mmlib.activations.corpora import NEWSGROUPS, Document, load_documents, review_sentences
+from mmlib.activations.corpora import NEWSGROUPS, Document, load_documents
+from mmlib.activations.labelled import review_sentences
 
 SENTIMENT = "sentiment"
 

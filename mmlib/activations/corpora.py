@@ -17,10 +17,12 @@ import numpy as np
 from mmlib.activations.generate import sample_token_ids
 from mmlib.activations.labelled import read_posts
 from mmlib.activations.lm import LanguageModel
+from mmlib.activations.packaged import read_passages
 from mmlib.files import whole_number
 
 WIKIPEDIA = "wikipedia"
 NEWSGROUPS = "newsgroups"
+PASSAGES = "passages"
 SELF = "self"
 WIKIPEDIA_FILE = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 SPLITS = ("train", "validation", "test")  # the order in which a store keeps them
@@ -68,7 +70,8 @@ def load_documents(
 
     Args:
         corpus: `"wikipedia"` (the sample inside gensim's wheel), `"newsgroups"` (the labelled posts
-            of 20 Newsgroups, fetched once), `"self"` (samples from `lm`), the path of a folder of
+            of 20 Newsgroups, fetched once), `"passages"` (paragraphs of 9,713 articles of
+            Wikipedia, fetched once), `"self"` (samples from `lm`), the path of a folder of
             `*.txt` or `*.md` files (one document each) or of one such file (a document for each
             paragraph, with an empty line between), or `"hf:NAME@CONFIG:SPLIT"` (a Hugging Face
             dataset with a `text` column, streamed).
@@ -194,11 +197,11 @@ def overlap(documents: Sequence[Document], splits: Sequence[str]) -> dict:
     texts = [folded(document.text) for document in documents]
     held_out = {split: set() for split in SPLITS[1:]}
     for text, split in zip(texts, splits):
-        held_out.get(split, set()).update(_ngrams(text))
+        held_out.get(split, set()).update(ngrams(text))
     sought, seen = set().union(*held_out.values()), set()
     for text, split in zip(texts, splits):
         if split == "train":
-            seen |= sought.intersection(_ngrams(text))
+            seen |= sought.intersection(ngrams(text))
     shares = {x: len(found & seen) / len(found) if found else None for x, found in held_out.items()}
     return {"copies": len(texts) - len(set(texts)), **shares}
 
@@ -214,7 +217,7 @@ def told(found: dict) -> str:
     )
 
 
-def _ngrams(text: str) -> Iterator[int]:
+def ngrams(text: str) -> Iterator[int]:
     """Hashes of the runs of 13 words; within one process alone."""
     words = text.split()
     return (hash(tuple(words[i : i + NGRAM])) for i in range(len(words) - NGRAM + 1))
@@ -235,13 +238,15 @@ def _source(corpus: str, cache: Path | None) -> Iterator[Document]:
         return _wikipedia()
     if corpus == NEWSGROUPS:
         return (Document(*post) for post in read_posts(*_needed(corpus, cache=cache)))
+    if corpus == PASSAGES:
+        return (Document(*article) for article in read_passages(*_needed(corpus, cache=cache)))
     if is_stream(corpus):
         return _hugging_face(corpus.removeprefix("hf:"))
     if Path(corpus).exists():
         return _text_files(Path(corpus))
     raise ValueError(
-        f"unknown corpus {corpus!r}: expected {WIKIPEDIA!r}, {NEWSGROUPS!r}, {SELF!r}, "
-        "the path of a text file or folder, or 'hf:NAME@CONFIG:SPLIT'"
+        f"unknown corpus {corpus!r}: expected {WIKIPEDIA!r}, {NEWSGROUPS!r}, {PASSAGES!r}, "
+        f"{SELF!r}, the path of a text file or folder, or 'hf:NAME@CONFIG:SPLIT'"
     )
 
 

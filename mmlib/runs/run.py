@@ -33,7 +33,13 @@ PUBLISHED = "default"  # the preset whose results/ and figures/ are in git
 # Set: the default run works on results/ and figures/ themselves.
 PUBLISHING = bool(os.environ.get("MMLIB_PUBLISHED"))
 
-NAMES = ("gemma3-270m", "wikipedia", "newsgroups", "self")  # of models and corpora: no paths
+NAMES = (
+    "gemma3-270m",
+    "wikipedia",
+    "newsgroups",
+    "passages",
+    "self",
+)  # of models and corpora: no paths
 NOT_TEXT = r"[-+]?[\d_.]+(e[-+]?\d+)?|[-+]?(inf|infinity|nan)|true|false|none"  # for papermill's -p
 
 

@@ -19,5 +19,6 @@ OPTIONAL = {  # of applications and studies, which `make reproduce` does not run
     "robustness": "23_robustness",
     "replication": "24_replication",
     "steering_study": "25_steering_study",
+    "best_model": "26_best_model",
 }
 NOTEBOOKS = MAIN_LINE | OPTIONAL

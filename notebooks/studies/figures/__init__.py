@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from mmlib_studies.figures.best import best_model
 from mmlib_studies.figures.fronts import steering, steering_study
 from mmlib_studies.figures.generality import robustness, scaling
 from mmlib_studies.figures.losses import floors, loss_by_noise, reductions
@@ -57,6 +58,7 @@ _DRAWN_OF = {  # results → the figures that need nothing else
     "probing": (probing, unit_contexts, clamping),
     "steering": (steering,),
     "steering_study": (steering_study,),
+    "best_model": (best_model,),
 }
 _BESIDE = {reductions: ("replication",), floors: ("scaling",)}
 FIGURES = {

@@ -7,18 +7,26 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-TEXT_WIDTH = 7.0  # inches, two columns of a paper
+TEXT_WIDTH = 6.75  # inches, two columns of a paper
 
-# Okabe and Ito's palette, told apart by all kinds of colour vision
+SMALLEST = 7  # points: the least type that is read at that width
+
+# Okabe and Ito's palette, told apart by all kinds of colour vision, and more for variants: methods
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+BLUE, RED, PURPLE, BROWN = "#0072B2", "#D55E00", "#CC79A7", "#7A5C00"
+DARK_GREEN = "#00513B"
+
+# what is no method: losses, texts, solvers, data. No method has one of these colours
+INDIGO, OLIVE, WINE = "#332288", "#999933", "#882255"
 
 LABELS = {
     "mean": "mean only",
@@ -51,24 +59,26 @@ LABELS = {
 
 LINES = {  # colour and dashes: told apart in grey too
     "mean": (BLACK, (1, 1)),
-    "pca_k64": (ORANGE, (4, 1.5)),
+    "pca_k64": (BROWN, (4, 1.5)),
     "gaussian": (BLUE, (6, 1.5)),
     "mixture": (SKY, (4, 1, 1, 1)),
     "sae_naive": (GREEN, (1, 1)),
     "sae": (GREEN, (4, 1.5)),
-    "sae_gaussian": ("0.55", (2, 1)),
+    "sae_gaussian": (DARK_GREEN, (2, 1)),
     "denoising_sae": (GREEN, ()),
     "unet": (PURPLE, ()),
     "mlp": (ORANGE, ()),
     "gated_mlp": (RED, ()),
-    "pca_k64_naive": (ORANGE, (1, 1)),
-    "pca_k64_mixed": ("0.5", (6, 1.5)),
-    "ppca_k64": (SKY, (1, 1)),
+    "pca_k64_naive": (BROWN, (1, 1)),
+    "pca_k64_mixed": (BROWN, (6, 1.5)),
+    "ppca_k64": (BROWN, (4, 1, 1, 1)),
 }
+
+NAIVE = ("pca_k64", "pca_k64_naive", "sae_naive")  # fed or naive: every network beats them
 
 OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
 
-MARKERS = {"flow_velocity": "o", "ddpm_epsilon": "s"}
+LOSSES = {"flow_velocity": (INDIGO, "o"), "ddpm_epsilon": (OLIVE, "s")}  # colour and marker
 
 
 def named(label: str, meta_model: str | None) -> str:
@@ -96,6 +106,7 @@ def set_style() -> None:
             "figure.dpi": 110,
             "savefig.dpi": 200,
             "savefig.bbox": "tight",
+            "savefig.pad_inches": 0.03,
             "pdf.fonttype": 42,
             "figure.constrained_layout.use": True,
         }
@@ -186,6 +197,45 @@ def curve(
             ax.plot(x, end, color=colour, marker="_", ms=caps, ls="")
 
 
+def heat_map(
+    ax: Axes, values: ArrayLike, texts: Sequence[Sequence[str]], low: float, high: float
+) -> AxesImage:
+    """A map of values with a text in each cell, white where the cell is dark.
+
+    Where the scale has both signs, 0 is white and equal sizes are equally dark.
+
+    Args:
+        values: (rows, columns). texts: as many, in the same order.
+        low, high: ends of the scale of colours, which maps side by side share.
+
+    Returns:
+        What a colour bar is drawn of.
+    """
+    if low < 0 < high:
+        low, high = -max(-low, high), max(-low, high)
+        colours = colormaps["PuOr"]  # told apart by all kinds of colour vision
+    else:
+        colours = colormaps["cividis"]
+    image = ax.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        ink = "white" if _luminance(image.to_rgba(value)) < 0.4 else BLACK
+        style = {"ha": "center", "va": "center", "fontsize": SMALLEST, "linespacing": 1.3}
+        ax.text(j, i, texts[i][j], color=ink, **style)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return image
+
+
+def _luminance(colour: Sequence[float]) -> float:
+    """How light red, green and blue are together, 0 to 1."""
+    return float(np.dot(colour[:3], (0.299, 0.587, 0.114)))
+
+
+def shades(colour: str, n: int) -> list:
+    """n shades of a colour, for the steps of one quantity: from light to the colour itself."""
+    return sns.light_palette(colour, n + 2)[2:]
+
+
 def shaded_text(
     ax: Axes, text: str, x: float, y: float, width: float, height: float, *, shade: dict, **type_
 ) -> None:
@@ -205,6 +255,15 @@ def percent_axis(axis: Axis, symbol: str = " %") -> None:
     axis.set_major_formatter(PercentFormatter(1, symbol=symbol))
 
 
+def rate_axis(ax: Axes, rates: Sequence[float]) -> None:
+    """A logarithmic axis of learning rates whose ticks are powers of 2 times 10⁻³."""
+    low, high = np.log2(1000 * min(rates)), np.log2(1000 * max(rates))
+    ticks = 2.0 ** np.arange(np.floor(low + 0.01), np.ceil(high - 0.01) + 1)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks / 1000, labels=[f"{tick:g}" for tick in ticks])
+    ax.set_xlabel("peak learning rate (10⁻³)")
+
+
 def height_axis(ax: Axes, labels: Sequence[str], margin: float = 0.5, rising: bool = False) -> None:
     """A label at each height 0, 1, … of a forest's points: the first on top, or below if rising.
 
@@ -217,7 +276,7 @@ def height_axis(ax: Axes, labels: Sequence[str], margin: float = 0.5, rising: bo
 
 def note(ax: Axes, text: str, at: tuple, offset: tuple[float, float] = (0, 0), **style) -> None:
     """A few words at a point of the data, `offset` points away from it."""
-    style = {"xytext": offset, "textcoords": "offset points", "fontsize": 7, **style}
+    style = {"xytext": offset, "textcoords": "offset points", "fontsize": SMALLEST, **style}
     ax.annotate(text, at, **style)
 
 

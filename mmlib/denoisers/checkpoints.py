@@ -309,6 +309,8 @@ def load_network(kind: type[nn.Module], folder: Path) -> nn.Module:
     network = kind.from_config(kind.load_config(folder)).eval()
     path = folder / "diffusion_pytorch_model.safetensors"
     fill(network, read_weights(path), path)
+    if hasattr(network, "load_base"):  # what it stands on has a file of its own
+        network.load_base(folder)
     return network
 
 

@@ -25,9 +25,10 @@ from mmlib.denoisers.checkpoints import (
 )
 from mmlib.denoisers.networks import DENOISERS, LinearSkip, count_parameters
 from mmlib.denoisers.noise import LogLikelihood, log_likelihood, noise_process, smoothed
+from mmlib.denoisers.residual import MixtureResidual
 from mmlib.files import read_sealed, write_sealed
 
-NETWORKS = {**DENOISERS, "LinearSkip": LinearSkip}
+NETWORKS = {**DENOISERS, "LinearSkip": LinearSkip, "MixtureResidual": MixtureResidual}
 
 
 class MetaModel:

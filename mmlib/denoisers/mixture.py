@@ -19,7 +19,7 @@ component's n_k tokens, as if ν more had been seen (a conjugate prior, as in Fr
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -193,36 +193,58 @@ def full_gaussian(mean_d: Tensor, basis_dd: Tensor, eigenvalues_d: Tensor) -> Ga
 
 @dataclass(frozen=True)
 class ClusterMoments:
-    """Counts, means and scatter matrices of clusters, none of them empty."""
+    """Counts, means and scatter matrices of clusters."""
 
     count_k: Tensor
     mean_kd: Tensor
     scatter_kdd: Tensor  # Σ (z − μ_k)(z − μ_k)ᵀ
 
     @classmethod
-    def of(cls, z_nd: Tensor, label_n: Tensor) -> "ClusterMoments":
-        """Of activations by their cluster's number. Numbers that none has are passed over."""
-        counts, means, scatters = [], [], []
-        for label in label_n.unique():
-            part_nd = z_nd[label_n == label]
-            means.append(part_nd.mean(0))
-            centred_nd = part_nd - means[-1]
-            scatters.append(centred_nd.T @ centred_nd)
-            counts.append(len(part_nd))
-        return cls(torch.tensor(counts), torch.stack(means), torch.stack(scatters))
+    def of(cls, z_nd: Tensor, label_n: Tensor, k: int | None = None) -> "ClusterMoments":
+        """Of activations by their cluster's number.
+
+        Args:
+            k: the number of clusters, of which some may be empty; None: those there are.
+        """
+        labels = label_n.unique().tolist() if k is None else range(k)
+        moments = [cls._of_one(z_nd[label_n == label]) for label in labels]
+        return cls(*(torch.stack(one) for one in zip(*moments)))
+
+    @staticmethod
+    def _of_one(z_nd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean_d = z_nd.mean(0) if len(z_nd) else z_nd.new_zeros(z_nd.shape[1])
+        centred_nd = z_nd - mean_d
+        return torch.tensor(len(z_nd)), mean_d, centred_nd.T @ centred_nd
+
+    @classmethod
+    def merged(cls, parts: Sequence["ClusterMoments"]) -> "ClusterMoments":
+        """Of all rows that the parts are of; all have the same clusters (Chan et al. 1979)."""
+        count_k = sum(part.count_k for part in parts)
+        sum_kd = sum(part.count_k[:, None] * part.mean_kd for part in parts)
+        mean_kd = sum_kd / count_k.clamp(min=1)[:, None]
+        scatter_kdd = torch.zeros_like(parts[0].scatter_kdd)
+        for part in parts:
+            apart_kd = part.mean_kd - mean_kd
+            weighed_kd = part.count_k[:, None] * apart_kd
+            scatter_kdd += part.scatter_kdd
+            scatter_kdd.baddbmm_(weighed_kd[:, :, None], apart_kd[:, None])
+        return cls(count_k, mean_kd, scatter_kdd)
 
     def mixture(self, prior: float) -> GaussianMixtureDenoiser:
         """A Gaussian for each, its covariance drawn towards that within clusters as if `prior` (ν)
-        tokens more had been seen.
+        tokens more had been seen. An empty cluster has weight 0.
         """
-        n, components = self.count_k.sum(), []
-        within_dd = self.scatter_kdd.sum(0) / n
-        for count, mean_d, scatter_dd in zip(self.count_k, self.mean_kd, self.scatter_kdd):
-            covariance_dd = (scatter_dd + prior * within_dd) / (count + prior)
+        n, within_dd = self.count_k.sum(), self.scatter_kdd.sum(0) / self.count_k.sum()
+
+        def component(k: int) -> GaussianDenoiser:
+            count = self.count_k[k]
+            covariance_dd = (self.scatter_kdd[k] + prior * within_dd) / (count + prior)
             eigenvalues_d, basis_dd = torch.linalg.eigh(covariance_dd)
             eigenvalues_d = eigenvalues_d.clamp(min=LEAST_VARIANCE)
-            components.append(full_gaussian(mean_d, basis_dd.contiguous(), eigenvalues_d))
-        return GaussianMixtureDenoiser((self.count_k / n).log(), tuple(components))
+            return full_gaussian(self.mean_kd[k], basis_dd.contiguous(), eigenvalues_d)
+
+        components = tuple(component(k) for k in range(len(self.count_k)))
+        return GaussianMixtureDenoiser((self.count_k / n).log(), components)
 
 
 def fit_mixture(
@@ -272,7 +294,7 @@ def fit_mixture(
     trials = len(size.components) * len(size.priors) + size.em_steps
     with tqdm(total=trials, desc="fitting the mixture", unit="trial") as bar:
         for k in size.components:
-            moments = ClusterMoments.of(z_train_nd, _clusters(z_train_nd, k, seed))
+            moments = ClusterMoments.of(z_train_nd, clusters(z_train_nd, k, seed))
             for prior in size.priors:
                 tried(moments, prior, 0)
         _, last, prior = best
@@ -283,7 +305,7 @@ def fit_mixture(
     return replace(best[1], train_seconds=seconds, train_activations=len(z_train_nd)), outcomes
 
 
-def _clusters(z_nd: Tensor, k: int, seed: int) -> Tensor:
+def clusters(z_nd: Tensor, k: int, seed: int) -> Tensor:
     """The number of each activation's cluster, (n,)."""
     kmeans = MiniBatchKMeans(
         k, batch_size=KMEANS_BATCH, max_iter=30, n_init=3, reassignment_ratio=0, random_state=seed

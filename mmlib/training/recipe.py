@@ -26,6 +26,7 @@ from mmlib.denoisers.networks import (
     UNetDenoiser,
     UNetSize,
 )
+from mmlib.denoisers.residual import MixtureResidual, ResidualSize
 
 DECAYS = {
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
@@ -87,7 +88,7 @@ class Training:
                 raise ValueError(f"{name} {value!r}: expected one of {', '.join(allowed)}")
 
 
-Size = MLPSize | UNetSize | SparseSize
+Size = MLPSize | UNetSize | SparseSize | ResidualSize
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,9 @@ def network_of(size: Size, d: int, layers: int | None = None) -> nn.Module:
     if isinstance(size, MLPSize):
         widths = (size.d_model, size.d_mlp)
         return MLPDenoiser(d, *widths, size.layers, layers, gated_skip=size.gated_skip)
+    if isinstance(size, ResidualSize):
+        widths = (size.d_model, size.d_mlp, size.layers)
+        return MixtureResidual(d, size.components, *widths, size.gated, size.reads_mixture)
     if isinstance(size, SparseSize):
         return SparseDenoiser(d, size.latents, size.k, size.level_gain)
     order = size.order and list(size.order)

@@ -6,15 +6,12 @@ import subprocess
 import sys
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from mmlib.plots import BLACK, set_style
+from mmlib.plots import SMALLEST, TEXT_WIDTH, set_style
 from mmlib.runs.run import ROOT
 from mmlib_studies import figures
-from mmlib_studies.figures.generality import heat_map
-from mmlib_studies.figures.networks import rate_axis
 from mmlib_studies.figures.ood import COLUMNS, passage_lines
 
 
@@ -73,6 +70,23 @@ def test_the_gallery_shows_every_figure_once_with_the_notebook_of_its_results():
     }
 
 
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_every_figure_fits_the_page_in_a_type_that_is_read_there(name):
+    figure = figures.draw(name, read)
+    sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text().strip()]
+    assert min(sizes) >= SMALLEST
+    image = (ROOT / "figures" / f"{name}.png").read_bytes()
+    width = int.from_bytes(image[16:20]) / plt.rcParams["savefig.dpi"]  # of the header, in pixels
+    assert width <= 1.02 * TEXT_WIDTH
+
+
+def test_every_line_of_a_legend_is_drawn():
+    figure = figures.draw("unet_recipes", read)
+    (legend,) = figure.legends
+    drawn = {line.get_label() for ax in figure.axes for line in ax.lines if len(line.get_xdata())}
+    assert {text.get_text() for text in legend.get_texts()} <= drawn
+
+
 @pytest.mark.parametrize("name", ["baselines", "unet_recipes", "gpu"])
 def test_a_figure_is_drawn_by_its_name(name):
     assert len(figures.draw(name, read).axes) >= 2
@@ -119,19 +133,3 @@ def test_lines_of_a_passage_end_at_the_margin_and_with_a_segment():
         ("", [(3, 0, "d")]),
         ("two", [(4, 0, "e")]),
     ]
-
-
-def test_a_cell_of_a_map_has_its_text_in_an_ink_that_is_seen():
-    _, ax = plt.subplots()
-    image = heat_map(ax, np.array([[0.0, 1.0]]), [["low", "high"]], 0, 1)
-    found = {text.get_text(): text for text in ax.texts}
-    assert found["low"].get_position() == (0, 0) and found["high"].get_position() == (1, 0)
-    assert (found["low"].get_color(), found["high"].get_color()) == ("white", BLACK)
-    assert image.get_clim() == (0, 1)
-
-
-def test_ticks_of_learning_rates_are_powers_of_2_that_hold_them():
-    _, ax = plt.subplots()
-    rate_axis(ax, [0.0005, 0.004, 0.003])
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["0.5", "1", "2", "4"]
-    assert ax.get_xticks().tolist() == [0.0005, 0.001, 0.002, 0.004]

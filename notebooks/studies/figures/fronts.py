@@ -9,14 +9,16 @@ from mmlib import plots
 _EDIT_LINES = {  # colour and dashes of an edit or of the method that repairs it
     "additive": (plots.BLACK, ()),
     "norm_kept": ("0.5", (4, 1.5)),
-    "pca_k256": (plots.ORANGE, (4, 1.5)),
+    "pca_k256": (plots.BROWN, (4, 1.5)),
     "sae_clean": (plots.GREEN, (1, 1)),
     "gaussian": plots.LINES["gaussian"],
     "mixture": plots.LINES["mixture"],
-    "gated_mlp": (plots.PURPLE, (4, 1, 1, 1)),
+    "gated_mlp": (plots.RED, (4, 1, 1, 1)),
     "sdedit": (plots.RED, ()),
-    "sdedit_dpm": (plots.SKY, (1, 1)),
+    "sdedit_dpm": (plots.RED, (1, 1)),
 }
+
+_IN_FRONTS = ("additive", "sae_clean", "mixture", "sdedit")  # more cannot be told apart there
 
 _LABELS = plots.LABELS | {
     "gated_mlp": "gated MLP, one step",
@@ -74,14 +76,14 @@ def steering(result: dict) -> Figure:
     names = [name for name in paths if name != "sdedit_dpm"]
     for name, marker in zip(names, "os^DvPX<>"):
         style = dict(zip(("colour", "dashes"), _EDIT_LINES[name]), marker=marker, ms=4, lw=1.1)
-        _path(fronts, paths[name], plots.named(_LABELS[name], meta_model), **style)
-        _left(left, [row for row in geometry[name] if row["strength"] > 0], **style)
+        if name in _IN_FRONTS:
+            _path(fronts, paths[name], **style)
+            for row in paths[name]:
+                _cross(fronts, row, style["colour"])
+        label = plots.named(_LABELS[name], meta_model)
+        _left(left, [row for row in geometry[name] if row["strength"] > 0], label=label, **style)
         if name == "additive":
             _strengths(fronts, paths[name], strongest)
-    for name, path in paths.items():
-        for row in path:
-            if row["strength"] == strongest or name in ("additive", "sdedit"):
-                _cross(fronts, row, _EDIT_LINES[name][0])
     _origin(fronts)
     fronts.set(title=f"{_concept(concept)}, and its cost", ylabel="cost (nats per token)")
     fronts.set(xlabel=_measure(concept))
@@ -89,9 +91,9 @@ def steering(result: dict) -> Figure:
     _areas(areas, [row for row in to_addition if row["sigma"] in sigmas], meta_model)
     left.axhline(1, color="0.8", lw=0.7, zorder=0)
     left.set(title="what is left of the edit", xlabel="strength (class differences)")
+    left.set(xticks=result["strengths"])
     left.set(ylabel="share left along its direction", ylim=(min(0, left.get_ylim()[0]), None))
-    signs = _signs(f"95 % intervals, at × {strongest:g}\n(plain addition, SDEdit: at all)")
-    handles = [*fronts.get_legend_handles_labels()[0], *signs]
+    handles = [*left.get_legend_handles_labels()[0], *_signs("95 % intervals")]
     plots.legend_below(figure, 4, handles, handlelength=2.8, columnspacing=1.6)
     return figure
 
@@ -102,12 +104,13 @@ def _by_intervention(edits: dict[str, dict], sigmas: tuple) -> dict[str, list[di
     return {row[0]["intervention"]: row for row in rows if row[0]["sigma"] in sigmas}
 
 
-def _path(ax: Axes, rows: list[dict], label: str, *, colour: str, **style) -> Line2D:
+def _path(ax: Axes, rows: list[dict], *, colour: str, **style) -> Line2D:
     """Change against cost by strength, from the repair alone or from no steering, hollow."""
     start = [] if rows[0]["strength"] == 0 else [0]
     changes, costs = ([*start, *values] for values in plots.columns(rows, "change", "cost"))
-    (line,) = ax.plot(changes, costs, color=colour, label=label, **style)
-    ax.plot(changes[:1], costs[:1], color=colour, **style | {"mfc": "white", "ls": ""})
+    (line,) = ax.plot(changes, costs, color=colour, **style)
+    start = style | {"mfc": "white", "ls": "", "label": None}
+    ax.plot(changes[:1], costs[:1], color=colour, **start)
     return line
 
 
@@ -120,7 +123,7 @@ def _strengths(ax: Axes, rows: list[dict], strongest: float) -> None:
     for row in rows:
         last = row["strength"] == strongest  # to the left, where no interval is in the way
         offset, place = ((-5, 3), ("right", "bottom")) if last else ((5, -2), ("left", "top"))
-        style = dict(zip(("ha", "va"), place), fontsize=6.5)
+        style = dict(zip(("ha", "va"), place))
         plots.note(ax, f"× {row['strength']:g}", (row["change"], row["cost"]), offset, **style)
 
 
@@ -148,14 +151,14 @@ def _signs(intervals: str) -> list[Line2D]:
 def _areas(ax: Axes, rows: list[dict], meta_model: str) -> None:
     for y, row in enumerate(rows):
         if row["area"] is None:
-            style = {"ha": "center", "va": "center", "fontsize": 6.5}
+            style = {"ha": "center", "va": "center"}
             plots.note(ax, "no common level", (0.5, y), xycoords=ax.get_yaxis_transform(), **style)
         else:
             colour = _EDIT_LINES[row["intervention"]][0]
             plots.forest(ax, row["area"], y, row["ci95"], colour=colour, size=4)
     ax.axvline(0, color=plots.BLACK, lw=0.8, zorder=0)
     ax.set(title="area to plain addition")
-    ax.set(xlabel="nats per token × measure\n(< 0: cheaper than it)")
+    ax.set(xlabel="nats per token × measure\n(below 0: cheaper)")
     plots.height_axis(ax, [plots.named(_SHORT[row["intervention"]], meta_model) for row in rows])
 
 
@@ -163,10 +166,10 @@ _STUDY_LINES = {  # intervention and rank of its σ, from the largest → colour
     ("additive", 0): (plots.BLACK, (), "o"),
     ("sae_clean", 0): (plots.GREEN, (1, 1), "^"),
     ("mixture", 0): (plots.SKY, (4, 1, 1, 1), "D"),
-    ("sdedit", 0): (plots.RED, (), "s"),
-    ("sdedit", 1): (plots.ORANGE, (4, 1.5), "v"),
-    ("sdedit", 2): (plots.PURPLE, (1, 1), "P"),
-    ("sdedit_mixture", 0): (plots.BLUE, (6, 1.5), "X"),
+    ("sdedit", 0): (plots.shades(plots.RED, 3)[2], (), "s"),
+    ("sdedit", 1): (plots.shades(plots.RED, 3)[1], (4, 1.5), "v"),
+    ("sdedit", 2): (plots.shades(plots.RED, 3)[0], (1, 1), "P"),
+    ("sdedit_mixture", 0): (plots.SKY, (), "X"),
 }
 
 
@@ -200,6 +203,6 @@ def _fronts(ax: Axes, edits: dict, sigmas: list[float], meta_model: str) -> dict
             label = plots.named(_LABELS[name], meta_model)
             label += "" if sigma is None else f", σ = {sigma:g}"
             look = dict(zip(("colour", "dashes", "marker"), style), ms=3.5, lw=1)
-            handles[label] = _path(ax, rows, label, **look)
+            handles[label] = _path(ax, rows, label=label, **look)
             _cross(ax, rows[-1], style[0])
     return handles

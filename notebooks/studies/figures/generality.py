@@ -1,13 +1,11 @@
 """Figures of other amounts of compute, layers and texts: notebooks 06 and 23."""
 
-from collections.abc import Iterator, Sequence
+import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.image import AxesImage
-from numpy.typing import ArrayLike
 
 from mmlib import plots
 
@@ -17,11 +15,11 @@ def scaling(result: dict) -> Figure:
     figure, ax = plots.panels(1, 1, 3.4)
     trials, reach = result["trials"], result["extrapolation"]
     widths = sorted({trial["d_model"] for trial in trials.values()})
-    hues = (plots.SKY, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.RED, plots.BLUE, plots.BLACK)
-    for width, colour, marker in zip(widths, hues, "vD^so<>"):
+    looks = zip(plots.shades(plots.INDIGO, len(widths)), itertools.cycle("vD^so<>"))
+    for width, (colour, marker) in zip(widths, looks):
         mine = [trial for trial in trials.values() if trial["d_model"] == width]
         mine.sort(key=lambda trial: trial["compute"])
-        label = f"width {width}, {mine[0]['parameters'] / 1e6:.2g} M"
+        label = f"width {width}, {mine[0]['parameters'] / 1e6:.2g} M parameters"
         style = {"color": colour, "marker": marker, "ms": 4, "lw": 0.8}
         ax.plot(*plots.columns(mine, "compute", "loss"), label=label, **style)
     best = [trial for name, trial in trials.items() if name in result["envelope"]]
@@ -63,31 +61,16 @@ _TEXTS = {
     "wikipedia": "Wikipedia",
 }
 
-# groups of rows that the two maps show, or that a sentence tells
-_IN_THE_GRID = ("layers", "texts", "layers and texts", "seeds")
+_SHOWN = ("gated_mlp", "mlp", "denoising_sae", "sae", "mixture")  # groups, a row each
 
 
 def robustness(result: dict) -> Figure:
-    """Reductions by layer and text over two baselines, then others, also without outliers."""
-    rows = list(_over_the_gaussian(result["reductions"]))
-    labels = list(dict.fromkeys((row["group"], row["label"]) for row in rows))
-    figure = plt.figure(figsize=(plots.TEXT_WIDTH, 3.0 + 0.24 * len(labels)))
-    top, bottom = figure.subfigures(2, 1, height_ratios=(2.2, 0.8 + 0.24 * len(labels)))
+    """A small MLP by layer and text, and all methods by text, over two baselines each."""
+    figure = plt.figure(figsize=(plots.TEXT_WIDTH, 4.9))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(2.1, 2.8))
     _layers_and_texts(top, result["grid"])
-    _further_rows(bottom, rows, labels, result["claim"])
+    _by_text(bottom, result)
     return figure
-
-
-def _over_the_gaussian(reductions: dict[str, dict]) -> Iterator[dict]:
-    """Rows of the lower panel, with the names under which they stand."""
-    for group in (group for group in reductions if group not in _IN_THE_GRID):
-        for cell in reductions[group].values():
-            for objective, by_tokens in cell.items():
-                for tokens, by_method in by_tokens.items():
-                    for found in by_method.values():
-                        if "gaussian" in found:
-                            names = {"group": group, "objective": objective, "tokens": tokens}
-                            yield names | found["gaussian"]
 
 
 def _layers_and_texts(figure: SubFigure, grid: dict[str, dict]) -> None:
@@ -102,7 +85,7 @@ def _layers_and_texts(figure: SubFigure, grid: dict[str, dict]) -> None:
     low, high = np.min(list(values.values())), np.max(list(values.values()))
     for ax, (key, title) in zip(figure.subplots(1, 2, sharey=True), titles.items()):
         words = [[_in_words(cell) for cell in row] for row in cells[key]]
-        image = heat_map(ax, values[key], words, low, high)
+        image = plots.heat_map(ax, values[key], words, low, high)
         ax.set(xticks=range(len(texts)), xticklabels=[_TEXTS.get(text, text) for text in texts])
         ax.set(yticks=range(len(layers)), yticklabels=[f"layer {layer}" for layer in layers])
         ax.set(title=title)
@@ -112,70 +95,45 @@ def _layers_and_texts(figure: SubFigure, grid: dict[str, dict]) -> None:
     bar.outline.set_visible(False)
 
 
-def heat_map(
-    ax: Axes, values: ArrayLike, texts: Sequence[Sequence[str]], low: float, high: float
-) -> AxesImage:
-    """A map of values with a text in each cell, white where the cell is dark.
-
-    Args:
-        values: (rows, columns). texts: as many, in the same order.
-        low, high: ends of the scale of colours, which maps side by side share.
-
-    Returns:
-        What a colour bar is drawn of.
-    """
-    image = ax.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
-    for (i, j), value in np.ndenumerate(values):
-        ink = "white" if value < (low + high) / 2 else plots.BLACK
-        style = {"ha": "center", "va": "center", "fontsize": 7, "linespacing": 1.3}
-        ax.text(j, i, texts[i][j], color=ink, **style)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    return image
-
-
 def _in_words(cell: dict) -> str:
     shares = (cell["reduction"], *cell["ci95"])
     value, low, high = (plots.percent(share, "+.1f") for share in shares)
     return f"{value} %\n[{low}, {high}]"
 
 
-_SIDES = {"flow_velocity": (-1, plots.BLUE), "ddpm_epsilon": (1, plots.RED)}  # of a row's height
+_MARKS = (  # of a text: colour, marker, how far from the row's height
+    (plots.INDIGO, "o", -0.2),
+    (plots.OLIVE, "s", 0.0),
+    (plots.WINE, "^", 0.2),
+)
 
 
-def _further_rows(
-    figure: SubFigure, rows: list[dict], labels: list[tuple[str, str]], claim: float
-) -> None:
-    ax = figure.subplots()
-    for row in rows:
-        side, colour = _SIDES[row["objective"]]
-        style = {"colour": colour, "marker": plots.MARKERS[row["objective"]]}
-        y = labels.index((row["group"], row["label"])) + 0.14 * side
-        if row["tokens"] == "all":
-            plots.forest(ax, row["value"], y, row["ci95"], **style)
-        else:
-            plots.forest(ax, row["value"], y + 0.16 * side, size=3, mfc="white", **style)
-    for i in range(1, len(labels)):
-        if labels[i][0] != labels[i - 1][0]:
-            ax.axhline(i - 0.5, color="0.8", lw=0.6)
-    ax.axvline(0, color=plots.BLACK, lw=0.8)
-    ax.axvline(claim, color=plots.BLACK, lw=1, ls="--")
-    plots.note(ax, f"claimed {100 * claim:.0f} %", (claim, -0.5), (-3, -2), ha="right", va="top")
-    ax.set(xlabel="reduction of the loss over the full Gaussian of the same training documents")
-    plots.height_axis(ax, [_said(label) for _, label in labels])
-    plots.percent_axis(ax.xaxis)
+def _by_text(figure: SubFigure, result: dict) -> None:
+    """Velocity reductions of every method by text: over the Gaussian, and over the mixture."""
+    found, marks = result["reductions"], dict(zip(result["grid"], _MARKS))
+    rows = [(plots.LABELS[name], found.get(name, {}), name) for name in _SHOWN]
+    for name, label in (("small_mlp", "small MLP"), ("mixture", "mixture")):
+        rows.append((f"{label}, whitened", found.get("coordinates", {}), name))
+    axes = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1.2, 1)})
+    for ax, baseline in zip(axes, ("gaussian", "mixture")):
+        for y, (_, cells, method) in enumerate(rows):
+            for cell, losses in cells.items():
+                row = losses["flow_velocity"]["all"].get(method, {}).get(baseline)
+                if row is not None:
+                    colour, marker, shift = marks[cell.rsplit("-", 2)[0]]
+                    style = {"colour": colour, "marker": marker, "size": 4}
+                    plots.forest(ax, row["value"], y + shift, row["ci95"], **style)
+        ax.axhline(len(_SHOWN) - 0.5, color="0.8", lw=0.6)
+        ax.axvline(0, color=plots.BLACK, lw=0.8)
+        ax.set(title=f"over the {plots.LABELS[baseline]}", xlabel="reduction of the velocity loss")
+        plots.height_axis(ax, [label for label, _, _ in rows])
+        plots.percent_axis(ax.xaxis)
+        ax.locator_params(axis="x", nbins=4)
+    claim, style = result["claim"], {"ha": "right", "va": "top"}
+    axes[0].axvline(claim, color=plots.BLACK, lw=1, ls="--")
+    plots.note(axes[0], f"claimed {100 * claim:.0f} %", (claim, -0.5), (-3, -2), **style)
     handles = [
-        plots.in_legend(label, _SIDES[objective][1], marker=plots.MARKERS[objective], ms=4.5)
-        for objective, label in plots.OBJECTIVES.items()
+        plots.in_legend(_TEXTS.get(text, text).replace("\n", " "), colour, marker=marker, ms=4)
+        for text, (colour, marker, _) in marks.items()
     ]
-    style = {"marker": "o", "mfc": "white", "ms": 3, "ls": ""}
-    hollow = plots.in_legend("hollow: without outliers", "0.3", **style)
-    plots.legend_below(figure, 3, [*handles, hollow])
-
-
-def _said(label: str) -> str:
-    """The label of a row with its texts named as a reader would name them."""
-    whole = {text: name.replace("\n", " ") for text, name in _TEXTS.items()}
-    for text in ("self", "newsgroups"):
-        label = label.replace(f"on {text}", f"on {whole[text]}")
-    return label
+    plots.legend_below(figure, 3, handles)

@@ -8,39 +8,34 @@ from matplotlib.figure import Figure
 from mmlib import plots
 from mmlib.evaluation import claim as claimed
 
-_LIGHT = ("pca_k64_naive", "pca_k64_mixed", "ppca_k64")  # too many curves tell nothing
-_COLOURS = dict(zip(plots.OBJECTIVES, (plots.BLUE, plots.RED)))
+_COMPARED = ("unet", "mean", "sae", "denoising_sae", "mlp", "mixture", "gated_mlp")
 
 
 def loss_by_noise(result: dict) -> Figure:
-    """Loss of every method against the noise level, two readings of PCA in light lines."""
-    figure, axes = plots.panels(1, 2, 3.4)
-    for ax, (objective, label) in zip(axes, plots.OBJECTIVES.items()):
-        curves, velocity = result["curves"][objective], objective == "flow_velocity"
-        for method, (colour, dashes) in plots.LINES.items():
-            if method in curves["loss"] and method != "pca_k64_naive":
-                light = {"lw": 0.7, "alpha": 0.7, "zorder": 1}
-                style = light if method in _LIGHT else {"lw": 1.3}
-                style |= {"colour": colour, "dashes": dashes, "label": plots.LABELS[method]}
-                plots.curve(ax, curves["sigma"], curves["loss"][method], **style)
-        ax.set(yscale="log", xlabel="noise level σ", ylabel=f"{label} per dimension")
-        ax.set(xlim=(0, 1), ylim=(0.8, 10) if velocity else (1e-3, 10))
-        _limits(ax, velocity)
-        if velocity:
-            ax.set_yticks((1, 2, 3, 5, 10), labels=("1", "2", "3", "5", "10"))
-            ax.minorticks_off()
-    plots.legend_below(figure, 4, axes[0].get_legend_handles_labels()[0])
+    """Velocity loss against the noise level, and over the full Gaussian's: curves that lie on each
+    other as losses stand apart as ratios, which are those of the ε loss too.
+    """
+    figure, (losses, ratios) = plots.panels(1, 2, 3.3)
+    curves = result["curves"]["flow_velocity"]
+    sigma, gaussian = np.asarray(curves["sigma"]), np.asarray(curves["loss"]["gaussian"])
+    compared = {name: np.asarray(curves["loss"][name]) for name in _COMPARED}
+    for method, loss in ({"gaussian": gaussian} | compared).items():
+        colour, dashes = plots.LINES[method]
+        style = {"dashes": dashes, "lw": 1.3, "label": plots.LABELS[method]}
+        plots.curve(losses, sigma, loss, colour=colour, **style)
+        plots.curve(ratios, sigma, loss / gaussian, colour=colour, **style)
+    ends = {"color": plots.BLACK, "mfc": "white", "ms": 5, "ls": "", "clip_on": False, "zorder": 5}
+    losses.plot((0, 1), (1, 1), marker="D", label="limits of the best loss", **ends)
+    least, most = min(map(np.min, compared.values())), np.max(compared["mean"])
+    losses.set(title="velocity loss per dimension", ylim=(0.9 * least, 1.1 * most))
+    shares = {name: loss / gaussian for name, loss in compared.items()}
+    least, most = min(map(np.min, shares.values())), np.max(shares["mean"])
+    ratios.set(title="the same, as a share of the full Gaussian's", ylim=(0.9 * least, 1.05 * most))
+    plots.percent_axis(ratios.yaxis)
+    for ax in (losses, ratios):
+        ax.set(xlim=(0, 1), xlabel="noise level σ")
+    plots.legend_below(figure, 3, losses.get_legend_handles_labels()[0])
     return figure
-
-
-def _limits(ax: Axes, velocity: bool) -> None:
-    """Limits of the best loss: velocity 1 at both ends; ε 1 at low noise, and 0 at high."""
-    bottom = ax.get_ylim()[0]
-    style = {"color": plots.BLACK, "mfc": "white", "ms": 5, "ls": "", "clip_on": False, "zorder": 5}
-    ax.plot(0, 1, marker="D", label="limits of the best loss", **style)
-    ax.plot(1, 1 if velocity else bottom, marker="D" if velocity else "v", **style)
-    if not velocity:
-        plots.note(ax, "to 0", (1, bottom), (-24, 4), ha="right")
 
 
 _LEAST = -0.5  # reduction at the left end of the axis
@@ -52,25 +47,29 @@ def reductions(result: dict, replication: dict | None = None) -> Figure:
     Args:
         replication: results of notebook 24, whose training seeds become small ticks.
     """
-    figure = plt.figure(figsize=(plots.TEXT_WIDTH, 5.5))
-    grid, found = figure.add_gridspec(2, 3, height_ratios=(1.6, 3.3)), result["reductions"]
+    figure = plt.figure(figsize=(plots.TEXT_WIDTH, 5.0))
+    grid, found = figure.add_gridspec(2, 3, height_ratios=(1.6, 2.6)), result["reductions"]
     seeds = replication["seeds"] if replication else {}
     _primary(figure.add_subplot(grid[0, :]), result["primaries"], seeds)
-    baselines = list(found["flow_velocity"]["mlp"])
+    baselines = [name for name in found["flow_velocity"]["mlp"] if name not in plots.NAIVE]
     first = None
-    for column, method in enumerate(("unet", "mlp", "gated_mlp")):
+    methods = ("unet", "mlp", "gated_mlp")
+    shown = [
+        found[o][m][b]["ci95"][1] for o in plots.OBJECTIVES for m in methods for b in baselines
+    ]
+    for column, method in enumerate(methods):
         first = ax = figure.add_subplot(grid[1, column], sharey=first)
         for y, baseline in enumerate(baselines):
             for objective, beside in zip(plots.OBJECTIVES, (-0.17, 0.17)):
                 _reduction(ax, found[objective][method][baseline], objective, y + beside)
-        _reduction_axis(ax)
-        ax.set(title=plots.LABELS[method], xlabel="reduction of the loss (%)")
+        _reduction_axis(ax, max(0.6, 0.05 + max(shown)))
+        ax.set(title=f"{plots.LABELS[method]} over")
         plots.height_axis(ax, [plots.LABELS[baseline] for baseline in baselines])
         ax.set_ylim(top=-0.7)
         ax.tick_params(labelleft=column == 0)
     for objective, label in plots.OBJECTIVES.items():
-        style = {"color": _COLOURS[objective], "marker": plots.MARKERS[objective]}
-        first.plot([], [], ms=4, label=label, **style)
+        colour, marker = plots.LOSSES[objective]
+        first.plot([], [], ms=4, label=label, color=colour, marker=marker)
     first.plot([], [], color=plots.BLACK, lw=1, ls="--", label="claimed 47 %")
     if replication:
         first.plot([], [], **_SEEDS, ms=8, label="each training seed")
@@ -89,8 +88,8 @@ def _primary(ax: Axes, primaries: dict[str, dict], seeds: dict[str, dict]) -> No
         ax.plot(values, [y] * len(values), ms=11, zorder=4, **_SEEDS)
         value, low, high = (plots.percent(share) for share in (row["value"], *row["ci95"]))
         labels.append(f"{_over(row)}\n{value} [{low}, {high}] %")  # over no line there
-    _reduction_axis(ax)
-    ax.set(title="primary definitions, and the paper's MLP (added); [95 % interval by document]")
+    _reduction_axis(ax, 1.05)
+    ax.set(title="47 % of what? The definitions [95 % interval by document]")
     plots.height_axis(ax, labels)
 
 
@@ -98,23 +97,24 @@ def _over(row: dict) -> str:
     return f"{plots.LABELS[row['method']]} over {plots.LABELS[row['baseline']]}"
 
 
-def _reduction_axis(ax: Axes) -> None:
+def _reduction_axis(ax: Axes, most: float) -> None:
     ax.axvline(0, color=plots.BLACK, lw=0.8, zorder=1)
     ax.axvline(claimed.CLAIM, color=plots.BLACK, lw=1, ls="--", zorder=1)
-    ax.set_xlim(_LEAST, 1.05)
-    ax.set_xticks((0, 0.5, 1), labels=("0", "50", "100"))
+    ticks = [tick for tick in (0, 0.5, 1) if tick <= most]
+    ax.set(xlim=(_LEAST, most), xticks=ticks, xlabel="reduction of the loss")
+    plots.percent_axis(ax.xaxis)
 
 
 def _reduction(ax: Axes, row: dict, objective: str, y: float) -> None:
     """A point with its interval; what is left of the axis is an arrow with its value."""
-    colour, (low, high) = _COLOURS[objective], row["ci95"]
+    (colour, marker), (low, high) = plots.LOSSES[objective], row["ci95"]
     if row["value"] < _LEAST:
-        style = {"color": colour, "va": "center", "fontsize": 6.3}
+        style = {"color": colour, "va": "center"}
         style["bbox"] = {"fc": "white", "ec": "none", "pad": 0}
         text = f"◂ {plots.percent(row['value'], ',.0f')} %"
         plots.note(ax, text, (_LEAST, y), (2, 0), **style)
     else:
-        style = {"colour": colour, "marker": plots.MARKERS[objective], "size": 4}
+        style = {"colour": colour, "marker": marker, "size": 4}
         plots.forest(ax, row["value"], y, (max(low, _LEAST), high), **style)
 
 
@@ -124,25 +124,30 @@ def floors(result: dict, scaling: dict | None = None) -> Figure:
     Args:
         scaling: results of notebook 06, whose E is marked.
     """
-    figure, ax = plt.subplots(figsize=(plots.TEXT_WIDTH * 0.62, 3.0))
-    colours = (plots.PURPLE, plots.GREEN, plots.ORANGE, plots.RED)
-    styles = zip(colours, ((4, 1.5), (1, 1), (6, 1, 1, 1), ()))
-    for found, (colour, dashes) in zip(result["floors"].values(), styles):
+    figure, ax = plots.panels(1, 1, 3.0)
+    ends = {}  # words at the right → height of the curve's end
+    for found in result["floors"].values():
         floor, values, intervals = plots.columns(found["rows"], "floor", "reduction", "ci95")
         share = np.divide(floor, found["lowest_loss_seen"])
-        objective = plots.OBJECTIVES[found["objective"]].removesuffix(" loss")
-        label = f"{_over(found)}, {objective}"
-        style = {"dashes": dashes, "marker": "o", "ms": 3, "label": label}
+        colour, dashes = plots.LINES[found["method"]]
+        style = {"dashes": dashes, "marker": plots.LOSSES[found["objective"]][1], "ms": 3.5}
         plots.curve(ax, share, values, intervals, colour=colour, band={"alpha": 0.25}, **style)
+        ends[_over(found)] = float(np.clip(values[-1], -1, 1))  # or words would leave the figure
     ax.axhline(0, color=plots.BLACK, lw=0.8)
     ax.axhline(claimed.CLAIM, color=plots.BLACK, lw=1, ls="--", label="claimed 47 %")
     ax.set(xlabel="assumed best possible loss, as a share of the lowest loss seen", xlim=(0, 1))
     ax.set(ylabel="reduction above the floor", ylim=(-1, 1.05))
+    y = np.inf
+    for text in sorted(ends, key=ends.get, reverse=True):
+        y = min(ends[text], y - 0.14)  # words do not touch
+        plots.note(ax, text, (1, y), (3, 0), va="center", annotation_clip=False)
+    for objective, label in plots.OBJECTIVES.items():
+        ax.plot([], [], marker=plots.LOSSES[objective][1], color="0.4", ms=3.5, label=label)
     if scaling is not None:
         _estimated_floor(ax, claimed.over_the_estimate(result, scaling))
     plots.percent_axis(ax.xaxis)
     plots.percent_axis(ax.yaxis)
-    plots.legend_below(figure, 1)
+    plots.legend_below(figure, 2)
     return figure
 
 
@@ -153,8 +158,8 @@ def _estimated_floor(ax: Axes, found: dict) -> None:
     at, *ends = (loss / found["lowest_loss"] for loss in (found["e"], *found["cut_ci95"]))
     law = f"E of the scaling law, velocity: {found['e']:.2f}"
     label = f"{law}; bar: its interval, cut at the lowest loss"
-    ax.axvline(at, color=plots.BLUE, lw=1, ls=":", label=label)
-    ax.plot(ends, [-0.93] * 2, color=plots.BLUE, lw=3, alpha=0.5, solid_capstyle="butt")
+    ax.axvline(at, color="0.4", lw=1, ls=":", label=label)
+    ax.plot(ends, [-0.93] * 2, color="0.4", lw=3, alpha=0.5, solid_capstyle="butt")
     mixture = next(row["reduction"] for row in found["rows"] if row["method"] == "mixture")
     if mixture is not None:
         style = {"ms": 8, "mfc": plots.SKY, "mec": plots.BLACK, "mew": 0.6, "zorder": 5}

@@ -7,9 +7,9 @@ from matplotlib.ticker import EngFormatter
 from mmlib import plots
 
 _SOLVERS = {
-    "euler": ("Euler", plots.BLUE, "o"),
-    "heun": ("Heun", plots.GREEN, "s"),
-    "dpm++": ("DPM-Solver++", plots.RED, "^"),
+    "euler": ("Euler", plots.INDIGO, "o"),
+    "heun": ("Heun", plots.OLIVE, "s"),
+    "dpm++": ("DPM-Solver++", plots.WINE, "^"),
 }
 
 
@@ -29,20 +29,20 @@ def solvers(result: dict) -> Figure:
     style = {"color": plots.BLACK, "lw": 0.8, "ls": ":"}
     distances.axhline(found["floor"], label="real training activations", **style)
     evaluations = {"xscale": "log", "xlabel": "network evaluations per sample"}
-    distances.set(ylabel="Fréchet distance of z from test", **evaluations)
-    errors.set(yscale="log", ylabel="error of the end point, relative", **evaluations)
+    distances.set(title="samples", ylabel="Fréchet distance from test", **evaluations)
+    errors.set(title="end point", yscale="log", ylabel="relative error", **evaluations)
     plots.legend_below(figure, 3)
     return figure
 
 
 def throughput(result: dict) -> Figure:
     """Speed of extraction and of reading at three sizes of the store, beside the references."""
-    figure, (extraction, reading) = plots.panels(1, 2, 2.5)
+    figure, (extraction, reading) = plots.panels(1, 2, 2.7)
     growth, rows = result["growth"], result["measurements"]
     bare = rows["extraction to the store, against computing alone"]
     usual = rows["extraction to the store"]["reference"]
     batches = "shuffled batches, checksums on"
-    style = {"color": plots.RED, "marker": "o", "ms": 4}
+    style = {"color": plots.INDIGO, "marker": "o", "ms": 4}
     label = "all blocks to the middle one stored"
     extraction.plot(growth["tokens"], growth["tokens_per_second"], label=label, **style)
     _straight(extraction, "ours", bare["ours"], "the middle block stored")
@@ -57,14 +57,14 @@ def throughput(result: dict) -> Figure:
     reading.set(title="reading, warm cache")
     for axes in (extraction, reading):
         axes.margins(y=0.1)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.36))
     extraction.set_ylim(bottom=0)
     return figure
 
 
 def _straight(ax: Axes, kind: str, rate: float, label: str) -> None:
     """The line of what is measured at one size alone."""
-    colours = {"ours": plots.BLUE, "computed": plots.BLACK, "usual": plots.ORANGE}
+    colours = {"ours": plots.OLIVE, "computed": plots.BLACK, "usual": plots.WINE}
     dashes = {"ours": "-", "computed": (0, (4, 2)), "usual": ":"}
     ax.axhline(rate, lw=1, label=label, color=colours[kind], ls=dashes[kind])
 
@@ -78,6 +78,8 @@ _ON_GPU = {
     "gated_mlp": "our first recipe",
     "mlp": "the paper's MLP",
     "two-blocks-late": "two blocks, late fall",
+    "two-blocks-batch-2048": "two blocks, batch 2048",
+    "two-blocks-rate-0.0014": "two blocks, rate 0.0014",
 }
 
 
@@ -90,23 +92,25 @@ def gpu(rates: dict, budgets: dict) -> Figure:
     """
     figure, (speed, losses) = plots.panels(1, 2, 2.9)
     found = list(rates["rates"].values())
-    _rates(speed, [network.get("false") for network in found], plots.BLUE, "o", "as it comes", -11)
-    _rates(speed, [network.get("true") for network in found], plots.RED, "s", "compiled", 5)
+    _rates(
+        speed, [network.get("false") for network in found], plots.INDIGO, "o", "not compiled", -11
+    )
+    _rates(speed, [network.get("true") for network in found], plots.WINE, "s", "compiled", 5)
     plots.height_axis(speed, [_ON_GPU.get(name, name) for name in rates["rates"]], margin=0.6)
     speed.set(title=f"activations/s on an {rates['provenance']['device']}", xlim=(0, 1))
-    speed.set(xlabel="share of an 8192³ product's rate")
-    plots.percent_axis(speed.xaxis, symbol="%")
+    speed.set(xlabel="share of a matrix product's rate (8192³)", xticks=(0, 0.5, 1))
+    plots.percent_axis(speed.xaxis)
     trials = {n: t for n, t in budgets["trials"].items() if t["objective"] == "flow_velocity"}
     names = sorted(trials, key=lambda name: -trials[name]["validation"])
     rows = [trials[name] for name in names]
     heights = range(len(rows))
-    for split, colour, face in (("train", plots.BLUE, "white"), ("validation", plots.RED, None)):
+    for split, colour, face in (("train", plots.OLIVE, "white"), ("validation", plots.OLIVE, None)):
         style = {"color": colour, "mfc": face, "marker": "o", "ls": "", "ms": 4.5}
         label = f"{'training' if split == 'train' else split} documents"
         losses.plot(*plots.columns(rows, split), heights, label=label, **style)
     labels = [_ON_GPU.get(name, name.replace("-", " ")) for name in names]
     losses.set(yticks=heights, yticklabels=labels)
-    losses.set(xlabel="velocity loss", title="the same store, other settings")
+    losses.set(xlabel="velocity loss per dimension", title="the same store, other settings")
     for axes in (speed, losses):
         axes.grid(axis="y", lw=0.4, color="0.9")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2)
@@ -123,4 +127,4 @@ def _rates(
     for share, (y, row) in zip(shares, known.items()):
         rate = f"{EngFormatter(places=1)(row['activations_per_second'])}/s"
         side = "center" if share > 0.15 else "left"
-        plots.note(ax, rate, (share, y), (0, above), ha=side, fontsize=6.5, color=colour)
+        plots.note(ax, rate, (share, y), (0, above), ha=side, color=colour)

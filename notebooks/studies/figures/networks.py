@@ -1,7 +1,6 @@
 """Figures of networks in training, and of the recipes that were tried: notebooks 03 and 21."""
 
-from collections.abc import Sequence
-
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,7 +23,8 @@ def training(result: dict) -> Figure:
                 ax.axhline(references[method], lw=1, **style)
             ax.set(xscale="log", xlabel=label)
         losses = [entry["loss"] for name in names for entry in result[name]["log"]]
-        top = (3 if "unet" in names else 1.35) * references["mean"]
+        ends = [result[name]["log"][-1]["loss"] for name in names]
+        top = max((1.15 if "unet" in names else 1.35) * references["mean"], 1.1 * max(ends))
         row[0].set(ylim=(0.95 * min(references["gaussian"], *losses), top))
         row[0].set(ylabel=f"{plots.OBJECTIVES[result[names[0]]['objective']]} per dimension")
         sizes = [f"{result[name]['parameters'] / 1e6:.1f} M parameters" for name in names]
@@ -50,24 +50,26 @@ def _training_curve(ax: Axes, log: list[dict], clock: str, name: str) -> None:
 
 _VARIANTS = {
     "published": (plots.ORANGE, (), "s"),
-    "shared": (plots.BLUE, (4, 1.5), "o"),
+    "shared": ("0.45", (4, 1.5), "o"),
     "gated": (plots.RED, (), "D"),
-    "linear": (plots.GREEN, (1, 1), "^"),
+    "linear": (plots.BLACK, (1, 1), "^"),
 }
 
 _RACE = {
-    "published settings": (plots.BLACK, (1, 1)),
+    "published settings": (plots.ORANGE, (1, 1)),
     "published architecture, tuned": (plots.ORANGE, (6, 1.5)),
     "ours, to its end": (plots.RED, (6, 1.5)),
-    "ours, to their target": (plots.PURPLE, (4, 1.5)),
+    "ours, to their target": (plots.RED, (1, 1)),
 }
 
-_CLOCK = {"xlabel": "seconds, set-up included", "ylabel": "velocity loss, log of the training"}
+_CLOCK = {"xlabel": "seconds, set-up included", "ylabel": "velocity loss, training log"}
 
 
 def recipes(result: dict) -> Figure:
     """Variants by learning rate and seconds, the race to two targets, ours with one change each."""
-    figure, ((rates, seconds), (race, changes)) = plots.panels(2, 2, 5.2)
+    figure = plt.figure(figsize=(plots.TEXT_WIDTH, 5.6))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
+    (rates, seconds), (race, changes) = top.subplots(1, 2), bottom.subplots(1, 2)
     mean = result["references"]["mean"]["flow_velocity"]
     for variant, (colour, dashes, marker) in _VARIANTS.items():
         rows = _known(result["rates"][variant])
@@ -83,8 +85,8 @@ def recipes(result: dict) -> Figure:
     _loss_axis(seconds, result["curves"]["variants"], mean)
     _race(race, result, mean)
     _changes(changes, result["ablations"])
-    handles = [handle for ax in (rates, race) for handle in ax.get_legend_handles_labels()[0]]
-    plots.legend_below(figure, 3, handles)
+    plots.legend_below(top, 4, rates.get_legend_handles_labels()[0])
+    plots.legend_below(bottom, 4, race.get_legend_handles_labels()[0])
     return figure
 
 
@@ -94,16 +96,7 @@ def _known(rows: dict[str, dict]) -> list[dict]:
 
 
 def _rate_axis(ax: Axes, by_name: dict[str, dict[str, dict]]) -> None:
-    rate_axis(ax, [row["rate"] for rows in by_name.values() for row in rows.values()])
-
-
-def rate_axis(ax: Axes, rates: Sequence[float]) -> None:
-    """A logarithmic axis of learning rates whose ticks are powers of 2 times 10⁻³."""
-    low, high = np.log2(1000 * min(rates)), np.log2(1000 * max(rates))
-    ticks = 2.0 ** np.arange(np.floor(low + 0.01), np.ceil(high - 0.01) + 1)
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(ticks / 1000, labels=[f"{tick:g}" for tick in ticks])
-    ax.set_xlabel("peak learning rate (10⁻³)")
+    plots.rate_axis(ax, [row["rate"] for rows in by_name.values() for row in rows.values()])
 
 
 def _loss_axis(ax: Axes, curves: dict[str, list[dict]], mean: float) -> None:
@@ -120,10 +113,10 @@ def _race(ax: Axes, result: dict, mean: float) -> None:
     for name, (colour, dashes) in _RACE.items():
         _curves(ax, result["curves"]["race"][name], name, color=colour, dashes=dashes)
     _loss_axis(ax, result["curves"]["race"], mean)
-    for key, text in (("published", "published settings"), ("tuned", "tuned architecture")):
+    for key, text in (("published", "published"), ("tuned", "tuned")):
         target = float(np.mean(result[key]["targets"]))
         ax.axhline(target, color="0.4", lw=0.8, ls=(0, (4, 2)))
-        style = {"va": "top", "fontsize": 6.5, "color": "0.3", "annotation_clip": True}
+        style = {"va": "top", "color": "0.3", "annotation_clip": True}
         place = {"xycoords": ("axes fraction", "data")}
         plots.note(ax, f"target, {text}", (0, target), (2, -2), **place, **style)
     ax.set(xscale="log", title="the race to two targets", **_CLOCK)
@@ -144,7 +137,7 @@ def _changes(ax: Axes, found: dict) -> None:
         ax.plot(values, [y] * len(values), marker="|", ms=9, mew=1.2, color=plots.BLACK, ls="")
     ax.axvline(0, color=plots.BLACK, lw=0.8)
     plots.height_axis(ax, known, margin=0.6, rising=True)
-    ax.set(xlabel="loss less our recipe's", title="ours with one change (| every seed)")
+    ax.set(xlabel="velocity loss less our recipe's", title="ours with one change (| every seed)")
     ax.margins(x=0.15)
 
 
@@ -158,8 +151,8 @@ def unet_recipes(result: dict) -> Figure:
     by_height = _heights(heights, unet["heights"])
     seeds = [unet["orders"][order]["values"] for order in ("natural", "permuted")]
     for i, pair in enumerate(zip(*seeds)):
-        style = {"marker": "os^v<>"[i % 6], "ms": 4.5, "mfc": plots.SKY, "mec": plots.BLACK}
-        orders.plot((0, 1), pair, color="0.4", lw=0.9, **style)
+        marker = "os^v<>"[i % 6]
+        orders.plot((0, 1), pair, color=plots.PURPLE, marker=marker, ms=4.5, lw=0.9)
     orders.set(xticks=(0, 1), xticklabels=("natural", "permuted"), xlim=(-0.4, 1.4))
     orders.set(xlabel="order of the dimensions", title="one line per seed")
     for ax, label in ((widths, "mean only"), (heights, None), (orders, None)):
@@ -171,16 +164,22 @@ def unet_recipes(result: dict) -> Figure:
 
 
 def _widths(ax: Axes, widths: dict[str, dict], far: float) -> list[float]:
-    """Loss by learning rate, a curve a width; returns the lowest loss of each."""
-    lowest = []
-    styles = zip((plots.BLUE, plots.ORANGE, plots.GREEN), "osD")
-    for (channels, rows), (colour, marker) in zip(widths.items(), styles):
+    """Loss by learning rate, a curve a width, words where all of it lies above the picture; returns
+    the lowest loss of each.
+    """
+    lowest, above = [], []
+    looks = zip(((), (4, 1.5), (1, 1)), "osD")
+    for (channels, rows), (dashes, marker) in zip(widths.items(), looks):
         known = sorted(_known(rows), key=lambda row: row["rate"])
         rates, losses = plots.columns(known, "rate", "loss")
         lowest.append(min(losses))
-        above = f" (from {lowest[-1]:.3f}, above)" if lowest[-1] > far else ""
-        label = f"channels {channels.replace('+', ', ')}{above}"
-        ax.plot(rates, losses, color=colour, marker=marker, ms=4, lw=1, label=label)
+        name = f"channels {channels.replace('+', ', ')}"
+        if lowest[-1] > far:
+            above.append(f"{name}:\nabove, from {lowest[-1]:.3f} up")
+        else:
+            style = {"color": plots.PURPLE, "dashes": dashes, "marker": marker, "ms": 4, "lw": 1}
+            ax.plot(rates, losses, label=name, **style)
+    plots.note(ax, "\n".join(above), (0, 0), (4, 6), xycoords="axes fraction")
     _rate_axis(ax, widths)
     ax.set(ylabel="ε loss, validation", title="rate and width")
     return lowest

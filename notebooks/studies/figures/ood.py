@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 
 from mmlib import plots
 
-_SCORES = {  # name, colour, marker
-    "mahalanobis": ("Mahalanobis distance (Gaussian)", plots.BLUE, "s"),
-    "sae": ("SAE, reconstruction error", plots.GREEN, "^"),
-    "mixture": ("mixture of Gaussians, likelihood", plots.SKY, "D"),
-    "denoise_mixture": ("mixture of Gaussians, denoising loss", plots.PURPLE, "v"),
-    "denoise_gated_mlp": ("gated MLP, denoising loss", plots.RED, "o"),
+_SCORES = {  # name, colour, marker and its face: the mixture has two scores
+    "mahalanobis": ("Mahalanobis distance (Gaussian)", plots.BLUE, "s", None),
+    "sae": ("SAE, reconstruction error", plots.GREEN, "^", None),
+    "mixture": ("mixture of Gaussians, likelihood", plots.SKY, "D", None),
+    "denoise_mixture": ("mixture of Gaussians, denoising loss", plots.SKY, "v", "white"),
+    "denoise_gated_mlp": ("gated MLP, denoising loss", plots.RED, "o", None),
 }
 
 
@@ -21,14 +21,14 @@ def typicality(result: dict) -> Figure:
     """AUROC of five scores on every shifted set, with intervals by document."""
     sets, found = result["sets"], result["auroc"]
     figure, ax = plots.panels(1, 1, 0.8 + 0.27 * len(sets))
-    for j, (score, (label, colour, marker)) in enumerate(_SCORES.items()):
-        style = {"colour": colour, "marker": marker, "size": 3.2, "width": 0.9}
+    for j, (score, (label, colour, marker, face)) in enumerate(_SCORES.items()):
+        style = {"colour": colour, "marker": marker, "mfc": face, "size": 3.2, "width": 0.9}
         for i, name in enumerate(sets):
             row, y = found[name][score], i + 0.15 * (j - (len(_SCORES) - 1) / 2)
             bar = {"solid_capstyle": "butt"}
             plots.forest(ax, row["auroc"], y, row["ci95"], bar=bar, **style)
         label = plots.named(label, result["meta_model"])
-        ax.plot([], [], color=colour, marker=marker, ms=3.2, ls="", label=label)
+        ax.plot([], [], color=colour, marker=marker, mfc=face, ms=3.2, ls="", label=label)
     ax.axvline(0.5, color="0.4", lw=0.8, ls=":")
     groups = [row["group"] for row in sets.values()]
     for i in range(1, len(groups)):
@@ -44,7 +44,7 @@ def typicality(result: dict) -> Figure:
     return figure
 
 
-COLUMNS = 108  # characters of a line of a passage
+COLUMNS = 96  # characters of a line of a passage
 
 _SHADE = 0.6  # of the colour map, for a token above all: black type stays legible
 
@@ -53,16 +53,16 @@ def typicality_passage(result: dict) -> Figure:
     """A text whose tokens are the darker the less typical they are, by two scores."""
     passage, names = result["passage"], ("denoise_gated_mlp", "mixture")
     lines = passage_lines(passage["strings"], passage["segments"])
-    height = 0.6 + 0.135 * len(names) * (len(lines) + 1)
+    height = 0.6 + 0.15 * len(names) * (len(lines) + 1)
     figure, axes = plots.panels(len(names), 1, height)
     for ax, name in zip(axes, names):
         for row, (title, tokens) in enumerate(lines):
-            style = {"ha": "right", "va": "center", "fontsize": 6.5, "style": "italic"}
+            style = {"ha": "right", "va": "center", "fontsize": plots.SMALLEST, "style": "italic"}
             ax.text(-1, row + 0.5, title, **style)
             for i, column, text in tokens:
                 shade = {"color": colormaps["Oranges"](_SHADE * passage["ranks"][name][i])}
                 place = (column, row + 0.5, len(text), 0.92)
-                plots.shaded_text(ax, text, *place, shade=shade, fontsize=6.2)
+                plots.shaded_text(ax, text, *place, shade=shade, fontsize=plots.SMALLEST)
         ax.set(xlim=(0, COLUMNS), ylim=(len(lines), 0))
         ax.set(title=plots.named(_SCORES[name][0], result["meta_model"]))
         ax.axis("off")

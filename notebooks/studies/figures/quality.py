@@ -6,10 +6,12 @@ from matplotlib.figure import Figure
 
 from mmlib import plots
 
+_REAL = "0.5"  # colour of real activations, which no model has
+
 _SAMPLED = {  # label, colour, marker, dashes
-    "real": ("real (test)", plots.BLACK, ".", "-"),
-    "gaussian": ("Gaussian", plots.BLUE, "x", "--"),
-    "gated_mlp": ("gated MLP", plots.RED, "+", "-"),
+    "real": ("real (test)", _REAL, ".", ":"),
+    "gaussian": (plots.LABELS["gaussian"], plots.BLUE, "x", "--"),
+    "gated_mlp": (plots.LABELS["gated_mlp"], plots.RED, "+", "-"),
 }
 
 
@@ -25,15 +27,16 @@ def samples(result: dict) -> Figure:
         handles.append(plots.in_legend(label, colour, marker=marker, ms=5, ls=dash))
     scatter.set(title="principal components", xlabel="PC 1 of z", ylabel="PC 2 of z")
     norms.set(title="norms", xlabel="norm of z", ylabel="density")
+    figure.supxlabel("z: standardised activations", x=0.98, ha="right", fontsize=plots.SMALLEST)
     figure.legend(handles=handles, loc="outside lower left", ncol=3)
     _distances(distance, result["frechet"]["all_dimensions"])
     return figure
 
 
 def _distances(ax: Axes, rows: dict[str, dict]) -> None:
-    order = sorted(rows, key=lambda name: rows[name]["distance"])
+    order = sorted(rows, key=lambda name: rows[name]["distance"], reverse=True)
     distances = [rows[name]["distance"] for name in order]
-    names, lines = plots.LABELS | {"floor": "real (training)"}, plots.LINES | {"floor": ("0.6",)}
+    names, lines = plots.LABELS | {"floor": "real (training)"}, plots.LINES | {"floor": (_REAL,)}
     labels, colours = [names[name] for name in order], [lines[name][0] for name in order]
     ax.barh(labels, distances, color=colours, height=0.6)
     for y, distance in enumerate(distances):
@@ -51,7 +54,7 @@ def dimensions(samples: dict[str, np.ndarray]) -> Figure:
     figure, axes = plots.panels(2, 4, 3.2)
     d, bins = next(iter(samples.values())).shape[1], np.linspace(-4, 4, 41)
     for ax, dimension in zip(axes.flat, np.linspace(0, d - 1, 8).astype(int)):
-        styles = zip((plots.BLACK, plots.BLUE, plots.GREEN), ("-", "--", "-"))
+        styles = zip((_REAL, plots.BLUE, plots.RED), ("-", "--", "-"))
         for (name, z_nd), (colour, dash) in zip(samples.items(), styles):
             style = {"histtype": "step", "color": colour, "ls": dash, "label": name}
             ax.hist(np.asarray(z_nd[:, dimension]), bins, density=True, **style)
@@ -75,9 +78,10 @@ def density(result: dict) -> Figure:
             share = np.linspace(0.005, 0.995, len(over))
             differences.plot(over, share, color=colour, dashes=dashes, label=plots.LABELS[name])
     plots.height_axis(means, [plots.LABELS[name] for name, _ in rows], margin=0.6, rising=True)
-    means.set(xlabel="nats per dimension")
+    means.set(title="mean log-likelihood", xlabel="nats per dimension")
     differences.axvline(0, color=plots.BLACK, lw=0.8)
-    differences.set(xlabel="nats per dimension over the full Gaussian", ylim=(0, 1))
+    differences.set(title="gain over the full Gaussian", ylim=(0, 1))
+    differences.set(xlabel="nats per dimension, token by token")
     differences.set(ylabel="share of test tokens below")
     plots.percent_axis(differences.yaxis)
     handles = [
@@ -100,49 +104,49 @@ _REPLACED = {
 
 def lm_loss(result: dict) -> Figure:
     """Δ LM loss under one-step estimates against σ, and under every replacement against its FVU."""
-    figure, (by_sigma, by_fvu) = plots.panels(1, 2, 3.6, sharey=True)
+    figure, (by_sigma, by_fvu) = plots.panels(1, 2, 4.0, sharey=True)
     styles = {"noisy": ("0.6", (1, 1)), **plots.LINES}
     rows = [(method, result["denoisers"].get(method)) for method in styles]
     rows.append(("unet", result["denoisers_common_subset"].get("unet")))
     measured = [(method, list(found.values())) for method, found in rows if found]
-    for place, (method, found) in enumerate(measured):
-        colour, dashes = styles[method]
-        style = {"dashes": dashes, "marker": "o", "ms": 3}
+    for place, ((method, found), marker) in enumerate(zip(measured, "x*ps^v<DoP")):
+        colour, _ = styles[method]
         label = _REPLACED.get(method, plots.LABELS.get(method))
-        _deltas(by_sigma, found, 0.008 * (place - 4), colour=colour, label=label, **style)
-        fvu, delta = plots.columns(found, "fvu", "delta")
-        by_fvu.plot(fvu, delta, color=colour, lw=0.9, **style)
+        label += ", on fewer documents" if method not in result["denoisers"] else ""
+        style = {"marker": marker, "ms": 4, "ls": "", "label": label}
+        _deltas(by_sigma, found, 0.017 * (place - 4.5), colour=colour, **style)
+        by_fvu.plot(*plots.columns(found, "fvu", "delta"), marker, color=colour, ms=4)
     for method, dashes in (("mean_ablation", (5, 1, 1, 1, 1, 1)), ("zero_ablation", (1, 2))):
         style = {"lw": 0.8, "dashes": dashes, "label": _REPLACED[method]}
         by_sigma.axhline(result["ablations"][method]["delta"], color=plots.BLACK, **style)
     _reconstructions(by_fvu, result["reconstructions"])
     by_sigma.set(yscale="log", ylabel="Δ LM loss (nats per token)", xticks=(0.1, 0.3, 0.5, 0.7))
-    by_sigma.set(xlabel="noise level σ (beside it: intervals, ▼ where below 0)")
-    by_fvu.set(xscale="log", xlabel="fraction of variance unexplained (FVU)")
-    plots.legend_below(figure, 5)
+    by_sigma.set(title="one-step estimates", xlabel="noise level σ (▼: interval reaches 0)")
+    by_fvu.set(title="any replacement", xscale="log", xlabel="fraction of variance unexplained")
+    for between in (0.2, 0.4, 0.6):
+        by_sigma.axvline(between, color="0.9", lw=0.7, zorder=0)
+    plots.legend_below(figure, 3)
     return figure
 
 
 def _deltas(ax: Axes, rows: list[dict], shift: float, *, colour: str, **style) -> None:
-    """Points at σ itself; the intervals of several methods stand side by side, shifted."""
+    """Points of several methods side by side around a σ, with their intervals."""
     sigma, delta, interval = map(np.array, plots.columns(rows, "sigma", "delta", "ci95"))
-    plots.curve(ax, sigma, delta, colour=colour, lw=1.1, **style)
-    marks = {"marker": "_", "ms": 3, "ls": "", "zorder": 2.1}  # above all curves
-    bars = {"lw": 0.8, "caps": 3}
-    plots.curve(ax, sigma + shift, delta, interval, colour=colour, bars=bars, **marks)
-    below = interval.min(1) <= 0  # where a logarithmic axis has no place for the end
-    at, bottom = (sigma + shift)[below], np.zeros(below.sum())
+    at = sigma + shift
+    bars = {"lw": 0.8, "caps": 3, "zorder": 1.5}
+    plots.curve(ax, at, delta, interval, colour=colour, bars=bars, **style)
+    below = at[interval.min(1) <= 0]  # where a logarithmic axis has no place for the end
     place = {"transform": ax.get_xaxis_transform(), "clip_on": False}
-    (ends,) = ax.plot(at, bottom, "v", color=colour, ms=3.5, **place)
+    (ends,) = ax.plot(below, np.zeros(len(below)), "v", color=colour, ms=3.5, **place)
     ends.set_in_layout(False)  # or the axes make room for the place of 0 on their logarithmic scale
 
 
 def _reconstructions(ax: Axes, found: dict) -> None:
     """Reconstructions of clean activations: PCA-k with its k, and SAEs."""
     fvu, delta, ks = plots.columns(found["pca"].values(), "fvu", "delta", "k")
-    style = {"color": "0.55", "lw": 2.2, "marker": "s", "ms": 4, "zorder": 1}
+    style = {"color": plots.BROWN, "lw": 1.3, "marker": "s", "ms": 3.5, "zorder": 1}
     ax.plot(fvu, delta, label="PCA-k, no noise", **style)
     for x, y, k in zip(fvu, delta, ks):
-        plots.note(ax, f"{k}", (x, y), (3, -8), fontsize=6.5, color="0.35")
-    style = {"color": plots.GREEN, "marker": "D", "ms": 5, "mec": plots.BLACK, "mew": 0.5, "ls": ""}
+        plots.note(ax, f"{k}", (x, y), (4, -8), color=plots.BROWN)
+    style = {"color": plots.GREEN, "marker": "D", "ms": 5, "mfc": "none", "ls": ""}
     ax.plot(*plots.columns(found["sae"].values(), "fvu", "delta"), label="SAEs, no noise", **style)

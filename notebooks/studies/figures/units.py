@@ -7,19 +7,19 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from mmlib import plots
 
-_UNITS = {  # of a dictionary: label, colour
+_UNITS = {  # of a dictionary: label, colour: controls grey, what the language model itself has indigo
     "gated_mlp": ("meta-neurons, gated MLP (ours)", plots.RED),
     "mlp": ("meta-neurons, MLP (paper)", plots.ORANGE),
     "unet": ("meta-neurons, UNet (article)", plots.PURPLE),
-    "untrained": ("meta-neurons, MLP untrained", plots.BLACK),
-    "random": ("random directions", "0.45"),
-    "random_silu": ("random SiLU features", "0.65"),
-    "raw": ("dimensions", plots.BLUE),
-    "lm_neurons": ("neurons of the block's MLP", "#7A5C00"),
-    "pca": ("principal components", plots.SKY),
+    "untrained": ("meta-neurons, MLP untrained", "0.6"),
+    "random": ("random directions", "0.6"),
+    "random_silu": ("random SiLU features", "0.6"),
+    "raw": ("dimensions", plots.INDIGO),
+    "lm_neurons": ("neurons of the block's MLP", plots.INDIGO),
+    "pca": ("principal components", plots.BROWN),
     "sae": ("SAE latents", plots.GREEN),
-    "sae_dense": ("SAE latents before TopK", "#00513B"),
-    "mixture": (plots.LABELS["mixture"], "#8C4B6E"),
+    "sae_dense": ("SAE latents before TopK", plots.DARK_GREEN),
+    "mixture": (plots.LABELS["mixture"], plots.SKY),
     "mean_difference": ("difference of class means", plots.BLACK),
 }
 
@@ -128,7 +128,7 @@ def _said(text: str) -> Figure:
     return figure
 
 
-_SIZE = 6.0  # of the type of contexts, in points
+_SIZE = plots.SMALLEST  # of the type of contexts, in points
 
 _LINE, _CHARACTER = 1.75 * _SIZE / 72, 0.602 * _SIZE / 72  # of that type, in inches
 
@@ -150,8 +150,9 @@ def unit_contexts(result: dict, units: int = 8, lines: int = 3) -> Figure:
     ax.axis("off")
     y = 0.7 * _LINE
     for task, unit in shown:
-        style = {"fontsize": _SIZE + 0.4, "va": "center", "weight": "bold"}
-        ax.text(0.05, y, _facts(task, unit), **style)
+        style = {"fontsize": _SIZE, "va": "center"}
+        ax.text(0.05, y, task, weight="bold", **style)
+        ax.text(plots.TEXT_WIDTH - 0.05, y, _facts(unit), ha="right", **style)
         for context in unit["contexts"][:lines]:
             y += _LINE
             _shaded_line(ax, context, y, 0.6 * plots.TEXT_WIDTH)
@@ -166,12 +167,12 @@ def unit_contexts(result: dict, units: int = 8, lines: int = 3) -> Figure:
     return figure
 
 
-def _facts(task: str, unit: dict) -> str:
-    judged = "" if unit["auc"] is None else f"   AUC {unit['auc']:.2f}"
+def _facts(unit: dict) -> str:
+    judged = () if unit["auc"] is None else (f"AUC {unit['auc']:.2f}",)
     density = f"density {unit['density']:.2f}" if unit["density"] >= 0.005 else "density < 0.005"
     index = f"{'−' * (unit['sign'] < 0)}{unit['index']}"
     nearest = f"nearest latent r = {unit['correlation']:.2f}"
-    texts = (f"{task}{judged}", f"block {unit['block']}, unit {index}", density)
+    texts = (*judged, f"block {unit['block']}, unit {index}", density)
     texts += (f"selectivity {unit['selectivity']:.2f}", nearest)
     return "   ".join(texts).replace("-0.", "−0.")
 

@@ -1,0 +1,169 @@
+"""The fast posterior of a mixture against the exact one, and a network on a mixture: at its start,
+on a saved folder, in its likelihood.
+"""
+
+import pytest
+import torch
+
+from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers import posterior as fast
+from mmlib.denoisers.checkpoints import CheckpointError, Origin
+from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.mixture import ClusterMoments, GaussianMixtureDenoiser, full_gaussian
+from mmlib.denoisers.posterior import FastMixture, FastPosterior
+from mmlib.denoisers.residual import MixtureResidual
+
+D, K = 40, 24  # more dimensions than the axes along which all components are weighed
+LEVELS = torch.tensor([0.005, 0.1, 0.35, 0.59, 0.61, 0.8, 0.95, 0.995])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def mixture_of(k=K, d=D, seed=0, spread=1.5):
+    """Components whose axes, variances and weights differ."""
+    g = generator(seed)
+    weights_k = torch.rand(k, generator=g) + 0.1
+    components = []
+    for _ in range(k):
+        basis_dd = torch.linalg.qr(torch.randn(d, d, generator=g))[0]
+        variances_d = torch.logspace(-2, 0.5, d) * (0.5 + torch.rand(1, generator=g))
+        components.append(
+            full_gaussian(spread * torch.randn(d, generator=g), basis_dd, variances_d)
+        )
+    return GaussianMixtureDenoiser((weights_k / weights_k.sum()).log(), tuple(components))
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return mixture_of()
+
+
+def noisy(mixture, run, levels=LEVELS):
+    """x of draws from the mixture, in runs of rows that share a level."""
+    z_nd = mixture.sample(run * len(levels), generator(1))
+    sigma_n1 = levels.repeat_interleave(run)[:, None]
+    return (1 - sigma_n1) * z_nd + sigma_n1 * torch.randn(z_nd.shape, generator=generator(2))
+
+
+@pytest.mark.parametrize("run", [1, 50])
+def test_the_fast_posterior_is_the_exact_one_at_every_level(mixture, run):
+    x_nd = noisy(mixture, run)
+    estimate_nd, probability_nk = FastPosterior(mixture)(x_nd, LEVELS)
+    parts = list(zip(x_nd.split(run), LEVELS.tolist()))
+    exact_nd = torch.cat([mixture(part, sigma) for part, sigma in parts])
+    exact_nk = torch.cat([mixture.responsibilities(part, sigma) for part, sigma in parts])
+    velocity_off = (estimate_nd - exact_nd) / LEVELS.repeat_interleave(run)[:, None]
+    assert velocity_off.square().mean(1).max() < 2e-3
+    assert (probability_nk - exact_nk).abs().max() < 0.05
+    assert torch.allclose(probability_nk.sum(1), torch.ones(len(x_nd)), atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_rows_do_not_depend_on_how_they_are_cut(mixture, chunk, monkeypatch):
+    x_nd = noisy(mixture, 10)
+    whole = FastPosterior(mixture)(x_nd, LEVELS)
+    monkeypatch.setattr(fast, "CHUNK", chunk)
+    for one, other in zip(whole, FastPosterior(mixture)(x_nd, LEVELS)):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_component_of_many_rows_is_rotated_like_one_of_few(monkeypatch):
+    two, sigma = mixture_of(2, 4), torch.tensor([0.3])
+    x_nd = noisy(two, 200, sigma)
+    many = FastPosterior(two)(x_nd, sigma)[0]
+    monkeypatch.setattr(fast, "TOGETHER", 10**6)
+    torch.testing.assert_close(many, FastPosterior(two)(x_nd, sigma)[0])
+    torch.testing.assert_close(many, two(x_nd, 0.3), atol=1e-3, rtol=1e-3)
+
+
+def test_a_component_without_rows_counts_for_nothing(mixture):
+    label_n = torch.arange(300) % 3 + (torch.arange(300) % 3 > 0)  # none in cluster 1
+    moments = ClusterMoments.of(torch.randn(300, 5, generator=generator()), label_n, 4)
+    assert moments.count_k.tolist() == [100, 0, 100, 100]
+    x_nd = torch.randn(20, 5, generator=generator(3))
+    for sigma in (0.1, 0.9):
+        with_empty, without = (
+            ClusterMoments.of(torch.randn(300, 5, generator=generator()), label_n, k).mixture(9.0)
+            for k in (4, None)
+        )
+        estimate_nd, probability_nk = FastPosterior(with_empty)(x_nd, torch.tensor([sigma]))
+        torch.testing.assert_close(estimate_nd, without(x_nd, sigma), atol=1e-3, rtol=1e-3)
+        assert probability_nk[:, 1].max() == 0
+
+
+def test_the_jacobian_is_the_posterior_covariance_over_the_noise():
+    """Second-order Tweedie: ∂E[z | x]/∂x = a Cov[z | x]/σ², here against draws weighed by x."""
+    few, sigma = mixture_of(3, 2, spread=1.0), 0.6
+    x_nd = torch.tensor([[0.3, -0.5]], requires_grad=True)
+    estimate_nd = FastMixture(few)(x_nd, sigma)
+    rows = [torch.autograd.grad(estimate_nd[0, i], x_nd, retain_graph=True)[0][0] for i in range(2)]
+    z_nd = few.sample(400_000, generator(4)).double()
+    log_n = -((x_nd.detach() - (1 - sigma) * z_nd) ** 2).sum(1) / (2 * sigma**2)
+    weight_n1 = log_n.softmax(0)[:, None]
+    mean_d = (weight_n1 * z_nd).sum(0)
+    covariance_dd = ((z_nd - mean_d) * weight_n1).T @ (z_nd - mean_d)
+    expected_dd = (1 - sigma) * covariance_dd / sigma**2
+    torch.testing.assert_close(torch.stack(rows).double(), expected_dd, atol=0.02, rtol=0.02)
+
+
+def model_on(mixture, **size):
+    """An untrained meta-model on a mixture."""
+    d, k = len(mixture.components[0].mean_d), len(mixture.components)
+    torch.manual_seed(0)
+    network = MixtureResidual(d, k, 16, 32, 1, **size).over(mixture).eval()
+    return MetaModel(
+        network, "flow_velocity", Origin(Normaliser(torch.zeros(1, d), torch.ones(1, d)))
+    )
+
+
+@pytest.mark.parametrize("size", [{}, {"gated": False}, {"reads_mixture": False}])
+def test_an_untrained_network_is_its_mixture(mixture, size):
+    model = model_on(mixture, **size)
+    x_nd = noisy(mixture, 5, torch.tensor([0.4]))
+    torch.testing.assert_close(
+        model.denoise(x_nd, 0.4), FastMixture(mixture)(x_nd, 0.4), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_the_likelihood_of_an_untrained_network_is_the_mixtures():
+    few = mixture_of(2, 3, spread=1.0)
+    z_nd = few.sample(40, generator(5))
+    found = model_on(few).log_likelihood(z_nd, generator=generator(6), steps=60, exact=True)
+    x_nd = (1 - 0.02) * z_nd + 0.02 * torch.randn(z_nd.shape, generator=generator(6))
+    expected_n = few.log_density(x_nd, 0.02)
+    assert (found.nats_per_dimension_n - expected_n).abs().median() < 0.02
+
+
+def test_a_correction_moves_the_estimate_and_vanishes_where_noise_is_all(mixture):
+    model = model_on(mixture)
+    torch.nn.init.ones_(model.network.out_proj.bias)
+    x_nd = noisy(mixture, 5, torch.tensor([0.5]))
+    off = model.predict(x_nd, torch.tensor([500.0])) - model_on(mixture).predict(
+        x_nd, torch.tensor([500.0])
+    )
+    assert off.abs().min() > 0
+    at_end = torch.tensor([1000.0])
+    torch.testing.assert_close(model.predict(x_nd, at_end), model_on(mixture).predict(x_nd, at_end))
+
+
+def test_a_saved_model_has_its_mixture_and_reads_back_equal(mixture, tmp_path):
+    model = model_on(mixture)
+    torch.nn.init.normal_(model.network.out_proj.weight, std=0.1)
+    model.save_pretrained(tmp_path / "model")
+    again = MetaModel.from_pretrained(tmp_path / "model")
+    x_nd = noisy(mixture, 5, torch.tensor([0.4]))
+    assert torch.equal(model.denoise(x_nd, 0.4), again.denoise(x_nd, 0.4))
+    assert again.parameters == model.parameters > mixture.parameters
+    path = tmp_path / "model" / "network" / "mixture.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="mixture.safetensors"):
+        MetaModel.from_pretrained(tmp_path / "model")
+
+
+def test_a_mixture_of_another_size_is_refused(mixture):
+    with pytest.raises(ValueError, match="24 components in 40 dimensions: expected 3 in 40"):
+        MixtureResidual(D, 3, 16, 32, 1).over(mixture)
+    with pytest.raises(ValueError, match="no mixture below it"):
+        MixtureResidual(D, K, 16, 32, 1)(torch.zeros(1, D), torch.tensor([500.0]))

@@ -7,11 +7,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
@@ -197,40 +195,6 @@ def curve(
             ax.plot(x, end, color=colour, marker="_", ms=caps, ls="")
 
 
-def heat_map(
-    ax: Axes, values: ArrayLike, texts: Sequence[Sequence[str]], low: float, high: float
-) -> AxesImage:
-    """A map of values with a text in each cell, white where the cell is dark.
-
-    Where the scale has both signs, 0 is white and equal sizes are equally dark.
-
-    Args:
-        values: (rows, columns). texts: as many, in the same order.
-        low, high: ends of the scale of colours, which maps side by side share.
-
-    Returns:
-        What a colour bar is drawn of.
-    """
-    if low < 0 < high:
-        low, high = -max(-low, high), max(-low, high)
-        colours = colormaps["PuOr"]  # told apart by all kinds of colour vision
-    else:
-        colours = colormaps["cividis"]
-    image = ax.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
-    for (i, j), value in np.ndenumerate(values):
-        ink = "white" if _luminance(image.to_rgba(value)) < 0.4 else BLACK
-        style = {"ha": "center", "va": "center", "fontsize": SMALLEST, "linespacing": 1.3}
-        ax.text(j, i, texts[i][j], color=ink, **style)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    return image
-
-
-def _luminance(colour: Sequence[float]) -> float:
-    """How light red, green and blue are together, 0 to 1."""
-    return float(np.dot(colour[:3], (0.299, 0.587, 0.114)))
-
-
 def shades(colour: str, n: int) -> list:
     """n shades of a colour, for the steps of one quantity: from light to the colour itself."""
     return sns.light_palette(colour, n + 2)[2:]
@@ -253,15 +217,6 @@ def shaded_text(
 def percent_axis(axis: Axis, symbol: str = " %") -> None:
     """Ticks of shares as percentages: 0.5 is written 50 %."""
     axis.set_major_formatter(PercentFormatter(1, symbol=symbol))
-
-
-def rate_axis(ax: Axes, rates: Sequence[float]) -> None:
-    """A logarithmic axis of learning rates whose ticks are powers of 2 times 10⁻³."""
-    low, high = np.log2(1000 * min(rates)), np.log2(1000 * max(rates))
-    ticks = 2.0 ** np.arange(np.floor(low + 0.01), np.ceil(high - 0.01) + 1)
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(ticks / 1000, labels=[f"{tick:g}" for tick in ticks])
-    ax.set_xlabel("peak learning rate (10⁻³)")
 
 
 def height_axis(ax: Axes, labels: Sequence[str], margin: float = 0.5, rising: bool = False) -> None:

@@ -56,20 +56,6 @@ def test_an_interval_is_drawn_one_way(ax, interval, ways):
         plots.curve(ax, [0], [0.5], interval, colour=plots.RED, **ways)
 
 
-def test_a_cell_of_a_map_has_its_text_in_an_ink_that_is_seen(ax):
-    image = plots.heat_map(ax, np.array([[0.0, 1.0]]), [["low", "high"]], 0, 1)
-    found = {text.get_text(): text for text in ax.texts}
-    assert found["low"].get_position() == (0, 0) and found["high"].get_position() == (1, 0)
-    assert (found["low"].get_color(), found["high"].get_color()) == ("white", plots.BLACK)
-    assert image.get_clim() == (0, 1)
-
-
-def test_a_map_of_both_signs_has_0_in_the_middle_of_its_colours(ax):
-    image = plots.heat_map(ax, np.array([[-0.2, 0.1]]), [["down", "up"]], -0.2, 0.1)
-    assert image.get_clim() == (-0.2, 0.2)
-    assert min(image.to_rgba(0.0)) > 0.95
-
-
 def test_quantities_have_colours_that_no_method_has():
     methods = {colour for colour, _ in plots.LINES.values()}
     quantities = {plots.INDIGO, plots.OLIVE, plots.WINE}
@@ -96,12 +82,6 @@ def test_ticks_of_shares_are_percentages(ax):
     ax.set(xlim=(0, 1), xticks=(0, 0.5, 1))
     plots.percent_axis(ax.xaxis)
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0 %", "50 %", "100 %"]
-
-
-def test_ticks_of_learning_rates_are_powers_of_2_that_hold_them(ax):
-    plots.rate_axis(ax, [0.0005, 0.004, 0.003])
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["0.5", "1", "2", "4"]
-    assert ax.get_xticks().tolist() == [0.0005, 0.001, 0.002, 0.004]
 
 
 @pytest.mark.parametrize("rising", [False, True])

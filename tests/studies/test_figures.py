@@ -6,12 +6,15 @@ import subprocess
 import sys
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from mmlib.plots import SMALLEST, TEXT_WIDTH, set_style
+from mmlib.plots import BLACK, SMALLEST, TEXT_WIDTH, set_style
 from mmlib.runs.run import ROOT
 from mmlib_studies import figures
+from mmlib_studies.figures.generality import heat_map
+from mmlib_studies.figures.networks import rate_axis
 from mmlib_studies.figures.ood import COLUMNS, passage_lines
 
 
@@ -133,3 +136,26 @@ def test_lines_of_a_passage_end_at_the_margin_and_with_a_segment():
         ("", [(3, 0, "d")]),
         ("two", [(4, 0, "e")]),
     ]
+
+
+def test_a_cell_of_a_map_has_its_text_in_an_ink_that_is_seen():
+    _, ax = plt.subplots()
+    image = heat_map(ax, np.array([[0.0, 1.0]]), [["low", "high"]], 0, 1)
+    found = {text.get_text(): text for text in ax.texts}
+    assert found["low"].get_position() == (0, 0) and found["high"].get_position() == (1, 0)
+    assert (found["low"].get_color(), found["high"].get_color()) == ("white", BLACK)
+    assert image.get_clim() == (0, 1)
+
+
+def test_ticks_of_learning_rates_are_powers_of_2_that_hold_them():
+    _, ax = plt.subplots()
+    rate_axis(ax, [0.0005, 0.004, 0.003])
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0.5", "1", "2", "4"]
+    assert ax.get_xticks().tolist() == [0.0005, 0.001, 0.002, 0.004]
+
+
+def test_a_map_of_both_signs_has_0_in_the_middle_of_its_colours():
+    _, ax = plt.subplots()
+    image = heat_map(ax, np.array([[-0.2, 0.1]]), [["down", "up"]], -0.2, 0.1)
+    assert image.get_clim() == (-0.2, 0.2)
+    assert min(image.to_rgba(0.0)) > 0.95

@@ -1,11 +1,15 @@
 """Figures of other amounts of compute, layers and texts: notebooks 06 and 23."""
 
 import itertools
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike
 
 from mmlib import plots
 
@@ -85,7 +89,7 @@ def _layers_and_texts(figure: SubFigure, grid: dict[str, dict]) -> None:
     low, high = np.min(list(values.values())), np.max(list(values.values()))
     for ax, (key, title) in zip(figure.subplots(1, 2, sharey=True), titles.items()):
         words = [[_in_words(cell) for cell in row] for row in cells[key]]
-        image = plots.heat_map(ax, values[key], words, low, high)
+        image = heat_map(ax, values[key], words, low, high)
         ax.set(xticks=range(len(texts)), xticklabels=[_TEXTS.get(text, text) for text in texts])
         ax.set(yticks=range(len(layers)), yticklabels=[f"layer {layer}" for layer in layers])
         ax.set(title=title)
@@ -93,6 +97,40 @@ def _layers_and_texts(figure: SubFigure, grid: dict[str, dict]) -> None:
     plots.percent_axis(bar.ax.yaxis)
     bar.set_label("reduction, velocity loss")
     bar.outline.set_visible(False)
+
+
+def heat_map(
+    ax: Axes, values: ArrayLike, texts: Sequence[Sequence[str]], low: float, high: float
+) -> AxesImage:
+    """A map of values with a text in each cell, white where the cell is dark.
+
+    Where the scale has both signs, 0 is white and equal sizes are equally dark.
+
+    Args:
+        values: (rows, columns). texts: as many, in the same order.
+        low, high: ends of the scale of colours, which maps side by side share.
+
+    Returns:
+        What a colour bar is drawn of.
+    """
+    if low < 0 < high:
+        low, high = -max(-low, high), max(-low, high)
+        colours = colormaps["PuOr"]  # told apart by all kinds of colour vision
+    else:
+        colours = colormaps["cividis"]
+    image = ax.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        ink = "white" if _luminance(image.to_rgba(value)) < 0.4 else plots.BLACK
+        style = {"ha": "center", "va": "center", "fontsize": plots.SMALLEST, "linespacing": 1.3}
+        ax.text(j, i, texts[i][j], color=ink, **style)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return image
+
+
+def _luminance(colour: Sequence[float]) -> float:
+    """How light red, green and blue are together, 0 to 1."""
+    return float(np.dot(colour[:3], (0.299, 0.587, 0.114)))
 
 
 def _in_words(cell: dict) -> str:

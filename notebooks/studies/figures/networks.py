@@ -1,5 +1,7 @@
 """Figures of networks in training, and of the recipes that were tried: notebooks 03 and 21."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -96,7 +98,16 @@ def _known(rows: dict[str, dict]) -> list[dict]:
 
 
 def _rate_axis(ax: Axes, by_name: dict[str, dict[str, dict]]) -> None:
-    plots.rate_axis(ax, [row["rate"] for rows in by_name.values() for row in rows.values()])
+    rate_axis(ax, [row["rate"] for rows in by_name.values() for row in rows.values()])
+
+
+def rate_axis(ax: Axes, rates: Sequence[float]) -> None:
+    """A logarithmic axis of learning rates whose ticks are powers of 2 times 10⁻³."""
+    low, high = np.log2(1000 * min(rates)), np.log2(1000 * max(rates))
+    ticks = 2.0 ** np.arange(np.floor(low + 0.01), np.ceil(high - 0.01) + 1)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks / 1000, labels=[f"{tick:g}" for tick in ticks])
+    ax.set_xlabel("peak learning rate (10⁻³)")
 
 
 def _loss_axis(ax: Axes, curves: dict[str, list[dict]], mean: float) -> None:

@@ -151,8 +151,8 @@ class Origin:
             )
         if self.activations and not {*activations} <= {*self.activations}:
             raise StoreError(
-                f"{what} was fitted to other activations of these documents: their window, type, "
-                "weights or token ids were others. Extract with the same settings, or train again"
+                f"{what} was fitted to other activations of these documents: of another layer, "
+                "window, type, weights or token ids. Extract as it was then, or train again"
             )
 
     def check_store(self, what: str, store: ActivationStore, same_documents: bool = True) -> None:

@@ -299,7 +299,9 @@ def test_activations_of_the_same_documents_with_another_window_or_type_are_refus
     remade = ActivationStore(make_store(**{"dtype": "float32", **other})[0])
     former.check_store(remade)
     for check in checks:
-        with pytest.raises(StoreError, match="other activations of these documents: their window"):
+        with pytest.raises(
+            StoreError, match="activations of these documents: of another layer, window"
+        ):
             check(remade)
 
 

@@ -10,6 +10,7 @@ import torch
 import mmlib
 from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.networks import MLPSize
+from mmlib.denoisers.residual import ResidualSize
 from mmlib.denoisers.sae import SAESize
 from mmlib.training.budget import PCASize
 from mmlib.training.recipe import Recipe, Training
@@ -23,6 +24,10 @@ METHODS = {
     "mixture": MixtureSize((2, 4), (32.0,), em_steps=1),
     "sae": SAESize(32, 4, steps=20, batch=64),
     "network": Recipe(MLPSize(1, 16, 32), Training("flow_velocity", 30, 64, 2e-3, bf16=False)),
+    "residual": Recipe(
+        ResidualSize(components=3, folds=2, layers=1, d_model=16, d_mlp=32),
+        Training("flow_velocity", 30, 64, 2e-3, bf16=False),
+    ),
 }
 
 

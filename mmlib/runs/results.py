@@ -19,6 +19,7 @@ SCHEMA = Path(__file__).resolve().parents[2] / "results" / "schema"
 
 ROLES = {
     "gated_mlp": "ours",
+    "mixture_mlp": "ours",
     "mlp": "paper",
     "unet": "article",
     "mixture": "control",

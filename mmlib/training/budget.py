@@ -12,16 +12,19 @@ import torch
 
 from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.networks import MLPSize
+from mmlib.denoisers.residual import ResidualSize
 from mmlib.denoisers.sae import SAESize
 from mmlib.files import bf16_pays, free_memory
 from mmlib.training.recipe import Recipe, Training
 
 ROWS_PER_COMPONENT = 64  # of a mixture whose number of components was not asked for
+ROWS_PER_TRAINED_COMPONENT = 1000  # of one that a network stands on
 MIXTURE_BYTES = 2**31  # of the covariances of such a mixture, at most
 # of all covariances while a mixture is fitted: the scatters, the best and the one that is tried
 COPIES = 3
 PASSES = 10  # over the training rows, by networks and SAEs, unless the most steps are reached first
 FEWEST_STEPS = 100
+POSTERIOR_PRODUCTS = 40  # of d × (K + d) for a row, by the fast posterior, about
 STEP_SECONDS = 0.01  # of a training step, whatever its arithmetic
 
 
@@ -59,8 +62,15 @@ def sized(method: Method, n: int, d: int) -> Size:
     if method == "mlp":
         steps = _passes(n, batch, 800)
         return Recipe(MLPSize(), Training(**fixed, steps=steps, lr=2e-3, ema=0.99))
+    fixed |= {"density": "logit_normal", "decay": "late"}
+    if method == "mixture_mlp":
+        k = max(2, min(512, n // ROWS_PER_TRAINED_COMPONENT))
+        batch = fixed["batch"] = min(2048, 2 ** max(0, int(math.log2(n / 8))))
+        steps, levels = _passes(n, batch, 500), min(64, batch)
+        training = Training(**fixed, steps=steps, lr=1e-3, ema=0.99, levels=levels)
+        return Recipe(ResidualSize(components=k), training)
     steps, levels = _passes(n, batch, 1200), min(64, batch)
-    fixed |= {"levels": levels, "density": "logit_normal", "decay": "late"}
+    fixed |= {"levels": levels}
     size = MLPSize(layers=2, d_mlp=6 * d, gated_skip=True)
     return Recipe(size, Training(**fixed, steps=steps, lr=1e-3, ema=0.995))
 
@@ -122,6 +132,16 @@ class Budget:
                     f"{free / 1e9:.1f} GB are free and {MIXTURE_BYTES / 1e9:.1f} GB are the most: "
                     f"{most} are fitted instead"
                 )
+        if isinstance(size, Recipe) and isinstance(size.size, ResidualSize):
+            asked = most = size.size.components
+            while most > 2 and self.memory(size) > free:
+                most //= 2
+                size = replace(size, size=replace(size.size, components=most))
+            if most < asked:
+                remarks.append(
+                    f"{asked} components and their folds do not fit {free / 1e9:.1f} GB: {most} "
+                    "are fitted instead"
+                )
         if (needed := self.memory(size)) > free:
             raise MemoryError(
                 f"this needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: give fewer "
@@ -155,15 +175,18 @@ class Budget:
         if isinstance(size, SAESize):
             return data + 16 * 2 * self.d * size.latents + 12 * size.batch * size.latents
         if isinstance(size, Recipe):
-            return data + 20 * self.numbers(size) + 4 * size.training.batch * 40 * self.d
+            network = 20 * self.numbers(size) + 4 * size.training.batch * 40 * self.d
+            if isinstance(below := size.size, ResidualSize):  # moments, mixtures and their copies
+                network += (2 * below.folds + 4) * below.components * 4 * self.d**2
+            return data + network
         return data + 16 * self.d**2
 
     def numbers(self, recipe: Recipe) -> int:
         """Parameters of a recipe's network, about: an MLP's are counted, others' guessed."""
         size, d = recipe.size, self.d
-        if not isinstance(size, MLPSize):
+        if not isinstance(size, (MLPSize, ResidualSize)):
             return 2 * d * getattr(size, "latents", 5 * d)
-        m = size.d_model or 2 * d
+        m = size.d_model or (d if isinstance(size, ResidualSize) else 2 * d)
         return size.layers * 4 * m * (size.d_mlp or 2 * m) + 2 * m * m + 2 * m * d
 
     def seconds(self, size: Size) -> float:
@@ -180,8 +203,12 @@ class Budget:
         elif isinstance(size, SAESize):
             steps, trained = size.steps, 16 * d * size.latents * size.batch * size.steps
         elif isinstance(size, Recipe):
-            steps = size.training.steps
-            trained = 6 * self.numbers(size) * size.training.batch * steps
+            steps, batch = size.training.steps, size.training.batch
+            trained = 6 * self.numbers(size) * batch * steps
+            if isinstance(below := size.size, ResidualSize):
+                k, mixtures = below.components, below.folds + 1
+                closed += 20 * n * k * d + covariance + mixtures * k * axes
+                closed += POSTERIOR_PRODUCTS * d * (k + d) * batch * steps
         return 2.5 * closed / self.closed + 1.5 * trained / self.trained + STEP_SECONDS * steps
 
     def describe(self, size: Size) -> str:

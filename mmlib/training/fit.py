@@ -6,6 +6,7 @@ need, and what had to be made smaller for it (`mmlib.training.budget`).
 """
 
 import io
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
@@ -26,13 +27,15 @@ from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.kinds import KINDS
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import MixtureSize, fit_mixture
+from mmlib.denoisers.residual import ResidualSize
 from mmlib.denoisers.sae import SAEDenoiser, SAESize, train_sae
 from mmlib.files import default_device, whole_number
 from mmlib.training.budget import Budget, Method, PCASize, Size, sized, with_steps
+from mmlib.training.crossfit import folds_of, train_on_mixture
 from mmlib.training.recipe import Recipe, new_model
 from mmlib.training.train import train
 
-NAMES = ("gaussian", "pca", "mixture", "sae", "mlp", "gated_mlp")
+NAMES = ("gaussian", "pca", "mixture", "sae", "mlp", "gated_mlp", "mixture_mlp")
 LEAST_ROWS = 20  # for training, and a quarter of it for validation
 
 
@@ -58,7 +61,8 @@ def fit(
             a .pt, .npy or .safetensors file, or a store, whose training and validation documents
             are taken.
         method: "gaussian" (full covariance), "pca", "mixture" (of full Gaussians), "sae" (TopK, by
-            SAELens), "mlp" (the paper's denoiser), "gated_mlp" (ours); or the size of one:
+            SAELens), "mlp" (the paper's denoiser), "gated_mlp" (ours), "mixture_mlp" (a network on
+            a mixture, the best of these where there are rows enough); or the size of one:
             `PCASize`, `MixtureSize`, `SAESize`, or any `Recipe`.
         groups: an id for each row, (n,), such as its document; none is in both splits.
         seed: of the split, of k-means and weights, of batches and noise.
@@ -119,7 +123,8 @@ def fit(
             *remarks,
             sep="\n",
         )
-        return _fitted(size, raw_nd, checked_nd, origin, facts, budget.device)
+        groups = np.arange(n) if rows.group_n is None else rows.group_n[parts[0]]
+        return _fitted(size, raw_nd, checked_nd, groups, origin, facts, budget.device)
 
 
 def _check_options(
@@ -213,14 +218,28 @@ def _normaliser(h_nd: Tensor, given: Fitted | Normaliser | None) -> Normaliser:
 
 
 def _fitted(
-    size: Size, raw_nd: Tensor, checked_nd: Tensor, origin: Origin, facts: dict, device: str
+    size: Size,
+    raw_nd: Tensor,
+    checked_nd: Tensor,
+    group_n: np.ndarray,
+    origin: Origin,
+    facts: dict,
+    device: str,
 ) -> Fitted:
     """The fit of a size to raw activations; its facts gain what came of it."""
     z_nd, seed = origin.normaliser(raw_nd), facts["seed"]
     components = PrincipalComponents.fit(z_nd) if len(z_nd) > origin.d else None
     if size is not None:
         facts["size"] = asdict(size)
-    if isinstance(size, Recipe):
+    if isinstance(size, Recipe) and isinstance(size.size, ResidualSize):
+        del z_nd
+        size, kind = _foldable(size, group_n, seed), "network"
+        with tempfile.TemporaryDirectory() as folder:
+            given = (size, raw_nd, checked_nd, group_n, origin, row_batches, Path(folder))
+            denoiser, log = train_on_mixture(*given, seed=seed, device=device)
+        denoiser.to(device)
+        facts["size"], facts["validation_loss"] = asdict(size), log[-1]["validation_loss"]
+    elif isinstance(size, Recipe):
         del z_nd
         gaussian = components.gaussian() if size.linear_skip else None
         kind, denoiser = "network", new_model(size, origin, seed, gaussian)
@@ -240,6 +259,19 @@ def _fitted(
     else:
         kind, denoiser = "gaussian", components.gaussian()
     return KINDS[kind](denoiser, origin, Cost.of(denoiser), components, facts)
+
+
+def _foldable(recipe: Recipe, group_n: np.ndarray, seed: int) -> Recipe:
+    """With no more folds than groups, and a batch that fills from each."""
+    folds = min(recipe.size.folds, len(np.unique(group_n)))
+    least = int(np.bincount(folds_of(group_n, folds, seed)).min())
+    training = replace(recipe.training, keep=())
+    if training.batch > least:
+        batch = 2 ** int(math.log2(least))
+        print(f"the smallest fold has {least:,} rows: batches of {batch} are trained on")
+        levels = training.levels and min(training.levels, batch)
+        training = replace(training, batch=batch, levels=levels)
+    return replace(recipe, size=replace(recipe.size, folds=folds), training=training)
 
 
 def _train(

@@ -38,7 +38,7 @@ from mmlib.training.fit import row_batches
 from mmlib.training.recipe import Recipe, Training, new_model
 from mmlib.training.train import train
 
-OBJECTIVE = "flow_velocity"
+OBJECTIVE, OURS = "flow_velocity", "mixture_mlp"
 NOTEBOOK = "26_best_model"
 
 
@@ -330,18 +330,18 @@ class BestModelStudy:
         for place in ("test", "fresh"):
             mine = [one[place] for one in ours]
             others = [one["methods"][baseline][place] for one in theirs]
-            losses = over_seeds({"ours": mine, baseline: others})
+            losses = over_seeds({OURS: mine, baseline: others})
             by_seed = [1 - one["loss"] / other["loss"] for one, other in zip(mine, others)]
             rows.append(
                 {
                     "place": place,
                     "baseline": baseline,
-                    "loss": losses.mean("ours"),
+                    "loss": losses.mean(OURS),
                     "baseline_loss": losses.mean(baseline),
-                    "value": losses.reduction("ours", baseline),
-                    "ci95": list(compare.reduction_interval(losses, "ours", baseline)),
+                    "value": losses.reduction(OURS, baseline),
+                    "ci95": list(compare.reduction_interval(losses, OURS, baseline)),
                     "by_seed": by_seed,
-                    "documents": len(losses.by_document("ours").counts_d),
+                    "documents": len(losses.by_document(OURS).counts_d),
                 }
             )
         return rows
@@ -398,7 +398,7 @@ def content_of(
             | spread([one[place]["loss"] for one in outcomes], "range")
             | {key: float(np.mean([one[key] for one in outcomes])) for key in shown}
             for place in ("validation", "test", "fresh")
-            for name, outcomes in {"ours": ours, **methods}.items()
+            for name, outcomes in {OURS: ours, **methods}.items()
         ],
         "network_seconds": [one["network_seconds"] for one in ours],
         "log": ours[0]["log"],

@@ -25,7 +25,7 @@ from mmlib.denoisers.noise import SMOOTHING, checked_sigma
 from mmlib.denoisers.sae import SAESize, save_sae
 from mmlib.files import sealed
 
-KINDS = ("gaussian", "pca", "mixture", "sae", "network")
+KINDS = ("gaussian", "pca", "mixture", "sae", "network", "residual")
 HELD_OUT = activations(200, seed=1)[0]
 
 
@@ -110,7 +110,7 @@ def test_the_mixture_is_likelier_than_the_gaussian_on_clusters():
     assert network.shape == (50,) and network.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "mixture", "network"])
+@pytest.mark.parametrize("kind", ["gaussian", "mixture", "network", "residual"])
 def test_densities_give_raw_samples_and_projections(kind):
     model = fitted(kind)
     drawn = model.sample(300)
@@ -164,7 +164,7 @@ def bare():
 def test_what_is_saved_is_loaded(kind, tmp_path):
     model = fitted(kind)
     again = mmlib.load(model.save(tmp_path / "a folder"))
-    assert type(again) is type(model) and again.cost == model.cost and again.kind == kind
+    assert type(again) is type(model) and again.cost == model.cost and again.kind == model.kind
     assert again.train_seconds == model.cost.seconds > 0
     assert again.facts["rows"] == model.facts["rows"]
     x = model.noised(HELD_OUT, 0.3)
@@ -174,7 +174,7 @@ def test_what_is_saved_is_loaded(kind, tmp_path):
     again.save(tmp_path / "a folder")  # takes its own place
 
 
-@pytest.mark.parametrize("kind", ["mixture", "network", "sae"])
+@pytest.mark.parametrize("kind", ["mixture", "network", "residual", "sae"])
 def test_a_damaged_folder_is_refused_by_the_files_name(kind, tmp_path):
     folder = fitted(kind).save(tmp_path / "model")
     name = max(json.loads((folder / "model.json").read_text())["files"])

@@ -78,7 +78,7 @@ def test_a_standardisation_can_be_shared():
 
 
 def test_the_same_seed_gives_the_same_fit():
-    for kind in ("mixture", "network"):
+    for kind in ("mixture", "network", "residual"):
         again = fit(METHODS[kind])
         x = again.noised(H[:50], 0.4)
         assert torch.equal(again.denoise(x, 0.4), fitted(kind).denoise(x, 0.4))
@@ -227,3 +227,13 @@ def test_a_store_is_split_by_its_documents_and_keeps_its_test_documents_out(stor
     model = fit(h=store, groups=None, validation=0.2)
     assert sum(model.facts["rows"].values()) == 3500 and model.facts["split"] == "group"
     assert model.check(store).origin.layers == (1,)
+
+
+def test_a_network_on_a_mixture_is_fitted_by_name_and_few_groups_make_few_folds(capsys):
+    h, documents = activations(600)
+    model = mmlib.fit(h, "mixture_mlp", groups=documents, steps=3)
+    assert model.facts["size"]["size"]["folds"] == 4 and model.denoise(h[:5], 0.5).isfinite().all()
+    groups = np.arange(600) // 200
+    few = mmlib.fit(h, "mixture_mlp", groups=groups, steps=3, validation=0.3)
+    assert few.facts["size"]["size"]["folds"] == 2
+    assert few.facts["size"]["training"]["batch"] <= 200

@@ -210,4 +210,4 @@ class FastMixture:
 
     def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
         """E[z | x], (n, d)."""
-        return self.posterior(x_nd, torch.tensor([sigma]))[0]
+        return self.posterior(x_nd, torch.tensor([sigma], device=x_nd.device))[0]

@@ -81,7 +81,7 @@ class MixtureResidual(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.out_proj.bias)
         self.mixture: GaussianMixtureDenoiser | None = None
         self.posterior: FastPosterior | None = None
-        self.crossed: list[FastPosterior] = []  # one a fold; no part of the model
+        self.crossed = nn.ModuleList()  # one a fold; no part of a checkpoint
         self.fold = 0  # of the batch that is trained on
 
     def over(
@@ -96,7 +96,7 @@ class MixtureResidual(ModelMixin, ConfigMixin):
             ValueError: a mixture has another number of components or another width.
         """
         self.mixture, self.posterior = mixture, self._below(mixture)
-        self.crossed = [self._below(one) for one in crossed]
+        self.crossed = nn.ModuleList(self._below(one) for one in crossed)
         return self
 
     def _below(self, mixture: GaussianMixtureDenoiser) -> FastPosterior:

@@ -23,8 +23,12 @@ from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import ClusterMoments, GaussianMixtureDenoiser, clusters
 from mmlib.denoisers.residual import MixtureResidual
+from mmlib.files import code_digest
 from mmlib.training.recipe import Recipe, new_model
 from mmlib.training.train import train
+
+# what decides the outcome, besides what decides any training's
+CODE = ("training/crossfit", "denoisers/residual", "denoisers/posterior", "denoisers/mixture")
 
 
 def folds_of(group_n: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -111,10 +115,10 @@ def train_on_mixture(
         origin.normaliser(checked_nd),
         folder,
         seed=seed,
-        source=json.dumps({"size": asdict(size), "mixture": digest}),
+        source=json.dumps({"size": asdict(size), "mixture": digest, "code": code_digest(*CODE)}),
         device=device,
     )
-    network.crossed = []
+    network.crossed = torch.nn.ModuleList()
     model.costing(mixture_seconds + log[-1]["seconds"], log[-1]["activations"])
     return model, log
 

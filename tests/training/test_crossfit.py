@@ -105,4 +105,4 @@ def test_training_lowers_the_loss_of_the_mixture_and_resumes_to_the_same_bytes(t
     x_nd = torch.randn(10, D, generator=torch.Generator().manual_seed(1))
     assert torch.equal(model.denoise(x_nd, 0.5), again.denoise(x_nd, 0.5))
     assert model.train_seconds > log[-1]["seconds"] > 0
-    assert model.network.crossed == []
+    assert len(model.network.crossed) == 0

@@ -81,6 +81,7 @@ class BestModelSize:
         ),
     )
     seeds: int = 3  # of finals
+    gated_seeds: int = 2  # of the gated network and of the blend, which take longest
     tokens: int = 200  # at each noise level, of every measurement
     blend_tokens: int = 200  # validation tokens at each level that a blend's weights are fitted on
     articles: int = 400
@@ -100,6 +101,7 @@ SIZES = {
             Training(OBJECTIVE, 12, 64, 1e-3, ema=0.9, levels=16, log_every=5, validate_every=5),
         ),
         seeds=2,
+        gated_seeds=1,
         tokens=20,
         blend_tokens=20,
         articles=12,
@@ -281,55 +283,63 @@ class BestModelStudy:
         )
 
     def opponents_trial(self, best: tuple[int, float], seed: int) -> Trial:
-        """Finals of the opponents: the Gaussian, the best mixture, the gated network of notebook 03
-        at equal seconds, and a blend of the two last, whose weights at each level are fitted on
-        validation documents.
+        """Finals of the opponents: the Gaussian and the best mixture; and with the first seeds the
+        gated network of notebook 03 at equal seconds, and its blend with the mixture.
         """
-        size = self.size
+        networks = seed - self.run.seed < self.size.gated_seeds
 
         def compute(folder: Path) -> dict:
             z_nd = self.origin.normaliser(self.raw)
             found = {"gaussian": PrincipalComponents.fit(z_nd).gaussian()}
             del z_nd
             found["mixture"] = FastMixture(self.mixture(*best, seed))
-            model = new_model(size.gated, self.origin, seed)
-            settings, checked_nd = size.gated.training, self.origin.normaliser(self.checked)
-            train(
-                model,
-                settings,
-                lambda start: row_batches(self.raw, settings.batch, seed, start),
-                checked_nd,
-                folder,
-                seed=seed,
-            )
-            found["gated_mlp"] = model
-            rng = np.random.default_rng(seed)
-            rows = spread_rows(len(checked_nd), size.blend_tokens, rng)
-            generator = torch.Generator().manual_seed(seed)
-            grid, also = noise_process(OBJECTIVE).grid(), (found["mixture"],)
-            found["blend"] = MixedDenoiser(model, grid, checked_nd[rows], generator, also)
+            if networks:
+                found |= self.gated_and_blend(found["mixture"], seed, folder)
             outcomes = {
-                name: {**cost(one), **self.measured(one, True)} for name, one in found.items()
+                key: {**cost(one), **self.measured(one, True)} for key, one in found.items()
             }
             return {
                 "seconds": sum(one["seconds"] for one in outcomes.values()),
                 "methods": outcomes,
             }
 
-        settings = {"mixture": best, "gated": asdict(size.gated), "blend": size.blend_tokens}
+        settings = {"mixture": best}
+        if networks:
+            settings |= {"gated": asdict(self.size.gated), "blend": self.size.blend_tokens}
         name, facts = f"opponents-final-seed{seed}", self.facts(settings, seed, True)
         return Trial(name, facts, compute, self.store.identities, kind="opponents")
+
+    def gated_and_blend(self, mixture: Denoiser, seed: int, folder: Path) -> dict[str, Denoiser]:
+        """The gated network, trained, and its blend with a mixture, whose weights at each level are
+        fitted on validation documents.
+        """
+        recipe, checked_nd = self.size.gated, self.origin.normaliser(self.checked)
+        model, settings = new_model(recipe, self.origin, seed), recipe.training
+        train(
+            model,
+            settings,
+            lambda start: row_batches(self.raw, settings.batch, seed, start),
+            checked_nd,
+            folder,
+            seed=seed,
+        )
+        rng, grid = np.random.default_rng(seed), noise_process(OBJECTIVE).grid()
+        z_nd = checked_nd[spread_rows(len(checked_nd), self.size.blend_tokens, rng)]
+        generator = torch.Generator().manual_seed(seed)
+        blend = MixedDenoiser(model, grid, z_nd, generator, also=(mixture,))
+        return {"gated_mlp": model, "blend": blend}
 
     # ── the primary ──────────────────────────────────────────────────────────────────────────────
 
     def primary(self, ours: Sequence[dict], theirs: Sequence[dict], baseline: str) -> list[dict]:
         """The reduction of ours over an opponent on test documents and on the fresh articles: over
-        all seeds together with its interval by document, and seed by seed.
+        all seeds of both together with its interval by document, and seed by seed.
         """
         rows = []
+        pairs = [pair for pair in zip(ours, theirs, strict=True) if baseline in pair[1]["methods"]]
         for place in ("test", "fresh"):
-            mine = [one[place] for one in ours]
-            others = [one["methods"][baseline][place] for one in theirs]
+            mine = [one[place] for one, _ in pairs]
+            others = [other["methods"][baseline][place] for _, other in pairs]
             losses = over_seeds({OURS: mine, baseline: others})
             by_seed = [1 - one["loss"] / other["loss"] for one, other in zip(mine, others)]
             rows.append(
@@ -366,6 +376,11 @@ def over_seeds(measured: Mapping[str, Sequence[Mapping]]) -> Losses:
     return Losses(np.full(1, np.nan), sums, np.array([counts[0]]) * seeds.pop())
 
 
+def of_method(theirs: Sequence[dict], name: str) -> list[dict]:
+    """What trials of opponents have of a method, those with it."""
+    return [one["methods"][name] for one in theirs if name in one["methods"]]
+
+
 def mean_curve(outcomes: Sequence[Mapping], place: str) -> list[float]:
     """The loss at each level of the grid, the mean over seeds."""
     curves = np.array([one[place]["curve"] for one in outcomes])
@@ -379,7 +394,7 @@ def content_of(
     theirs: Sequence[dict],
 ) -> dict:
     """What the results file says of every trial."""
-    methods = {name: [one["methods"][name] for one in theirs] for name in theirs[0]["methods"]}
+    methods = {name: of_method(theirs, name) for name in theirs[0]["methods"]}
     shown = ("parameters", "activations", "seconds")
     return {
         "mixtures": [

@@ -6,15 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mmlib.activations.arrays import group_numbers, matrix, rows_of
 from mmlib.activations.store import ActivationStore
-from mmlib.activations.tokens import (
-    Normaliser,
-    Tokens,
-    group_numbers,
-    matrix,
-    row_numbers,
-    rows_of,
-)
+from mmlib.activations.tokens import Normaliser, Tokens, row_numbers
 
 VALUES = torch.arange(12.0).view(4, 3)
 

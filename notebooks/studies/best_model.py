@@ -101,7 +101,6 @@ SIZES = {
             Training(OBJECTIVE, 12, 64, 1e-3, ema=0.9, levels=16, log_every=5, validate_every=5),
         ),
         seeds=2,
-        gated_seeds=1,
         tokens=20,
         blend_tokens=20,
         articles=12,

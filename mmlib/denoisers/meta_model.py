@@ -50,13 +50,6 @@ class MetaModel:
         self.train_seconds: float | None = None  # of training; None: not known
         self.train_activations: int | None = None  # that training saw
 
-    @classmethod
-    def for_store(cls, network: nn.Module, objective: str, *stores: ActivationStore) -> "MetaModel":
-        """An untrained model for the activations of a store, or of several: one a layer, of the
-        same texts.
-        """
-        return cls(network, objective, Origin.of(*stores))
-
     @property
     def normaliser(self) -> Normaliser:
         """Statistics of the training documents."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
+from mmlib.denoisers.networks import by_run
 
 AXES = 16  # of each component, along which all are weighed
 CANDIDATES = 8  # components of a row that are weighed exactly, at most
@@ -76,8 +77,10 @@ class FastPosterior(nn.Module):
         Args:
             x_nd: (1 − σ) z + σ ε, in u runs of n/u rows that share a level.
             sigma_u: the levels, (u,), each between 0 and 1.
+        Raises:
+            ValueError: the runs cannot have the same length.
         """
-        run = len(x_nd) // len(sigma_u)
+        run = by_run(x_nd, len(sigma_u)).shape[1]
         if run >= CHUNK:  # one level after another, each in pieces
             levels = zip(x_nd.split(run), sigma_u.split(1))
             pieces = [(part, sigma) for rows, sigma in levels for part in rows.split(CHUNK)]

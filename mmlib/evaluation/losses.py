@@ -4,8 +4,10 @@ Every loss is made in one place, `token_losses`: z is noised to x = (1 − σ) z
 estimates ẑ from (x, σ), and the squares of ẑ − z are averaged over dimensions and weighed as the
 objective weighs the level. What follows is sums of these losses:
 
-    losses = evaluate({"mine": denoiser, "gaussian": gaussian}, store.tokens("test"), "flow_velocity", per_level=1000, seed=0)
-    losses.mean("mine"), loss_interval(losses, "mine"), reduction_interval(losses, "mine", "gaussian")
+    methods, tokens = {"mine": denoiser, "gaussian": gaussian}, store.tokens("test")
+    losses = evaluate(methods, tokens, "flow_velocity", per_level=1000, seed=0)
+    losses.mean("mine"), loss_interval(losses, "mine")
+    reduction_interval(losses, "mine", "gaussian")
 
 Units: a loss is a mean over dimensions of standardised activations z, so 1 is the power of z. Means
 are over the drawn tokens and the 100 levels of the evaluation grid (`mmlib.denoisers.noise`):
@@ -142,7 +144,8 @@ class TokenLosses:
             )
         if mask is not None and (mask.dtype, mask.shape) != (bool, document_n.shape):
             raise ValueError(
-                f"mask of type {mask.dtype} and shape {mask.shape}: expected bool, {document_n.shape}"
+                f"mask of type {mask.dtype} and shape {mask.shape}: expected bool, "
+                f"{document_n.shape}"
             )
         rows_ln, document_n = self.rows_ln[:, ::stride], document_n - document_n.min()
         n_documents = int(document_n.max()) + 1

@@ -123,8 +123,8 @@ def fit(
             *remarks,
             sep="\n",
         )
-        groups = np.arange(n) if rows.group_n is None else rows.group_n[parts[0]]
-        return _fitted(size, raw_nd, checked_nd, groups, origin, facts, budget.device)
+        group_n = np.arange(n) if rows.group_n is None else rows.group_n[parts[0]]
+        return _fitted(size, raw_nd, checked_nd, group_n, origin, facts, budget.device)
 
 
 def _check_options(

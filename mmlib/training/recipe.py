@@ -143,6 +143,13 @@ def new_model(
             what has one.
     """
     d, n_layers, size = origin.d, len(origin.normaliser.mean_ld), recipe.size
+    if isinstance(size, ResidualSize):
+        if recipe.training.objective != "flow_velocity" or recipe.linear_skip:
+            raise ValueError(
+                f"a network on a mixture with objective {recipe.training.objective!r}, linear_skip="
+                f"{recipe.linear_skip}: it predicts the velocity, on the mixture alone; expected "
+                "'flow_velocity' and False"
+            )
     if n_layers > 1 and (recipe.linear_skip or not isinstance(size, MLPSize)):
         raise ValueError(
             f"{n_layers} layers: only an MLP without a linear skip is conditioned on the layer"

@@ -1,9 +1,11 @@
-"""Results in the form of before 2026-11-30, rows in lists, to the keyed form; every leaf is accounted for.
+"""Results in the form of before 2026-11-30, rows in lists, to the keyed form; every leaf is
+accounted for.
 
     python results/schema/migrate.py OLD NEW [--commit HASH]
 
-reads OLD/*.json and writes NEW/*.json. Afterwards it looks up every leaf of the old file in the new one: it stands there with an equal
-value, or is the key that it stood for, or is one of `DROPPED`. Old provenance stays as it is, with `migrated_from` beside it.
+reads OLD/*.json and writes NEW/*.json. Afterwards it looks up every leaf of the old file in the new
+one: it stands there with an equal value, or is the key that it stood for, or is one of `DROPPED`.
+Old provenance stays as it is, with `migrated_from` beside it.
 """
 
 import argparse
@@ -20,7 +22,9 @@ DROPPED = {"loss_comparison": ("plain_words",)}  # an essay assembled from the n
 
 
 def named(name: str, old: dict, others: dict[str, dict]) -> dict:
-    """Old content, with the names that its rows are keyed by: of a claim, and of a number that stood at a place in a list."""
+    """Old content, with the names that its rows are keyed by: of a claim, and of a number that
+    stood at a place in a list.
+    """
     if name == "claims":
         rows = [{"name": NAMES[row["statement"]], **row} for row in old["claims"]]
         return {**old, "claims": rows}
@@ -33,7 +37,9 @@ def named(name: str, old: dict, others: dict[str, dict]) -> dict:
 
 
 def place(number: str, others: dict[str, dict]) -> str:
-    """FILE:KEYS of a number, with its new keys; as it was where that file has no such number any more."""
+    """FILE:KEYS of a number, with its new keys; as it was where that file has no such number any
+    more.
+    """
     file, path = number.split(":")
     try:
         return f"{file}:{'.'.join(moved(file, others[file], path.split('.')))}"
@@ -65,7 +71,9 @@ def moved(name: str, old: dict, keys: list[str]) -> list[str]:
 
 
 def leaves(content, path: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:
-    """(path, value) of everything that is neither a dictionary nor a list; a path's keys are joined by `SEPARATOR`."""
+    """(path, value) of everything that is neither a dictionary nor a list; a path's keys are joined
+    by `SEPARATOR`.
+    """
     if isinstance(content, dict):
         for key, inner in content.items():
             yield from leaves(inner, (*path, key))
@@ -77,7 +85,8 @@ def leaves(content, path: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:
 
 
 def account(name: str, old: dict, new: dict) -> dict[str, int]:
-    """Every leaf of the old content looked up in the new one, and what the new one has besides, counted.
+    """Every leaf of the old content looked up in the new one, and what the new one has besides,
+    counted.
 
     Raises:
         ValueError: a leaf has another value, or none, or shares its place with another.
@@ -96,7 +105,9 @@ def account(name: str, old: dict, new: dict) -> dict[str, int]:
 
 
 def migrate(old: dict[str, dict], commit: str | None) -> dict[str, dict]:
-    """All files of a folder in the keyed form; every leaf is accounted for, and the counts are printed."""
+    """All files of a folder in the keyed form; every leaf is accounted for, and the counts are
+    printed.
+    """
     new, total = {}, {}
     for name, content in old.items():
         before = named(name, content, old)

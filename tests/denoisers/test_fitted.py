@@ -238,7 +238,7 @@ def test_what_notebooks_wrote_is_loaded_with_a_standardisation(store, tmp_path):
 
 def test_a_meta_model_of_one_or_of_several_layers_is_loaded(store, tmp_path):
     torch.manual_seed(0)
-    model = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "ddpm_epsilon", store)
+    model = MetaModel(MLPDenoiser(8, 16, 24, 1), "ddpm_epsilon", Origin.of(store))
     model.save_pretrained(tmp_path / "one")
     loaded = mmlib.load(tmp_path / "one").check(store)
     x = torch.randn(5, 8)
@@ -256,7 +256,7 @@ def test_a_meta_model_of_one_or_of_several_layers_is_loaded(store, tmp_path):
 
 
 def test_activations_of_another_origin_are_refused(store, make_store):
-    network = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "flow_velocity", store)
+    network = MetaModel(MLPDenoiser(8, 16, 24, 1), "flow_velocity", Origin.of(store))
     model = FittedNetwork.of(network)
     assert model.check(store) is model and model.check(language_model="toy@1", layer=1) is model
     others = {"language_model": "toy@2", "layer": 2, "d": 9, "documents": "elsewhere@1"}
@@ -278,7 +278,7 @@ def test_activations_of_the_same_documents_with_another_window_or_type_are_refus
     former code, which does not know its activations, takes them.
     """
     store = ActivationStore(make_store(dtype="float32")[0])
-    network = MetaModel.for_store(MLPDenoiser(8, 16, 24, 1), "flow_velocity", store)
+    network = MetaModel(MLPDenoiser(8, 16, 24, 1), "flow_velocity", Origin.of(store))
     network.save_pretrained(tmp_path / "network")
     sae = mmlib.fit(store, SAESize(16, 2, steps=2, batch=64), progress=False)
     save_sae(sae.sae, tmp_path / "sae", store.documents, activations_id(store))

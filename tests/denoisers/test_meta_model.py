@@ -17,7 +17,7 @@ from torch.distributions import MultivariateNormal
 import mmlib
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
-from mmlib.denoisers.checkpoints import CheckpointError
+from mmlib.denoisers.checkpoints import CheckpointError, Origin
 from mmlib.denoisers.gaussian import GaussianDenoiser
 from mmlib.denoisers.meta_model import DENSITIES, MetaModel, stratified_levels
 from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, UNetDenoiser
@@ -262,7 +262,7 @@ def several(make_store):
     """Stores of two layers of the same texts, and a model of both."""
     stores = [ActivationStore(make_store(layer=layer, seed=layer)[0]) for layer in (1, 3)]
     torch.manual_seed(0)
-    return stores, MetaModel.for_store(MLPDenoiser(8, 16, 32, 2, 4), "flow_velocity", *stores)
+    return stores, MetaModel(MLPDenoiser(8, 16, 32, 2, 4), "flow_velocity", Origin.of(*stores))
 
 
 def test_several_layers_share_a_network_that_is_told_the_layer(several, tmp_path):
@@ -304,7 +304,7 @@ def test_the_loss_of_several_layers_is_the_mean_of_each(several):
 def test_layers_of_other_texts_are_refused(several, make_store):
     other = ActivationStore(make_store(layer=3, corpus="other")[0])
     with pytest.raises(StoreError, match="same texts"):
-        MetaModel.for_store(MLPDenoiser(8, 16, 32, 2, 4), "flow_velocity", several[0][0], other)
+        MetaModel(MLPDenoiser(8, 16, 32, 2, 4), "flow_velocity", Origin.of(several[0][0], other))
 
 
 @pytest.fixture

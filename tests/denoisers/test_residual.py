@@ -167,3 +167,8 @@ def test_a_mixture_of_another_size_is_refused(mixture):
         MixtureResidual(D, 3, 16, 32, 1).over(mixture)
     with pytest.raises(ValueError, match="no mixture below it"):
         MixtureResidual(D, K, 16, 32, 1)(torch.zeros(1, D), torch.tensor([500.0]))
+
+
+def test_rows_that_no_number_of_levels_divides_are_refused(mixture):
+    with pytest.raises(ValueError, match="5 rows and 2 times"):
+        FastPosterior(mixture)(torch.zeros(5, D), torch.tensor([0.3, 0.6]))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mmlib.activations.store import ActivationStore
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, MLPSize
 from mmlib.evaluation import losses
@@ -107,7 +108,7 @@ def test_likelihood_of_a_network_is_beside_the_gaussians_on_the_same_tokens(stud
     monkeypatch.setattr(gpu_study, "DENSITY_TOKENS", 60)
     silent, gaussian = MLPDenoiser(8, zero_init=True), study.components.gaussian()
     network = LinearSkip.over(gaussian, silent, "flow_velocity")
-    model = MetaModel.for_store(network, "flow_velocity", study.store)
+    model = MetaModel(network, "flow_velocity", Origin.of(study.store))
     found = gpu_study.density_of(model, study.components, study.splits["test"])
     assert abs(found["over_gaussian"]) < 0.02
     assert found["mean"] == pytest.approx(found["gaussian"] + found["over_gaussian"])

@@ -2,6 +2,7 @@
 corrected by.
 """
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -14,7 +15,7 @@ from mmlib.denoisers.mixture import ClusterMoments
 from mmlib.denoisers.residual import MixtureResidual, ResidualSize
 from mmlib.training import crossfit
 from mmlib.training.fit import row_batches
-from mmlib.training.recipe import Recipe, Training
+from mmlib.training.recipe import Recipe, Training, new_model
 
 D = 6
 RECIPE = Recipe(
@@ -106,3 +107,12 @@ def test_training_lowers_the_loss_of_the_mixture_and_resumes_to_the_same_bytes(t
     assert torch.equal(model.denoise(x_nd, 0.5), again.denoise(x_nd, 0.5))
     assert model.train_seconds > log[-1]["seconds"] > 0
     assert len(model.network.crossed) == 0
+
+
+@pytest.mark.parametrize("change", ["objective", "linear_skip"])
+def test_a_network_on_a_mixture_predicts_the_velocity_on_the_mixture_alone(change):
+    training = replace(RECIPE.training, objective="ddpm_epsilon")
+    changed = {"objective": {"training": training}, "linear_skip": {"linear_skip": True}}[change]
+    origin = Origin(Normaliser(torch.zeros(1, D), torch.ones(1, D)))
+    with pytest.raises(ValueError, match="it predicts the velocity, on the mixture alone"):
+        new_model(replace(RECIPE, **changed), origin, 0)

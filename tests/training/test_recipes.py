@@ -59,7 +59,7 @@ def test_a_meta_model_that_does_not_fit_the_store_is_refused(run, store, tmp_pat
     ids=["mlp", "unet", "skip"],
 )
 def test_an_untrained_model_has_the_architecture_and_random_weights(network, store):
-    model = MetaModel.for_store(network, "flow_velocity", store)
+    model = MetaModel(network, "flow_velocity", Origin.of(store))
     fresh, again = (recipes.untrained(model, 0).network.state_dict() for _ in range(2))
     trained = network.state_dict()
     assert {name: value.shape for name, value in fresh.items()} == {

@@ -30,7 +30,7 @@ class Killed(RuntimeError):
 
 def fresh(store, network=None, objective="flow_velocity"):
     torch.manual_seed(0)
-    return MetaModel.for_store(network or MLPDenoiser(store.d, 16, 32, 2), objective, store)
+    return MetaModel(network or MLPDenoiser(store.d, 16, 32, 2), objective, Origin.of(store))
 
 
 def batches(store, size=64, kill_at=None):
@@ -144,7 +144,7 @@ def test_one_denoiser_is_trained_on_several_layers(make_store, tmp_path):
         for layer in (0, 2)
     ]
     torch.manual_seed(0)
-    model = MetaModel.for_store(MLPDenoiser(4, 32, 64, 2, 3), "flow_velocity", *stores)
+    model = MetaModel(MLPDenoiser(4, 32, 64, 2, 3), "flow_velocity", Origin.of(*stores))
     h = torch.stack([store.read(store.rows("validation")) for store in stores])
     changes = {"steps": 150, "batch": 256, "lr": 3e-3, "validate_every": 50, "ema": 0.95}
     settings = dataclasses.replace(SETTINGS, levels=64, keep=(), **changes)

@@ -4,12 +4,16 @@ that follows.
 Every verdict is computed from results/, by the rules below; each statement's definition names the
 measure.
 
-- *Reproduced*: a claimed number lies in an interval at most ten points wide; or the whole interval is on the side of a claimed bound.
-- *Exceeded*: the whole interval is above a claimed number. *Artefact*: what is claimed is found, and so it is of a control that needs no
-  diffusion model: the mean alone, one Gaussian, a mixture of Gaussians; or of data in which it cannot be, such as draws from a Gaussian.
-- *Not reproduced*: the interval contradicts the statement. *Undecided*: it leaves both open, or is too wide to tell, or what it is
-  depends on a choice that the statement leaves open (a noise level, a floor, an envelope), or the control that would tell is missing.
-- *Not comparable*: measured, but in other units or at another scale than the statement's. *Not tested here*: with the reason.
+- *Reproduced*: a claimed number lies in an interval at most ten points wide; or the whole interval
+  is on the side of a claimed bound.
+- *Exceeded*: the whole interval is above a claimed number. *Artefact*: what is claimed is found,
+  and so it is of a control that needs no diffusion model: the mean alone, one Gaussian, a mixture
+  of Gaussians; or of data in which it cannot be, such as draws from a Gaussian.
+- *Not reproduced*: the interval contradicts the statement. *Undecided*: it leaves both open, or is
+  too wide to tell, or what it is depends on a choice that the statement leaves open (a noise level,
+  a floor, an envelope), or the control that would tell is missing.
+- *Not comparable*: measured, but in other units or at another scale than the statement's. *Not
+  tested here*: with the reason.
 
 Δ LM loss has one test for our recipe and for its controls (one Gaussian, a mixture). *Lower than
 SAEs*: the reduction's interval is above 0 over each of the SAEs (mixed with its input, mixed with

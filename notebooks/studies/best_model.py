@@ -149,7 +149,11 @@ class BestModelStudy:
         self.run, self.store, self.fresh = run, store, fresh
         self.size = SIZES[run.preset.name]
         self.sweep = Sweep(run, "best_model", NOTEBOOK)
-        self.origin = Origin.of(store)
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Statistics and identity of the training documents."""
+        return Origin.of(self.store)
 
     @cached_property
     def raw(self):

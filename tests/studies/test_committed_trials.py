@@ -15,6 +15,7 @@ from mmlib.runs.presets import get_preset
 from mmlib.runs.results import rows_of
 from mmlib.runs.sweep import Sweep, as_json
 from mmlib_studies import replication, robustness, scaling
+from mmlib_studies.best_model import CHANGES, BestModelStudy
 from mmlib_studies.recipes.plan import plan
 from mmlib_studies.recipes.study import PARTS, RecipeStudy
 from mmlib_studies.steering import grid
@@ -106,6 +107,20 @@ def recipe_trials():
     return list(trials.values())
 
 
+def best_model_trials(seed=0):
+    known = committed("best_model")["ours-final-seed0"]
+    run, fresh = runs.start(preset="default", seed=seed), SimpleNamespace(documents=known["fresh"])
+    study = BestModelStudy(run, store_of(known), fresh)
+    found = read_json(RESULTS / "best_model.json")["best_mixture"]
+    best, size = (found["components"], found["prior"]), study.size
+    return [
+        *(study.mixture_trial(k, prior) for k in size.components for prior in size.priors),
+        *(study.ours_trial(seed + more) for more in range(size.seeds)),
+        *(study.ours_trial(seed, change) for change in CHANGES),
+        *(study.opponents_trial(best, seed + more) for more in range(size.seeds)),
+    ]
+
+
 def changed(trials, study):
     """Names of the trials that would be computed: no file, or another configuration."""
     known = committed(study)
@@ -120,6 +135,7 @@ def changed(trials, study):
         ("robustness", robustness_trials, 6),
         ("steering_study", steering_trials, 69),
         ("recipes", recipe_trials, 93),
+        ("best_model", best_model_trials, 20),
     ],
 )
 def test_no_committed_trial_is_computed_again(study, trials, count):
@@ -140,6 +156,7 @@ def test_the_plan_of_recipes_finds_all_of_them_done():
         ("scaling", lambda: scaling_trials(seed=1), 37),
         ("scaling", lambda: scaling_trials(documents="wikipedia@0/0"), 37),
         ("robustness", lambda: robustness_trials(weights="0" * 12), 6),
+        ("best_model", lambda: best_model_trials(seed=1), 20),
         *(
             ("steering_study", lambda name=name: steering_trials(**{name: "0" * 12}), 69)
             for name in ("meta_model", "sae", "mixture")

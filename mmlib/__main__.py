@@ -222,7 +222,7 @@ def fit_command(
     Args:
         data: activations: .pt, .npy or .safetensors; or a store's folder
         out: a new folder for the model
-        method: gaussian, pca, mixture (default), sae, mlp, gated_mlp, mixture_mlp
+        method: gaussian, pca, mixture (default), mixture_average, sae, mlp, gated_mlp, mixture_mlp
         groups: .npy or .pt: an id for each row, such as its document's
         like: folder of a model whose standardisation is to be shared
         layer: block index from 0

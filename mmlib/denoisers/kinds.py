@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmlib.activations.arrays import Values
+from mmlib.denoisers.average import MixtureAverage
 from mmlib.denoisers.fitted import AT_ONCE, Cost, Fitted, Unsupported, seeded
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
@@ -40,6 +41,17 @@ class FittedMixture(FittedGaussian):
 
     def _features(self, z_nd: Tensor) -> Tensor:
         return self.denoiser.responsibilities(z_nd, SMOOTHING).float()
+
+
+class FittedAverage(FittedMixture):
+    """An average of mixtures; density and samples are of their union."""
+
+    kind, title = "mixture_average", "an average of mixtures"
+    denoiser: MixtureAverage
+
+    def _features(self, z_nd: Tensor) -> Tensor:
+        members = self.denoiser.members
+        return torch.cat([one.responsibilities(z_nd, SMOOTHING).float() for one in members], 1)
 
 
 class FittedPCA(Fitted):
@@ -116,5 +128,5 @@ class FittedNetwork(Fitted):
         return torch.cat(list(units.values()), 1).clone()
 
 
-_KINDS = (FittedGaussian, FittedPCA, FittedMixture, FittedSAE, FittedNetwork)
+_KINDS = (FittedGaussian, FittedPCA, FittedMixture, FittedAverage, FittedSAE, FittedNetwork)
 KINDS = {kind.kind: kind for kind in _KINDS}

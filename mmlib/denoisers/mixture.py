@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from sklearn.cluster import MiniBatchKMeans
@@ -53,13 +54,31 @@ KMEANS_BATCH = 4096
 
 @dataclass(frozen=True)
 class GaussianMixtureDenoiser(SavedFit):
-    """Posterior mean and density under Σ_k w_k N(μ_k, Σ_k)."""
+    """Posterior mean and density under Σ_k w_k N(μ_k, Σ_k); the Σ_k by eigenvectors, in columns,
+    and eigenvalues, which ascend.
+    """
 
     names = ("log_weights", "mean_d", "basis_dd", "eigenvalues_d")
     log_weights_k: Tensor
-    components: tuple[GaussianDenoiser, ...]
+    mean_kd: Tensor
+    basis_kdd: Tensor
+    eigenvalues_kd: Tensor
     train_seconds: float | None = None  # of the fit and the choice; None: not known
     train_activations: int | None = None  # that the fit saw
+
+    @classmethod
+    def of(
+        cls, log_weights_k: Tensor, components: Sequence[GaussianDenoiser]
+    ) -> "GaussianMixtureDenoiser":
+        """Of Gaussians, by their weights."""
+        parts = ([getattr(one, name) for one in components] for name in cls.names[1:])
+        return cls(log_weights_k, *map(torch.stack, parts))
+
+    @cached_property
+    def components(self) -> tuple[GaussianDenoiser, ...]:
+        """Its Gaussians, which share its memory."""
+        parts = zip(self.mean_kd, self.basis_kdd, self.eigenvalues_kd)
+        return tuple(full_gaussian(*part) for part in parts)
 
     @property
     def parameters(self) -> int:
@@ -110,7 +129,7 @@ class GaussianMixtureDenoiser(SavedFit):
             log_density_m = d * component.score_density(scores_md, sigma)
             return scores_md, log_density_m + self.log_weights_k[k].double()
 
-        means_kd = (1 - sigma) * torch.stack([component.mean_d for component in self.components])
+        means_kd = (1 - sigma) * self.mean_kd
         squares_nk = torch.cdist(x_nd.detach().double(), means_kd.double()).square()
         nearest_n, least_n = squares_nk.argmin(1), torch.empty(len(x_nd), dtype=torch.double)
         for k in nearest_n.unique().tolist():
@@ -159,7 +178,7 @@ class GaussianMixtureDenoiser(SavedFit):
         """Draws from the mixture, (n, d), in random order of components."""
         weights_k = self.log_weights_k.exp()
         component_n = torch.multinomial(weights_k, n, replacement=True, generator=generator)
-        z_nd = torch.empty(n, len(self.components[0].mean_d))
+        z_nd = torch.empty(n, self.mean_kd.shape[1])
         for k, component in enumerate(self.components):
             rows = (component_n == k).nonzero()[:, 0]
             z_nd[rows] = component.sample(len(rows), generator)
@@ -167,17 +186,13 @@ class GaussianMixtureDenoiser(SavedFit):
 
     def tensors(self) -> dict[str, Tensor]:
         """Its numbers, each stacked over components, by name."""
-        stacked = {
-            name: torch.stack([getattr(component, name) for component in self.components])
-            for name in self.names[1:]
-        }
-        return {"log_weights": self.log_weights_k, **stacked}
+        stacked = (self.log_weights_k, self.mean_kd, self.basis_kdd, self.eigenvalues_kd)
+        return dict(zip(self.names, stacked))
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor], **cost) -> "GaussianMixtureDenoiser":
         """What `tensors` gave."""
-        log_weights_k, *stacked = (tensors[name] for name in cls.names)
-        return cls(log_weights_k, tuple(full_gaussian(*parts) for parts in zip(*stacked)), **cost)
+        return cls(*(tensors[name] for name in cls.names), **cost)
 
 
 def _most(kept_m: Tensor) -> bool:
@@ -200,51 +215,30 @@ class ClusterMoments:
     scatter_kdd: Tensor  # Σ (z − μ_k)(z − μ_k)ᵀ
 
     @classmethod
-    def of(cls, z_nd: Tensor, label_n: Tensor, k: int | None = None) -> "ClusterMoments":
-        """Of activations by their cluster's number.
-
-        Args:
-            k: the number of clusters, of which some may be empty; None: those there are.
-        """
-        labels = label_n.unique().tolist() if k is None else range(k)
-        moments = [cls._of_one(z_nd[label_n == label]) for label in labels]
+    def of(cls, z_nd: Tensor, label_n: Tensor) -> "ClusterMoments":
+        """Of activations by their cluster's number."""
+        moments = [cls._of_one(z_nd[label_n == label]) for label in label_n.unique()]
         return cls(*(torch.stack(one) for one in zip(*moments)))
 
     @staticmethod
     def _of_one(z_nd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mean_d = z_nd.mean(0) if len(z_nd) else z_nd.new_zeros(z_nd.shape[1])
+        mean_d = z_nd.mean(0)
         centred_nd = z_nd - mean_d
         return torch.tensor(len(z_nd)), mean_d, centred_nd.T @ centred_nd
 
-    @classmethod
-    def merged(cls, parts: Sequence["ClusterMoments"]) -> "ClusterMoments":
-        """Of all rows that the parts are of; all have the same clusters (Chan et al. 1979)."""
-        count_k = sum(part.count_k for part in parts)
-        sum_kd = sum(part.count_k[:, None] * part.mean_kd for part in parts)
-        mean_kd = sum_kd / count_k.clamp(min=1)[:, None]
-        scatter_kdd = torch.zeros_like(parts[0].scatter_kdd)
-        for part in parts:
-            apart_kd = part.mean_kd - mean_kd
-            weighed_kd = part.count_k[:, None] * apart_kd
-            scatter_kdd += part.scatter_kdd
-            scatter_kdd.baddbmm_(weighed_kd[:, :, None], apart_kd[:, None])
-        return cls(count_k, mean_kd, scatter_kdd)
-
     def mixture(self, prior: float) -> GaussianMixtureDenoiser:
         """A Gaussian for each, its covariance drawn towards that within clusters as if `prior` (ν)
-        tokens more had been seen. An empty cluster has weight 0.
+        tokens more had been seen.
         """
         n, within_dd = self.count_k.sum(), self.scatter_kdd.sum(0) / self.count_k.sum()
 
-        def component(k: int) -> GaussianDenoiser:
-            count = self.count_k[k]
+        basis_kdd, eigenvalues_kd = torch.empty_like(self.scatter_kdd), self.mean_kd.clone()
+        for k, count in enumerate(self.count_k):
             covariance_dd = (self.scatter_kdd[k] + prior * within_dd) / (count + prior)
-            eigenvalues_d, basis_dd = torch.linalg.eigh(covariance_dd)
-            eigenvalues_d = eigenvalues_d.clamp(min=LEAST_VARIANCE)
-            return full_gaussian(self.mean_kd[k], basis_dd.contiguous(), eigenvalues_d)
-
-        components = tuple(component(k) for k in range(len(self.count_k)))
-        return GaussianMixtureDenoiser((self.count_k / n).log(), components)
+            eigenvalues_d, basis_kdd[k] = torch.linalg.eigh(covariance_dd)
+            eigenvalues_kd[k] = eigenvalues_d.clamp(min=LEAST_VARIANCE)
+        log_weights_k = (self.count_k / n).log()
+        return GaussianMixtureDenoiser(log_weights_k, self.mean_kd, basis_kdd, eigenvalues_kd)
 
 
 def fit_mixture(
@@ -308,14 +302,14 @@ def fit_mixture(
 def clusters(z_nd: Tensor, k: int, seed: int) -> Tensor:
     """The number of each activation's cluster, (n,)."""
     kmeans = MiniBatchKMeans(
-        k, batch_size=KMEANS_BATCH, max_iter=30, n_init=3, reassignment_ratio=0, random_state=seed
+        k, batch_size=KMEANS_BATCH, max_iter=10, n_init=1, reassignment_ratio=0, random_state=seed
     )
     return torch.from_numpy(kmeans.fit(z_nd.numpy()).labels_).long()
 
 
 def _assigned(mixture: GaussianMixtureDenoiser, z_nd: Tensor) -> Tensor:
     """The most probable component of each activation, (n,), among those whose means are nearest."""
-    means_kd = torch.stack([component.mean_d for component in mixture.components])
+    means_kd = mixture.mean_kd
     nearest = min(NEAREST, len(means_kd))
     parts = z_nd.split(KMEANS_BATCH)
     distances = (torch.cdist(part_nd, means_kd) for part_nd in parts)

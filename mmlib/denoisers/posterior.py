@@ -40,7 +40,7 @@ class FastPosterior(nn.Module):
     >>> from mmlib.denoisers.mixture import full_gaussian
     >>> means = torch.tensor([[-3.0, 0.0], [3.0, 0.0]])
     >>> parts = tuple(full_gaussian(mean, torch.eye(2), torch.ones(2)) for mean in means)
-    >>> mixture = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
+    >>> mixture = GaussianMixtureDenoiser.of(torch.tensor([0.5, 0.5]).log(), parts)
     >>> x = torch.tensor([[-2.0, 0.1], [1.0, 0.5]])
     >>> estimate, probabilities = FastPosterior(mixture)(x, torch.tensor([0.3, 0.8]))
     >>> exact = torch.cat([mixture(x[:1], 0.3), mixture(x[1:], 0.8)])

@@ -3,10 +3,10 @@
     model.json              kind, identity (language model, layers, width, documents), cost, facts of the fit, sha256 of every other file
     normaliser.safetensors  mean and std of the training rows, (1, d)
     gaussian.safetensors    mean, axes and variances of the same rows: the Gaussian baseline
-    weights.safetensors     of a mixture; sae/ in SAELens's format, network/ in diffusers', of the others
+    weights.safetensors     of a mixture or an average of some; sae/ in SAELens's format, network/ in diffusers', of the others
 
 `load` also reads what notebooks and others wrote: folders of `MetaModel` and `save_sae`, files of
-`PrincipalComponents` and of `GaussianMixtureDenoiser`, and published checkpoints of the paper, from
+`PrincipalComponents`, `GaussianMixtureDenoiser` and `MixtureAverage`, and published checkpoints of the paper, from
 a folder or the Hub.
 """
 
@@ -20,11 +20,13 @@ from safetensors.torch import save_file
 
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.average import MixtureAverage
 from mmlib.denoisers.checkpoints import STATISTICS, CheckpointError, Origin, read_weights
 from mmlib.denoisers.fitted import Cost, Fitted
 from mmlib.denoisers.gaussian import PrincipalComponents, Projection, read_cost
 from mmlib.denoisers.kinds import (
     KINDS,
+    FittedAverage,
     FittedGaussian,
     FittedMixture,
     FittedNetwork,
@@ -195,6 +197,9 @@ def _load_file(path: Path, standardise: "Fitted | Normaliser | ActivationStore |
     if set(tensors) == set(GaussianMixtureDenoiser.names):
         mixture = GaussianMixtureDenoiser.of_tensors(tensors, **cost)
         return FittedMixture(mixture, origin, Cost.of(mixture))
+    if set(tensors) == set(MixtureAverage.names):
+        average = MixtureAverage.of_tensors(tensors, **cost)
+        return FittedAverage(average, origin, Cost.of(average))
     if set(tensors) == set(PrincipalComponents.names):
         components = PrincipalComponents.of_tensors(tensors, **cost)
         return FittedGaussian(components.gaussian(), origin, Cost.of(components), components)
@@ -221,6 +226,8 @@ def _denoiser(kind: str, folder: Path, facts: dict, components: PrincipalCompone
         return MetaModel.from_pretrained(folder)
     if kind == "sae":
         return SAEDenoiser(read_sae(folder / "sae"), facts["fed"])
+    if kind == "mixture_average":
+        return MixtureAverage.of_tensors(read_weights(folder / WEIGHTS))
     if kind == "mixture":
         return GaussianMixtureDenoiser.of_tensors(read_weights(folder / WEIGHTS))
     if components is None:

@@ -34,17 +34,21 @@ from mmlib.activations.corpora import (
 from mmlib.activations.extract import Plan, describe, plan_extraction, write_store
 from mmlib.activations.lm import LanguageModel, load_language_model
 from mmlib.activations.store import ActivationStore, StoreError
+from mmlib.denoisers.average import MixtureAverage
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
+from mmlib.denoisers.residual import ResidualSize
 from mmlib.files import code_digest, default_device, require, sha256
-from mmlib.runs.presets import Preset
+from mmlib.runs.presets import OURS, Preset
 from mmlib.runs.run import Run
+from mmlib.training.crossfit import train_on_mixture
+from mmlib.training.fit import row_batches
 from mmlib.training.recipe import new_model
 from mmlib.training.train import train
 
-KINDS = ("store", "pca", "mixture", "sae", "sae_grid", "networks", "copies")
+KINDS = ("store", "pca", "mixture", "mixture_average", "sae", "sae_grid", "networks", "copies")
 
 
 def documents_of(run: Run, lm: LanguageModel) -> list[Document]:
@@ -137,8 +141,8 @@ def load(run: Run, *names: str) -> SimpleNamespace:
     store, and carries what it cost.
 
     Args:
-        names: "store", "pca" (`PrincipalComponents`), "mixture" (`GaussianMixtureDenoiser`), "sae",
-            "sae_grid" (SAEs by name), "networks" (meta-models by the preset's names), "copies"
+        names: "store", "pca" (`PrincipalComponents`), "mixture" (`GaussianMixtureDenoiser`),
+            "mixture_average" (`MixtureAverage`), "sae", "sae_grid" (SAEs by name), "networks" (meta-models by the preset's names), "copies"
             (those kept during training, as "mlp_unet_activations", among the networks), or some of
             the preset's recipes for these networks alone.
     Returns:
@@ -167,6 +171,9 @@ def load(run: Run, *names: str) -> SimpleNamespace:
     if "mixture" in names:
         mixture = _made(run.shared / "mixture.safetensors")
         found.mixture = GaussianMixtureDenoiser.load(mixture, store)
+    if "mixture_average" in names:
+        average = _made(run.shared / "mixture_average.safetensors")
+        found.mixture_average = MixtureAverage.load(average, store)
     if "sae" in names:
         found.sae = _sae(run.data / "sae", store)
     if "sae_grid" in names:
@@ -216,8 +223,8 @@ def mixture_digest(run: Run) -> str:
 
 
 def chosen_meta_model(run: Run, name: str | None, store: ActivationStore) -> MetaModel:
-    """The meta-model of an application: None is the run's own `gated_mlp`, another of its recipes
-    goes by its name, anything else is a folder or the id of a Hub repository for
+    """The meta-model of an application: None is the run's own `OURS`, another of its recipes goes
+    by its name, anything else is a folder or the id of a Hub repository for
     `MetaModel.from_pretrained`. Of several layers it is the store's.
 
     A published checkpoint does not say what it was trained on: only then are the store's documents
@@ -230,7 +237,7 @@ def chosen_meta_model(run: Run, name: str | None, store: ActivationStore) -> Met
     """
     own = name is None or name in run.preset.recipes
     if own:
-        source = require(run.data / (name or "gated_mlp"), "03_train_meta_model")
+        source = require(run.data / (name or OURS), "03_train_meta_model")
     else:
         source = Path(name) if Path(name).is_dir() else name
     model = MetaModel.from_pretrained(source)
@@ -315,6 +322,8 @@ def train_recipe(
         )
     stores = stores if isinstance(stores, list) else [stores]
     recipe, several = run.preset.trainable[name], len(stores) > 1
+    if isinstance(recipe.size, ResidualSize):
+        return _train_on_mixture(run, name, stores, live, tracker)
     gaussian = None
     if recipe.linear_skip and not several:
         path = _made(run.shared / "pca.safetensors")
@@ -341,3 +350,24 @@ def train_recipe(
         tracker=tracker,
     )
     return model, log
+
+
+def _train_on_mixture(
+    run: Run, name: str, stores: list[ActivationStore], live: bool, tracker: str | None
+) -> tuple[MetaModel, list[dict]]:
+    """`train_recipe` of a network on mixtures, which are fitted to stored activations."""
+    if live or len(stores) > 1:
+        raise ValueError(f"{name} stands on mixtures of one store: leave live and layers out")
+    (store,) = stores
+    train_rows = store.rows("train")
+    return train_on_mixture(
+        run.preset.trainable[name],
+        store.read(train_rows),
+        store.read(store.rows("validation")),
+        store.column("document", train_rows),
+        Origin.of(store),
+        row_batches,
+        run.data / name,
+        seed=run.seed,
+        tracker=tracker,
+    )

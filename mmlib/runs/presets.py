@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.networks import MLPSize, SparseSize, UNetSize
+from mmlib.denoisers.residual import ResidualSize
 from mmlib.denoisers.sae import SAESize
 from mmlib.training.recipe import Recipe, Training
 
@@ -45,8 +46,10 @@ class Preset:
     sae: SAESize
     sae_grid: dict[str, SAESize]  # further sizes, sparsities and kinds, all with one smaller budget
     recipes: dict[str, Recipe]  # of the main line's networks, see `_recipes`
+    studied: dict[str, Recipe]  # of networks that studies train
     published: Recipe = PUBLISHED
-    mixture: MixtureSize = MixtureSize()
+    mixture: MixtureSize = MixtureSize(components=(256, 512), priors=(128.0,), em_steps=0)
+    mixtures: int = 4  # like it, from other starts, of which the average is taken
 
     # Text and activations
     model: str = "gemma3-270m"
@@ -72,24 +75,21 @@ class Preset:
 
     @property
     def trainable(self) -> dict[str, Recipe]:
-        """What `mmlib.training.train` trains by name: the recipes of the main line, and
+        """What `mmlib.training.train` trains by name: the recipes of the main line, of studies, and
         "published".
         """
-        return {**self.recipes, "published": self.published}
+        return {**self.studied, **self.recipes, "published": self.published}
 
 
-MATCHED_WIDTHS = {
-    "mlp_2m": 292,
-    "mlp_5m": 432,
-}  # at d = 640 as many parameters as the `default` preset's UNet, and as its SAEs
+OURS = "mixture_mlp"  # the recipe that applications use
 
 
 def _recipes(
-    *, unet: Recipe, mlp: Recipe, gated_mlp: Recipe, denoising_sae: Recipe, matched: Training
+    *, unet: Recipe, mlp: Recipe, mixture_mlp: Recipe, denoising_sae: Recipe
 ) -> dict[str, Recipe]:
-    """The networks of a preset: the article's UNet, the paper's MLP, ours of about that size, an
-    SAE trained to denoise; and of the paper's kind two with other networks' numbers of parameters,
-    and one with a whole schedule of as many activations as the UNet sees.
+    """The networks of a preset: the article's UNet, the paper's MLP, ours, an SAE trained to
+    denoise; and of the paper's kind one with a whole schedule of as many activations as the UNet
+    sees.
     """
     seen = unet.training.steps * unet.training.batch
     short = replace(
@@ -101,14 +101,28 @@ def _recipes(
     return {
         "unet": unet,
         "mlp": mlp,
-        "gated_mlp": gated_mlp,
+        OURS: mixture_mlp,
         "denoising_sae": denoising_sae,
         "mlp_short": Recipe(mlp.size, short),
-        **{
-            name: Recipe(MLPSize(d_model=m, d_mlp=2 * m), matched)
-            for name, m in MATCHED_WIDTHS.items()
-        },
     }
+
+
+_MIXTURE_MLP = Recipe(  # on two cores with bf16 units 4½ minutes, of which 2 for the mixtures
+    ResidualSize(components=512, folds=4, layers=3, d_model=640, d_mlp=1280),
+    Training(
+        "flow_velocity",
+        steps=150,
+        batch=2048,
+        lr=1e-3,
+        ema=0.99,
+        weight_decay=0.05,
+        levels=64,
+        density="logit_normal",
+        decay="late",
+        validate_every=50,
+        save_every=50,
+    ),
+)
 
 
 def _sae_grid(latents: int, k: int, steps: int, batch: int) -> dict[str, SAESize]:
@@ -169,7 +183,28 @@ SMOKE = Preset(  # every line of code in about a minute a notebook; its numbers 
                 keep=(("unet_activations", 2),),
             ),
         ),
-        gated_mlp=Recipe(
+        mixture_mlp=Recipe(
+            ResidualSize(components=4, folds=2, layers=1, d_model=64, d_mlp=256),
+            Training(
+                "flow_velocity",
+                steps=60,
+                batch=256,
+                lr=2e-3,
+                ema=0.9,
+                levels=64,
+                density="logit_normal",
+                decay="late",
+                validate_every=30,
+            ),
+        ),
+        denoising_sae=Recipe(
+            SparseSize(latents=256, k=16, level_gain=True),
+            Training("flow_velocity", steps=20, batch=256, lr=1e-3, ema=0.9, validate_every=10),
+            linear_skip=True,
+        ),
+    ),
+    studied={
+        "gated_mlp": Recipe(
             MLPSize(layers=1, d_model=256, d_mlp=1024, gated_skip=True),
             Training(
                 "flow_velocity",
@@ -181,16 +216,9 @@ SMOKE = Preset(  # every line of code in about a minute a notebook; its numbers 
                 density="logit_normal",
                 decay="late",
                 validate_every=30,
-                keep=(("unet_seconds", 30),),
             ),
         ),
-        denoising_sae=Recipe(
-            SparseSize(latents=256, k=16, level_gain=True),
-            Training("flow_velocity", steps=20, batch=256, lr=1e-3, ema=0.9, validate_every=10),
-            linear_skip=True,
-        ),
-        matched=Training("flow_velocity", steps=20, batch=256, lr=4e-3, ema=0.9, validate_every=10),
-    ),
+    },
     published=Recipe(
         MLPSize(layers=1, d_model=32, d_mlp=64),
         replace(PUBLISHED.training, steps=4, batch=128),
@@ -220,7 +248,15 @@ DEFAULT = Preset(
                 keep=(("unet_activations", 50),),
             ),
         ),
-        gated_mlp=Recipe(  # 12 minutes
+        mixture_mlp=_MIXTURE_MLP,
+        denoising_sae=Recipe(  # 5 minutes
+            SparseSize(latents=4096, k=64, level_gain=True),
+            Training("flow_velocity", steps=3000, batch=1024, lr=3e-3, ema=0.995),
+            linear_skip=True,
+        ),
+    ),
+    studied={
+        "gated_mlp": Recipe(  # 12 minutes
             MLPSize(layers=2, d_mlp=3840, gated_skip=True),
             Training(
                 "flow_velocity",
@@ -235,15 +271,7 @@ DEFAULT = Preset(
                 keep=(("unet_seconds", 500),),
             ),
         ),
-        denoising_sae=Recipe(  # 5 minutes
-            SparseSize(latents=4096, k=64, level_gain=True),
-            Training("flow_velocity", steps=3000, batch=1024, lr=3e-3, ema=0.995),
-            linear_skip=True,
-        ),
-        matched=Training(  # one pass: a minute or two together
-            "flow_velocity", steps=1014, batch=512, lr=4e-3, ema=0.99, weight_decay=0.05
-        ),
-    ),
+    },
 )
 
 GPU = Preset(  # the article's full-size UNet, longer budgets; any CUDA device of 16 GB
@@ -269,7 +297,27 @@ GPU = Preset(  # the article's full-size UNet, longer budgets; any CUDA device o
                 keep=(("unet_activations", 500),),
             ),
         ),
-        gated_mlp=Recipe(
+        mixture_mlp=Recipe(
+            ResidualSize(components=512, folds=4),
+            Training(
+                "flow_velocity",
+                steps=8000,
+                batch=4096,
+                lr=1e-3,
+                ema=0.999,
+                levels=256,
+                density="logit_normal",
+                decay="late",
+            ),
+        ),
+        denoising_sae=Recipe(
+            SparseSize(latents=8192, k=64, level_gain=True),
+            Training("flow_velocity", steps=8000, batch=4096, lr=3e-3, ema=0.999),
+            linear_skip=True,
+        ),
+    ),
+    studied={
+        "gated_mlp": Recipe(
             MLPSize(layers=2, d_mlp=3840, gated_skip=True),
             Training(
                 "flow_velocity",
@@ -283,15 +331,7 @@ GPU = Preset(  # the article's full-size UNet, longer budgets; any CUDA device o
                 keep=(("unet_seconds", 4000),),
             ),
         ),
-        denoising_sae=Recipe(
-            SparseSize(latents=8192, k=64, level_gain=True),
-            Training("flow_velocity", steps=8000, batch=4096, lr=3e-3, ema=0.999),
-            linear_skip=True,
-        ),
-        matched=Training(
-            "flow_velocity", steps=8000, batch=4096, lr=2e-3, ema=0.999, weight_decay=0.05
-        ),
-    ),
+    },
     eval_tokens=4000,
     mix_tokens=4000,
     quality_tokens=100_000,

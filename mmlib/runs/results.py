@@ -23,6 +23,7 @@ ROLES = {
     "mlp": "paper",
     "unet": "article",
     "mixture": "control",
+    "mixture_average": "control",
     "mean": "baseline",
     "gaussian": "baseline",
 }

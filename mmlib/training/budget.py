@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mmlib.denoisers.average import AverageSize
 from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.residual import ResidualSize
@@ -35,8 +36,10 @@ class PCASize:
     components: int
 
 
-Size = PCASize | MixtureSize | SAESize | Recipe | None  # None: the Gaussian, which has no size
-Method = str | PCASize | MixtureSize | SAESize | Recipe
+Size = (
+    PCASize | MixtureSize | AverageSize | SAESize | Recipe | None
+)  # None: the Gaussian, which has no size
+Method = str | PCASize | MixtureSize | AverageSize | SAESize | Recipe
 
 
 def sized(method: Method, n: int, d: int) -> Size:
@@ -55,6 +58,9 @@ def sized(method: Method, n: int, d: int) -> Size:
         most = max(1, min(256, n // ROWS_PER_COMPONENT))
         shares = (1, 2) if most >= 128 else (1, 2, 8)  # of few rows it is open how many suit
         return MixtureSize(components=tuple(sorted({max(1, most // share) for share in shares})))
+    k = max(2, min(512, n // ROWS_PER_TRAINED_COMPONENT))
+    if method == "mixture_average":
+        return AverageSize(components=k)
     batch = min(512 if method == "mlp" else 1024, 2 ** int(math.log2(n)))  # a power of two
     if method == "sae":
         return SAESize(8 * d, max(1, min(64, d // 10)), _passes(n, batch, 1500), batch)
@@ -64,7 +70,6 @@ def sized(method: Method, n: int, d: int) -> Size:
         return Recipe(MLPSize(), Training(**fixed, steps=steps, lr=2e-3, ema=0.99))
     fixed |= {"density": "logit_normal", "decay": "late"}
     if method == "mixture_mlp":
-        k = max(2, min(512, n // ROWS_PER_TRAINED_COMPONENT))
         batch = fixed["batch"] = min(2048, 2 ** max(0, int(math.log2(n / 8))))
         steps, levels = _passes(n, batch, 500), min(64, batch)
         training = Training(**fixed, steps=steps, lr=1e-3, ema=0.99, levels=levels)
@@ -73,6 +78,20 @@ def sized(method: Method, n: int, d: int) -> Size:
     fixed |= {"levels": levels}
     size = MLPSize(layers=2, d_mlp=6 * d, gated_skip=True)
     return Recipe(size, Training(**fixed, steps=steps, lr=1e-3, ema=0.995))
+
+
+def averaged(size: Size) -> AverageSize | None:
+    """The mixtures of which a size has an average, alone or below a network."""
+    if isinstance(size, Recipe) and isinstance(below := size.size, ResidualSize):
+        return AverageSize(below.components, below.prior, below.folds)
+    return size if isinstance(size, AverageSize) else None
+
+
+def with_components(size: Size, components: int) -> Size:
+    """The same with mixtures of other numbers of components."""
+    if isinstance(size, Recipe):
+        return replace(size, size=replace(size.size, components=components))
+    return replace(size, components=components)
 
 
 def _passes(n: int, batch: int, most: int) -> int:
@@ -132,15 +151,15 @@ class Budget:
                     f"{free / 1e9:.1f} GB are free and {MIXTURE_BYTES / 1e9:.1f} GB are the most: "
                     f"{most} are fitted instead"
                 )
-        if isinstance(size, Recipe) and isinstance(size.size, ResidualSize):
-            asked = most = size.size.components
+        if mixtures := averaged(size):
+            asked = most = mixtures.components
             while most > 2 and self.memory(size) > free:
                 most //= 2
-                size = replace(size, size=replace(size.size, components=most))
+                size = with_components(size, most)
             if most < asked:
                 remarks.append(
-                    f"{asked} components and their folds do not fit {free / 1e9:.1f} GB: {most} "
-                    "are fitted instead"
+                    f"mixtures of {asked} components do not fit {free / 1e9:.1f} GB: {most} are "
+                    "fitted instead"
                 )
         if (needed := self.memory(size)) > free:
             raise MemoryError(
@@ -160,6 +179,10 @@ class Budget:
                 most //= 2
                 size = replace(size, components=(most,))
             return size, f"{most} components"
+        if isinstance(size, AverageSize):
+            a_member = self.seconds(replace(size, members=1))
+            members = min(size.members, max(1, int(seconds / a_member)))
+            return replace(size, members=members), f"{members} mixtures"
         if isinstance(size, (Recipe, SAESize)):
             before = size.steps if isinstance(size, SAESize) else size.training.steps
             a_step = (self.seconds(size) - self.seconds(None)) / before  # without the Gaussian
@@ -176,10 +199,17 @@ class Budget:
             return data + 16 * 2 * self.d * size.latents + 12 * size.batch * size.latents
         if isinstance(size, Recipe):
             network = 20 * self.numbers(size) + 4 * size.training.batch * 40 * self.d
-            if isinstance(below := size.size, ResidualSize):  # moments, mixtures and their copies
-                network += (2 * below.folds + 4) * below.components * 4 * self.d**2
-            return data + network
-        return data + 16 * self.d**2
+            return data + network + self._mixture_bytes(size)
+        return data + 16 * self.d**2 + self._mixture_bytes(size)
+
+    def _mixture_bytes(self, size: Size) -> int:
+        """Of an average: all mixtures, and the moments of the one that is fitted; and a copy of the
+        rows it is fitted to.
+        """
+        if not (mixtures := averaged(size)):
+            return 0
+        held = (mixtures.members + 2) * mixtures.components * 4 * self.d**2
+        return held + 4 * self.n * self.d
 
     def numbers(self, recipe: Recipe) -> int:
         """Parameters of a recipe's network, about: an MLP's are counted, others' guessed."""
@@ -205,10 +235,11 @@ class Budget:
         elif isinstance(size, Recipe):
             steps, batch = size.training.steps, size.training.batch
             trained = 6 * self.numbers(size) * batch * steps
-            if isinstance(below := size.size, ResidualSize):
-                k, mixtures = below.components, below.folds + 1
-                closed += 20 * n * k * d + covariance + mixtures * k * axes
-                closed += POSTERIOR_PRODUCTS * d * (k + d) * batch * steps
+            if mixtures := averaged(size):
+                closed += POSTERIOR_PRODUCTS * d * (mixtures.components + d) * batch * steps
+        if mixtures := averaged(size):
+            k = mixtures.components
+            closed += mixtures.members * (12 * n * k * d + covariance + k * axes)
         return 2.5 * closed / self.closed + 1.5 * trained / self.trained + STEP_SECONDS * steps
 
     def describe(self, size: Size) -> str:

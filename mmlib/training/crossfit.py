@@ -1,34 +1,41 @@
-"""A network on a mixture, trained on estimates that its own rows had no part in: cross-fitting.
+"""A network on mixtures, trained on estimates that its own rows had no part in: cross-fitting.
 
 A mixture's estimate of a row that it was fitted to is too good: at 512 components and half a
 million rows by a tenth of the velocity loss. A network that is trained on such estimates learns to
-correct too little. So documents are cut into folds, and each batch is of one fold, whose rows get
-their estimates from a mixture that was fitted without that fold. k-means alone sees all rows, so
-that components have the same number in every mixture. What a fold's mixture keeps of its own rows
-are the borders between clusters. Once trained, the network stands on the mixture of all rows.
+correct too little. So documents are cut into folds, there is a mixture for each fold, fitted
+without it, and each batch is of one fold, whose rows get their estimates from that mixture. Once
+trained, the network stands on the average of all mixtures (`mmlib.denoisers.average`): what a
+forest's trees are to its out-of-bag estimates (Breiman 2001).
 """
 
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from mmlib.denoisers.average import MixtureAverage, one_mixture
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.meta_model import MetaModel
-from mmlib.denoisers.mixture import ClusterMoments, GaussianMixtureDenoiser, clusters
-from mmlib.denoisers.residual import MixtureResidual
+from mmlib.denoisers.residual import MixtureResidual, ResidualSize
 from mmlib.files import code_digest
 from mmlib.training.recipe import Recipe, new_model
 from mmlib.training.train import train
 
 # what decides the outcome, besides what decides any training's
-CODE = ("training/crossfit", "denoisers/residual", "denoisers/posterior", "denoisers/mixture")
+CODE = (
+    "training/crossfit",
+    "denoisers/residual",
+    "denoisers/average",
+    "denoisers/posterior",
+    "denoisers/mixture",
+)
 
 
 def folds_of(group_n: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -55,21 +62,15 @@ def folds_of(group_n: np.ndarray, folds: int, seed: int) -> np.ndarray:
     return fold_of_group[at_n]
 
 
-def cross_fitted(
-    z_nd: Tensor, label_n: Tensor, fold_n: np.ndarray, prior: float
-) -> Iterator[GaussianMixtureDenoiser]:
-    """The mixture of all rows, then for each fold the mixture of all others; of one fold none.
-
-    Args:
-        label_n: the cluster of each row, (n,), from 0.
-        prior: strength ν, see `mmlib.denoisers.mixture`.
+def bagged(z_nd: Tensor, fold_n: np.ndarray, size: ResidualSize, seed: int) -> MixtureAverage:
+    """A mixture for each fold, of all other rows; of one fold, or where the size leaves nothing
+    out, of all rows. Member f starts from `seed` + f.
     """
-    k, folds = int(label_n.max()) + 1, range(int(fold_n.max()) + 1)
-    rows = [torch.from_numpy(np.flatnonzero(fold_n == fold)) for fold in folds]
-    parts = [ClusterMoments.of(z_nd[one], label_n[one], k) for one in rows]
-    yield ClusterMoments.merged(parts).mixture(prior)
-    for fold in folds if len(parts) > 1 else ():
-        yield ClusterMoments.merged(parts[:fold] + parts[fold + 1 :]).mixture(prior)
+    members, folds = [], int(fold_n.max()) + 1
+    for fold in tqdm(range(folds), desc="fitting mixtures", unit="mixture"):
+        kept = torch.from_numpy(fold_n != fold) if folds > 1 and size.leaves_out else slice(None)
+        members.append(one_mixture(z_nd[kept], size.components, size.prior, seed + fold))
+    return MixtureAverage.of(members)
 
 
 def train_on_mixture(
@@ -82,9 +83,10 @@ def train_on_mixture(
     folder: Path,
     *,
     seed: int,
+    tracker: str | None = None,
     device: str | None = None,
 ) -> tuple[MetaModel, list[dict]]:
-    """Fit the mixture of a recipe whose size is a `ResidualSize`, and train the network on it.
+    """Fit the mixtures of a recipe whose size is a `ResidualSize`, and train the network on them.
 
     Args:
         raw_nd: training rows.
@@ -93,32 +95,28 @@ def train_on_mixture(
         batches: (rows, batch, seed, start) → endless batches of rows, from batch `start` on.
         folder: see `mmlib.training.train.train`.
     Returns:
-        The model, whose seconds include those of k-means and of every mixture; and the log.
+        The model, whose seconds include those of every mixture; and the log.
     """
     size, settings, began = recipe.size, recipe.training, time.perf_counter()
-    z_nd = origin.normaliser(raw_nd)
-    label_n = clusters(z_nd, size.components, seed)
-    label_n = label_n.unique(return_inverse=True)[1]
     fold_n = folds_of(group_n, size.folds, seed)
-    mixtures = cross_fitted(z_nd, label_n, fold_n, size.prior)
-    whole = next(mixtures)
-    size = replace(size, components=len(whole.components))  # k-means may leave some empty
-    model = new_model(replace(recipe, size=size), origin, seed)
-    network = model.network.over(whole, mixtures)
-    del z_nd
+    told_n = fold_n if size.leaves_out else np.zeros_like(fold_n)
+    average = bagged(origin.normaliser(raw_nd), fold_n, size, seed)
+    model = new_model(recipe, origin, seed)
+    network = model.network.over(average)
     mixture_seconds = time.perf_counter() - began
-    digest = hashlib.sha256(whole.tensors()["mean_d"].numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(average.tensors()["mean_d"].numpy().tobytes()).hexdigest()
     log = train(
         model,
         settings,
-        lambda start: by_fold(network, raw_nd, fold_n, batches, settings.batch, seed, start),
+        lambda start: by_fold(network, raw_nd, told_n, batches, settings.batch, seed, start),
         origin.normaliser(checked_nd),
         folder,
         seed=seed,
         source=json.dumps({"size": asdict(size), "mixture": digest, "code": code_digest(*CODE)}),
+        tracker=tracker,
         device=device,
     )
-    network.crossed = torch.nn.ModuleList()
+    network.fold = None
     model.costing(mixture_seconds + log[-1]["seconds"], log[-1]["activations"])
     return model, log
 
@@ -132,13 +130,16 @@ def by_fold(
     seed: int,
     start: int,
 ) -> Iterator[Tensor]:
-    """Batches from `start` on, each of one fold in turn; the network is told which."""
+    """Batches from `start` on, each of one fold in turn, which the network is told;
+    of one fold alone, it reads the average of all mixtures.
+    """
     folds = int(fold_n.max()) + 1
     rows = [raw_nd[torch.from_numpy(np.flatnonzero(fold_n == fold))] for fold in range(folds)]
     # fold f has batches f, f + F, f + 2F, …: those before `start` are passed over
     passed = [len(range(fold, start, folds)) for fold in range(folds)]
     sources = [batches(rows[f], batch, seed * folds + f, passed[f]) for f in range(folds)]
     while True:
-        network.fold = start % folds
-        yield next(sources[network.fold])
+        fold = start % folds
+        network.fold = fold if folds > 1 else None
+        yield next(sources[fold])
         start += 1

@@ -21,6 +21,7 @@ from torch import Tensor
 from mmlib.activations.arrays import Values, rows_of
 from mmlib.activations.batches import spread_rows
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.average import AverageSize, fit_average
 from mmlib.denoisers.checkpoints import Origin, activations_of
 from mmlib.denoisers.fitted import Cost, Fitted, normaliser_of
 from mmlib.denoisers.gaussian import PrincipalComponents
@@ -35,7 +36,16 @@ from mmlib.training.crossfit import folds_of, train_on_mixture
 from mmlib.training.recipe import Recipe, new_model
 from mmlib.training.train import train
 
-NAMES = ("gaussian", "pca", "mixture", "sae", "mlp", "gated_mlp", "mixture_mlp")
+NAMES = (
+    "gaussian",
+    "pca",
+    "mixture",
+    "mixture_average",
+    "sae",
+    "mlp",
+    "gated_mlp",
+    "mixture_mlp",
+)
 LEAST_ROWS = 20  # for training, and a quarter of it for validation
 
 
@@ -60,10 +70,11 @@ def fit(
         h: raw activations (n, d): a tensor, numpy array, dataset of HDF5, nested lists, the path of
             a .pt, .npy or .safetensors file, or a store, whose training and validation documents
             are taken.
-        method: "gaussian" (full covariance), "pca", "mixture" (of full Gaussians), "sae" (TopK, by
-            SAELens), "mlp" (the paper's denoiser), "gated_mlp" (ours), "mixture_mlp" (a network on
-            a mixture, the best of these where there are rows enough); or the size of one:
-            `PCASize`, `MixtureSize`, `SAESize`, or any `Recipe`.
+        method: "gaussian" (full covariance), "pca", "mixture" (of full Gaussians), "mixture_average" (of
+            several mixtures), "sae" (TopK, by SAELens), "mlp" (the paper's denoiser), "gated_mlp"
+            (the same with a gated skip), "mixture_mlp" (a network on an average of mixtures: ours);
+            or the size of one: `PCASize`, `MixtureSize`, `AverageSize`, `SAESize`, or any
+            `Recipe`.
         groups: an id for each row, (n,), such as its document; none is in both splits.
         seed: of the split, of k-means and weights, of batches and noise.
         minutes: about so long; steps, or components of a mixture, are cut to it.
@@ -130,7 +141,10 @@ def fit(
 def _check_options(
     method: Method, minutes: float | None, steps: int | None, validation: float, seed: int
 ) -> None:
-    if not isinstance(method, (PCASize, MixtureSize, SAESize, Recipe)) and method not in NAMES:
+    if (
+        not isinstance(method, (PCASize, MixtureSize, AverageSize, SAESize, Recipe))
+        and method not in NAMES
+    ):
         raise ValueError(f"method {method!r}: expected {', '.join(NAMES)}, or the size of one")
     if not 0 < validation < 1:
         raise ValueError(f"validation = {validation}: expected a share between 0 and 1")
@@ -186,7 +200,10 @@ def _require_rows(method: Method, n: int, n_validation: int, d: int) -> None:
         )
     if d < 2 and (method == "sae" or isinstance(method, SAESize)):
         raise ValueError(f"h is {d} wide: an SAE needs at least 2 dimensions")
-    closed = method in ("gaussian", "pca", "mixture") or isinstance(method, (PCASize, MixtureSize))
+    sizes = (PCASize, MixtureSize, AverageSize)
+    closed = method in ("gaussian", "pca", "mixture", "mixture_average") or isinstance(
+        method, sizes
+    )
     if n <= d and (closed or getattr(method, "linear_skip", False)):
         raise ValueError(
             f"{n} rows for training, of {d} dimensions: a covariance needs more rows than "
@@ -249,6 +266,8 @@ def _fitted(
         rows = spread_rows(len(checked_nd), n, np.random.default_rng(seed))
         z_checked_nd = origin.normaliser(checked_nd)[rows]
         denoiser, facts["tried"] = fit_mixture(z_nd, z_checked_nd, size, seed=seed)
+    elif isinstance(size, AverageSize):
+        kind, denoiser = "mixture_average", fit_average(z_nd, size, seed=seed)
     elif isinstance(size, SAESize):
         batches, kind = row_batches(z_nd, size.batch, seed), "sae"
         sae = train_sae(batches, origin.d, size, seed=seed, device=device)

@@ -122,7 +122,7 @@ def network_of(size: Size, d: int, layers: int | None = None) -> nn.Module:
         return MLPDenoiser(d, *widths, size.layers, layers, gated_skip=size.gated_skip)
     if isinstance(size, ResidualSize):
         widths = (size.d_model, size.d_mlp, size.layers)
-        return MixtureResidual(d, size.components, *widths, size.gated, size.reads_mixture)
+        return MixtureResidual(d, *widths, size.gated, size.reads_mixture)
     if isinstance(size, SparseSize):
         return SparseDenoiser(d, size.latents, size.k, size.level_gain)
     order = size.order and list(size.order)
@@ -146,8 +146,8 @@ def new_model(
     if isinstance(size, ResidualSize):
         if recipe.training.objective != "flow_velocity" or recipe.linear_skip:
             raise ValueError(
-                f"a network on a mixture with objective {recipe.training.objective!r}, linear_skip="
-                f"{recipe.linear_skip}: it predicts the velocity, on the mixture alone; expected "
+                f"a network on mixtures with objective {recipe.training.objective!r}, linear_skip="
+                f"{recipe.linear_skip}: it predicts the velocity, on mixtures alone; expected "
                 "'flow_velocity' and False"
             )
     if n_layers > 1 and (recipe.linear_skip or not isinstance(size, MLPSize)):
@@ -166,8 +166,8 @@ def new_model(
 
 
 def untrained(model: MetaModel, seed: int) -> MetaModel:
-    """The same architecture with random weights; the Gaussian below a network with a linear skip
-    stays.
+    """The same architecture with random weights; the Gaussian below a network with a linear skip,
+    or the mixtures below one, stay.
     """
     torch.manual_seed(seed)
     trained = model.network
@@ -177,5 +177,7 @@ def untrained(model: MetaModel, seed: int) -> MetaModel:
     if inner is not trained:
         skip = copy.deepcopy(trained)
         skip.inner, network = network, skip
+    if isinstance(trained, MixtureResidual) and trained.average:
+        network.over(trained.average)
     origin = replace(model.origin, documents="")
     return MetaModel(network.eval(), model.process.objective, origin).to(str(model.device))

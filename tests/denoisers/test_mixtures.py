@@ -36,7 +36,7 @@ def mixture():
         mean = torch.randn(4, generator=g, dtype=torch.double)
         variances = torch.rand(4, generator=g, dtype=torch.double) + 0.1
         components.append(full_gaussian(mean, basis, variances))
-    return GaussianMixtureDenoiser(weights.log(), tuple(components))
+    return GaussianMixtureDenoiser.of(weights.log(), tuple(components))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def single(mixture):
     """The same in single precision."""
     parts = ((c.mean_d, c.basis_dd, c.eigenvalues_d) for c in mixture.components)
     components = (full_gaussian(*(part.float() for part in one)) for one in parts)
-    return GaussianMixtureDenoiser(mixture.log_weights_k.float(), tuple(components))
+    return GaussianMixtureDenoiser.of(mixture.log_weights_k.float(), tuple(components))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_one_component_is_the_gaussian():
     mixing = torch.randn(6, 6, generator=generator(1))
     data = torch.randn(500, 6, generator=generator()) @ mixing
     gaussian, z = PrincipalComponents.fit(data).gaussian(), torch.randn(20, 6)
-    one = GaussianMixtureDenoiser(torch.zeros(1), (gaussian,))
+    one = GaussianMixtureDenoiser.of(torch.zeros(1), (gaussian,))
     for sigma in SIGMAS:
         assert torch.equal(one(z, sigma), gaussian(z, sigma))
         expected = gaussian.log_density(z, sigma)
@@ -86,7 +86,7 @@ def test_two_components_in_one_dimension_by_hand():
     """
     means, x = (torch.tensor([-1.0]), torch.tensor([1.0])), torch.tensor([[-1.0], [0.0], [0.7]])
     parts = tuple(full_gaussian(mean, torch.eye(1), torch.ones(1)) for mean in means)
-    two = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
+    two = GaussianMixtureDenoiser.of(torch.tensor([0.5, 0.5]).log(), parts)
     assert torch.allclose(two(x, 0.5), x + x.tanh() / 2, atol=1e-6)
     density = ((-((x - 0.5) ** 2)).exp() + (-((x + 0.5) ** 2)).exp()) / (2 * math.sqrt(math.pi))
     assert torch.allclose(two.log_density(x, 0.5), density[:, 0].log().double(), atol=1e-6)
@@ -97,7 +97,7 @@ def test_two_components_in_one_dimension_by_hand():
 def test_density_is_that_of_torch_distributions(mixture, x, sigma):
     expected = reference(mixture, sigma).log_prob(x)
     assert torch.allclose(4 * mixture.log_density(x, sigma), expected, rtol=1e-9)
-    only = GaussianMixtureDenoiser(torch.zeros(1, dtype=torch.double), mixture.components[:1])
+    only = GaussianMixtureDenoiser.of(torch.zeros(1, dtype=torch.double), mixture.components[:1])
     expected = reference(only, sigma).log_prob(x)
     assert torch.allclose(4 * mixture.components[0].log_density(x, sigma), expected, rtol=1e-9)
 
@@ -129,7 +129,7 @@ def many():
     drawn = torch.stack([draw(c) for c in components * 3])
     drawn[7] *= 1000
     weights = torch.full((40,), 1 / 40, dtype=torch.double)
-    return GaussianMixtureDenoiser(weights.log(), tuple(components)), drawn
+    return GaussianMixtureDenoiser.of(weights.log(), tuple(components)), drawn
 
 
 def noised(drawn, sigma, seed):

@@ -32,7 +32,7 @@ def mixture_of(k=K, d=D, seed=0, spread=1.5):
         components.append(
             full_gaussian(spread * torch.randn(d, generator=g), basis_dd, variances_d)
         )
-    return GaussianMixtureDenoiser((weights_k / weights_k.sum()).log(), tuple(components))
+    return GaussianMixtureDenoiser.of((weights_k / weights_k.sum()).log(), tuple(components))
 
 
 @pytest.fixture(scope="module")

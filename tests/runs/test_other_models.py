@@ -165,7 +165,7 @@ def fitted(run):
         full_gaussian(z[half].mean(0), *torch.linalg.eigh(torch.cov(z[half].T))[::-1])
         for half in (slice(0, None, 2), slice(1, None, 2))
     )
-    mixture = GaussianMixtureDenoiser(torch.tensor([0.5, 0.5]).log(), parts)
+    mixture = GaussianMixtureDenoiser.of(torch.tensor([0.5, 0.5]).log(), parts)
     mixture.save(run.shared / "mixture.safetensors", store.documents, activations_id(store))
     for name in run.preset.sae_grid:
         save_sae(sae, run.data / "sae_grid" / name, store.documents, activations_id(store))

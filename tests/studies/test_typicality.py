@@ -175,7 +175,7 @@ def test_denoising_loss_of_a_gaussian_on_its_own_draws_is_the_expected_one():
 def test_a_mixture_of_one_is_as_surprised_as_its_gaussian():
     model = gaussian(8)
     tokens = tokens_of(*drawn_of(model, 50, 0))
-    mixture = GaussianMixtureDenoiser(torch.zeros(1), (model,))
+    mixture = GaussianMixtureDenoiser.of(torch.zeros(1), (model,))
     assert score.surprise(mixture, tokens, 0) == pytest.approx(score.surprise(model, tokens, 0))
     expected = np.argsort(score.mahalanobis(model, tokens.z))[-1]
     assert np.argsort(score.surprise(model, tokens, 0))[-1] == expected

@@ -84,7 +84,7 @@ def test_mixture_components_have_their_densities_and_probabilities():
         full_gaussian(torch.full((16,), float(mean)), torch.eye(16), torch.full((16,), variance))
         for mean, variance in ((0, 1.0), (0.5, 2.0))
     ]
-    mixture = GaussianMixtureDenoiser(torch.tensor([0.3, 0.7]).log(), tuple(parts))
+    mixture = GaussianMixtureDenoiser.of(torch.tensor([0.3, 0.7]).log(), tuple(parts))
     found = units.read_units(units.mixture_components(mixture, 0.1), Z)
     by_hand = (
         np.sum(-((0.9 * Z.numpy() - 0.9 * mean) ** 2) / (2 * v) - np.log(2 * np.pi * v) / 2, 1)

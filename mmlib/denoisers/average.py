@@ -49,7 +49,6 @@ class MixtureAverage(SavedFit):
     True
     """
 
-    names = (*GaussianMixtureDenoiser.names, "sizes")
     members: tuple[GaussianMixtureDenoiser, ...]
     train_seconds: float | None = None
     train_activations: int | None = None
@@ -83,17 +82,21 @@ class MixtureAverage(SavedFit):
         return z_nd
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those of all members, one after another, and how many components each has."""
-        parts = [member.tensors() for member in self.members]
-        joined = {name: torch.cat([part[name] for part in parts]) for name in self.names[:-1]}
-        sizes = [len(member.log_weights_k) for member in self.members]
-        return {**joined, "sizes": torch.tensor(sizes)}
+        """Those of its members, by name and number, such as "mean_d.0"."""
+        return {
+            f"{name}.{i}": tensor
+            for i, member in enumerate(self.members)
+            for name, tensor in member.tensors().items()
+        }
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor], **cost) -> "MixtureAverage":
         """What `tensors` gave."""
-        sizes = tensors["sizes"].tolist()
-        parts = zip(*(tensors[name].split(sizes) for name in cls.names[:-1]))
+        names, members = (
+            GaussianMixtureDenoiser.names,
+            range(len(tensors) // len(GaussianMixtureDenoiser.names)),
+        )
+        parts = ([tensors[f"{name}.{i}"] for name in names] for i in members)
         return cls(tuple(GaussianMixtureDenoiser(*part) for part in parts), **cost)
 
     @classmethod

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import xxhash
@@ -176,9 +175,7 @@ def check_fit(known: str, store: ActivationStore, what: Path) -> None:
 
 
 class SavedFit:
-    """A fit in safetensors; subclasses have `names`, give `tensors()` and are made `of_tensors`."""
-
-    names: ClassVar[tuple[str, ...]]  # of the tensors
+    """A fit in safetensors; subclasses give `tensors()` by name and are made `of_tensors`."""
 
     def save(self, path: Path, documents: str, activations: str = "") -> None:
         """Write it, with the identity of the documents it was fitted to, and of their activations,
@@ -207,7 +204,7 @@ class SavedFit:
         with safe_open(path, "pt") as file:
             store.check_documents(file.metadata()["documents"], path)
             check_fit(read_sealed(path.with_suffix(".json"))["activations"], store, path)
-            tensors = {name: file.get_tensor(name) for name in cls.names}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         return cls.of_tensors(tensors, **cost)
 
 

@@ -197,7 +197,7 @@ def _load_file(path: Path, standardise: "Fitted | Normaliser | ActivationStore |
     if set(tensors) == set(GaussianMixtureDenoiser.names):
         mixture = GaussianMixtureDenoiser.of_tensors(tensors, **cost)
         return FittedMixture(mixture, origin, Cost.of(mixture))
-    if set(tensors) == set(MixtureAverage.names):
+    if "mean_d.0" in tensors:
         average = MixtureAverage.of_tensors(tensors, **cost)
         return FittedAverage(average, origin, Cost.of(average))
     if set(tensors) == set(PrincipalComponents.names):

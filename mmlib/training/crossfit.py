@@ -104,7 +104,10 @@ def train_on_mixture(
     model = new_model(recipe, origin, seed)
     network = model.network.over(average)
     mixture_seconds = time.perf_counter() - began
-    digest = hashlib.sha256(average.tensors()["mean_d"].numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    for member in average.members:
+        digest.update(member.mean_kd.numpy().tobytes())
+    source = {"size": asdict(size), "mixtures": digest.hexdigest(), "code": code_digest(*CODE)}
     log = train(
         model,
         settings,
@@ -112,12 +115,12 @@ def train_on_mixture(
         origin.normaliser(checked_nd),
         folder,
         seed=seed,
-        source=json.dumps({"size": asdict(size), "mixture": digest, "code": code_digest(*CODE)}),
+        source=json.dumps(source),
+        spent=mixture_seconds,
         tracker=tracker,
         device=device,
     )
     network.fold = None
-    model.costing(mixture_seconds + log[-1]["seconds"], log[-1]["activations"])
     return model, log
 
 

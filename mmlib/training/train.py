@@ -80,6 +80,7 @@ def train(
     *,
     seed: int,
     source: str = "",
+    spent: float = 0.0,
     tracker: str | GeneralTracker | None = None,
     device: str | None = None,
 ) -> list[dict]:
@@ -95,6 +96,8 @@ def train(
         validation: standardised activations of validation documents, (n, d) or (layers, n, d).
         source: what decides the batches besides the store's documents, if anything does; a training
             from another source is not resumed.
+        spent: seconds that what the network stands on has cost; the model's cost includes them, the
+            log does not.
         folder: gets log.jsonl, the model, its copies `settings.keep`, and while training runs a
             state to resume from.
         tracker: a tracker of accelerate that also gets the log, such as "tensorboard", whose
@@ -109,7 +112,7 @@ def train(
         CheckpointError: what the folder holds of this training is damaged.
         ValueError: the tracker is unknown or its package is not installed.
     """
-    run = TrainingRun(model, settings, validation, folder, seed, source, tracker, device)
+    run = TrainingRun(model, settings, validation, folder, seed, source, tracker, device, spent)
     if done(run):
         return run.log
     given = batches(run.step)
@@ -125,7 +128,7 @@ def train(
             bar.update()
             step, last = run.step, run.step == settings.steps
             for name in [name for name, kept in settings.keep if kept == step and run.main]:
-                model.costing(run.seconds, step * settings.batch)
+                model.costing(spent + run.seconds, step * settings.batch)
                 with run.averaged_weights():
                     model.save_pretrained(folder / name, {"steps": step, "of": settings.steps})
             if step % settings.log_every == 0 or last:
@@ -165,9 +168,10 @@ class TrainingRun:
         source: str,
         tracker: str | GeneralTracker | None,
         device: str | None = None,
+        spent: float = 0.0,
     ):
         self.model, self.settings, self.folder = model, settings, Path(folder)
-        self.seed, self.source = seed, source
+        self.seed, self.source, self.spent = seed, source, spent
         self.accelerator = _accelerator(tracker, self.folder, device or default_device())
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.network = model.network.to(self.device).train()
@@ -346,7 +350,7 @@ class TrainingRun:
         """Keep the averaged weights, save the model, drop the state."""
         self.ema.copy_to(self.parameters)
         self.network.eval().to("cpu")
-        self.model.costing(self.log[-1]["seconds"], self.log[-1]["activations"])
+        self.model.costing(self.spent + self.log[-1]["seconds"], self.log[-1]["activations"])
         if self.main:
             self.model.save_pretrained(
                 self.folder,
@@ -390,7 +394,7 @@ def resume(run: TrainingRun) -> None:
     path = run.folder / STATE
     if done(run):
         run.log = [json.loads(line) for line in (run.folder / LOG).read_text().splitlines()]
-        run.model.costing(run.log[-1]["seconds"], run.log[-1]["activations"])
+        run.model.costing(run.spent + run.log[-1]["seconds"], run.log[-1]["activations"])
         run.network.load_state_dict(MetaModel.from_pretrained(run.folder).network.state_dict())
         run.network.eval().to("cpu")
         if run.main:

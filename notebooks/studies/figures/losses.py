@@ -8,7 +8,17 @@ from matplotlib.figure import Figure
 from mmlib import plots
 from mmlib.evaluation import claim as claimed
 
-_COMPARED = ("unet", "mean", "sae", "denoising_sae", "mlp", "mixture", "gated_mlp")
+_COMPARED = (
+    "unet",
+    "mean",
+    "sae",
+    "denoising_sae",
+    "mlp",
+    "mixture",
+    "gated_mlp",
+    "mixture_average",
+    "mixture_mlp",
+)
 
 
 def loss_by_noise(result: dict) -> Figure:
@@ -18,7 +28,9 @@ def loss_by_noise(result: dict) -> Figure:
     figure, (losses, ratios) = plots.panels(1, 2, 3.3)
     curves = result["curves"]["flow_velocity"]
     sigma, gaussian = np.asarray(curves["sigma"]), np.asarray(curves["loss"]["gaussian"])
-    compared = {name: np.asarray(curves["loss"][name]) for name in _COMPARED}
+    compared = {
+        name: np.asarray(curves["loss"][name]) for name in _COMPARED if name in curves["loss"]
+    }
     for method, loss in ({"gaussian": gaussian} | compared).items():
         colour, dashes = plots.LINES[method]
         style = {"dashes": dashes, "lw": 1.3, "label": plots.LABELS[method]}
@@ -53,7 +65,8 @@ def reductions(result: dict, replication: dict | None = None) -> Figure:
     _primary(figure.add_subplot(grid[0, :]), result["primaries"], seeds)
     baselines = [name for name in found["flow_velocity"]["mlp"] if name not in plots.NAIVE]
     first = None
-    methods = ("unet", "mlp", "gated_mlp")
+    named = [row["method"] for row in result["primaries"].values()]
+    methods = list(dict.fromkeys(named))
     shown = [
         found[o][m][b]["ci95"][1] for o in plots.OBJECTIVES for m in methods for b in baselines
     ]

@@ -14,7 +14,8 @@ def training(result: dict) -> Figure:
     """Training and validation loss of the networks against activations seen and against seconds."""
     figure, axes = plots.panels(2, 2, 4.2, sharey="row")
     clocks = {"activations": "activations seen", "seconds": "seconds of training"}
-    for row, names in zip(axes, (("mlp", "gated_mlp"), ("unet",))):
+    flow = [name for name in ("mlp", "gated_mlp", "mixture_mlp") if name in result]
+    for row, names in zip(axes, (flow, ["unet"])):
         references = result[names[0]]["references"]
         for ax, (clock, label) in zip(row, clocks.items()):
             for name in names:
@@ -32,7 +33,7 @@ def training(result: dict) -> Figure:
         sizes = [f"{result[name]['parameters'] / 1e6:.1f} M parameters" for name in names]
         titles = [f"{plots.LABELS[name]}: {size}" for name, size in zip(names, sizes)]
         row[0].set_title(", ".join(titles), loc="left")
-    lines = [(plots.LABELS[name], *plots.LINES[name]) for name in ("mlp", "gated_mlp", "unet")]
+    lines = [(plots.LABELS[name], *plots.LINES[name]) for name in (*flow, "unet")]
     handles = [plots.in_legend(label, colour, dashes=dashes) for label, colour, dashes in lines]
     handles += [
         plots.in_legend("training batches", alpha=0.5, lw=1),

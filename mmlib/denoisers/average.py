@@ -123,12 +123,12 @@ def one_mixture(z_nd: Tensor, components: int, prior: float, seed: int) -> Gauss
 def fit_average(
     z_nd: Tensor, size: AverageSize, *, seed: int, first: GaussianMixtureDenoiser | None = None
 ) -> MixtureAverage:
-    """Fit to standardised activations (n, d): member i from the start `seed` + i.
+    """Fit to standardised activations (n, d): member i from start `seed` × members + i of k-means.
 
     Args:
         first: taken as member 0, where it is fitted already.
     """
-    members = [] if first is None else [first]
+    members, start = [] if first is None else [first], seed * size.members
     for i in tqdm(range(len(members), size.members), desc="fitting mixtures", unit="mixture"):
-        members.append(one_mixture(z_nd, size.components, size.prior, seed + i))
+        members.append(one_mixture(z_nd, size.components, size.prior, start + i))
     return MixtureAverage.of(members)

@@ -64,12 +64,12 @@ def folds_of(group_n: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 def bagged(z_nd: Tensor, fold_n: np.ndarray, size: ResidualSize, seed: int) -> MixtureAverage:
     """A mixture for each fold, of all other rows; of one fold, or where the size leaves nothing
-    out, of all rows. Member f starts from `seed` + f.
+    out, of all rows. Member f has start `seed` × folds + f of k-means.
     """
     members, folds = [], int(fold_n.max()) + 1
     for fold in tqdm(range(folds), desc="fitting mixtures", unit="mixture"):
         kept = torch.from_numpy(fold_n != fold) if folds > 1 and size.leaves_out else slice(None)
-        members.append(one_mixture(z_nd[kept], size.components, size.prior, seed + fold))
+        members.append(one_mixture(z_nd[kept], size.components, size.prior, seed * folds + fold))
     return MixtureAverage.of(members)
 
 

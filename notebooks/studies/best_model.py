@@ -1,9 +1,9 @@
-"""The study of the best model (notebook 26): mixtures of Gaussians to the end of their grid, a
-network on one of them, and a primary that is measured once on frozen articles.
+"""The study of the best model (notebook 26): mixtures of Gaussians to the end of their grid, their
+average, a network on such an average, and a primary that is measured once on frozen articles.
 
 Settings are chosen on validation documents. A trial that is measured on test documents or on the
 fresh articles is a *final* one; the settings of finals are in this file, and were committed before
-any was run. One changed since, for time: `gated_seeds`, before any loss on the articles was read.
+any was run.
 """
 
 import hashlib
@@ -15,45 +15,44 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from mmlib.activations.batches import spread_rows
 from mmlib.activations.corpora import NGRAM, Document, folded, ngrams
 from mmlib.activations.store import ActivationStore
 from mmlib.activations.tokens import Tokens
+from mmlib.denoisers.average import one_mixture
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.mixture import ClusterMoments, GaussianMixtureDenoiser, clusters
-from mmlib.denoisers.networks import MLPSize
-from mmlib.denoisers.noise import Denoiser, noise_process
+from mmlib.denoisers.noise import Denoiser
 from mmlib.denoisers.posterior import FastMixture
 from mmlib.denoisers.residual import ResidualSize
-from mmlib.denoisers.sae import MixedDenoiser
 from mmlib.evaluation import losses as compare
 from mmlib.evaluation.intervals import spread
 from mmlib.evaluation.losses import Losses
-from mmlib.runs.presets import DEFAULT
+from mmlib.runs.presets import OURS
 from mmlib.runs.run import Run
 from mmlib.runs.sweep import Sweep, Trial
 from mmlib.training.crossfit import train_on_mixture
 from mmlib.training.fit import row_batches
-from mmlib.training.recipe import Recipe, Training, new_model
-from mmlib.training.train import train
+from mmlib.training.recipe import Recipe, Training
 
-_GATED = DEFAULT.recipes["gated_mlp"]  # of notebook 03, here for half as long
-OBJECTIVE, OURS = "flow_velocity", "mixture_mlp"
-NOTEBOOK = "26_best_model"
+OBJECTIVE, NOTEBOOK = "flow_velocity", "26_best_model"
 
 
 @dataclass(frozen=True)
 class BestModelSize:
     """What is fitted, and how closely it is measured. Steps were calibrated once, on two CPU cores
-    with bf16 units: a whole fit, mixtures included, takes about six minutes.
+    with bf16 units: a whole fit of ours, mixtures included, takes eight minutes, as long as the
+    last average.
     """
 
     components: tuple[int, ...] = (128, 256, 512, 1024)
     priors: tuple[float, ...] = (32.0, 128.0, 512.0)
+    averages: tuple[tuple[int, int], ...] = ((512, 8), (1024, 9))  # of components, members
+    prior: float = 128.0  # of averages
     ours: Recipe = Recipe(
-        ResidualSize(components=512, prior=128.0, folds=4, layers=3, d_model=640, d_mlp=1280),
+        ResidualSize(components=1024, folds=4, layers=3, d_model=640, d_mlp=1280),
         Training(
             OBJECTIVE,
             steps=250,  # a pass
@@ -68,12 +67,10 @@ class BestModelSize:
             save_every=50,
         ),
     )
-    gated: Recipe = replace(_GATED, training=replace(_GATED.training, steps=600, keep=()))
-    seeds: int = 3  # of finals
-    gated_seeds: int = 2  # of the gated network and of the blend, which take longest
+    seeds: int = 3  # of ours
     tokens: int = 200  # at each noise level, of every measurement
-    blend_tokens: int = 200  # validation tokens at each level that a blend's weights are fitted on
     articles: int = 400
+    read_before: int = 400  # articles that a former primary was measured on: passed over
     least_characters: int = 600  # of an article
 
 
@@ -81,26 +78,22 @@ SIZES = {
     "smoke": BestModelSize(
         components=(2, 4),
         priors=(128.0,),
+        averages=((2, 2), (4, 2)),
         ours=Recipe(
             ResidualSize(components=4, folds=2, layers=1, d_model=64, d_mlp=128),
             Training(OBJECTIVE, 12, 64, 1e-3, ema=0.9, levels=16, log_every=5, validate_every=5),
         ),
-        gated=Recipe(
-            MLPSize(layers=1, d_model=64, d_mlp=128, gated_skip=True),
-            Training(OBJECTIVE, 12, 64, 1e-3, ema=0.9, levels=16, log_every=5, validate_every=5),
-        ),
         seeds=2,
         tokens=20,
-        blend_tokens=20,
         articles=12,
+        read_before=12,
     ),
     "default": BestModelSize(),
     "gpu": BestModelSize(),
 }
 
 CHANGES: dict[str, dict] = {  # of ours, one thing each
-    "without cross-fitting": {"folds": 1},
-    "without the mixture as input": {"reads_mixture": False},
+    "mixtures that have seen the row": {"leaves_out": False},
 }
 
 
@@ -108,7 +101,7 @@ def fresh_articles(
     articles: Sequence[Document], known: Sequence[Document], size: BestModelSize, seed: int
 ) -> list[Document]:
     """Articles of another source that share no run of 13 words with the known documents, nor their
-    title, drawn at random from a seed.
+    title, drawn at random from a seed; the first `read_before` of them are passed over.
 
     Raises:
         ValueError: fewer are left than are wanted.
@@ -122,11 +115,11 @@ def fresh_articles(
         if len(article.text) >= size.least_characters and bare not in titles:
             if seen.isdisjoint(ngrams(folded(article.text))):
                 found.append(article)
-        if len(found) == size.articles:
-            return found
+        if len(found) == size.read_before + size.articles:
+            return found[size.read_before :]
     raise ValueError(
         f"{len(found)} articles of at least {size.least_characters} characters share no run of "
-        f"{NGRAM} words with the corpus: expected {size.articles}"
+        f"{NGRAM} words with the corpus: expected {size.read_before + size.articles}"
     )
 
 
@@ -187,19 +180,23 @@ class BestModelStudy:
         how = {"per_level": self.size.tokens, "seed": self.run.seed}
         return compare.evaluate({"it": denoiser}, tokens, OBJECTIVE, **how)
 
+    def places_of(self, final: bool) -> dict[str, Tokens]:
+        """Validation documents; of a final also the others."""
+        return dict([*self.places.items()][: None if final else 1])
+
+    def measured_at(self, denoiser: Denoiser, tokens: Tokens) -> dict:
+        """Loss, curve, and sums by document."""
+        losses = self.losses(denoiser, tokens)
+        return {
+            "loss": losses.mean("it"),
+            "curve": [round(float(value), 5) for value in losses.curve("it")],
+            "by_document": losses.by_document("it").as_json(),
+        }
+
     def measured(self, denoiser: Denoiser, final: bool) -> dict:
-        """Loss and curve on validation documents; of a final also on the others, with its sums by
-        document.
-        """
-        found = {}
-        for place, tokens in self.places.items() if final else [*self.places.items()][:1]:
-            losses = self.losses(denoiser, tokens)
-            found[place] = {
-                "loss": losses.mean("it"),
-                "curve": [round(float(value), 5) for value in losses.curve("it")],
-                "by_document": losses.by_document("it").as_json(),
-            }
-        return found
+        """At each place."""
+        places = self.places_of(final)
+        return {place: self.measured_at(denoiser, tokens) for place, tokens in places.items()}
 
     def facts(self, settings: Mapping, seed: int, final: bool) -> dict:
         """Everything that decides the outcome of a trial."""
@@ -257,6 +254,40 @@ class BestModelStudy:
         name = f"mixture-{k}-prior{prior:g}-seed{self.run.seed}"
         return self.trial(name, {"components": k, "prior": prior}, self.run.seed, False, compute)
 
+    # ── averages ─────────────────────────────────────────────────────────────────────────────────
+
+    def average_trial(self, k: int, members: int, final: bool) -> Trial:
+        """An average as it grows, member by member. A final also has its first member and the full
+        Gaussian, which is fitted to the same rows.
+        """
+        places, settings = self.places_of(final), {"components": k, "members": members}
+
+        def compute(_: Path) -> dict:
+            z_nd, grown = self.origin.normaliser(self.raw), []
+            methods = {}
+            if final:
+                gaussian = PrincipalComponents.fit(z_nd).gaussian()
+                methods["gaussian"] = {**cost(gaussian), **self.measured(gaussian, final)}
+            running, parameters, seconds = {place: Running() for place in places}, 0, 0.0
+            for i in range(members):
+                start = self.run.seed * members + i
+                member = FastMixture(one_mixture(z_nd, k, self.size.prior, start))
+                parameters += member.parameters
+                seconds += member.train_seconds
+                found = {"parameters": parameters, "activations": len(z_nd), "seconds": seconds}
+                for place, tokens in places.items():
+                    running[place].take(member)
+                    found[place] = self.measured_at(running[place], tokens)
+                grown.append({"validation": found["validation"]["loss"], "seconds": seconds})
+                if i == 0:
+                    methods["mixture"] = found
+            methods["mixture_average"] = found
+            return {"grown": grown, "seconds": seconds, **({"methods": methods} if final else {})}
+
+        name = f"average-{k}-members{members}{'-final' if final else ''}"
+        facts = self.facts(settings | {"prior": self.size.prior}, self.run.seed, final)
+        return Trial(name, facts, compute, self.store.identities, kind="average")
+
     # ── networks ─────────────────────────────────────────────────────────────────────────────────
 
     def ours_trial(self, seed: int, change: str = "") -> Trial:
@@ -274,66 +305,17 @@ class BestModelStudy:
             f"ours-{label}-seed{seed}", {"recipe": asdict(recipe)}, seed, not change, compute
         )
 
-    def opponents_trial(self, best: tuple[int, float], seed: int) -> Trial:
-        """Finals of the opponents: the Gaussian and the best mixture; and with the first seeds the
-        gated network of notebook 03 at equal seconds, and its blend with the mixture.
-        """
-        networks = seed - self.run.seed < self.size.gated_seeds
-
-        def compute(folder: Path) -> dict:
-            z_nd = self.origin.normaliser(self.raw)
-            found = {"gaussian": PrincipalComponents.fit(z_nd).gaussian()}
-            del z_nd
-            found["mixture"] = FastMixture(self.mixture(*best, seed))
-            if networks:
-                found |= self.gated_and_blend(found["mixture"], seed, folder)
-            outcomes = {
-                key: {**cost(one), **self.measured(one, True)} for key, one in found.items()
-            }
-            return {
-                "seconds": sum(one["seconds"] for one in outcomes.values()),
-                "methods": outcomes,
-            }
-
-        settings = {"mixture": best}
-        if networks:
-            settings |= {"gated": asdict(self.size.gated), "blend": self.size.blend_tokens}
-        name, facts = f"opponents-final-seed{seed}", self.facts(settings, seed, True)
-        return Trial(name, facts, compute, self.store.identities, kind="opponents")
-
-    def gated_and_blend(self, mixture: Denoiser, seed: int, folder: Path) -> dict[str, Denoiser]:
-        """The gated network, trained, and its blend with a mixture, whose weights at each level are
-        fitted on validation documents.
-        """
-        recipe, checked_nd = self.size.gated, self.origin.normaliser(self.checked)
-        model, settings = new_model(recipe, self.origin, seed), recipe.training
-        train(
-            model,
-            settings,
-            lambda start: row_batches(self.raw, settings.batch, seed, start),
-            checked_nd,
-            folder,
-            seed=seed,
-        )
-        rng, grid = np.random.default_rng(seed), noise_process(OBJECTIVE).grid()
-        z_nd = checked_nd[spread_rows(len(checked_nd), self.size.blend_tokens, rng)]
-        generator = torch.Generator().manual_seed(seed)
-        blend = MixedDenoiser(model, grid, z_nd, generator, also=(mixture,))
-        return {"gated_mlp": model, "blend": blend}
-
     # ── the primary ──────────────────────────────────────────────────────────────────────────────
 
-    def primary(self, ours: Sequence[dict], theirs: Sequence[dict], baseline: str) -> list[dict]:
+    @staticmethod
+    def primary(ours: Sequence[dict], theirs: Mapping[str, dict], baseline: str) -> list[dict]:
         """The reduction of ours over an opponent on test documents and on the fresh articles: over
-        all seeds of both together with its interval by document, and seed by seed.
+        all seeds of ours with its interval by document, and seed by seed.
         """
         rows = []
-        pairs = [pair for pair in zip(ours, theirs, strict=True) if baseline in pair[1]["methods"]]
         for place in ("test", "fresh"):
-            mine = [one[place] for one, _ in pairs]
-            others = [other["methods"][baseline][place] for _, other in pairs]
-            losses = over_seeds({OURS: mine, baseline: others})
-            by_seed = [1 - one["loss"] / other["loss"] for one, other in zip(mine, others)]
+            mine, other = [one[place] for one in ours], theirs[baseline][place]
+            losses = over_seeds({OURS: mine, baseline: [other] * len(mine)})
             rows.append(
                 {
                     "place": place,
@@ -342,11 +324,29 @@ class BestModelStudy:
                     "baseline_loss": losses.mean(baseline),
                     "value": losses.reduction(OURS, baseline),
                     "ci95": list(compare.reduction_interval(losses, OURS, baseline)),
-                    "by_seed": by_seed,
+                    "by_seed": [1 - one["loss"] / other["loss"] for one in mine],
                     "documents": len(losses.by_document(OURS).counts_d),
                 }
             )
         return rows
+
+
+class Running:
+    """The average of the members so far. Each is asked for the same draws in the same order, so
+    that the sum of all estimates is held, and of the members one.
+    """
+
+    def __init__(self):
+        self.sums, self.members, self.member = {}, 0, None
+
+    def take(self, member: Denoiser) -> None:
+        """The next member."""
+        self.member, self.members = member, self.members + 1
+
+    def __call__(self, x_nd: Tensor, sigma: float) -> Tensor:
+        """Estimate of z, (n, d); once a member and level."""
+        self.sums[sigma] = self.sums.get(sigma, 0) + self.member(x_nd, sigma)
+        return self.sums[sigma] / self.members
 
 
 def over_seeds(measured: Mapping[str, Sequence[Mapping]]) -> Losses:
@@ -368,11 +368,6 @@ def over_seeds(measured: Mapping[str, Sequence[Mapping]]) -> Losses:
     return Losses(np.full(1, np.nan), sums, np.array([counts[0]]) * seeds.pop())
 
 
-def of_method(theirs: Sequence[dict], name: str) -> list[dict]:
-    """What trials of opponents have of a method, those with it."""
-    return [one["methods"][name] for one in theirs if name in one["methods"]]
-
-
 def mean_curve(outcomes: Sequence[Mapping], place: str) -> list[float]:
     """The loss at each level of the grid, the mean over seeds."""
     curves = np.array([one[place]["curve"] for one in outcomes])
@@ -381,18 +376,24 @@ def mean_curve(outcomes: Sequence[Mapping], place: str) -> list[float]:
 
 def content_of(
     mixtures: Mapping[tuple[int, float], dict],
+    averages: Mapping[tuple[int, int], dict],
     ours: Sequence[dict],
     changes: Mapping[str, dict],
-    theirs: Sequence[dict],
+    theirs: Mapping[str, dict],
 ) -> dict:
     """What the results file says of every trial."""
-    methods = {name: of_method(theirs, name) for name in theirs[0]["methods"]}
+    methods = {OURS: ours, **{name: [one] for name, one in theirs.items()}}
     shown = ("parameters", "activations", "seconds")
     return {
         "mixtures": [
             {"components": k, "prior": prior, "validation": one["validation"]["loss"]}
             | {key: one[key] for key in ("training", *shown)}
             for (k, prior), one in mixtures.items()
+        ],
+        "averages": [
+            {"components": k, "members": i + 1, **row}
+            for (k, _), one in averages.items()
+            for i, row in enumerate(one["grown"])
         ],
         "changes": [
             {"name": name, "validation": one["validation"]["loss"]}
@@ -405,7 +406,7 @@ def content_of(
             | spread([one[place]["loss"] for one in outcomes], "range")
             | {key: float(np.mean([one[key] for one in outcomes])) for key in shown}
             for place in ("validation", "test", "fresh")
-            for name, outcomes in {OURS: ours, **methods}.items()
+            for name, outcomes in methods.items()
         ],
         "network_seconds": [one["network_seconds"] for one in ours],
         "log": ours[0]["log"],

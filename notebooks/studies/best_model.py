@@ -403,7 +403,7 @@ def content_of(
         ],
         "losses": [
             {"place": place, "method": name}
-            | spread([one[place]["loss"] for one in outcomes], "range")
+            | over_values([one[place]["loss"] for one in outcomes])
             | {key: float(np.mean([one[key] for one in outcomes])) for key in shown}
             for place in ("validation", "test", "fresh")
             for name, outcomes in methods.items()
@@ -411,6 +411,13 @@ def content_of(
         "network_seconds": [one["network_seconds"] for one in ours],
         "log": ours[0]["log"],
     }
+
+
+def over_values(values: Sequence[float]) -> dict:
+    """Their spread; of one alone there is none."""
+    if len(values) > 1:
+        return spread(values, "range")
+    return {"values": [*values], "mean": values[0], "std": None, "range": None}
 
 
 def cost(denoiser: Denoiser) -> dict:

@@ -111,13 +111,12 @@ def best_model_trials(seed=0):
     known = committed("best_model")["ours-final-seed0"]
     run, fresh = runs.start(preset="default", seed=seed), SimpleNamespace(documents=known["fresh"])
     study = BestModelStudy(run, store_of(known), fresh)
-    found = read_json(RESULTS / "best_model.json")["best_mixture"]
-    best, size = (found["components"], found["prior"]), study.size
+    size = study.size
     return [
         *(study.mixture_trial(k, prior) for k in size.components for prior in size.priors),
         *(study.ours_trial(seed + more) for more in range(size.seeds)),
         *(study.ours_trial(seed, change) for change in CHANGES),
-        *(study.opponents_trial(best, seed + more) for more in range(size.seeds)),
+        *(study.average_trial(k, m, (k, m) == size.averages[-1]) for k, m in size.averages),
     ]
 
 
@@ -135,7 +134,7 @@ def changed(trials, study):
         ("robustness", robustness_trials, 6),
         ("steering_study", steering_trials, 69),
         ("recipes", recipe_trials, 93),
-        ("best_model", best_model_trials, 20),
+        ("best_model", best_model_trials, 18),
     ],
 )
 def test_no_committed_trial_is_computed_again(study, trials, count):
@@ -156,7 +155,7 @@ def test_the_plan_of_recipes_finds_all_of_them_done():
         ("scaling", lambda: scaling_trials(seed=1), 37),
         ("scaling", lambda: scaling_trials(documents="wikipedia@0/0"), 37),
         ("robustness", lambda: robustness_trials(weights="0" * 12), 6),
-        ("best_model", lambda: best_model_trials(seed=1), 20),
+        ("best_model", lambda: best_model_trials(seed=1), 18),
         *(
             ("steering_study", lambda name=name: steering_trials(**{name: "0" * 12}), 69)
             for name in ("meta_model", "sae", "mixture")

@@ -76,7 +76,7 @@ def reductions(result: dict, replication: dict | None = None) -> Figure:
             for objective, beside in zip(plots.OBJECTIVES, (-0.17, 0.17)):
                 _reduction(ax, found[objective][method][baseline], objective, y + beside)
         _reduction_axis(ax, max(0.6, 0.05 + max(shown)))
-        ax.set(title=f"{plots.LABELS[method]} over")
+        ax.set(title=f"{plots.LABELS[method]},\nover")
         plots.height_axis(ax, [plots.LABELS[baseline] for baseline in baselines])
         ax.set_ylim(top=-0.7)
         ax.tick_params(labelleft=column == 0)

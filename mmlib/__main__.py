@@ -91,7 +91,7 @@ def extract_command(
     """Extract from the command line, by one or several processes.
 
     Args:
-        preset: smoke, default or gpu: the sizes
+        preset: smoke, quick, default or gpu: the sizes
         model: as in the notebooks; left out: the preset's
         corpus: as in the notebooks; left out: the preset's
         layers: block indices from 0; left out: the preset's
@@ -147,7 +147,7 @@ def train_command(
     Args:
         recipe: one of the preset's recipes: gated_mlp, mlp, unet, denoising_sae, …; or published,
             the paper's own settings
-        preset: smoke, default or gpu: the sizes
+        preset: smoke, quick, default or gpu: the sizes
         seed: of the weights, batches and noise (0)
         model: as in the notebooks; left out: the preset's
         corpus: as in the notebooks; left out: the preset's
@@ -308,7 +308,7 @@ def plan_command(
     Args:
         names: main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses;
             left out: main
-        preset: smoke, default or gpu: the sizes
+        preset: smoke, quick, default or gpu: the sizes
         what_if: files that are taken to have just changed, such as mmlib/denoisers/sae.py
         paths: print the named notebooks in their order, due or not
     """
@@ -318,7 +318,7 @@ def plan_command(
     if paths:
         print(*(os.path.relpath(plan.path_of(name)) for name in named), sep="\n")
     else:
-        plan.show(plan.due(named, preset, what_if), preset)
+        plan.show(plan.due(plan.sized(named, preset), preset, what_if), preset)
 
 
 @command("main --preset smoke")
@@ -339,7 +339,7 @@ def run_command(
     Args:
         names: main, applications, studies or all; or notebooks, such as 04 or 04_compare_losses;
             left out: main
-        preset: smoke, default or gpu: the sizes
+        preset: smoke, quick, default or gpu: the sizes
         only: run the named notebooks, due or not, and nothing that they need
         compare: then show how far results at the default preset are from the published ones
         publish: run nothing: put a finished default run in place of what is in git
@@ -352,7 +352,7 @@ def run_command(
     if publish:
         return print(*pipeline.publish(), sep="\n")
     if not folder:
-        named = plan.named(names or [plan.MAIN])
+        named = plan.sized(plan.named(names or [plan.MAIN]), preset)
         wanted = dict.fromkeys(named, ["asked for"]) if only else plan.due(named, preset)
         plan.show(wanted, preset)
         if wanted:

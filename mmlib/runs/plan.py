@@ -55,8 +55,11 @@ LEDGER_READS = "scaling steering probing typicality robustness replication steer
 
 DISK = {  # bytes that a notebook writes, the language model and checkpoints included
     "smoke": {"01_extract_activations": 2_000_000_000},
+    "quick": {"01_extract_activations": 2_000_000_000},
     "default": {
         "01_extract_activations": 5_000_000_000,
+        "02_fit_baselines": 5_000_000_000,
+        "03_train_meta_model": 4_000_000_000,
         "22_benchmarks": 6_000_000_000,
         "23_robustness": 4_000_000_000,
     },
@@ -77,6 +80,8 @@ LOW_PRECISION = {  # share of a notebook's time that passes in bfloat16 products
     "26_best_model": 0.2,
 }
 USUAL_SHARE = 0.6
+
+ONLY_MAIN = {"quick"}  # presets that studies and applications have no sizes for
 
 
 PACKAGES = {"mmlib": "mmlib", "mmlib_studies": "notebooks/studies"}
@@ -113,6 +118,21 @@ def named(names: Sequence[str]) -> list[str]:
             )
         found |= of_it
     return [notebook for notebook in NOTEBOOKS if notebook in found]
+
+
+def sized(notebooks: Sequence[str], preset: str) -> list[str]:
+    """These notebooks, if the preset has sizes for them.
+
+    Raises:
+        ValueError: it has some for the main line alone.
+    """
+    others = [notebook for notebook in notebooks if NOTEBOOKS[notebook][0] != MAIN]
+    if preset in ONLY_MAIN and others:
+        raise ValueError(
+            f"preset {preset} has no sizes for {', '.join(others)}: expected the main line alone, "
+            "or another preset"
+        )
+    return list(notebooks)
 
 
 def with_needs(notebooks: Sequence[str]) -> list[str]:

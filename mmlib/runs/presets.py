@@ -227,6 +227,49 @@ SMOKE = Preset(  # every line of code in about a minute a notebook; its numbers 
     mix_tokens=100,
 )
 
+QUICK = Preset(  # of the main line: some minutes, with wide intervals
+    name="quick",
+    document_tokens=1000,
+    sae=SAESize(latents=2048, k=64, steps=200),
+    sae_grid={
+        "topk_1024_k64": SAESize(1024, 64, steps=80, batch=256),
+        "batchtopk_2048_k64": SAESize(2048, 64, steps=80, batch=256, kind="batchtopk"),
+    },
+    mixture=MixtureSize(components=(32, 64), priors=(128.0,), em_steps=0, validation_tokens=2000),
+    recipes=_recipes(
+        unet=Recipe(
+            UNetSize(channels=(32, 64, 128), layers_per_block=1),
+            Training("ddpm_epsilon", steps=40, batch=32, lr=1e-3, ema=0.9, bf16=False),
+        ),
+        mlp=Recipe(
+            MLPSize(layers=2, d_model=640, d_mlp=1280),
+            Training(
+                "flow_velocity",
+                steps=200,
+                batch=256,
+                lr=2e-3,
+                ema=0.98,
+                weight_decay=0.05,
+                keep=(("unet_activations", 10),),
+            ),
+        ),
+        mixture_mlp=replace(
+            _MIXTURE_MLP,
+            size=ResidualSize(components=64, layers=2, d_model=320, d_mlp=640),
+            training=replace(_MIXTURE_MLP.training, steps=60, batch=1024, validate_every=20),
+        ),
+        denoising_sae=Recipe(
+            SparseSize(latents=2048, k=64, level_gain=True),
+            Training("flow_velocity", steps=300, batch=512, lr=3e-3, ema=0.98),
+            linear_skip=True,
+        ),
+    ),
+    studied={},
+    eval_tokens=40,
+    mix_tokens=400,
+    quality_tokens=4000,
+)
+
 DEFAULT = Preset(
     name="default",
     sae=SAESize(latents=4096, k=64, steps=1500),  # 5 minutes
@@ -337,7 +380,7 @@ GPU = Preset(  # the article's full-size UNet, longer budgets; any CUDA device o
     quality_tokens=100_000,
 )
 
-PRESETS = {preset.name: preset for preset in (SMOKE, DEFAULT, GPU)}
+PRESETS = {preset.name: preset for preset in (SMOKE, QUICK, DEFAULT, GPU)}
 
 
 def get_preset(name: str) -> Preset:

@@ -174,7 +174,8 @@ def start(
     `default+EleutherAI--pythia-160m+layer8`; so are its folders.
 
     Args:
-        preset: sizes: "smoke" (its numbers mean nothing), "default", or "gpu".
+        preset: sizes: "smoke" (its numbers mean nothing), "quick" (of the main line, with wide
+            intervals), "default", or "gpu".
         seed: of everything random but the split of the documents.
         model: Hub id or local folder of a causal language model of transformers.
         corpus: see `mmlib.activations.corpora.load_documents`.

@@ -16,6 +16,7 @@ class DensitySize:
 
 SIZES = {
     "smoke": DensitySize(tokens=60, steps=8, tokens_check=20),
+    "quick": DensitySize(tokens=100, steps=12, tokens_check=20),
     "default": DensitySize(),
     "gpu": DensitySize(tokens=4000, tokens_unet=200, steps=32, probes=4, tokens_check=1000),
 }

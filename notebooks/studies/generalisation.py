@@ -15,7 +15,7 @@ from mmlib.evaluation.intervals import bootstrap_interval
 from mmlib.evaluation.losses import DocumentLosses
 
 # Tokens at each noise level, of training and of validation documents each, by preset.
-GAP_TOKENS = {"smoke": 20, "default": 100, "gpu": 1000}
+GAP_TOKENS = {"smoke": 20, "quick": 30, "default": 100, "gpu": 1000}
 
 
 def gap_rows(

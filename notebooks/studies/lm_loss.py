@@ -18,6 +18,7 @@ SIZES = {
     "smoke": LMLossSize(
         tokens=1300, tokens_unet=1100, sigmas=(0.5,), sigmas_unet=(0.5,), components=(64, 512)
     ),
+    "quick": LMLossSize(tokens=2500, tokens_unet=1100, sigmas=(0.3, 0.5), sigmas_unet=(0.5,)),
     "default": LMLossSize(),
     "gpu": LMLossSize(tokens=50_000, tokens_unet=50_000, sigmas_unet=(0.1, 0.3, 0.5, 0.7)),
 }

@@ -21,6 +21,7 @@ class SampleSize:
 
 SIZES = {
     "smoke": SampleSize(drawn=700, steps=10, drawn_unet=64, components_unet=8),
+    "quick": SampleSize(drawn=1000, steps=20, drawn_unet=64, components_unet=8),
     "default": SampleSize(),
     "gpu": SampleSize(drawn=20_000, steps=100, drawn_unet=5000, components_unet=64),
 }

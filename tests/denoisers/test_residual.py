@@ -195,11 +195,15 @@ def test_an_untrained_copy_keeps_the_mixtures_and_draws_its_weights_anew(average
     assert untrained(fresh, 3).parameters == model.parameters
 
 
-def test_mixtures_of_another_width_and_a_network_without_any_are_refused(average):
+def test_mixtures_of_another_width_and_a_network_without_any_are_refused(average, tmp_path):
     with pytest.raises(ValueError, match="mixtures of width 40: expected 39"):
         MixtureResidual(D - 1, 16, 32, 1).over(average)
-    with pytest.raises(ValueError, match="no mixtures below it"):
-        MixtureResidual(D, 16, 32, 1)(torch.zeros(1, D), torch.tensor([500.0]))
+    bare, said = MixtureResidual(D, 16, 32, 1), "no mixtures below it: call .over"
+    with pytest.raises(ValueError, match=said):
+        bare(torch.zeros(1, D), torch.tensor([500.0]))
+    with pytest.raises(ValueError, match=said):
+        bare.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_rows_that_no_number_of_levels_divides_are_refused(mixture):

@@ -21,7 +21,7 @@ from mmlib.training.recipe import Recipe, Training
 
 ROWS_PER_COMPONENT = 64  # of a mixture whose number of components was not asked for
 ROWS_PER_TRAINED_COMPONENT = 1000  # of one that a network stands on
-MIXTURE_BYTES = 2**31  # of the covariances of such a mixture, at most
+MIXTURE_BYTES = 2**31  # of the covariances of such a mixture, at most; an average may have twice
 # of all covariances while a mixture is fitted: the scatters, the best and the one that is tried
 COPIES = 3
 PASSES = 10  # over the training rows, by networks and SAEs, unless the most steps are reached first
@@ -154,13 +154,15 @@ class Budget:
                 )
         if mixtures := averaged(size):
             asked = most = mixtures.components
-            while most > 2 and self.memory(size) > free:
+            one = mixtures.members * 4 * self.d**2
+            while most > 2 and (self.memory(size) > free or most * one > 2 * MIXTURE_BYTES):
                 most //= 2
                 size = with_components(size, most)
             if most < asked:
                 remarks.append(
-                    f"mixtures of {asked} components do not fit {free / 1e9:.1f} GB: {most} are "
-                    "fitted instead"
+                    f"{mixtures.members} mixtures of {asked} components take "
+                    f"{asked * one / 1e9:.1f} GB; {free / 1e9:.1f} GB are free and "
+                    f"{2 * MIXTURE_BYTES / 1e9:.1f} GB are the most: {most} are fitted instead"
                 )
         if (needed := self.memory(size)) > free:
             raise MemoryError(

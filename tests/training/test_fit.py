@@ -236,14 +236,18 @@ def test_an_average_costs_by_its_members_and_their_components(of):
 
 @pytest.mark.parametrize("size", [AverageSize(512, members=4), on_mixtures(512)])
 def test_mixtures_that_do_not_fit_the_memory_have_fewer_components(size, monkeypatch):
-    plan = Budget(20_000, 2048, "cpu", flops=1e11)
+    plan, narrow = (Budget(20_000, d, "cpu", flops=1e11) for d in (2048, 640))
     monkeypatch.setattr(budget, "free_memory", lambda: 64 * 10**9)
-    assert plan.within(size, None) == (size, [])
-    monkeypatch.setattr(budget, "free_memory", lambda: 20 * 10**9)
+    assert narrow.within(size, None) == (size, [])
     smaller, (remark,) = plan.within(size, None)
-    assert remark == "mixtures of 512 components do not fit 20.0 GB: 128 are fitted instead"
-    assert averaged(smaller) == AverageSize(128, members=4)
-    assert plan.memory(smaller) <= 20 * 10**9 < plan.memory(with_components(size, 256))
+    assert remark == (
+        "4 mixtures of 512 components take 34.4 GB; 64.0 GB are free and 4.3 GB are the most: 64 "
+        "are fitted instead"
+    )
+    assert averaged(smaller) == AverageSize(64, members=4)
+    free = plan.memory(with_components(size, 64)) - 1
+    monkeypatch.setattr(budget, "free_memory", lambda: free)
+    assert averaged(plan.within(size, None)[0]).components == 32
     monkeypatch.setattr(budget, "free_memory", lambda: 10**8)
     with pytest.raises(MemoryError, match="give fewer rows"):
         plan.within(size, None)

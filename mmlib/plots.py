@@ -54,7 +54,7 @@ LABELS = {
     "norm_kept": "norm kept",
     "pca_k256": "PCA-256",
     "sae_clean": "SAE",
-    "sdedit": "SDEdit, gated MLP",
+    "sdedit": "SDEdit, our network",
     "sdedit_dpm": "SDEdit by DPM-Solver++",
     "sdedit_mixture": "SDEdit, mixture",
 }
@@ -87,11 +87,29 @@ OBJECTIVES = {"flow_velocity": "velocity loss", "ddpm_epsilon": "ε loss"}
 LOSSES = {"flow_velocity": (INDIGO, "o"), "ddpm_epsilon": (OLIVE, "s")}  # colour and marker
 
 
+OURS = ("mixture_mlp", "gated_mlp")  # our network; that of results made before it was this one
+
+_OURS = r"(our network|network on mixtures|gated MLP)( \(ours\))?"  # in labels
+
+
+def ours(found: Iterable[str]) -> str:
+    """The key of our network among those of some results.
+
+    Raises:
+        ValueError: it is not among them; the message lists those that are.
+    """
+    names = list(found)
+    for name in OURS:
+        if name in names:
+            return name
+    raise ValueError(f"none of {', '.join(OURS)} in these results: they have {', '.join(names)}")
+
+
 def named(label: str, meta_model: str | None) -> str:
     """A label, with the name of the meta-model that a notebook was given for the run's own."""
-    if meta_model in (None, "gated_mlp"):
+    if meta_model in (None, *OURS):
         return label
-    return re.sub(r"gated MLP( \(ours\))?", Path(meta_model).name, label)
+    return re.sub(_OURS, Path(meta_model).name, label)
 
 
 def set_style() -> None:

@@ -107,8 +107,16 @@ def test_a_legend_below_has_what_it_is_given_or_all_that_has_a_label(ax):
 def test_small_words():
     assert plots.columns([{"a": 1, "b": 2}, {"a": 3, "b": 4}], "b", "a") == [[2, 4], [1, 3]]
     assert (plots.percent(-0.1234), plots.percent(0.5, "+.0f")) == ("−12.3", "+50")
-    assert plots.named("SDEdit, gated MLP", "runs/mine") == "SDEdit, mine"
-    assert plots.named("gated MLP (ours)", None) == "gated MLP (ours)"
+    assert plots.named("SDEdit, our network", "runs/mine") == "SDEdit, mine"
+    assert plots.named("network on mixtures (ours), one step", "runs/mine") == "mine, one step"
+    assert plots.named("SDEdit, our network", None) == "SDEdit, our network"
+
+
+def test_our_network_is_found_by_its_present_name_and_by_its_last():
+    assert plots.ours(["mean", "gated_mlp"]) == "gated_mlp"
+    assert plots.ours(["gated_mlp", "mixture_mlp"]) == "mixture_mlp"
+    with pytest.raises(ValueError, match="none of mixture_mlp, gated_mlp .* they have mean$"):
+        plots.ours(["mean"])
 
 
 def test_a_figure_is_saved_with_the_same_bytes_each_time(tmp_path):

@@ -13,7 +13,7 @@ _EDIT_LINES = {  # colour and dashes of an edit or of the method that repairs it
     "sae_clean": (plots.GREEN, (1, 1)),
     "gaussian": plots.LINES["gaussian"],
     "mixture": plots.LINES["mixture"],
-    "gated_mlp": (plots.RED, (4, 1, 1, 1)),
+    **dict.fromkeys(plots.OURS, (plots.RED, (4, 1, 1, 1))),
     "sdedit": (plots.RED, ()),
     "sdedit_dpm": (plots.RED, (1, 1)),
 }
@@ -21,7 +21,7 @@ _EDIT_LINES = {  # colour and dashes of an edit or of the method that repairs it
 _IN_FRONTS = ("additive", "sae_clean", "mixture", "sdedit")  # more cannot be told apart there
 
 _LABELS = plots.LABELS | {
-    "gated_mlp": "gated MLP, one step",
+    **dict.fromkeys(plots.OURS, "our network, one step"),
     "gaussian": "full Gaussian, one step",
     "mixture": "mixture, one step",
 }
@@ -29,7 +29,7 @@ _LABELS = plots.LABELS | {
 _SHORT = plots.LABELS | {
     "mixture": "mixture",
     "gaussian": "Gaussian",
-    "gated_mlp": "gated MLP",
+    **dict.fromkeys(plots.OURS, "our network"),
     "sdedit": "SDEdit",
 }
 

@@ -8,23 +8,28 @@ from matplotlib.figure import Figure
 
 from mmlib import plots
 
-_SCORES = {  # name, colour, marker and its face: the mixture has two scores
+_SCORES = {  # label, colour, marker and its face: the mixture has two scores
     "mahalanobis": ("Mahalanobis distance (Gaussian)", plots.BLUE, "s", None),
     "sae": ("SAE, reconstruction error", plots.GREEN, "^", None),
     "mixture": ("mixture of Gaussians, likelihood", plots.SKY, "D", None),
     "denoise_mixture": ("mixture of Gaussians, denoising loss", plots.SKY, "v", "white"),
-    "denoise_gated_mlp": ("gated MLP, denoising loss", plots.RED, "o", None),
+    **{
+        f"denoise_{name}": ("our network, denoising loss", plots.RED, "o", None)
+        for name in plots.OURS
+    },
 }
 
 
 def typicality(result: dict) -> Figure:
     """AUROC of five scores on every shifted set, with intervals by document."""
     sets, found = result["sets"], result["auroc"]
+    scores = [name for name in _SCORES if name in result["scores"]]
     figure, ax = plots.panels(1, 1, 0.8 + 0.27 * len(sets))
-    for j, (score, (label, colour, marker, face)) in enumerate(_SCORES.items()):
+    for j, score in enumerate(scores):
+        label, colour, marker, face = _SCORES[score]
         style = {"colour": colour, "marker": marker, "mfc": face, "size": 3.2, "width": 0.9}
         for i, name in enumerate(sets):
-            row, y = found[name][score], i + 0.15 * (j - (len(_SCORES) - 1) / 2)
+            row, y = found[name][score], i + 0.15 * (j - (len(scores) - 1) / 2)
             bar = {"solid_capstyle": "butt"}
             plots.forest(ax, row["auroc"], y, row["ci95"], bar=bar, **style)
         label = plots.named(label, result["meta_model"])
@@ -37,7 +42,7 @@ def typicality(result: dict) -> Figure:
     titles = [plots.named(row["title"], result["meta_model"]) for row in sets.values()]
     plots.height_axis(ax, titles)
     ax.tick_params(axis="y", length=0)
-    lowest = min(0.5, *(found[name][score]["ci95"][0] for name in sets for score in _SCORES))
+    lowest = min(0.5, *(found[name][score]["ci95"][0] for name in sets for score in scores))
     ax.set(xlim=(lowest - 0.02, 1.02))
     ax.set(xlabel="AUROC against test documents (½: as typical; below: taken for more typical)")
     plots.legend_below(figure, 2)
@@ -51,7 +56,9 @@ _SHADE = 0.6  # of the colour map, for a token above all: black type stays legib
 
 def typicality_passage(result: dict) -> Figure:
     """A text whose tokens are the darker the less typical they are, by two scores."""
-    passage, names = result["passage"], ("denoise_gated_mlp", "mixture")
+    passage = result["passage"]
+    ours = plots.ours(name.removeprefix("denoise_") for name in passage["ranks"])
+    names = (f"denoise_{ours}", "mixture")
     lines = passage_lines(passage["strings"], passage["segments"])
     height = 0.6 + 0.15 * len(names) * (len(lines) + 1)
     figure, axes = plots.panels(len(names), 1, height)

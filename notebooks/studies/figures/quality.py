@@ -1,5 +1,7 @@
 """Figures of samples, likelihoods and the language model's loss: notebooks 05, 07 and 08."""
 
+from itertools import cycle
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +13,7 @@ _REAL = "0.5"  # colour of real activations, which no model has
 _SAMPLED = {  # label, colour, marker, dashes
     "real": ("real (test)", _REAL, ".", ":"),
     "gaussian": (plots.LABELS["gaussian"], plots.BLUE, "x", "--"),
-    "gated_mlp": (plots.LABELS["gated_mlp"], plots.RED, "+", "-"),
+    **{name: (plots.LABELS[name], plots.RED, "+", "-") for name in plots.OURS},
 }
 
 
@@ -19,7 +21,8 @@ def samples(result: dict) -> Figure:
     """Generated against real activations: first principal components, norms, Fréchet distance."""
     figure, (scatter, norms, distance) = plots.panels(1, 3, 2.6, width_ratios=(1.1, 1, 1.25))
     handles = []
-    for name, (label, colour, marker, dash) in _SAMPLED.items():
+    for name in ("real", "gaussian", plots.ours(result["scatter"])):
+        label, colour, marker, dash = _SAMPLED[name]
         points, histogram = np.transpose(result["scatter"][name]), result["norms"][name]
         scatter.plot(*points, marker, color=colour, ms=2.5, mew=0.6, alpha=0.6)
         style = {"color": colour, "lw": 1.3, "ls": dash}
@@ -68,6 +71,7 @@ def density(result: dict) -> Figure:
     """Log-likelihood of test activations by method, and its gain over the Gaussian's by token."""
     figure, (means, differences) = plots.panels(1, 2, 2.6, width_ratios=(1, 1.15))
     rows = sorted(result["rows"].items(), key=lambda item: item[1]["mean"])
+    labels = plots.LABELS | {"mixture_average": "union of mixtures"}  # an average has no density
     for y, (name, row) in enumerate(rows):
         colour, dashes = plots.LINES[name]
         marker = "o" if row["kind"] == "exact" else "s"
@@ -76,8 +80,8 @@ def density(result: dict) -> Figure:
         if name not in ("gaussian", "mean"):
             over = row["over_gaussian"]["quantiles"]
             share = np.linspace(0.005, 0.995, len(over))
-            differences.plot(over, share, color=colour, dashes=dashes, label=plots.LABELS[name])
-    plots.height_axis(means, [plots.LABELS[name] for name, _ in rows], margin=0.6, rising=True)
+            differences.plot(over, share, color=colour, dashes=dashes, label=labels[name])
+    plots.height_axis(means, [labels[name] for name, _ in rows], margin=0.6, rising=True)
     means.set(title="mean log-likelihood", xlabel="nats per dimension")
     differences.axvline(0, color=plots.BLACK, lw=0.8)
     differences.set(title="gain over the full Gaussian", ylim=(0, 1))
@@ -109,12 +113,13 @@ def lm_loss(result: dict) -> Figure:
     rows = [(method, result["denoisers"].get(method)) for method in styles]
     rows.append(("unet", result["denoisers_common_subset"].get("unet")))
     measured = [(method, list(found.values())) for method, found in rows if found]
-    for place, ((method, found), marker) in enumerate(zip(measured, "x*ps^v<DoP")):
+    middle = (len(measured) - 1) / 2
+    for place, ((method, found), marker) in enumerate(zip(measured, cycle("x*ps^v<DoPh"))):
         colour, _ = styles[method]
         label = _REPLACED.get(method, plots.LABELS.get(method))
         label += ", on fewer documents" if method not in result["denoisers"] else ""
         style = {"marker": marker, "ms": 4, "ls": "", "label": label}
-        _deltas(by_sigma, found, 0.017 * (place - 4.5), colour=colour, **style)
+        _deltas(by_sigma, found, 0.017 * (place - middle), colour=colour, **style)
         by_fvu.plot(*plots.columns(found, "fvu", "delta"), marker, color=colour, ms=4)
     for method, dashes in (("mean_ablation", (5, 1, 1, 1, 1, 1)), ("zero_ablation", (1, 2))):
         style = {"lw": 0.8, "dashes": dashes, "label": _REPLACED[method]}

@@ -8,10 +8,10 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from mmlib import plots
 
 _UNITS = {  # of a dictionary: label, colour: controls grey, what the language model itself has indigo
-    "gated_mlp": ("meta-neurons, gated MLP (ours)", plots.RED),
+    **dict.fromkeys(plots.OURS, ("meta-neurons, our network", plots.RED)),
     "mlp": ("meta-neurons, MLP (paper)", plots.ORANGE),
     "unet": ("meta-neurons, UNet (article)", plots.PURPLE),
-    "untrained": ("meta-neurons, MLP untrained", "0.6"),
+    "untrained": ("meta-neurons, our network untrained", "0.6"),
     "random": ("random directions", "0.6"),
     "random_silu": ("random SiLU features", "0.6"),
     "raw": ("dimensions", plots.INDIGO),
@@ -43,7 +43,7 @@ def probing(result: dict) -> Figure:
     labels = [f"{titles[name]} ({found[name]['units']:,})" for name in names]
     plots.height_axis(kinds, labels, margin=0.6, rising=True)
     kinds.set(xlabel=f"mean AUC over {len(result['tasks'])} tasks, held out")
-    for name, marker in (("gated_mlp", "o"), ("mlp", "s"), ("untrained", "^"), ("raw", "v")):
+    for name, marker in ((plots.ours(found), "o"), ("mlp", "s"), ("untrained", "^"), ("raw", "v")):
         style = {"colour": _UNITS[name][1], "marker": marker, "ms": 3.5}
         label = titles[name] + (", with that noise" if name == "raw" else "")
         _by_sigma(noise, name, list(result["by_sigma"][name].values()), label, style)

@@ -28,6 +28,7 @@ from mmlib.activations.pretrained import (
     pretrained,
     refuse_adapter,
     require_complete,
+    require_memory,
     weights_id,
 )
 from mmlib.files import bf16_pays, whole_number
@@ -128,12 +129,14 @@ def load_language_model(
         ValueError: no model of that name can be loaded, its checkpoint lacks weights, holds others
             or has an adapter beside it, its tokens see later ones, or `dtype` is not one of the
             three.
+        MemoryError: its weights need more memory than is free.
     """
     dtype = dtype or ("bfloat16" if bf16_pays(device) else "float32")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported: expected {', '.join(DTYPES)}")
     if name != EMBEDDED:
         refuse_adapter(name)
+        require_memory(name, dtype)
     model, loading = pretrained(
         AutoModelForCausalLM,
         name,

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -30,7 +31,7 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from mmlib.files import require_disk, sha256
+from mmlib.files import free_memory, require_disk, sha256
 
 EMBEDDED = "gemma3-270m"
 EMBEDDED_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
@@ -125,6 +126,29 @@ def _require_known_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
             f"tokens, the embedded model's own tokenizer into {len(KNOWN_IDS)}: convert it with "
             "the version in requirements.txt; any version can use what that one wrote"
         )
+
+
+def require_memory(name: str, dtype: str) -> None:
+    """Refuse a model whose weights this machine cannot hold, by its configuration, before any are
+    fetched or read.
+
+    Raises:
+        MemoryError: they need more than is free.
+    """
+    config = pretrained(AutoConfig, name, None)
+    with suppress(
+        AttributeError, ImportError, KeyError, ValueError
+    ):  # no causal model's: loading will say so
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        numbers = sum(parameter.numel() for parameter in model.parameters())
+        needed, free = numbers * getattr(torch, dtype).itemsize, free_memory()
+        if needed > free:
+            raise MemoryError(
+                f"{name} has {numbers / 1e9:.2f} billion parameters, {needed / 1e9:.1f} GB in "
+                f"{dtype}, and {free / 1e9:.1f} GB of memory are free: free some, take a smaller "
+                "model, or a type of fewer bytes"
+            )
 
 
 def refuse_adapter(name: str) -> None:

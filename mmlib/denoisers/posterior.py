@@ -28,7 +28,6 @@ LIVE = 1e-4  # probability from which an exact posterior mean is computed
 NODES = 257  # of the table of log-volumes, evenly spaced in logit σ
 LAST = 7.6  # logit σ of the last node; its σ is 0.9995
 CHUNK = 4096  # rows at a time
-TOGETHER = 64  # rows of a component up to which components are rotated in one product
 
 
 class FastPosterior(nn.Module):
@@ -118,28 +117,12 @@ class FastPosterior(nn.Module):
         return estimate_nd, probability_nk
 
     def _rotated(self, rows_pd: Tensor, k_p: Tensor, back: bool = False) -> Tensor:
-        """Each row times its component's basis, or its transpose; k_p ascends.
-
-        A product for each component would be many small ones, which take longer to start than to
-        do. So components of few rows are padded to one length and multiplied together.
-        """
-        basis_kdd = self.basis_kdd.mT if back else self.basis_kdd
-        (k, d), rotated_pd = self.mean_kd.shape, torch.empty_like(rows_pd)
-        counts_k = torch.bincount(k_p, minlength=k)
-        starts_k = counts_k.cumsum(0) - counts_k
-        few_k = counts_k <= TOGETHER
-        if length := int((counts_k * few_k).max()):
-            few_p = few_k[k_p]
-            within_p = torch.arange(len(k_p), device=k_p.device) - starts_k[k_p]
-            places = (k_p * length + within_p)[few_p]
-            padded_md = rows_pd.new_zeros(k * length, d)
-            padded_md[places] = rows_pd[few_p]
-            product_kld = torch.bmm(padded_md.view(k, length, d), basis_kdd)
-            rotated_pd[few_p] = product_kld.flatten(0, 1)[places]
-        for many in (~few_k).nonzero()[:, 0].tolist():
-            rows = slice(int(starts_k[many]), int(starts_k[many] + counts_k[many]))
-            rotated_pd[rows] = rows_pd[rows] @ basis_kdd[many]
-        return rotated_pd
+        """Each row times its component's basis, or its transpose; k_p ascends."""
+        basis_kdd, rotated_pd = self.basis_kdd.mT if back else self.basis_kdd, []
+        found, counts = k_p.unique_consecutive(return_counts=True)
+        for k, part_md in zip(found.tolist(), rows_pd.split(counts.tolist())):
+            rotated_pd.append(part_md @ basis_kdd[k])
+        return torch.cat(rotated_pd) if rotated_pd else rows_pd
 
 
 class Coarse:

@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mmlib.activations import lm as llm
+from mmlib.activations import pretrained
 from mmlib.activations.corpora import Document
 from mmlib.activations.extract import extract, plan_extraction
 from mmlib.activations.generate import continuations, generate, log_likelihoods
@@ -54,6 +55,17 @@ DAMAGES = {
         r"unknown to the model, 1 tensors: model\.layers\.9\.w",
     ),
 }
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_its_weights_are_read(
+    tmp_path, monkeypatch
+):
+    folder = tiny_lm.saved(tmp_path / "lm")
+    for weights in folder.glob("*.safetensors"):
+        weights.write_bytes(b"no weights")
+    monkeypatch.setattr(pretrained, "free_memory", lambda: 10_000)
+    with pytest.raises(MemoryError, match=r"billion parameters, .* GB in float32, and 0\.0 GB"):
+        load_language_model(str(folder), dtype="float32")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

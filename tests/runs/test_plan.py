@@ -93,7 +93,10 @@ def test_the_command_says_what_is_due_and_why(ran, monkeypatch, capsys):
     [
         ("plan 99", "unknown notebook '99': expected main, applications, studies, all, or"),
         ("plan --preset huge", "unknown preset 'huge': expected one of smoke, quick"),
-        ("plan --preset quick 26", "preset quick has no sizes for 26_best_model: expected the main"),
+        (
+            "plan --preset quick 26",
+            "preset quick has no sizes for 26_best_model: expected the main",
+        ),
         ("plan --what-if mmlib/none.py", "no file mmlib/none.py: expected a path in the repo"),
         ("run --publish", r"01_extract_activations is due \(it never ran here\): make reproduce"),
         ("run --folder nowhere", "nowhere has no results of another run"),

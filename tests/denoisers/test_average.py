@@ -163,6 +163,8 @@ def test_members_begin_at_starts_of_their_own_and_the_first_may_be_given():
     assert again.members[0] is first and again.train_seconds > 100
     for one, other in zip(again.members, average.members, strict=True):
         assert torch.equal(one.mean_kd, other.mean_kd)
+    unknown = replace(first, train_seconds=None)
+    assert MixtureAverage.of([first, unknown]).train_seconds is None
     with pytest.raises(ValueError, match="600 activations for 601 components: extract more"):
         one_mixture(z_nd, 601, 32.0, seed=0)
 

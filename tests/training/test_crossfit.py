@@ -138,10 +138,20 @@ def velocity_loss(denoise, z_nd):
 
 
 @pytest.mark.parametrize("leaves_out", [True, False])
-def test_training_lowers_the_loss_of_the_mixtures(tmp_path, leaves_out):
+def test_training_lowers_the_loss_of_the_mixtures(tmp_path, monkeypatch, leaves_out):
+    """A network whose mixtures know all rows reads their average in training too."""
+    told, by_fold = set(), crossfit.by_fold
+
+    def noted(network, *given):
+        for batch in by_fold(network, *given):
+            told.add(network.fold)
+            yield batch
+
+    monkeypatch.setattr(crossfit, "by_fold", noted)
     training = replace(RECIPE.training, steps=400, batch=64, validate_every=100)
     recipe = Recipe(replace(RECIPE.size, leaves_out=leaves_out), training)
     model, log, z_nd = trained(recipe, tmp_path)
+    assert told == ({0, 1, 2} if leaves_out else {None})
     average = model.network.average
     assert isinstance(average, MixtureAverage) and len(average.members) == 3
     assert velocity_loss(model.denoise, z_nd) < 0.98 * velocity_loss(average, z_nd)

@@ -146,6 +146,8 @@ SKIP = Recipe(MLPSize(), Training("flow_velocity", 2, 64, 1e-4), linear_skip=Tru
         ({"h": H[:10]}, "9 rows for training and 1 for validation: expected at least 20 and 5"),
         ({"h": torch.randn(60, 60)}, "54 rows for training, of 60 dimensions"),
         ({"h": torch.randn(60, 60), "method": SKIP}, "a covariance needs more rows than"),
+        ({"h": torch.randn(60, 60), "method": "mixture_mlp"}, "a covariance needs more rows"),
+        ({"h": torch.randn(60, 60), "method": METHODS["residual"]}, "a covariance needs more rows"),
         ({"h": CONSTANT}, "dimensions 2, 5 of h never vary"),
         ({"h": torch.randn(150, 1), "method": "sae"}, "an SAE needs at least 2 dimensions"),
     ],

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from mmlib.evaluation.claim import MIXTURES
+from mmlib.plots import OURS
 from mmlib.runs.results import rows_of
 from mmlib_studies.claims.rules import (
-    OURS,
     UNDECIDED,
     Measured,
     ahead,

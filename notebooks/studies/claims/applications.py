@@ -43,8 +43,8 @@ def latents_depend(results: dict) -> Measured:
     else:
         note += "; no control"
     verdict = beyond(value, chance, beside, same)
-    n = f"{found['pairs']} pairs of latents, {found['tokens']} tokens"
-    return Measured(value, None, "%", verdict, note, model="sae", n=n)
+    n = f"{found['pairs']:,} pairs of latents, {found['tokens']:,} tokens"
+    return Measured(value, None, "%", verdict, note, model="sae_clean", n=n)
 
 
 def not_on_lines(results: dict) -> Measured:

@@ -196,7 +196,7 @@ def _lm_loss(results: dict) -> Measured:
     """The paper's MLP over the mixed SAE against 47 %."""
     measured = reduction(_summed(results)["mlp", "sae"], _lm_loss_note(results))
     test = results["test"]
-    n = f"{test['documents']} documents, {test['predictions']} predictions"
+    n = f"{test['documents']} documents, {test['predictions']:,} predictions"
     return replace(measured, model="mlp", n=n)
 
 
@@ -245,7 +245,7 @@ def density(results: dict) -> Measured:
         verdict,
         note.replace("-", "−"),
         model="mlp",
-        n=f"{results['tokens']} tokens of {results['documents']} documents",
+        n=f"{results['tokens']:,} tokens of {results['documents']} documents",
     )
 
 
@@ -308,5 +308,5 @@ def frechet(results: dict) -> Measured:
     near = min(times[name] for name in classical) < NEAR
     verdict = NOT if of_mlp >= NEAR else NOT_OWING if near else HOLDS
     note = ", ".join(f"{SHORT[name]}: {value:.3f}" for name, value in times.items())
-    n = f"{rows['mlp']['n']} samples" if "n" in rows["mlp"] else ""
+    n = f"{rows['mlp']['n']:,} samples" if "n" in rows["mlp"] else ""
     return Measured(of_mlp, None, "times the floor", verdict, note, model="mlp", n=n)

@@ -358,6 +358,7 @@ DAMAGED = {
     **{f"model.json, {kind}": (partial(a_fit, kind), "*") for kind in METHODS},
     "components": (partial(one_file, "pca"), "*"),
     "mixture": (partial(one_file, "mixture"), "*"),
+    "average": (partial(one_file, "average"), "*"),
     "SAE": (an_sae, "*"),
 }
 # without these it is as if nothing had been trained, and a whole meta-model lies in a network's

@@ -24,6 +24,7 @@ from mmlib.activations.store import verify
 from mmlib.files import processor, read_json
 from mmlib.runs import pipeline, plan
 from mmlib.runs import run as runs
+from mmlib.runs.presets import OURS
 
 # What two equal runs may differ in.
 TIMES = set("seconds train_seconds fit_seconds minutes peak_gib provenance sources".split())
@@ -296,9 +297,9 @@ def test_the_command_line_trains_what_the_notebook_trained(finished):
     def train(recipe, *options):
         return mmlib("train", recipe, "--preset", "smoke", *options, data=finished)
 
-    assert "already trained" in train("gated_mlp").stdout
+    assert "already trained" in train(OURS).stdout
     assert "published: {'step': 4, 'activations': 512," in train("published").stdout
-    there = "preset smoke has unet, mlp, gated_mlp, denoising_sae"
+    there = "preset smoke has gated_mlp, unet, mlp, mixture_mlp, denoising_sae, mlp_short"
     assert f"unknown recipe 'mpl': {there}" in train("mpl").stderr
     refused = train("mlp", "--layer", "8", "--layers", "4", "8").stderr
     assert "--layer 8 and --layers 4 8: expected one of the two" in refused

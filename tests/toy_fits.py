@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 import mmlib
+from mmlib.denoisers.average import AverageSize
 from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.networks import MLPSize
 from mmlib.denoisers.residual import ResidualSize
@@ -22,6 +23,7 @@ METHODS = {
     "gaussian": "gaussian",
     "pca": PCASize(4),
     "mixture": MixtureSize((2, 4), (32.0,), em_steps=1),
+    "average": AverageSize(3, 32.0, members=2),
     "sae": SAESize(32, 4, steps=20, batch=64),
     "network": Recipe(MLPSize(1, 16, 32), Training("flow_velocity", 30, 64, 2e-3, bf16=False)),
     "residual": Recipe(

@@ -53,6 +53,16 @@ class MixtureAverage(SavedFit):
     train_seconds: float | None = None
     train_activations: int | None = None
 
+    def __post_init__(self):
+        """Refuse none at all, and members that cannot be averaged."""
+        if not self.members:
+            raise ValueError("no mixtures: expected at least one")
+        widths = {member.mean_kd.shape[1] for member in self.members}
+        if len(widths) > 1:
+            raise ValueError(
+                f"mixtures of widths {', '.join(map(str, sorted(widths)))}: expected one width"
+            )
+
     @property
     def parameters(self) -> int:
         """Free numbers of all members."""
@@ -101,9 +111,10 @@ class MixtureAverage(SavedFit):
 
     @classmethod
     def of(cls, members: Sequence[GaussianMixtureDenoiser]) -> "MixtureAverage":
-        """Of fitted mixtures; its seconds are theirs together."""
-        seconds = sum(member.train_seconds for member in members)
-        return cls(tuple(members), seconds, members[0].train_activations)
+        """Of fitted mixtures; its seconds are theirs together, where all are known."""
+        seconds = [member.train_seconds for member in members]
+        total = None if None in seconds else sum(seconds)
+        return cls(tuple(members), total, members[0].train_activations)
 
 
 def one_mixture(z_nd: Tensor, components: int, prior: float, seed: int) -> GaussianMixtureDenoiser:

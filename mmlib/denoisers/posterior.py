@@ -80,6 +80,8 @@ class FastPosterior(nn.Module):
             ValueError: the runs cannot have the same length.
         """
         run = by_run(x_nd, len(sigma_u)).shape[1]
+        if run == 0:
+            return x_nd.float(), x_nd.new_zeros(0, len(self.log_weights_k))
         if run >= CHUNK:  # one level after another, each in pieces
             levels = zip(x_nd.split(run), sigma_u.split(1))
             pieces = [(part, sigma) for rows, sigma in levels for part in rows.split(CHUNK)]

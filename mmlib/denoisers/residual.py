@@ -107,8 +107,7 @@ class MixtureResidual(ModelMixin, ConfigMixin):
         Raises:
             ValueError: it has no mixtures yet.
         """
-        if self.average is None:
-            raise ValueError("this network has no mixtures below it: call .over(average) first")
+        self._require_mixtures()
         one = self.training and self.fold is not None
         below = [self.posteriors[self.fold]] if one else self.posteriors
         sigma_u = time_u / 1000
@@ -118,6 +117,10 @@ class MixtureResidual(ModelMixin, ConfigMixin):
         correction_nd = self.correction(x_nd, estimate_nd, time_u)
         scale_n1 = 2 * (sigma_n1 * (1 - sigma_n1)).clamp(min=0).sqrt()
         return (x_nd - estimate_nd) / sigma_n1 + scale_n1 * correction_nd
+
+    def _require_mixtures(self) -> None:
+        if self.average is None:
+            raise ValueError("this network has no mixtures below it: call .over(average) first")
 
     def correction(self, x_nd: Tensor, estimate_nd: Tensor, time_u: Tensor) -> Tensor:
         """What the mixtures leave of the velocity, before its factor, (n, d), in float32."""
@@ -134,7 +137,12 @@ class MixtureResidual(ModelMixin, ConfigMixin):
         return plain_nd + on_x_nd * x_nd + on_estimate_nd * estimate_nd
 
     def save_pretrained(self, folder: Path, **options) -> None:
-        """diffusers' files, and the mixtures beside them."""
+        """diffusers' files, and the mixtures beside them.
+
+        Raises:
+            ValueError: it has no mixtures yet.
+        """
+        self._require_mixtures()
         super().save_pretrained(folder, **options)
         with written_whole(Path(folder) / BASE) as partial:
             save_file(self.average.tensors(), partial)

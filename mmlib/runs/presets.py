@@ -250,7 +250,7 @@ QUICK = Preset(  # of the main line: some minutes, with wide intervals
                 lr=2e-3,
                 ema=0.98,
                 weight_decay=0.05,
-                keep=(("unet_activations", 10),),
+                keep=(("unet_activations", 5),),
             ),
         ),
         mixture_mlp=replace(

@@ -6,6 +6,7 @@ memory or minutes is made smaller (`Budget`), and says so.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +21,7 @@ from mmlib.training.recipe import Recipe, Training
 
 ROWS_PER_COMPONENT = 64  # of a mixture whose number of components was not asked for
 ROWS_PER_TRAINED_COMPONENT = 1000  # of one that a network stands on
-MIXTURE_BYTES = 2**31  # of the covariances of such a mixture, at most
+MIXTURE_BYTES = 2**31  # of the covariances of such a mixture, at most; an average may have twice
 # of all covariances while a mixture is fitted: the scatters, the best and the one that is tried
 COPIES = 3
 PASSES = 10  # over the training rows, by networks and SAEs, unless the most steps are reached first
@@ -153,13 +154,15 @@ class Budget:
                 )
         if mixtures := averaged(size):
             asked = most = mixtures.components
-            while most > 2 and self.memory(size) > free:
+            one = mixtures.members * 4 * self.d**2
+            while most > 2 and (self.memory(size) > free or most * one > 2 * MIXTURE_BYTES):
                 most //= 2
                 size = with_components(size, most)
             if most < asked:
                 remarks.append(
-                    f"mixtures of {asked} components do not fit {free / 1e9:.1f} GB: {most} are "
-                    "fitted instead"
+                    f"{mixtures.members} mixtures of {asked} components take "
+                    f"{asked * one / 1e9:.1f} GB; {free / 1e9:.1f} GB are free and "
+                    f"{2 * MIXTURE_BYTES / 1e9:.1f} GB are the most: {most} are fitted instead"
                 )
         if (needed := self.memory(size)) > free:
             raise MemoryError(
@@ -172,7 +175,9 @@ class Budget:
         return size, remarks
 
     def _cut(self, size: Size, seconds: float) -> tuple[Size, str]:
-        """As much of it as about that many seconds allow."""
+        """As much of it as about that many seconds allow; where they can, mixtures below a network
+        leave it half of them.
+        """
         if isinstance(size, MixtureSize):
             most = max(size.components)
             while most > 1 and self.seconds(size) > seconds:
@@ -180,15 +185,34 @@ class Budget:
                 size = replace(size, components=(most,))
             return size, f"{most} components"
         if isinstance(size, AverageSize):
-            a_member = self.seconds(replace(size, members=1))
-            members = min(size.members, max(1, int(seconds / a_member)))
-            return replace(size, members=members), f"{members} mixtures"
+            size = self._simpler(size, lambda one: replace(one, members=1), seconds)
+            fixed = self.seconds(replace(size, members=0))
+            a_member = self.seconds(replace(size, members=1)) - fixed
+            members = min(size.members, max(1, int((seconds - fixed) / a_member)))
+            found = replace(size, members=members)
+            return found, f"{members} × {found.components} components"
         if isinstance(size, (Recipe, SAESize)):
+            below = ""
+            if averaged(size):
+                size = self._simpler(size, lambda one: with_steps(one, 0), seconds / 2)
+                below = f" on mixtures of {averaged(size).components} components"
+            fixed = self.seconds(with_steps(size, 0))  # the Gaussian and the mixtures
             before = size.steps if isinstance(size, SAESize) else size.training.steps
-            a_step = (self.seconds(size) - self.seconds(None)) / before  # without the Gaussian
-            steps = max(1, int((seconds - self.seconds(None)) / a_step))
-            return with_steps(size, steps), f"{steps:,} steps"
+            a_step = (self.seconds(size) - fixed) / before
+            steps = min(before, max(1, int((seconds - fixed) / a_step)))
+            return with_steps(size, steps), f"{steps:,} steps{below}"
         return size, "no less than the whole of this method"
+
+    def _simpler(self, size: Size, part: Callable[[Size], Size], seconds: float) -> Size:
+        """With components halved until a part of the fit takes no more than these seconds, or half
+        of them would save less than a tenth.
+        """
+        while (k := averaged(size).components) > 2 and self.seconds(part(size)) > seconds:
+            half = with_components(size, k // 2)
+            if self.seconds(part(half)) > 0.9 * self.seconds(part(size)):
+                break
+            size = half
+        return size
 
     def memory(self, size: Size) -> int:
         """Bytes that the fit needs beside the raw rows, about."""

@@ -200,10 +200,9 @@ def _require_rows(method: Method, n: int, n_validation: int, d: int) -> None:
         )
     if d < 2 and (method == "sae" or isinstance(method, SAESize)):
         raise ValueError(f"h is {d} wide: an SAE needs at least 2 dimensions")
-    sizes = (PCASize, MixtureSize, AverageSize)
-    closed = method in ("gaussian", "pca", "mixture", "mixture_average") or isinstance(
-        method, sizes
-    )
+    closed = method in ("gaussian", "pca", "mixture", "mixture_average", "mixture_mlp")
+    size = getattr(method, "size", method)
+    closed |= isinstance(size, (PCASize, MixtureSize, AverageSize, ResidualSize))
     if n <= d and (closed or getattr(method, "linear_skip", False)):
         raise ValueError(
             f"{n} rows for training, of {d} dimensions: a covariance needs more rows than "

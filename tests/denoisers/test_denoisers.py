@@ -17,7 +17,6 @@ from mmlib.denoisers.networks import (
     image_shape,
 )
 from mmlib.denoisers.noise import FlowMatching
-from mmlib.runs.presets import get_preset
 from mmlib.training.recipe import Recipe, Training, new_model
 
 SHAPES = {5120: (32, 160), 640: (20, 32), 768: (24, 32), 2048: (32, 64), 100: (4, 28), 1: (4, 4)}
@@ -49,21 +48,6 @@ def test_the_articles_size():
     model = ActivationDiffusionModel()
     assert model.config.activation_dim == 5120 and model.image == (32, 160)
     assert count_parameters(model) == pytest.approx(58.9e6, rel=0.01)
-
-
-def test_matched_mlps_have_the_numbers_of_parameters_that_they_match():
-    """At d = 640: the default UNet's, and those of the default SAE (encoder, decoder and two
-    biases).
-    """
-    preset = get_preset("default")
-    unet = preset.recipes["unet"].size
-    sae = preset.sae.latents * (2 * 640 + 1) + 640
-    matched = count_parameters(UNetDenoiser(640, unet.channels, unet.layers_per_block))
-    for name, target in (("mlp_2m", matched), ("mlp_5m", sae)):
-        size = preset.recipes[name].size
-        network = MLPDenoiser(640, size.d_model, size.d_mlp, size.layers)
-        assert count_parameters(network) == pytest.approx(target, rel=0.05)
-        assert size.d_mlp == 2 * size.d_model, "the paper's ratio"
 
 
 def without(network, name):

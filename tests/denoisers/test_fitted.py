@@ -25,7 +25,7 @@ from mmlib.denoisers.noise import SMOOTHING, checked_sigma
 from mmlib.denoisers.sae import SAESize, save_sae
 from mmlib.files import sealed
 
-KINDS = ("gaussian", "pca", "mixture", "sae", "network", "residual")
+KINDS = ("gaussian", "pca", "mixture", "average", "sae", "network", "residual")
 HELD_OUT = activations(200, seed=1)[0]
 
 
@@ -110,7 +110,7 @@ def test_the_mixture_is_likelier_than_the_gaussian_on_clusters():
     assert network.shape == (50,) and network.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "mixture", "network", "residual"])
+@pytest.mark.parametrize("kind", ["gaussian", "mixture", "average", "network", "residual"])
 def test_densities_give_raw_samples_and_projections(kind):
     model = fitted(kind)
     drawn = model.sample(300)
@@ -174,7 +174,7 @@ def test_what_is_saved_is_loaded(kind, tmp_path):
     again.save(tmp_path / "a folder")  # takes its own place
 
 
-@pytest.mark.parametrize("kind", ["mixture", "network", "residual", "sae"])
+@pytest.mark.parametrize("kind", ["mixture", "average", "network", "residual", "sae"])
 def test_a_damaged_folder_is_refused_by_the_files_name(kind, tmp_path):
     folder = fitted(kind).save(tmp_path / "model")
     name = max(json.loads((folder / "model.json").read_text())["files"])

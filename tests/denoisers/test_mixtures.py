@@ -264,13 +264,14 @@ def test_too_few_activations_are_refused():
 
 
 def test_tokens_are_assigned_by_density_and_not_by_density_per_dimension():
-    """Of 4,000 tokens in 20 dimensions 200 lie apart. By the mean over dimensions the large
-    component, 19 times as likely beforehand, would swallow them.
+    """Of 4,000 tokens in 20 dimensions 200 lie apart, of which one start of k-means finds too many.
+    By the mean over dimensions the large component, 19 times as likely beforehand, would swallow
+    them.
     """
     z = torch.randn(4400, 20, generator=generator())
     apart = torch.arange(len(z)) % 20 == 0
     z[apart] += 2.2
-    size = MixtureSize(components=(2,), priors=(32.0,), em_steps=2, validation_tokens=400)
+    size = MixtureSize(components=(2,), priors=(32.0,), em_steps=4, validation_tokens=400)
     mixture, outcomes = fit_mixture(z[:4000], z[4000:], size, seed=0)
-    assert [row["least_tokens"] for row in outcomes] == pytest.approx([200] * 3, abs=5)
+    assert outcomes[-1]["least_tokens"] == pytest.approx(200, abs=5)
     assert mixture.log_weights_k.exp().min().item() == pytest.approx(0.05, abs=0.002)

@@ -102,13 +102,13 @@ def test_verdict(interval, expected):
     assert verdict(*interval) == expected and CLAIM == 0.47
 
 
-def estimate(mlp=1.2, gated=1.1, mixture=1.05, gaussian=1.5, e=(1.0, 0.0, 5.0)):
-    losses = {"mlp": mlp, "gated_mlp": gated, "mixture": mixture, "gaussian": gaussian}
+def estimate(mlp=1.2, ours=1.1, mixture=1.05, gaussian=1.5, e=(1.0, 0.0, 5.0)):
+    losses = {"mlp": mlp, "mixture_mlp": ours, "mixture": mixture, "gaussian": gaussian}
     primaries = {
         name: {"definition": name, "method": name, "baseline": "gaussian", "objective": objective}
         for name, objective in (
             ("mlp", "flow_velocity"),
-            ("gated_mlp", "flow_velocity"),
+            ("mixture_mlp", "flow_velocity"),
             ("unet", "ddpm_epsilon"),  # the law is of the velocity loss
         )
     }
@@ -125,7 +125,7 @@ def test_reduction_over_the_estimated_floor_by_hand():
     """
     found = estimate()
     assert (found["lowest_loss"], found["cut_ci95"], found["possible"]) == (1.05, [0.0, 1.05], True)
-    assert [row["method"] for row in found["rows"]] == ["mlp", "gated_mlp", "mixture"]
+    assert [row["method"] for row in found["rows"]] == ["mlp", "mixture_mlp", "mixture"]
     assert [row["reduction"] for row in found["rows"]] == pytest.approx([0.6, 0.8, 0.9])
     expected = ([0.2, 1 - 0.15 / 0.45], [1 - 1.1 / 1.5, 1 - 0.05 / 0.45], [0.3, 1])
     assert [row["ci95"] for row in found["rows"]] == [pytest.approx(ci) for ci in expected]

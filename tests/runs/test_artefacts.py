@@ -11,16 +11,18 @@ from letters import tiny
 from mmlib.activations.corpora import Document
 from mmlib.activations.store import ActivationStore, StoreError
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.average import AverageSize, fit_average
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents, activations_id
 from mmlib.denoisers.mixture import MixtureSize, fit_mixture
 from mmlib.denoisers.networks import MLPSize
+from mmlib.denoisers.residual import ResidualSize
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
 from mmlib.files import MissingInput
 from mmlib.runs import artefacts
 from mmlib.runs import run as runs
 from mmlib.runs.artefacts import load, mixture_digest, text_store, text_stores
-from mmlib.runs.presets import get_preset
+from mmlib.runs.presets import OURS, get_preset
 from mmlib.training.recipe import Recipe, Training, new_model
 
 TINY = Training("flow_velocity", steps=4, batch=32, lr=1e-3, keep=(("half", 2),))
@@ -28,14 +30,17 @@ TINY = Training("flow_velocity", steps=4, batch=32, lr=1e-3, keep=(("half", 2),)
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, make_store):
-    """A run of three small networks with a store; `run.store` is what the fixture made."""
+    """A run of three small networks, ours among them, with a store; `run.store` is what the fixture
+    made.
+    """
     path = make_store(dtype="float32")[0]
     monkeypatch.setattr(runs, "DATA", tmp_path / "data")
     monkeypatch.setattr(runs.Run, "store", property(lambda run: path))
     began = runs.start(preset="smoke", seed=0)
     recipe = Recipe(MLPSize(1, 8, 16), TINY)
-    names = ("mlp", "gated_mlp", "denoising_sae")
-    preset = replace(began.preset, recipes=dict.fromkeys(names, recipe))
+    ours = Recipe(ResidualSize(components=2, folds=2, layers=1, d_model=8, d_mlp=16), TINY)
+    recipes = {"mlp": recipe, OURS: ours, "denoising_sae": recipe}
+    preset = replace(began.preset, recipes=recipes)
     return replace(began, preset=replace(preset, sae_grid={"small": SAESize(8, 2, 1, 32)}))
 
 
@@ -49,29 +54,39 @@ def made(run):
     )
     mixture, _ = fit_mixture(z_nd, z_nd[:100], MixtureSize((2,), (32.0,), 0, 100), seed=0)
     mixture.save(run.shared / "mixture.safetensors", store.documents, activations_id(store))
+    average = fit_average(z_nd, AverageSize(2, 32.0, members=3), seed=0, first=mixture)
+    average.save(run.shared / "mixture_average.safetensors", store.documents, activations_id(store))
     sae = train_sae(iter([z_nd[:32]] * 2), store.d, SAESize(8, 2, 1, 32), seed=0)
     for folder in ("sae", "sae_grid/small"):
         save_sae(sae, run.data / folder, store.documents, activations_id(store))
     for seed, (name, recipe) in enumerate(run.preset.recipes.items()):
         for folder in (name, f"{name}/half"):
-            new_model(recipe, Origin.of(store), seed).save_pretrained(run.data / folder)
+            model = new_model(recipe, Origin.of(store), seed)
+            if name == OURS:
+                model.network.over(average)
+            model.save_pretrained(run.data / folder)
     return run
 
 
 def test_everything_is_found_by_name(made):
-    found = load(made, "store", "pca", "mixture", "sae", "sae_grid", "networks", "copies")
+    found = load(made, *artefacts.KINDS)
     assert found.pca.gaussian().parameters == 8 + 36 and len(found.mixture.components) == 2
+    assert torch.equal(found.mixture_average.members[0].mean_kd, found.mixture.mean_kd)
+    assert len(found.mixture_average.members) == 3 and found.mixture_average.train_seconds > 0
     assert found.sae.cfg.d_sae == 8 and list(found.sae_grid) == ["small"]
     names = list(made.preset.recipes)
     assert list(found.networks) == [*names, *(f"{name}_half" for name in names)]
-    few = load(made, "gated_mlp", "mlp")
-    assert list(few.networks) == ["gated_mlp", "mlp"] and not hasattr(few, "pca")
+    few = load(made, OURS, "mlp")
+    assert list(few.networks) == [OURS, "mlp"] and not hasattr(few, "pca")
+    below = few.networks[OURS].network.average
+    assert torch.equal(below.members[2].mean_kd, found.mixture_average.members[2].mean_kd)
     weights = [next(few.networks[name].network.parameters()) for name in few.networks]
     assert not torch.equal(*weights) and few.store.d == few.networks["mlp"].d
 
 
 @pytest.mark.parametrize(
-    "name", ["pca", "mixture", "sae", "sae_grid", "denoising_sae", "mlp", "networks"]
+    "name",
+    ["pca", "mixture", "mixture_average", "sae", "sae_grid", "denoising_sae", "mlp", "networks"],
 )
 def test_what_is_missing_names_the_notebook_that_makes_it(run, name):
     notebook = "03_train_meta_model" if name in ("mlp", "networks") else "02_fit_baselines"
@@ -80,11 +95,15 @@ def test_what_is_missing_names_the_notebook_that_makes_it(run, name):
 
 
 def test_an_unknown_name_is_refused_with_those_there_are(run):
-    with pytest.raises(ValueError, match="unknown 'pcs': expected some of store, pca, .*gated_mlp"):
+    with pytest.raises(
+        ValueError, match="unknown 'pcs': expected some of store, pca, .*mixture_mlp"
+    ):
         load(run, "store", "pcs")
 
 
-@pytest.mark.parametrize("name", ["pca", "mixture", "sae", "sae_grid", "mlp"])
+@pytest.mark.parametrize(
+    "name", ["pca", "mixture", "mixture_average", "sae", "sae_grid", "mlp", OURS]
+)
 def test_fits_of_other_documents_are_refused(made, name, make_store, monkeypatch):
     other = make_store(dtype="float32", corpus="other@1")[0]
     monkeypatch.setattr(runs.Run, "store", property(lambda run: other))

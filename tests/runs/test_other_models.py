@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import papermill
@@ -20,10 +21,12 @@ from mmlib.activations import lm as llm
 from mmlib.activations.pretrained import EMBEDDED
 from mmlib.activations.store import ActivationStore, StoreError, verify
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.average import MixtureAverage
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import PrincipalComponents, activations_id
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
+from mmlib.denoisers.residual import MixtureResidual
 from mmlib.denoisers.sae import SAESize, save_sae, train_sae
 from mmlib.runs import results
 from mmlib.runs import run as runs
@@ -166,11 +169,15 @@ def fitted(run):
         for half in (slice(0, None, 2), slice(1, None, 2))
     )
     mixture = GaussianMixtureDenoiser.of(torch.tensor([0.5, 0.5]).log(), parts)
-    mixture.save(run.shared / "mixture.safetensors", store.documents, activations_id(store))
+    average = MixtureAverage.of([replace(mixture, train_seconds=1.0)])
+    for name, fit in (("mixture", mixture), ("mixture_average", average)):
+        fit.save(run.shared / f"{name}.safetensors", store.documents, activations_id(store))
     for name in run.preset.sae_grid:
         save_sae(sae, run.data / "sae_grid" / name, store.documents, activations_id(store))
     for name, recipe in run.preset.recipes.items():
         model = new_model(recipe, Origin.of(store), 1, components.gaussian())
+        if isinstance(model.network, MixtureResidual):
+            model.network.over(average)
         model.save_pretrained(run.data / name)
     return store
 

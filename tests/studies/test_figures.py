@@ -102,6 +102,29 @@ def test_what_stands_beside_results_is_drawn_where_it_is():
     assert "each training seed" in words(with_seeds) - words(without)
 
 
+def test_the_first_figure_has_a_row_for_each_method_over_the_gaussian_by_group():
+    result = read("loss_comparison")
+    over = result["reductions"]["flow_velocity"]
+    shown = dict.fromkeys(("mean", "mixture", "mixture_average", "mixture_mlp", "unet"))
+    for i, name in enumerate(shown):
+        row = {"value": 0.1 * i, "ci95": [0.1 * i - 0.01, 0.1 * i + 0.01]}
+        over[name] = over.get(name, {}) | {"gaussian": row}
+    figure = figures.headline(result)
+    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert labels[:2] == ["linear", "mean only"]
+    assert labels[2:5] == ["mixtures of Gaussians", "mixture of Gaussians", "average of mixtures"]
+    assert labels[5:7] == ["diffusion networks", "UNet (article)"]
+    assert labels[-1] == "network on mixtures (ours)"
+    assert {"not comparable", "30.0 % [29.0, 31.0]", "claimed 47 %"} <= words(figure)
+
+
+def test_an_average_of_mixtures_has_its_row_where_it_was_measured():
+    result = read("robustness")
+    result["reductions"]["mixture_average"] = result["reductions"]["mixture"]
+    assert "average of mixtures" in words(figures.robustness(result))
+    assert "average of mixtures" not in words(figures.robustness(read("robustness")))
+
+
 def test_a_mark_for_ends_below_0_takes_no_room_from_the_axes():
     figure = figures.draw("lm_loss", read)
     figure.canvas.draw()

@@ -1,17 +1,28 @@
 """`mmlib.fit`: splits, standardisation, sizes, budgets, and what is refused in words."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from toy_fits import METHODS, activations, fitted
 
 import mmlib
+from mmlib.denoisers.average import AverageSize
 from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.networks import MLPSize, UNetSize
+from mmlib.denoisers.residual import ResidualSize
 from mmlib.denoisers.sae import SAESize
 from mmlib.training import budget
-from mmlib.training.budget import Budget, PCASize, sized, with_steps
-from mmlib.training.fit import row_batches, split_rows
+from mmlib.training.budget import (
+    Budget,
+    PCASize,
+    averaged,
+    sized,
+    with_components,
+    with_steps,
+)
+from mmlib.training.fit import NAMES, row_batches, split_rows
 from mmlib.training.recipe import Recipe, Training
 
 H, DOCUMENTS = activations()
@@ -78,7 +89,7 @@ def test_a_standardisation_can_be_shared():
 
 
 def test_the_same_seed_gives_the_same_fit():
-    for kind in ("mixture", "network", "residual"):
+    for kind in ("mixture", "average", "network", "residual"):
         again = fit(METHODS[kind])
         x = again.noised(H[:50], 0.4)
         assert torch.equal(again.denoise(x, 0.4), fitted(kind).denoise(x, 0.4))
@@ -135,6 +146,8 @@ SKIP = Recipe(MLPSize(), Training("flow_velocity", 2, 64, 1e-4), linear_skip=Tru
         ({"h": H[:10]}, "9 rows for training and 1 for validation: expected at least 20 and 5"),
         ({"h": torch.randn(60, 60)}, "54 rows for training, of 60 dimensions"),
         ({"h": torch.randn(60, 60), "method": SKIP}, "a covariance needs more rows than"),
+        ({"h": torch.randn(60, 60), "method": "mixture_mlp"}, "a covariance needs more rows"),
+        ({"h": torch.randn(60, 60), "method": METHODS["residual"]}, "a covariance needs more rows"),
         ({"h": CONSTANT}, "dimensions 2, 5 of h never vary"),
         ({"h": torch.randn(150, 1), "method": "sae"}, "an SAE needs at least 2 dimensions"),
     ],
@@ -145,11 +158,11 @@ def test_what_cannot_be_fitted_is_refused(change, said):
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 33])
-@pytest.mark.parametrize("method", ["gaussian", "pca", "mixture", "sae", "mlp", "gated_mlp"])
+@pytest.mark.parametrize("method", NAMES)
 def test_narrow_activations_and_few_rows_work(d, method):
     """Issue cases: widths below 64, and fewer than a thousand rows."""
     h = torch.randn(150, d, generator=torch.Generator().manual_seed(d)) * 3 + 5
-    steps = {} if method in ("gaussian", "pca", "mixture") else {"steps": 4}
+    steps = {} if method in ("gaussian", "pca", "mixture", "mixture_average") else {"steps": 4}
     if (method, d) == ("sae", 1):
         pytest.skip("refused, see above")
     model = fit(method, h, groups=None, **steps)
@@ -166,6 +179,11 @@ def test_sizes_follow_rows_and_width():
     mlp, gated = (sized(name, 10**6, 640) for name in ("mlp", "gated_mlp"))
     assert mlp.size == MLPSize() and mlp.training.steps == 800
     assert gated.size == MLPSize(layers=2, d_mlp=3840, gated_skip=True)
+    for n, components in ((10**6, 512), (50_000, 50), (600, 2)):
+        ours, average = (sized(name, n, 640) for name in ("mixture_mlp", "mixture_average"))
+        assert average == AverageSize(components=components)
+        assert averaged(ours) == AverageSize(components=components)
+    assert sized("mixture_mlp", 10**6, 640).training.batch == 2048
     assert sized("mlp", 600, 8).training.steps == budget.FEWEST_STEPS
     assert with_steps(mlp, 7).training.steps == 7 and with_steps(sae, 7).steps == 7
 
@@ -184,15 +202,84 @@ def test_a_mixture_too_large_for_the_memory_is_replaced_with_a_sentence(monkeypa
     assert small.within(MixtureSize((2, 4)), None) == (MixtureSize((2, 4)), [])
 
 
-@pytest.mark.parametrize("method", ["mixture", "sae", "mlp"])
+@pytest.mark.parametrize("method", ["mixture", "mixture_average", "sae", "mlp", "mixture_mlp"])
 def test_minutes_cut_the_work(method, monkeypatch):
     monkeypatch.setattr(budget, "free_memory", lambda: 64 * 10**9)
     plan = Budget(200_000, 640, "cpu", flops=1e11)
     size = sized(method, 200_000, 640)
+    if method == "mixture_average":
+        size = replace(size, components=512)
     assert plan.seconds(size) > 120
     cut, (remark,) = plan.within(size, 1.5)
     assert plan.seconds(cut) <= 91 and remark.startswith("1.5 minutes allow ")
     assert plan.within(size, 1e4) == (size, [])
+
+
+def on_mixtures(components=64, folds=4, steps=100):
+    training = Training("flow_velocity", steps, 256, 1e-3)
+    return Recipe(ResidualSize(components=components, folds=folds), training)
+
+
+@pytest.mark.parametrize("of", [AverageSize, on_mixtures])
+def test_an_average_costs_by_its_members_and_their_components(of):
+    plan = Budget(100_000, 640, "cpu", flops=1e11)
+    count = "members" if of is AverageSize else "folds"
+    few, more, larger = of(64, **{count: 2}), of(64, **{count: 8}), of(256, **{count: 2})
+    for bigger in (more, larger):
+        assert plan.seconds(few) < plan.seconds(bigger)
+        assert plan.memory(few) < plan.memory(bigger)
+    a_mixture = 64 * 4 * 640**2  # its axes
+    assert plan.memory(more) - plan.memory(few) == 6 * a_mixture
+    assert plan.memory(few) > 8 * 100_000 * 640 + 2 * a_mixture
+    network, mixtures = on_mixtures(64, 2), AverageSize(64, members=2)
+    assert plan.seconds(network) > plan.seconds(mixtures) > plan.seconds(None)
+    assert plan.memory(network) > plan.memory(mixtures) > plan.memory(None)
+
+
+@pytest.mark.parametrize("size", [AverageSize(512, members=4), on_mixtures(512)])
+def test_mixtures_that_do_not_fit_the_memory_have_fewer_components(size, monkeypatch):
+    plan, narrow = (Budget(20_000, d, "cpu", flops=1e11) for d in (2048, 640))
+    monkeypatch.setattr(budget, "free_memory", lambda: 64 * 10**9)
+    assert narrow.within(size, None) == (size, [])
+    smaller, (remark,) = plan.within(size, None)
+    assert remark == (
+        "4 mixtures of 512 components take 34.4 GB; 64.0 GB are free and 4.3 GB are the most: 64 "
+        "are fitted instead"
+    )
+    assert averaged(smaller) == AverageSize(64, members=4)
+    free = plan.memory(with_components(size, 64)) - 1
+    monkeypatch.setattr(budget, "free_memory", lambda: free)
+    assert averaged(plan.within(size, None)[0]).components == 32
+    monkeypatch.setattr(budget, "free_memory", lambda: 10**8)
+    with pytest.raises(MemoryError, match="give fewer rows"):
+        plan.within(size, None)
+
+
+def test_minutes_that_one_mixture_exceeds_cut_its_components(monkeypatch):
+    monkeypatch.setattr(budget, "free_memory", lambda: 64 * 10**9)
+    plan, size = Budget(200_000, 640, "cpu", flops=1e10), AverageSize(512, members=4)
+    one = plan.seconds(AverageSize(512, members=1))
+    two, (remark,) = plan.within(size, plan.seconds(AverageSize(512, members=2)) / 60 + 0.01)
+    assert two == AverageSize(512, members=2) and "minutes allow 2 × 512 components" in remark
+    less, (remark,) = plan.within(size, one / 60 / 2)
+    assert less.components < 512 and plan.seconds(less) <= one / 2
+    assert f"allow {less.members} × {less.components} components" in remark
+
+
+@pytest.mark.parametrize("minutes", [1, 3, 8])
+def test_mixtures_below_a_network_leave_it_half_of_the_minutes(minutes, monkeypatch):
+    monkeypatch.setattr(budget, "free_memory", lambda: 64 * 10**9)
+    plan = Budget(200_000, 640, "cpu", flops=1e11)
+    size = on_mixtures(512, steps=5000)
+    cut, (remark,) = plan.within(size, minutes)
+    assert 30 * minutes < plan.seconds(cut) <= 60 * minutes * 1.01
+    assert plan.seconds(with_steps(cut, 0)) <= 30 * minutes
+    below = averaged(cut)
+    assert below.members == 4 and (below.components == 512 or minutes < 8)
+    steps = f"{cut.training.steps:,} steps on mixtures of {below.components} components"
+    assert remark == f"{minutes:g} minutes allow {steps}"
+    least, _ = plan.within(size, 0.01)
+    assert least.training.steps == 1 and averaged(least).components > 2, "fewer would save little"
 
 
 def test_memory_and_minutes_rise_with_the_work(monkeypatch):

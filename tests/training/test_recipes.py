@@ -14,6 +14,7 @@ from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import LinearSkip, MLPDenoiser, SparseSize, UNetDenoiser
 from mmlib.files import MissingInput
 from mmlib.runs.artefacts import chosen_meta_model
+from mmlib.runs.presets import OURS
 from mmlib.training import recipe as recipes
 
 
@@ -27,11 +28,11 @@ def saved(folder, store, seed, **changes):
 
 def test_a_meta_model_is_chosen_by_recipe_folder_or_default(run, store, tmp_path):
     x, mine = torch.randn(3, 8), str(tmp_path / "mine")
-    gated = saved(run.data / "gated_mlp", store, 0)(x, 0.5)
+    ours = saved(run.data / OURS, store, 0)(x, 0.5)
     mlp, own = (
         saved(folder, store, 1 + i)(x, 0.5) for i, folder in enumerate((run.data / "mlp", mine))
     )
-    for asked, expected in ((None, gated), ("gated_mlp", gated), ("mlp", mlp), (mine, own)):
+    for asked, expected in ((None, ours), (OURS, ours), ("mlp", mlp), (mine, own)):
         assert torch.equal(chosen_meta_model(run, asked, store)(x, 0.5), expected)
     saved(tmp_path / "published", store, 6, documents="")
     # does not say what it was trained on

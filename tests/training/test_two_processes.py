@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 
 from mmlib.denoisers.meta_model import MetaModel
-from mmlib.runs.presets import get_preset
+from mmlib.runs.presets import OURS, get_preset
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 SETTINGS = t.dataclasses.replace(t.SETTINGS, levels=16, keep=())
@@ -74,13 +74,13 @@ def test_two_processes_end_where_one_does_and_one_resumes_what_two_left(
 
 
 def test_the_command_line_trains_by_two_processes(make_store, tmp_path):
-    """What the README says to type, on a store where notebook 01 would have put one."""
+    """On a store where notebook 01 would have put one; each process fits the same mixtures."""
     data = tmp_path / "data"
     (data / "runs" / "smoke").mkdir(parents=True)
     make_store(dtype="float32")[0].rename(data / "runs" / "smoke" / "activations")
-    shown = launch("-m", "mmlib", "train", "gated_mlp", "--preset", "smoke", MMLIB_DATA=str(data))
-    folder = data / "runs" / "smoke" / "gated_mlp"
-    steps = get_preset("smoke").recipes["gated_mlp"].training.steps
+    shown = launch("-m", "mmlib", "train", OURS, "--preset", "smoke", MMLIB_DATA=str(data))
+    folder = data / "runs" / "smoke" / OURS
+    steps = get_preset("smoke").recipes[OURS].training.steps
     assert shown.count(f"{folder}: {{'step': {steps}") == 1  # by one of the two
     assert MetaModel.from_pretrained(folder).language_model == "toy@1"
     assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"] == steps

@@ -1,77 +1,91 @@
 """Statements about features and their uses: dependence, probing, steering and detection."""
 
-from collections.abc import Callable
+from dataclasses import replace
 
+from mmlib.evaluation.claim import MIXTURES
+from mmlib.plots import OURS
 from mmlib.runs.results import rows_of
 from mmlib_studies.claims.rules import (
-    ARTEFACT,
-    BY_CHANCE,
-    NEAR,
-    NOT,
-    REPRODUCED,
     UNDECIDED,
     Measured,
     ahead,
+    beyond,
     of_most,
     percent,
     with_control,
 )
 
 EDIT = ("concept", "direction", "{intervention}@{sigma}")  # names of an edit's levels
+LEAST = 0.01  # of a difference of two AUROCs that is counted
+ALPHA = 0.05  # of a test, after Holm's correction
 
 
-def dependent(*place: str, control: str, budget: str | None = None) -> Callable[[dict], Measured]:
-    """More than twice as many pairs as by chance lie outside the band of independence, and more
-    than of the control.
-
-    Args:
-        place: where the measure stands, in the results and in their control alike.
-        control: what that is, in words.
-        budget: where the same measure of what had the control's budget stands; None: the control
-            had the budget of what is measured.
+def _excess(found: dict) -> float:
+    """Mutual information of a pair beyond what shifted latents show, as a share of a latent's
+    entropy: it does not grow with the number of tokens.
     """
+    return (found["mutual_information"] - found["mutual_information_null"]) / found["entropy"]
 
-    def measure(results: dict) -> Measured:
-        found, of_control = results["independence"], results["independence"].get("control", {})
-        same = of_control.get(budget)
-        for key in place:
-            found, of_control = found[key], of_control.get(key, {})
-        value, beside = found["outside"], of_control.get("outside")
-        interval = found.get("by_document", {}).get("outside", {}).get("ci95")
-        same = (same or found)["outside"]
-        note = f"no control: {control}" if beside is None else f"{control}: {percent(beside, 1)}"
-        if beside is not None and budget:
-            note += f", at whose budget it is {percent(same, 1)}"
-        if (interval or (value, value))[0] <= 2 * BY_CHANCE:
-            verdict = NOT if value <= 2 * BY_CHANCE else UNDECIDED
-        elif beside is None:
-            verdict = UNDECIDED
-        else:
-            verdict = ARTEFACT if same <= NEAR * beside else REPRODUCED
-        return Measured(value, interval, "%", verdict, f"of the pairs, by chance 5 %; {note}")
 
-    return measure
+def latents_depend(results: dict) -> Measured:
+    """Mutual information of pairs of latents over their entropy, beside its control, an SAE on
+    draws from a Gaussian, at whose budget the real one is measured too.
+    """
+    independence = results["independence"]
+    found, control = independence["coactivation"], independence.get("control", {})
+    value, chance = _excess(found), found["mutual_information_null"] / found["entropy"]
+    note = f"shifted latents: {percent(chance, 3)}"
+    beside = same = None
+    if "coactivation" in control:
+        beside, same = _excess(control["coactivation"]), _excess(control["real_same_budget"])
+        note += f"; an SAE on draws from a Gaussian: {percent(beside, 3)}, at whose budget it is "
+        note += percent(same, 3)
+    else:
+        note += "; no control"
+    verdict = beyond(value, chance, beside, same)
+    n = f"{found['pairs']:,} pairs of latents, {found['tokens']:,} tokens"
+    return Measured(value, None, "%", verdict, note, model="sae_clean", n=n)
+
+
+def not_on_lines(results: dict) -> Measured:
+    """Mean correlation of the squares of two whitened coordinates, beside its null and its control,
+    independent latents that were decoded.
+    """
+    independence = results["independence"]
+    found = independence["whitened"]["squares"]
+    value, chance = found["correlation"], found["correlation_null"]
+    control = independence.get("control", {}).get("whitened", {}).get("squares")
+    beside = control and control["correlation"]
+    note = f"shifted coordinates: {chance:.4f}; "
+    note += f"independent latents on lines: {beside:.4f}" if control else "no control"
+    verdict = beyond(value, chance, beside)
+    n = f"{len(independence['whitened']['kurtosis'])} coordinates"
+    return Measured(value, None, "correlation", verdict, note.replace("-", "−"), n=n)
 
 
 def probing(results: dict) -> Measured:
     """Paired difference of the mean AUC, hidden units of the paper's MLP less SAE latents, each the
     best of its own units.
 
-    An artefact unless they are ahead of units that no diffusion model made too, by their paired
-    differences.
+    Not owing to diffusion unless they are ahead of units that no diffusion model made too, by their
+    paired differences.
     """
     over = {other: row["all"] for other, row in results["differences"]["mlp"].items()}
     found = results["dictionaries"]
-    means = {label: found[name]["all"]["mean"] for name, label in _DICTIONARIES.items()}
+    means = {
+        label: found[name]["all"]["mean"] for name, label in _DICTIONARIES.items() if name in found
+    }
     note = ", ".join(f"{label} {mean:.2f}" for label, mean in means.items())
     others = (over[name]["ci95"] for name in ("sae_dense", "lm_neurons", "raw"))
     verdict = ahead(over["sae"]["ci95"], *others)
-    return Measured(over["sae"]["mean"], tuple(over["sae"]["ci95"]), "AUC", verdict, note)
+    n = f"{over['sae']['tasks']} tasks" if "tasks" in over["sae"] else ""
+    interval = tuple(over["sae"]["ci95"])
+    return Measured(over["sae"]["mean"], interval, "AUC", verdict, note, model="mlp", n=n)
 
 
 _DICTIONARIES = {
     "mlp": "meta-neurons",
-    "gated_mlp": "those of our recipe",
+    **dict.fromkeys(OURS, "those of our network"),
     "sae": "SAE",
     "sae_dense": "SAE before TopK",
     "lm_neurons": "neurons of the block",
@@ -84,14 +98,15 @@ def steering(results: dict) -> Measured:
     """The area between the fronts of plain addition and of SDEdit, concept against fluency, up to
     the level that both reach.
 
-    Of the first concept and the first σ that the run lists. An artefact where one step of the
-    mixture saves something too.
+    Of the first concept and the first σ that the run lists. Not owing to diffusion where one step
+    of the mixture saves something too.
     """
     concept, sigma = next(iter(results["directions"])), results["sigmas"][0]
     areas = results["areas"][concept]
     row, control = (areas[f"{name}@{sigma:g}"]["additive"] for name in ("sdedit", "mixture"))
+    judged = {"model": results["meta_model"]["name"], "n": f"{results['prompts']} prompts"}
     if row["area"] is None:
-        return Measured(None, None, "", UNDECIDED)
+        return Measured(None, None, "", UNDECIDED, **judged)
     low, high = (-end for end in reversed(row["ci95"]))
     reach = row["reach"]
     note = (
@@ -101,7 +116,7 @@ def steering(results: dict) -> Measured:
         f"{reach['ci95'][1]:+.2f}]; intervals over prompts"
     ).replace("-", "−")
     unit = "nats per token × VADER"
-    saved = Measured(-row["area"], (low, high), unit, ahead((low, high)), note)
+    saved = Measured(-row["area"], (low, high), unit, ahead((low, high)), note, **judged)
     return with_control(saved, control["area"] is not None and control["ci95"][1] < 0)
 
 
@@ -110,8 +125,8 @@ def steering_elsewhere(results: dict) -> Measured:
     the interval of the area between fronts.
 
     Of those alone where plain addition raises the concept: its interval is above 0 at some
-    strength. Reproduced where that is more than half of them, an artefact unless SDEdit by the
-    mixture is shown to cost more wherever it was tried; not where more are dearer than cheaper.
+    strength. It holds where that is more than half of them, not owing to diffusion unless SDEdit by
+    the mixture is shown to cost more wherever it was tried; not where more are dearer than cheaper.
     """
 
     def place(row: dict) -> tuple[str, str]:
@@ -130,8 +145,11 @@ def steering_elsewhere(results: dict) -> Measured:
         if place(row) in steered and row["area"]["ci95"] is not None
     ]
     compared, reach = len(told), results["counts"]["sdedit"]["reach"]
+    n = f"{compared} directions, concepts and σ, {results['prompts']} prompts each"
+    judged = {"model": results["meta_model"]["name"], "n": n}
     if not compared:
-        return Measured(None, None, "", UNDECIDED, "no level of a concept is reached by both")
+        nothing = "no level of a concept is reached by both"
+        return Measured(None, None, "", UNDECIDED, nothing, **judged)
     cheaper, dearer = sum(high < 0 for *_, high in told), sum(low > 0 for _, low, _ in told)
     by_sigma = ", ".join(
         f"{sum(mine)} of {len(mine)} from σ = {sigma:g}"
@@ -149,30 +167,45 @@ def steering_elsewhere(results: dict) -> Measured:
         f"at equal concept in {alike} of {len(projections)} tried"
     )
     verdict = of_most(cheaper, dearer, compared)
-    return with_control(Measured(cheaper / compared, None, "%", verdict, note), alike > 0)
+    measured = Measured(cheaper / compared, None, "%", verdict, note, **judged)
+    return with_control(measured, alike > 0)
 
 
 def detection(results: dict) -> Measured:
-    """The share of sets on which our recipe's denoising loss tells better than the mixture's
-    likelihood, by paired intervals.
+    """The share of sets on which our network's denoising loss tells better than the likelihood of
+    the better mixture, by paired differences of at least `LEAST`, as corrected for the number of
+    sets by Holm.
 
-    Reproduced where that is more than half of them, not where more are told worse than better; as
-    corrected for the number of sets by Holm.
+    It holds where that is more than half of them, not where more are told worse than better.
     """
-    counts = {
-        name: [found.get(kind, 0) for kind in ("better", "worse", "neither")]
-        for name, found in results["verdicts_holm"].items()
-    }
-    better, worse, _ = counts["mixture"]
-    sets = sum(counts["mixture"])
+    sets = list(results["differences"].values())
+    better, worse, of = _told(sets, *MIXTURES)
     beside = {
-        "mixture": "the mixture's likelihood",
         "mahalanobis": "Mahalanobis distance",
         "denoise_mixture": "the mixture under the same score",
     }
-    note = "; ".join(
-        f"{counts[name][0]} of {sets} better and {counts[name][1]} worse than {label}"
-        for name, label in beside.items()
-        if name in counts
-    )
-    return Measured(better / sets, None, "%", of_most(better, worse, sets), note)
+    note = f"{better} of {of} better and {worse} worse by at least {LEAST} of AUROC"
+    for name, label in beside.items():
+        ahead_of, behind, compared = _told(sets, name)
+        note += f"; {ahead_of} of {compared} better and {behind} worse than {label}"
+    verdict, judged = of_most(better, worse, of), str(results["meta_model"])
+    measured = Measured(better / of, None, "%", verdict, note, model=judged)
+    return replace(measured, n=f"{of} sets of activations")
+
+
+def _told(sets: list[dict], *scores: str) -> tuple[int, int, int]:
+    """On how many sets ours is better than each of some scores, worse than one of them, and how
+    many were compared. What is not corrected was not to be compared: a score's own samples, the
+    control.
+    """
+    better = worse = of = 0
+    for one in sets:
+        rows = [one[name] for name in scores if "p_holm" in one.get(name, {})]
+        told = [
+            row["difference"] if row["p_holm"] <= ALPHA and abs(row["difference"]) >= LEAST else 0
+            for row in rows
+        ]
+        of += bool(rows)
+        better += bool(rows) and min(told) > 0
+        worse += bool(rows) and min(told) < 0
+    return better, worse, of

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import asdict
 
+from mmlib.plots import LABELS
 from mmlib_studies.claims.rules import UNTESTED, Measured
 from mmlib_studies.claims.statements import CLAIMS
 
 
 def ledger(results: Callable[[str], dict | None], preset: str) -> list[dict]:
-    """One row a claim: source, statement, definition, value, ci95, unit, verdict, preset, notebook,
-    results.
+    """One row a claim: source, statement, definition, protocol, value, ci95, unit, verdict, note,
+    model, n, preset, notebook, results.
 
     Args:
         results: content of the results file of a name, or None where this run has none: such claims
@@ -23,7 +24,7 @@ def ledger(results: Callable[[str], dict | None], preset: str) -> list[dict]:
         measured = claim.measure(*found.values()) if tested else Measured(None, None, "", UNTESTED)
         lacking = "".join(f" (this run has no {name}.json)" for name in missing)
         said = {"name": claim.name, "source": claim.source, "statement": claim.statement}
-        said["definition"] = claim.definition + lacking
+        said |= {"definition": claim.definition + lacking, "protocol": claim.protocol}
         known = asdict(measured) | {"ci95": measured.ci95 and list(measured.ci95)}
         place = {"preset": preset, "notebook": claim.notebook, "results": claim.results}
         rows.append(said | known | place)
@@ -32,10 +33,12 @@ def ledger(results: Callable[[str], dict | None], preset: str) -> list[dict]:
 
 def as_table(rows: list[dict]) -> str:
     """The ledger as a table in Markdown."""
-    heads = ("said by", "statement", "measured as", "found", "verdict", "shown in")
+    heads = ("said by", "statement", "measured as", "model", "n", "found", "verdict", "shown in")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        cells = (row["source"], row["statement"], row["definition"], in_words(row), row["verdict"])
+        how = "; ".join(part for part in (row["definition"], row["protocol"]) if part)
+        judged = (LABELS.get(row["model"], row["model"]) or "—", row["n"] or "—")
+        cells = (row["source"], row["statement"], how, *judged, in_words(row), row["verdict"])
         lines.append(f"| {' | '.join((*cells, row['notebook'] or '—'))} |")
     return "\n".join(lines)
 

@@ -3,11 +3,20 @@ exponent.
 """
 
 from mmlib.runs.results import rows_of
-from mmlib_studies.claims.rules import INCOMPARABLE, NOT, REPRODUCED, UNDECIDED, Measured, percent
+from mmlib_studies.claims.rules import (
+    HOLDS,
+    INCOMPARABLE,
+    NOT,
+    UNDECIDED,
+    WIDEST,
+    Measured,
+    percent,
+)
 
 # exponents among which the law of notebook 06 is sought (`mmlib_studies.scaling.ALPHAS`)
 ALPHAS = (0.01, 3.0)
 WORST_RESIDUAL = 0.05  # of a law that describes its points
+PUBLISHED_COMPUTE = 2e18  # FLOP: 6·N·D of 0.4 billion parameters and 10⁹ activations
 
 
 def _describes(law: dict) -> list[str]:
@@ -53,13 +62,22 @@ def power_law(results: dict) -> Measured:
         notes.append("the loss does not fall with every budget")
     verdict, note = UNDECIDED if any(holds.values()) else NOT, "; ".join(notes)
     if all(holds.values()) and "all_cells" in holds:
-        verdict = REPRODUCED
-    return Measured(alpha["value"], alpha["ci95"], "exponent α", verdict, note)
+        verdict = HOLDS
+    n = f"{len(rows)} trainings"
+    return Measured(alpha["value"], alpha["ci95"], "exponent α", verdict, note, model="mlp", n=n)
 
 
 def published_exponent(results: dict) -> Measured:
-    """Ours beside theirs, of another language model, other data and another scale: neither confirms
-    nor contradicts.
+    """Ours beside the paper's: comparable where the largest network saw a tenth of the paper's
+    compute or more.
     """
-    alpha = results["laws"][results["extrapolated"]]["alpha"]
-    return Measured(alpha["value"], alpha["ci95"], "exponent α", INCOMPARABLE)
+    alpha, theirs = results["laws"][results["extrapolated"]]["alpha"], results["published"]["alpha"]
+    low, high = alpha["ci95"]
+    if results["extrapolation"]["largest_measured"] < PUBLISHED_COMPUTE / 10:
+        verdict = INCOMPARABLE
+    elif low <= theirs <= high:
+        verdict = HOLDS if high - low <= WIDEST else UNDECIDED
+    else:
+        verdict = NOT
+    n = f"{len(results['trials'])} trainings"
+    return Measured(alpha["value"], alpha["ci95"], "exponent α", verdict, model="mlp", n=n)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from mmlib_studies.figures.best import best_model
 from mmlib_studies.figures.fronts import steering, steering_study
 from mmlib_studies.figures.generality import robustness, scaling
+from mmlib_studies.figures.hero import headline
 from mmlib_studies.figures.losses import floors, loss_by_noise, reductions
 from mmlib_studies.figures.machines import gpu, solvers, throughput
 from mmlib_studies.figures.networks import recipes, training, unet_recipes
@@ -46,7 +47,7 @@ _DRAWN_OF = {  # results → the figures that need nothing else
     "activations": (activations,),
     "baselines": (baselines, independence),
     "training": (training,),
-    "loss_comparison": (loss_by_noise, reductions, floors),
+    "loss_comparison": (headline, loss_by_noise, reductions, floors),
     "sample_quality": (samples,),
     "density": (density,),
     "benchmarks": (throughput, solvers),

@@ -65,7 +65,15 @@ _TEXTS = {
     "wikipedia": "Wikipedia",
 }
 
-_SHOWN = ("mlp", "denoising_sae", "sae", "mixture")  # groups, a row each, below our network
+_SHOWN = (  # groups, a row each, where they were measured
+    "mixture_mlp",
+    "gated_mlp",
+    "mlp",
+    "denoising_sae",
+    "sae",
+    "mixture",
+    "mixture_average",
+)
 
 
 def robustness(result: dict) -> Figure:
@@ -149,8 +157,8 @@ _MARKS = (  # of a text: colour, marker, how far from the row's height
 def _by_text(figure: SubFigure, result: dict) -> None:
     """Velocity reductions of every method by text: over the Gaussian, and over the mixture."""
     found, marks = result["reductions"], dict(zip(result["grid"], _MARKS))
-    groups = (plots.ours(found), *_SHOWN)
-    rows = [(plots.LABELS[name], found.get(name, {}), name) for name in groups]
+    shown = [name for name in _SHOWN if name in found]
+    rows = [(plots.LABELS[name], found[name], name) for name in shown]
     for name, label in (("small_mlp", "small MLP"), ("mixture", "mixture")):
         rows.append((f"{label}, whitened", found.get("coordinates", {}), name))
     axes = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1.2, 1)})
@@ -162,7 +170,7 @@ def _by_text(figure: SubFigure, result: dict) -> None:
                     colour, marker, shift = marks[cell.rsplit("-", 2)[0]]
                     style = {"colour": colour, "marker": marker, "size": 4}
                     plots.forest(ax, row["value"], y + shift, row["ci95"], **style)
-        ax.axhline(len(groups) - 0.5, color="0.8", lw=0.6)
+        ax.axhline(len(shown) - 0.5, color="0.8", lw=0.6)
         ax.axvline(0, color=plots.BLACK, lw=0.8)
         ax.set(title=f"over the {plots.LABELS[baseline]}", xlabel="reduction of the velocity loss")
         plots.height_axis(ax, [label for label, _, _ in rows])

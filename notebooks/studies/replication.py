@@ -3,22 +3,28 @@ documents that nothing was chosen by.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 from mmlib.activations.store import ActivationStore
+from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.noise import Denoiser
-from mmlib.runs.presets import Preset
+from mmlib.denoisers.residual import ResidualSize
+from mmlib.files import default_device
+from mmlib.runs.presets import OURS, Preset
 from mmlib.runs.sweep import RecipeTrial, Trial
+from mmlib.training.crossfit import train_on_mixture
+from mmlib.training.fit import row_batches
 
 
 @dataclass(frozen=True)
 class ReplicationSize:
     """What is trained again, and how closely it is measured."""
 
-    networks: tuple[str, ...] = ("gated_mlp", "mlp", "unet")  # in this order
+    networks: tuple[str, ...] = (OURS, "mlp", "unet")  # in this order
     sae: bool = True  # the main SAE too
     seeds: tuple[int, ...] = (1, 2)  # beside the run's own
     tokens: int = 1000  # test tokens at each noise level
@@ -59,6 +65,10 @@ def trials(
 
     def network(name: str, at: ActivationStore, seed: int, label: str) -> Trial:
         wanted = RecipeTrial(f"{name}-{label}", preset.recipes[name], at, seed)
+        if isinstance(wanted.recipe.size, ResidualSize):
+            compute = partial(_trained_on_mixtures, wanted, partial(measure, name, at))
+            # a step cannot be timed before there are mixtures
+            return replace(wanted.trial(None, evaluation, compute), probe=None)
         return wanted.trial(lambda _, model: measure(name, at, model), evaluation)
 
     def fitted(name: str, at: ActivationStore, seed: int, label: str) -> Trial:
@@ -84,10 +94,30 @@ def trials(
 
     first, *rest = size.networks
     return [
-        network("gated_mlp", fresh, seed, "fresh"),
+        network(OURS, fresh, seed, "fresh"),
         fitted("mixture", fresh, seed, "fresh"),
         *further(network, first),
         *further(fitted, "mixture"),
         *(trial for name in rest for trial in further(network, name)),
         *(further(fitted, "sae") if size.sae else ()),
     ]
+
+
+def _trained_on_mixtures(
+    trial: RecipeTrial, measure: Callable[[Denoiser], dict], folder: Path
+) -> dict:
+    """The outcome of a network whose mixtures are fitted anew, by `measure`; its parameters and
+    seconds are theirs too.
+    """
+    store, rows = trial.store, trial.store.rows("train")
+    raw_nd, checked_nd = store.read(rows), store.read(store.rows("validation"))
+    documents = store.column("document", rows)
+    given = (trial.recipe, raw_nd, checked_nd, documents, Origin.of(store), row_batches)
+    model, log = train_on_mixture(*given, folder, seed=trial.seed)
+    return {
+        "parameters": model.parameters,
+        "activations": model.train_activations,
+        "seconds": round(model.train_seconds, 4),
+        "validation_loss": log[-1]["validation_loss"],
+        **measure(model.to(default_device())),
+    }

@@ -75,7 +75,7 @@ _ON_GPU = {
     "unet_640": "UNet, d = 640",
     "unet_5120": "UNet, d = 5120",
     "mlp_44m_shared_levels": "MLP, 44 M, batch of 4096",
-    "gated_mlp": "our first recipe",
+    "gated_mlp": "gated MLP, first settings",
     "mlp": "the paper's MLP",
     "two-blocks-late": "two blocks, late fall",
     "two-blocks-batch-2048": "two blocks, batch 2048",

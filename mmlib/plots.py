@@ -46,7 +46,7 @@ LABELS = {
     "mlp_short": "MLP, UNet's activations, whole schedule",
     "mlp_2m": "MLP, 2.6 M parameters",
     "mlp_5m": "MLP, 5.4 M parameters",
-    "gated_mlp": "gated MLP (ours)",
+    "gated_mlp": "gated MLP",
     "gated_mlp_unet_seconds": "gated MLP, UNet's seconds",
     "mixture_mlp": "network on mixtures (ours)",
     "blend": "blend of MLP and mixtures",

@@ -1,13 +1,14 @@
 """Pages with numbers: README.md, results/README.md and figures/README.md, rendered from
 `templates/` and the published results by key.
 
-In a template `r.loss_comparison.losses.flow_velocity.gated_mlp` is what stands under those keys of
+In a template `r.loss_comparison.losses.flow_velocity.mlp` is what stands under those keys of
 `results/default/loss_comparison.json`, and filters say how it is written:
 
     {{ row | share }}                    25.1 % [24.2, 26.0]        of `value` and `ci95`
     {{ row | lower }}                    25.1 % [24.2, 26.0] lower, or 2.9 % [2.3, 3.5] higher
     {{ row | estimate("mean", 2) }}      0.85 [0.82, 0.88]
-    {{ x | number(2) }}, {{ x | percent }}, {{ ci95 | interval }}, {{ name | label }}, {{ word | verdict }}
+    {{ x | number(2) }}, {{ x | percent }}, {{ ci95 | interval }}, {{ name | label }}
+    {{ rows | ours }}                    mixture_mlp, or gated_mlp in results made before it
 
 `test_times` is what results/test_times.json has by kind of machine. `recipes_of` are the networks
 of the default preset by name, as `mmlib.runs.presets` has them, and `notebooks_of` the notebooks of
@@ -35,7 +36,7 @@ from mmlib.files import (
     write_json,
     written_whole,
 )
-from mmlib.plots import LABELS
+from mmlib.plots import LABELS, ours
 from mmlib.runs import plan
 from mmlib.runs.presets import DEFAULT
 from mmlib.runs.results import check
@@ -47,16 +48,6 @@ PAGES = {  # page: template
     "figures/README.md": "figures.md.j2",
 }
 COLAB = "colab.ipynb"  # a page too, where the repository has an address on GitHub
-
-VERDICTS = {  # the ledger's words, in the house's
-    "reproduced": "holds",
-    "exceeded": "holds",
-    "artefact": "holds, but not owing to diffusion",
-    "not reproduced": "does not hold",
-    "undecided": "undecided",
-    "not comparable": "not comparable",
-    "not tested here": "not tested",
-}
 
 
 class NoSuchNumber(ValueError):
@@ -155,13 +146,6 @@ def label(name: str) -> str:
     return LABELS[name]
 
 
-def verdict(word: str) -> str:
-    """A verdict of the ledger on the house's scale."""
-    if word not in VERDICTS:
-        raise NoSuchNumber(f"no verdict {word!r}: expected one of {', '.join(VERDICTS)}")
-    return VERDICTS[word]
-
-
 def _finite(value) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise NoSuchNumber(f"{value!r} is no number that a page could show")
@@ -183,7 +167,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (number, percent, interval, estimate, share, lower, count, label, verdict)
+    filters = (number, percent, interval, estimate, share, lower, count, label, ours)
     environment.filters |= {function.__name__: function for function in filters}
     return environment.get_template(PAGES.get(page, f"{page}.j2")).render(
         r=Results(results),

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mmlib.plots import LABELS
+from mmlib.plots import LABELS, ours
 from mmlib.runs.results import keyed_results
 from mmlib.runs.run import ROOT
 from mmlib_studies import claims, scaling
@@ -20,7 +20,6 @@ from mmlib_studies.claims.rules import (
     UNDECIDED,
     UNTESTED,
     beyond,
-    ours,
 )
 from mmlib_studies.claims.statements import CLASSICAL
 

@@ -10,6 +10,7 @@ from mmlib.runs import plan
 from mmlib.runs.presets import DEFAULT
 from mmlib.runs.run import ROOT
 from mmlib_studies import pages
+from mmlib_studies.claims.rules import SCALE
 
 TEMPLATES = sorted((ROOT / "templates").glob("*.j2"))
 
@@ -53,9 +54,9 @@ def test_every_figure_has_its_caption():
     assert set(re.findall(r"\((\w+)\.png\)", text)) == drawn
 
 
-def test_the_table_of_our_recipe_is_of_the_networks_in_results():
+def test_the_table_of_our_network_is_of_the_networks_in_results():
     rows = pages.Results(ROOT / "results")["loss_comparison"]["losses"]["flow_velocity"]
-    for name in ("mlp", "gated_mlp"):
+    for name in ("mlp", "mixture_mlp"):
         training = DEFAULT.recipes[name].training
         assert rows[name]["train_activations"] == training.steps * training.batch
 
@@ -125,12 +126,21 @@ def rendered(
         ("{{ r.lm_loss.x }}", "lm_loss.json is missing: a template reads it"),
         ("{{ r.loss_comparison.losses.mlp | number }}", "is no number that a page could show"),
         ("{{ 'mpl' | label }}", "no label for 'mpl'"),
-        ("{{ 'good' | verdict }}", "no verdict 'good': expected one of reproduced"),
+        (
+            "{{ r.loss_comparison.losses | ours }}",
+            "none of mixture_mlp, gated_mlp in these results",
+        ),
     ],
 )
 def test_a_number_that_is_not_there_is_named_with_file_and_path(tmp_path, template, words):
-    with pytest.raises(pages.NoSuchNumber, match=re.escape(words)):
+    with pytest.raises(ValueError, match=re.escape(words)):
         rendered(tmp_path, template)
+
+
+def test_the_ledger_is_shown_in_its_own_words():
+    shown = (ROOT / "results" / "README.md").read_text(encoding="utf-8").split("## The ledger")[1]
+    words = {line.split(" | ")[6] for line in shown.splitlines() if line.startswith("| article")}
+    assert words <= set(SCALE)
 
 
 def test_numbers_are_written_as_people_write_them(tmp_path):

@@ -18,9 +18,12 @@ from mmlib.activations.generate import (
     shipped_settings_off,
 )
 from mmlib.activations.tokens import Normaliser
+from mmlib.denoisers.average import MixtureAverage
 from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.meta_model import MetaModel
+from mmlib.denoisers.mixture import GaussianMixtureDenoiser, full_gaussian
 from mmlib.denoisers.networks import MLPDenoiser
+from mmlib.denoisers.residual import MixtureResidual
 from mmlib_studies.steering import edits as steer
 from mmlib_studies.steering.edits import Steering, norm_kept, posterior_mean, projected
 
@@ -257,6 +260,20 @@ def test_a_copy_in_bfloat16_projects_alike_and_leaves_the_original():
     full, half = (repair(z, z, generator(13)) for repair in (full, half))
     assert 0 < (half - full).norm() < 0.02 * (full - z).norm() and half.dtype == torch.float32
     torch.testing.assert_close(dict(model.network.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_a_copy_in_bfloat16_shares_the_mixtures_below_a_network():
+    parts = [
+        full_gaussian(torch.full((16,), m), torch.eye(16), torch.ones(16)) for m in (-1.0, 1.0)
+    ]
+    average = MixtureAverage(tuple(GaussianMixtureDenoiser.of(torch.zeros(1), [p]) for p in parts))
+    network = MixtureResidual(16, 32, 48, 2).over(average)
+    copied = steer.with_bf16_weights(
+        MetaModel(network, "flow_velocity", Origin(NORMALISER, "tiny@0", (1,)))
+    ).network
+    assert copied.average is average and copied.in_proj.weight.dtype == torch.bfloat16
+    assert network.in_proj.weight.dtype == torch.float32
+    assert all(one is other for one, other in zip(copied.buffers(), network.buffers(), strict=True))
 
 
 def test_the_geometry_of_a_repair_by_hand():

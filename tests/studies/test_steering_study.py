@@ -121,7 +121,7 @@ def test_findings_are_those_that_were_planted(sweep):
     assert projection["reach"]["difference"] == 0
     steps = [step["cost"]["difference"] for step in projection["at_equal_strength"]]
     assert steps == pytest.approx([-0.4, -0.4])
-    drawn = {"rows": rows, "sigmas": SIZE.sigmas, "meta_model": {"name": "gated_mlp"}}
+    drawn = {"rows": rows, "sigmas": SIZE.sigmas, "meta_model": {"name": "mixture_mlp"}}
     figure = figures.steering_study(keyed_results("steering_study", drawn))
     titles = [ax.get_title() for ax in figure.axes[:3]]
     assert titles == ["difference of means", "SAE latent", "logistic probe"]

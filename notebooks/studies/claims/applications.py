@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from mmlib.evaluation.claim import MIXTURES
+from mmlib.plots import OURS
 from mmlib.runs.results import rows_of
 from mmlib_studies.claims.rules import (
-    OURS,
     UNDECIDED,
     Measured,
     ahead,
@@ -43,8 +43,8 @@ def latents_depend(results: dict) -> Measured:
     else:
         note += "; no control"
     verdict = beyond(value, chance, beside, same)
-    n = f"{found['pairs']} pairs of latents, {found['tokens']} tokens"
-    return Measured(value, None, "%", verdict, note, model="sae", n=n)
+    n = f"{found['pairs']:,} pairs of latents, {found['tokens']:,} tokens"
+    return Measured(value, None, "%", verdict, note, model="sae_clean", n=n)
 
 
 def not_on_lines(results: dict) -> Measured:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from mmlib.evaluation import claim as claimed
 from mmlib.evaluation.claim import MIXTURES
+from mmlib.plots import OURS, ours
 from mmlib.runs.results import rows_of
 from mmlib_studies.claims.rules import (
     HOLDS,
@@ -12,12 +13,10 @@ from mmlib_studies.claims.rules import (
     NEAR,
     NOT,
     NOT_OWING,
-    OURS,
     UNDECIDED,
     Measured,
     ahead,
     every,
-    ours,
     percent,
     reduction,
     with_control,
@@ -197,7 +196,7 @@ def _lm_loss(results: dict) -> Measured:
     """The paper's MLP over the mixed SAE against 47 %."""
     measured = reduction(_summed(results)["mlp", "sae"], _lm_loss_note(results))
     test = results["test"]
-    n = f"{test['documents']} documents, {test['predictions']} predictions"
+    n = f"{test['documents']} documents, {test['predictions']:,} predictions"
     return replace(measured, model="mlp", n=n)
 
 
@@ -231,11 +230,12 @@ def density(results: dict) -> Measured:
     known = [name for name in MIXTURES if name in rows]
     over = {name: rows["mlp"].get(f"over_{name}") for name in known}
     nats = {name: rows[name]["over_gaussian"]["mean"] for name in (ours(rows), *known)}
-    note = ", ".join(f"{SHORT[name]}: {value:.3f}" for name, value in nats.items())
+    labels = SHORT | {"mixture_average": "the union of mixtures"}  # an average has no density
+    note = ", ".join(f"{labels[name]}: {value:.3f}" for name, value in nats.items())
     for name, row in over.items():
         if row:
             low, high = row["ci95"]
-            note += f"; the MLP less {SHORT[name]} {row['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            note += f"; the MLP less {labels[name]} {row['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
     found = rows["mlp"]["over_gaussian"]
     verdict = ahead(found["ci95"], *(row["ci95"] for row in over.values() if row))
     return Measured(
@@ -245,7 +245,7 @@ def density(results: dict) -> Measured:
         verdict,
         note.replace("-", "−"),
         model="mlp",
-        n=f"{results['tokens']} tokens of {results['documents']} documents",
+        n=f"{results['tokens']:,} tokens of {results['documents']} documents",
     )
 
 
@@ -308,5 +308,5 @@ def frechet(results: dict) -> Measured:
     near = min(times[name] for name in classical) < NEAR
     verdict = NOT if of_mlp >= NEAR else NOT_OWING if near else HOLDS
     note = ", ".join(f"{SHORT[name]}: {value:.3f}" for name, value in times.items())
-    n = f"{rows['mlp']['n']} samples" if "n" in rows["mlp"] else ""
+    n = f"{rows['mlp']['n']:,} samples" if "n" in rows["mlp"] else ""
     return Measured(of_mlp, None, "times the floor", verdict, note, model="mlp", n=n)

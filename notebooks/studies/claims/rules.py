@@ -1,6 +1,5 @@
 """The scale of verdicts, and the rules by which an interval gets one."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 HOLDS, NOT_OWING, NOT = "holds", "holds, but not owing to diffusion", "does not hold"
@@ -10,8 +9,6 @@ SCALE = (HOLDS, NOT_OWING, NOT, UNDECIDED, INCOMPARABLE, UNTESTED)
 WIDEST = 0.10  # interval in which a claimed number counts as found
 NEAR = 1.1  # times the floor, or the control, is as good as it
 TWICE = 2.0  # times the control is more than it where no interval says so
-
-OURS = ("mixture_mlp", "gated_mlp")  # our network; that of results made before it was this one
 
 
 @dataclass(frozen=True)
@@ -25,19 +22,6 @@ class Measured:
     note: str = ""  # what to know of the value
     model: str = ""  # the method that is judged, by its key in results; "" where none is
     n: str = ""  # how many there are of what was measured, in words
-
-
-def ours(found: Iterable[str]) -> str:
-    """The key of our network among those of some results.
-
-    Raises:
-        ValueError: it is not among them; the message lists those that are.
-    """
-    names = list(found)
-    for name in OURS:
-        if name in names:
-            return name
-    raise ValueError(f"none of {', '.join(OURS)} in these results: they have {', '.join(names)}")
 
 
 def every(verdicts: set[str]) -> str:

@@ -224,12 +224,14 @@ def projected(
 
 
 def with_bf16_weights(meta_model: MetaModel) -> MetaModel:
-    """A copy whose linear layers are in bfloat16, for `bf16=True`.
+    """A copy whose linear layers are in bfloat16, for `bf16=True`; mixtures below it are shared.
 
     Autocast alone would convert them anew at every evaluation, which takes longer than using them
     where rows are few.
     """
-    copied = copy.deepcopy(meta_model)
+    network = meta_model.network
+    shared = [*network.buffers(), getattr(network, "average", None)]  # gigabytes
+    copied = copy.deepcopy(meta_model, {id(one): one for one in shared})
     for module in copied.network.modules():
         if isinstance(module, nn.Linear):
             module.to(torch.bfloat16)

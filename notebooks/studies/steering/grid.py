@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mmlib.evaluation.intervals import mean_with_interval, paired_difference
-from mmlib.runs.presets import PCA_KS
+from mmlib.runs.presets import OURS, PCA_KS
 from mmlib.runs.sweep import Trial
 from mmlib_studies.steering.fronts import Front
 from mmlib_studies.steering.sizes import GridSize
@@ -29,12 +29,12 @@ UNSTEERED, ADDITIVE = "unsteered", "additive"
 # interventions that have no σ
 NOISELESS = (ADDITIVE, "norm_kept", PCA := f"pca_k{PCA_KS[-1]}", "sae_clean")
 
-ONE_STEP = ("gaussian", "mixture", "gated_mlp")  # posterior means
+ONE_STEP = ("gaussian", "mixture", OURS)  # posterior means
 
 # over plain generation, about
 COSTS = {
     **dict.fromkeys((UNSTEERED, ADDITIVE, "norm_kept", PCA, "gaussian"), 1.0),
-    **{"sae_clean": 1.05, "mixture": 1.3, "gated_mlp": 1.1, "sdedit": 1.8, "sdedit_mixture": 9.0},
+    **{"sae_clean": 1.05, "mixture": 1.2, OURS: 1.5, "sdedit": 10.0, "sdedit_mixture": 3.3},
 }
 
 
@@ -105,7 +105,7 @@ def combinations(size: GridSize) -> list[Combination]:
 
 
 def interventions(size: GridSize) -> list[tuple[str, float | None]]:
-    """(name, σ) of all: SDEdit by the mixture, the slowest, has σ of its own."""
+    """(name, σ) of all: SDEdit by the mixture has σ of its own."""
     return [
         *((name, None) for name in NOISELESS),
         *((name, sigma) for name in (*ONE_STEP, "sdedit") for sigma in size.sigmas),

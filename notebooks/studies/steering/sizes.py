@@ -42,8 +42,7 @@ class GridSize(Generation):
     concepts: tuple[tuple[str, int], ...] = CONCEPTS
     strengths: tuple[float, ...] = (3.0, 6.0, 12.0, 18.0)  # in differences of class means, rising
     sigmas: tuple[float, ...] = (0.1, 0.3, 0.5)
-    # Of SDEdit by the mixture, some of `sigmas`: it takes nine times plain generation.
-    mixture_sdedit_sigmas: tuple[float, ...] = (0.5,)
+    mixture_sdedit_sigmas: tuple[float, ...] = (0.5,)  # of SDEdit by the mixture, some of `sigmas`
     fraction_strengths: tuple[float, ...] = (3.0, 6.0, 12.0)  # of other concepts and directions
     fraction_sigmas: tuple[float, ...] = (0.3, 0.5)
     text_tokens: int = 96  # read of each text for the directions

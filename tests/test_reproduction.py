@@ -27,7 +27,9 @@ from mmlib.runs import run as runs
 from mmlib.runs.presets import OURS
 
 # What two equal runs may differ in.
-TIMES = set("seconds train_seconds fit_seconds minutes peak_gib provenance sources".split())
+TIMES = set(
+    "seconds train_seconds network_seconds fit_seconds minutes peak_gib provenance sources".split()
+)
 FIRST = {"01": "activations", "02": "baselines", "03": "training"}  # results of a notebook
 NBVAL = (
     *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),

@@ -40,7 +40,7 @@ from mmlib.denoisers.gaussian import PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import GaussianMixtureDenoiser
 from mmlib.denoisers.residual import ResidualSize
-from mmlib.files import code_digest, default_device, require, sha256
+from mmlib.files import MissingInput, code_digest, default_device, require, sha256
 from mmlib.runs.presets import OURS, Preset
 from mmlib.runs.run import Run
 from mmlib.training.crossfit import train_on_mixture
@@ -144,7 +144,7 @@ def load(run: Run, *names: str) -> SimpleNamespace:
         names: "store", "pca" (`PrincipalComponents`), "mixture" (`GaussianMixtureDenoiser`),
             "mixture_average" (`MixtureAverage`), "sae", "sae_grid" (SAEs by name), "networks" (meta-models by the preset's names), "copies"
             (those kept during training, as "mlp_unet_activations", among the networks), or some of
-            the preset's recipes for these networks alone.
+            the preset's recipes, those of studies included, for these networks alone.
     Returns:
         An attribute for each; `store` always, and `networks` for all that are meta-models. Networks
         are on the default device.
@@ -159,10 +159,10 @@ def load(run: Run, *names: str) -> SimpleNamespace:
         gaussian, mlp = found.pca.gaussian(), found.networks["mlp"]
     """
     size = run.preset
-    if unknown := [name for name in names if name not in KINDS and name not in size.recipes]:
+    if unknown := [name for name in names if name not in KINDS and name not in size.trainable]:
         raise ValueError(
             f"unknown {', '.join(map(repr, unknown))}: expected some of {', '.join(KINDS)}, or of "
-            f"the recipes of preset {size.name}: {', '.join(size.recipes)}"
+            f"the recipes of preset {size.name}: {', '.join(size.trainable)}"
         )
     store = ActivationStore(run.store, size.layer)
     found = SimpleNamespace(store=store)
@@ -180,7 +180,7 @@ def load(run: Run, *names: str) -> SimpleNamespace:
         grid = run.data / "sae_grid"
         found.sae_grid = {name: _sae(grid / name, store) for name in size.sae_grid}
     if folders := _network_folders(size, names):
-        found.networks = {name: _network(run.data / at, store) for name, at in folders.items()}
+        found.networks = {name: _network(run, at, store) for name, at in folders.items()}
     return found
 
 
@@ -195,10 +195,11 @@ def _sae(folder: Path, store: ActivationStore):
 
 
 def _network_folders(size: Preset, names: Sequence[str]) -> dict[str, str]:
-    """Folders of the networks that are asked for, by name: of all recipes or of some, then of
-    copies kept during training.
+    """Folders of the networks that are asked for, by name: of all recipes of the main line or of
+    some, then of copies kept during training.
     """
-    asked = size.recipes if "networks" in names else [one for one in names if one in size.recipes]
+    asked = [*size.recipes] if "networks" in names else []
+    asked += [name for name in names if name in size.trainable]
     folders = {name: name for name in asked}
     if "copies" in names:
         for name, recipe in size.recipes.items():
@@ -206,11 +207,27 @@ def _network_folders(size: Preset, names: Sequence[str]) -> dict[str, str]:
     return folders
 
 
-def _network(folder: Path, store: ActivationStore) -> MetaModel:
+def _trained(run: Run, at: str) -> Path:
+    """The folder of a recipe that was trained, "mlp", or of a copy, "mlp/unet_activations".
+
+    Raises:
+        MissingInput: it was not; the message names the notebook or the command that does it.
+    """
+    folder, name = run.data / at, at.partition("/")[0]
+    if name in run.preset.recipes:
+        maker = "02_fit_baselines" if name == "denoising_sae" else "03_train_meta_model"
+        require(folder / "meta_model.json", maker)
+    elif not (folder / "meta_model.json").exists():
+        raise MissingInput(
+            f"{folder} is missing: run python -m mmlib train {name} --preset {run.preset.name} "
+            "first, with the same parameters"
+        )
+    return folder
+
+
+def _network(run: Run, at: str, store: ActivationStore) -> MetaModel:
     """A trained network of the run, on the default device."""
-    maker = "02_fit_baselines" if folder.name == "denoising_sae" else "03_train_meta_model"
-    require(folder / "meta_model.json", maker)
-    model = MetaModel.from_pretrained(folder)
+    model = MetaModel.from_pretrained(_trained(run, at))
     model.check_store(store)
     return model.to(default_device())
 
@@ -223,8 +240,8 @@ def mixture_digest(run: Run) -> str:
 
 
 def chosen_meta_model(run: Run, name: str | None, store: ActivationStore) -> MetaModel:
-    """The meta-model of an application: None is the run's own `OURS`, another of its recipes goes
-    by its name, anything else is a folder or the id of a Hub repository for
+    """The meta-model of an application: None is the run's own `OURS`, another recipe of its preset
+    goes by its name, anything else is a folder or the id of a Hub repository for
     `MetaModel.from_pretrained`. Of several layers it is the store's.
 
     A published checkpoint does not say what it was trained on: only then are the store's documents
@@ -235,9 +252,9 @@ def chosen_meta_model(run: Run, name: str | None, store: ActivationStore) -> Met
             documents than the store's.
         FileNotFoundError: there is none.
     """
-    own = name is None or name in run.preset.recipes
+    own = name is None or name in run.preset.trainable
     if own:
-        source = require(run.data / (name or OURS), "03_train_meta_model")
+        source = _trained(run, name or OURS)
     else:
         source = Path(name) if Path(name).is_dir() else name
     model = MetaModel.from_pretrained(source)

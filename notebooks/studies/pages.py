@@ -85,9 +85,16 @@ class Results(dict):
         """Args: folder: with `default` and `gpu`."""
         self._folder = folder
 
+    def _file(self, name: str) -> str:
+        return f"{name}.json" if "/" in name else f"default/{name}.json"
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self._folder / self._file(name)).exists()
+
     def __missing__(self, name: str) -> Numbers:
-        file = f"{name}.json" if "/" in name else f"default/{name}.json"
-        if not (self._folder / file).exists():
+        file = self._file(name)
+        if name not in self:
             raise NoSuchNumber(f"{self._folder / file} is missing: a template reads it")
         self[name] = Numbers(read_json(self._folder / file), file)
         return self[name]

@@ -21,7 +21,13 @@ from mmlib.denoisers.sae import SAESize, save_sae, train_sae
 from mmlib.files import MissingInput
 from mmlib.runs import artefacts
 from mmlib.runs import run as runs
-from mmlib.runs.artefacts import load, mixture_digest, text_store, text_stores
+from mmlib.runs.artefacts import (
+    chosen_meta_model,
+    load,
+    mixture_digest,
+    text_store,
+    text_stores,
+)
 from mmlib.runs.presets import OURS, get_preset
 from mmlib.training.recipe import Recipe, Training, new_model
 
@@ -92,6 +98,20 @@ def test_what_is_missing_names_the_notebook_that_makes_it(run, name):
     notebook = "03_train_meta_model" if name in ("mlp", "networks") else "02_fit_baselines"
     with pytest.raises(MissingInput, match=f"run notebooks/{notebook}.ipynb first"):
         load(run, name)
+
+
+def test_what_a_study_trained_is_found_by_name_and_named_by_its_command_where_it_is_not(made):
+    studied = {"gated_mlp": made.preset.recipes["mlp"]}
+    run = replace(made, preset=replace(made.preset, studied=studied))
+    with pytest.raises(MissingInput, match="run python -m mmlib train gated_mlp --preset smoke"):
+        load(run, "gated_mlp")
+    store = ActivationStore(run.store)
+    model = new_model(studied["gated_mlp"], Origin.of(store), 5)
+    model.save_pretrained(run.data / "gated_mlp")
+    found, x_nd = load(run, "networks", "gated_mlp").networks, torch.randn(3, store.d)
+    assert list(found) == [*made.preset.recipes, "gated_mlp"]
+    for one in (found["gated_mlp"], chosen_meta_model(run, "gated_mlp", store)):
+        assert torch.equal(one(x_nd, 0.5), model(x_nd, 0.5))
 
 
 def test_an_unknown_name_is_refused_with_those_there_are(run):

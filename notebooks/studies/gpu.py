@@ -85,7 +85,7 @@ def _runs() -> list[GPURun]:
         # As notebook 03 had them until these runs were done: what the other machine changes.
         "gated_mlp": _flow(ours, 3200, 512, 1e-3, density="uniform"),
         "mlp": Recipe(MLPSize(), paper),
-        "two-blocks-late-1200": get_preset(PRESET).recipes["gated_mlp"],  # notebook 03's since
+        "two-blocks-late-1200": get_preset(PRESET).studied["gated_mlp"],
         "unet": Recipe(UNetSize(), article),  # the article's own size
         # four times the activations, and sixteen
         "gated_mlp_x4": _flow(ours, 6400, 1024, 1e-3),

@@ -10,6 +10,7 @@ from time import perf_counter
 
 from mmlib.activations.store import ActivationStore
 from mmlib.denoisers.checkpoints import Origin
+from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.noise import Denoiser
 from mmlib.denoisers.residual import ResidualSize
@@ -65,11 +66,15 @@ def trials(
 
     def network(name: str, at: ActivationStore, seed: int, label: str) -> Trial:
         wanted = RecipeTrial(f"{name}-{label}", preset.recipes[name], at, seed)
-        if isinstance(wanted.recipe.size, ResidualSize):
-            compute = partial(_trained_on_mixtures, wanted, partial(measure, name, at))
-            # a step cannot be timed before there are mixtures
-            return replace(wanted.trial(None, evaluation, compute), probe=None)
-        return wanted.trial(lambda _, model: measure(name, at, model), evaluation)
+
+        def measured(_: RecipeTrial, model: MetaModel) -> dict:
+            return measure(name, at, model)
+
+        if not isinstance(wanted.recipe.size, ResidualSize):
+            return wanted.trial(measured, evaluation)
+        compute = partial(_trained_on_mixtures, wanted, measured)
+        # a step cannot be timed before there are mixtures
+        return replace(wanted.trial(measured, evaluation, compute), probe=None)
 
     def fitted(name: str, at: ActivationStore, seed: int, label: str) -> Trial:
         settings, activations = {"mixture": asdict(mixture)}, len(at.rows("train"))
@@ -104,10 +109,10 @@ def trials(
 
 
 def _trained_on_mixtures(
-    trial: RecipeTrial, measure: Callable[[Denoiser], dict], folder: Path
+    trial: RecipeTrial, evaluate: Callable[[RecipeTrial, MetaModel], dict], folder: Path
 ) -> dict:
-    """The outcome of a network whose mixtures are fitted anew, by `measure`; its parameters and
-    seconds are theirs too.
+    """The outcome of a network on mixtures, which are fitted anew: its parameters and seconds are
+    theirs too.
     """
     store, rows = trial.store, trial.store.rows("train")
     raw_nd, checked_nd = store.read(rows), store.read(store.rows("validation"))
@@ -119,5 +124,5 @@ def _trained_on_mixtures(
         "activations": model.train_activations,
         "seconds": round(model.train_seconds, 4),
         "validation_loss": log[-1]["validation_loss"],
-        **measure(model.to(default_device())),
+        **evaluate(trial, model.to(default_device())),
     }

@@ -54,7 +54,7 @@ LABELS = {
     "norm_kept": "norm kept",
     "pca_k256": "PCA-256",
     "sae_clean": "SAE",
-    "sdedit": "SDEdit, our network",
+    "sdedit": "SDEdit, network",
     "sdedit_dpm": "SDEdit by DPM-Solver++",
     "sdedit_mixture": "SDEdit, mixture",
 }

@@ -19,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from mmlib.runs.run import ROOT
+from mmlib_studies.notebooks import NOTEBOOKS as WRITERS
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -85,6 +86,13 @@ def lines_without_imports(cell):
     return len(code.splitlines()) - sum(n.end_lineno - n.lineno + 1 for n in imports)
 
 
+TO_RUN = {  # notebooks whose results are to come
+    notebook
+    for result, notebook in WRITERS.items()
+    if not (ROOT / "results" / "default" / f"{result}.json").exists()
+}
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_fit_to_read(path):
     notebook = nbformat.read(path, as_version=4)
@@ -94,6 +102,9 @@ def test_notebooks_are_fit_to_read(path):
     assert "What this does not show" in notebook.cells[-1].source
     assert [cell.metadata.get("tags") for cell in code].count(["parameters"]) == 1
     checks = [cell for cell in code if "nbval-check-output" in cell.metadata.get("tags", [])]
+    if path.stem in TO_RUN:
+        assert checks and not any(cell.outputs for cell in code), "outputs without results"
+        return
     shown = ["".join(output.get("text", "") for output in cell.outputs) for cell in checks]
     assert checks and all(text and "False" not in text for text in shown), (
         "nbval would expect a check that failed in git to fail"

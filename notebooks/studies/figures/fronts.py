@@ -21,7 +21,8 @@ _EDIT_LINES = {  # colour and dashes of an edit or of the method that repairs it
 _IN_FRONTS = ("additive", "sae_clean", "mixture", "sdedit")  # more cannot be told apart there
 
 _LABELS = plots.LABELS | {
-    **dict.fromkeys(plots.OURS, "our network, one step"),
+    "mixture_mlp": "our network, one step",
+    "gated_mlp": "gated MLP, one step",
     "gaussian": "full Gaussian, one step",
     "mixture": "mixture, one step",
 }
@@ -29,7 +30,8 @@ _LABELS = plots.LABELS | {
 _SHORT = plots.LABELS | {
     "mixture": "mixture",
     "gaussian": "Gaussian",
-    **dict.fromkeys(plots.OURS, "our network"),
+    "mixture_mlp": "our network",
+    "gated_mlp": "gated MLP",
     "sdedit": "SDEdit",
 }
 

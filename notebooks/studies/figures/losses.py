@@ -76,7 +76,7 @@ def reductions(result: dict, replication: dict | None = None) -> Figure:
             for objective, beside in zip(plots.OBJECTIVES, (-0.17, 0.17)):
                 _reduction(ax, found[objective][method][baseline], objective, y + beside)
         _reduction_axis(ax, max(0.6, 0.05 + max(shown)))
-        ax.set(title=f"{plots.LABELS[method]},\nover")
+        ax.set(title=f"{_short(method)} over")
         plots.height_axis(ax, [plots.LABELS[baseline] for baseline in baselines])
         ax.set_ylim(top=-0.7)
         ax.tick_params(labelleft=column == 0)
@@ -106,8 +106,13 @@ def _primary(ax: Axes, primaries: dict[str, dict], seeds: dict[str, dict]) -> No
     plots.height_axis(ax, labels)
 
 
+def _short(method: str) -> str:
+    """Its label, in few words where there is little room."""
+    return "ours" if method == "mixture_mlp" else plots.LABELS[method]
+
+
 def _over(row: dict) -> str:
-    return f"{plots.LABELS[row['method']]} over {plots.LABELS[row['baseline']]}"
+    return f"{_short(row['method'])} over {_short(row['baseline'])}"
 
 
 def _reduction_axis(ax: Axes, most: float) -> None:

@@ -14,8 +14,8 @@ _SCORES = {  # label, colour, marker and its face: the mixture has two scores
     "mixture": ("mixture of Gaussians, likelihood", plots.SKY, "D", None),
     "denoise_mixture": ("mixture of Gaussians, denoising loss", plots.SKY, "v", "white"),
     **{
-        f"denoise_{name}": ("our network, denoising loss", plots.RED, "o", None)
-        for name in plots.OURS
+        f"denoise_{name}": (f"{label}, denoising loss", plots.RED, "o", None)
+        for name, label in (("mixture_mlp", "our network"), ("gated_mlp", "gated MLP"))
     },
 }
 

@@ -8,10 +8,11 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from mmlib import plots
 
 _UNITS = {  # of a dictionary: label, colour: controls grey, what the language model itself has indigo
-    **dict.fromkeys(plots.OURS, ("meta-neurons, our network", plots.RED)),
+    "mixture_mlp": ("meta-neurons, our network", plots.RED),
+    "gated_mlp": ("meta-neurons, gated MLP", plots.RED),
     "mlp": ("meta-neurons, MLP (paper)", plots.ORANGE),
     "unet": ("meta-neurons, UNet (article)", plots.PURPLE),
-    "untrained": ("meta-neurons, our network untrained", "0.6"),
+    "untrained": ("meta-neurons, untrained", "0.6"),
     "random": ("random directions", "0.6"),
     "random_silu": ("random SiLU features", "0.6"),
     "raw": ("dimensions", plots.INDIGO),

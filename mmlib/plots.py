@@ -89,7 +89,7 @@ LOSSES = {"flow_velocity": (INDIGO, "o"), "ddpm_epsilon": (OLIVE, "s")}  # colou
 
 OURS = ("mixture_mlp", "gated_mlp")  # our network; that of results made before it was this one
 
-_OURS = r"(our network|network on mixtures|gated MLP)( \(ours\))?"  # in labels
+_OURS = r"(our network|network on mixtures|gated MLP|network)( \(ours\))?"  # in labels
 
 
 def ours(found: Iterable[str]) -> str:

@@ -103,7 +103,7 @@ def test_notebooks_are_fit_to_read(path):
     assert [cell.metadata.get("tags") for cell in code].count(["parameters"]) == 1
     checks = [cell for cell in code if "nbval-check-output" in cell.metadata.get("tags", [])]
     if path.stem in TO_RUN:
-        assert checks and not any(cell.outputs for cell in code), "outputs without results"
+        assert not any(cell.outputs for cell in code), "outputs without results"
         return
     shown = ["".join(output.get("text", "") for output in cell.outputs) for cell in checks]
     assert checks and all(text and "False" not in text for text in shown), (

@@ -59,7 +59,7 @@ def reductions(result: dict, replication: dict | None = None) -> Figure:
     Args:
         replication: results of notebook 24, whose training seeds become small ticks.
     """
-    figure = plt.figure(figsize=(plots.TEXT_WIDTH, 5.0))
+    figure = plt.figure(figsize=(plots.TEXT_WIDTH, 6.2))
     grid, found = figure.add_gridspec(2, 3, height_ratios=(1.6, 2.6)), result["reductions"]
     seeds = replication["seeds"] if replication else {}
     _primary(figure.add_subplot(grid[0, :]), result["primaries"], seeds)

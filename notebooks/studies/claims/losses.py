@@ -285,6 +285,8 @@ def off_the_distribution(results: dict) -> Measured:
             if (row["corpus"], row["layer"]) == (OTHER_TEXT, results["middle"]):
                 found.setdefault(row["method"], []).append(row)
     hardest = {name: min(rows, key=lambda row: row["value"]) for name, rows in found.items()}
+    if not hardest:
+        return Measured(None, None, "", UNDECIDED, "no other text was measured")
     name = ours(hardest)
     row = hardest[name]
     note = f"over {SHORT[row['baseline']]}; " + ", ".join(

@@ -136,9 +136,8 @@ def require_memory(name: str, dtype: str) -> None:
         MemoryError: they need more than is free.
     """
     config = pretrained(AutoConfig, name, None)
-    with suppress(
-        AttributeError, ImportError, KeyError, ValueError
-    ):  # no causal model's: loading will say so
+    # where it is no causal model's, loading will say so
+    with suppress(AttributeError, ImportError, KeyError, ValueError):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         numbers = sum(parameter.numel() for parameter in model.parameters())

@@ -45,7 +45,7 @@ from mmlib.runs.presets import OURS, Preset
 from mmlib.runs.run import Run
 from mmlib.training.crossfit import train_on_mixture
 from mmlib.training.fit import row_batches
-from mmlib.training.recipe import new_model
+from mmlib.training.recipe import Recipe, new_model
 from mmlib.training.train import train
 
 KINDS = ("store", "pca", "mixture", "mixture_average", "sae", "sae_grid", "networks", "copies")
@@ -340,7 +340,9 @@ def train_recipe(
     stores = stores if isinstance(stores, list) else [stores]
     recipe, several = run.preset.trainable[name], len(stores) > 1
     if isinstance(recipe.size, ResidualSize):
-        return _train_on_mixture(run, name, stores, live, tracker)
+        if live or several:
+            raise ValueError(f"{name} stands on mixtures of one store: leave live and layers out")
+        return train_on_store(recipe, stores[0], run.data / name, seed=run.seed, tracker=tracker)
     gaussian = None
     if recipe.linear_skip and not several:
         path = _made(run.shared / "pca.safetensors")
@@ -369,22 +371,13 @@ def train_recipe(
     return model, log
 
 
-def _train_on_mixture(
-    run: Run, name: str, stores: list[ActivationStore], live: bool, tracker: str | None
+def train_on_store(
+    recipe: Recipe, store: ActivationStore, folder: Path, *, seed: int, tracker: str | None = None
 ) -> tuple[MetaModel, list[dict]]:
-    """`train_recipe` of a network on mixtures, which are fitted to stored activations."""
-    if live or len(stores) > 1:
-        raise ValueError(f"{name} stands on mixtures of one store: leave live and layers out")
-    (store,) = stores
-    train_rows = store.rows("train")
-    return train_on_mixture(
-        run.preset.trainable[name],
-        store.read(train_rows),
-        store.read(store.rows("validation")),
-        store.column("document", train_rows),
-        Origin.of(store),
-        row_batches,
-        run.data / name,
-        seed=run.seed,
-        tracker=tracker,
-    )
+    """Fit mixtures to the training documents of a store, and train the network of a recipe whose
+    size is a `ResidualSize` on them; see `mmlib.training.crossfit.train_on_mixture`.
+    """
+    rows = store.rows("train")
+    raw_nd, checked_nd = store.read(rows), store.read(store.rows("validation"))
+    given = (raw_nd, checked_nd, store.column("document", rows), Origin.of(store), row_batches)
+    return train_on_mixture(recipe, *given, folder, seed=seed, tracker=tracker)

@@ -32,8 +32,10 @@ from mmlib.denoisers.checkpoints import Origin
 from mmlib.denoisers.gaussian import GaussianDenoiser, PrincipalComponents
 from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.networks import count_parameters
+from mmlib.denoisers.residual import ResidualSize
 from mmlib.files import bf16_pays, default_device, processor, read_json
 from mmlib.runs import run as runs
+from mmlib.runs.artefacts import train_on_store
 from mmlib.training.recipe import Recipe, network_of, new_model
 from mmlib.training.train import train
 
@@ -218,6 +220,11 @@ class RecipeTrial:
             **rows,
         }
 
+    @property
+    def on_mixtures(self) -> bool:
+        """Whether it is of a network on mixtures, which are fitted first."""
+        return isinstance(self.recipe.size, ResidualSize)
+
     def seen(self, activations_nd: Tensor) -> Tensor:
         """What the network sees of raw activations, (n, d): standardised by training statistics,
         then transformed.
@@ -242,9 +249,14 @@ class RecipeTrial:
         Args:
             gaussian: what `gaussian` gives, for a recipe with a linear skip.
         Raises:
-            ValueError: the recipe adds to a Gaussian and none is given.
+            ValueError: the recipe adds to a Gaussian and none is given; or it stands on mixtures,
+                and activations are transformed.
         """
         training, store = self.recipe.training, self.store
+        if self.on_mixtures:
+            if self.transform:
+                raise ValueError(f"{self.name} stands on mixtures: expected no transform")
+            return train_on_store(self.recipe, store, folder, seed=self.seed)
         model = new_model(self.recipe, Origin.of(store), self.seed, gaussian)
         if self.transform:  # the network's input is made here: nothing is left to standardise
             numbers = Normaliser(torch.zeros(1, store.d), torch.ones(1, store.d))
@@ -283,7 +295,10 @@ class RecipeTrial:
             self.store.identities,
             type(self.recipe.size).__name__,
             self.activations * parameters,
-            lambda: seconds_a_step(self.recipe, self.store.d) * self.recipe.training.steps,
+            # of a network on mixtures no step can be timed before there are some
+            None
+            if self.on_mixtures
+            else lambda: seconds_a_step(self.recipe, self.store.d) * self.recipe.training.steps,
         )
 
 
@@ -301,7 +316,7 @@ def trained_and_measured(
     return {
         "parameters": count_parameters(model.network),
         "activations": trial.activations,
-        "seconds": log[-1]["seconds"],
+        "seconds": round(model.train_seconds, 4),
         "validation_loss": log[-1]["validation_loss"],
         **evaluate(trial, model),
     }

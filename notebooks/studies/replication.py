@@ -3,22 +3,15 @@ documents that nothing was chosen by.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
 from mmlib.activations.store import ActivationStore
-from mmlib.denoisers.checkpoints import Origin
-from mmlib.denoisers.meta_model import MetaModel
 from mmlib.denoisers.mixture import MixtureSize
 from mmlib.denoisers.noise import Denoiser
-from mmlib.denoisers.residual import ResidualSize
-from mmlib.files import default_device
 from mmlib.runs.presets import OURS, Preset
 from mmlib.runs.sweep import RecipeTrial, Trial
-from mmlib.training.crossfit import train_on_mixture
-from mmlib.training.fit import row_batches
 
 
 @dataclass(frozen=True)
@@ -66,15 +59,7 @@ def trials(
 
     def network(name: str, at: ActivationStore, seed: int, label: str) -> Trial:
         wanted = RecipeTrial(f"{name}-{label}", preset.recipes[name], at, seed)
-
-        def measured(_: RecipeTrial, model: MetaModel) -> dict:
-            return measure(name, at, model)
-
-        if not isinstance(wanted.recipe.size, ResidualSize):
-            return wanted.trial(measured, evaluation)
-        compute = partial(_trained_on_mixtures, wanted, measured)
-        # a step cannot be timed before there are mixtures
-        return replace(wanted.trial(measured, evaluation, compute), probe=None)
+        return wanted.trial(lambda _, model: measure(name, at, model), evaluation)
 
     def fitted(name: str, at: ActivationStore, seed: int, label: str) -> Trial:
         settings, activations = {"mixture": asdict(mixture)}, len(at.rows("train"))
@@ -106,23 +91,3 @@ def trials(
         *(trial for name in rest for trial in further(network, name)),
         *(further(fitted, "sae") if size.sae else ()),
     ]
-
-
-def _trained_on_mixtures(
-    trial: RecipeTrial, evaluate: Callable[[RecipeTrial, MetaModel], dict], folder: Path
-) -> dict:
-    """The outcome of a network on mixtures, which are fitted anew: its parameters and seconds are
-    theirs too.
-    """
-    store, rows = trial.store, trial.store.rows("train")
-    raw_nd, checked_nd = store.read(rows), store.read(store.rows("validation"))
-    documents = store.column("document", rows)
-    given = (trial.recipe, raw_nd, checked_nd, documents, Origin.of(store), row_batches)
-    model, log = train_on_mixture(*given, folder, seed=trial.seed)
-    return {
-        "parameters": model.parameters,
-        "activations": model.train_activations,
-        "seconds": round(model.train_seconds, 4),
-        "validation_loss": log[-1]["validation_loss"],
-        **evaluate(trial, model.to(default_device())),
-    }

@@ -102,16 +102,17 @@ def test_notebooks_are_fit_to_read(path):
     assert "What this does not show" in notebook.cells[-1].source
     assert [cell.metadata.get("tags") for cell in code].count(["parameters"]) == 1
     checks = [cell for cell in code if "nbval-check-output" in cell.metadata.get("tags", [])]
+    shown = ["".join(output.get("text", "") for output in cell.outputs) for cell in checks]
     if path.stem in TO_RUN:
         assert not any(cell.outputs for cell in code), "outputs without results"
-        return
-    shown = ["".join(output.get("text", "") for output in cell.outputs) for cell in checks]
-    assert checks and all(text and "False" not in text for text in shown), (
-        "nbval would expect a check that failed in git to fail"
-    )
+    else:
+        assert checks and all(text and "False" not in text for text in shown), (
+            "nbval would expect a check that failed in git to fail"
+        )
     assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in code)
     assert max(map(lines_without_imports, code)) <= 40
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), (
+    ran = [None] * len(code) if path.stem in TO_RUN else list(range(1, len(code) + 1))
+    assert [cell.execution_count for cell in code] == ran, (
         "run from top to bottom: make reproduce publish"
     )
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)

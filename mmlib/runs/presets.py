@@ -141,6 +141,18 @@ def _sae_grid(latents: int, k: int, steps: int, batch: int) -> dict[str, SAESize
     return {f"{size.kind}_{size.latents}_k{size.k}": size for size in sizes}
 
 
+_SMOKE_GATES = Training(  # of ours and of the gated MLP
+    "flow_velocity",
+    steps=60,
+    batch=256,
+    lr=2e-3,
+    ema=0.9,
+    levels=64,
+    density="logit_normal",
+    decay="late",
+    validate_every=30,
+)
+
 SMOKE = Preset(  # every line of code in about a minute a notebook; its numbers mean nothing
     name="smoke",
     documents=200,
@@ -185,17 +197,7 @@ SMOKE = Preset(  # every line of code in about a minute a notebook; its numbers 
         ),
         mixture_mlp=Recipe(
             ResidualSize(components=4, folds=2, layers=1, d_model=64, d_mlp=256),
-            Training(
-                "flow_velocity",
-                steps=60,
-                batch=256,
-                lr=2e-3,
-                ema=0.9,
-                levels=64,
-                density="logit_normal",
-                decay="late",
-                validate_every=30,
-            ),
+            _SMOKE_GATES,
         ),
         denoising_sae=Recipe(
             SparseSize(latents=256, k=16, level_gain=True),
@@ -206,17 +208,7 @@ SMOKE = Preset(  # every line of code in about a minute a notebook; its numbers 
     studied={
         "gated_mlp": Recipe(
             MLPSize(layers=1, d_model=256, d_mlp=1024, gated_skip=True),
-            Training(
-                "flow_velocity",
-                steps=60,
-                batch=256,
-                lr=2e-3,
-                ema=0.9,
-                levels=64,
-                density="logit_normal",
-                decay="late",
-                validate_every=30,
-            ),
+            _SMOKE_GATES,
         ),
     },
     published=Recipe(

@@ -51,6 +51,7 @@ class BestModelSize:
     priors: tuple[float, ...] = (32.0, 128.0, 512.0)
     averages: tuple[tuple[int, int], ...] = ((512, 8), (1024, 9))  # of components, members
     prior: float = 128.0  # of averages
+    # written out, though like the preset's: what is frozen follows nothing
     ours: Recipe = Recipe(
         ResidualSize(components=1024, folds=4, layers=3, d_model=640, d_mlp=1280),
         Training(
